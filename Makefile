@@ -1,0 +1,50 @@
+# Everything a user types. `make demo` and `make test` set up all they need.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+FOLDERS := infra kernels model pipelines stages
+# pip reads PIP_FIND_LINKS by itself, uv does not: hand it over where it is set.
+UV := $(BIN)/uv pip install --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint types clean lock
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## create .venv and install the package with its pinned dependencies
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "[1/3] creating $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "[2/3] installing the installer"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	@echo "[3/3] installing rwkvfusion and its dependencies (about 2 GB on disk the first time)"
+	@$(UV) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install    ## prepare, train, register, fuse and evaluate on built-in photographs (under 5 minutes)
+	$(BIN)/rwkvfusion demo
+
+test: install    ## the whole test suite (under 10 minutes on 2 cores)
+	$(BIN)/pytest -m "not slow"
+
+lint: install    ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The folders form one namespace only once installed; mypy sees it through links.
+types: install   ## mypy on our code
+	@mkdir -p build/types/rwkvfusion
+	@for f in $(FOLDERS); do ln -sfn ../../../$$f build/types/rwkvfusion/$$f; done
+	MYPYPATH=build/types $(BIN)/mypy -p rwkvfusion
+
+check: lint types test ## lint, types and tests
+
+lock: install    ## write constraints.txt anew from what is installed
+	@$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | sed -E 's/\+cpu$$//; /^(uv|pip|setuptools)==/d' > constraints.txt
+
+clean:           ## remove what was built (keeps .venv)
+	rm -rf build demo out .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,154 @@
+"""What is in a dataset on storage, proved shard by shard.
+
+    {root}/{dataset}/{split}-{000000}.tar             a shard
+    {root}/{dataset}/_manifests/{split}-{000000}.json  its proof: a shard exists when its manifest does
+    {root}/{dataset}/dataset.json  sizes.json          what the whole holds, for people and for other readers
+
+Readers believe manifests only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rwkvfusion.infra.storage import StorageError, Store, sha256
+
+MANIFESTS = "_manifests"
+QUARANTINE = "_quarantine"
+SHARD_PATTERN = re.compile(r"^(?P<split>[a-z][a-z0-9_]{0,31})-(?P<index>\d{6})$")
+
+
+class ManifestError(ValueError):
+    """A dataset that cannot be read as one; the message names the URL and what to do."""
+
+
+class StageRecord(BaseModel):
+    """One stage's part in a shard: what it was (its identity), and how long it took."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    stage: str
+    identity: dict[str, Any]
+    fingerprint: str
+    seconds: float
+
+
+class Quarantined(BaseModel):
+    """A sample that is in no shard: its files in the source, the stage that refused it, and why."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    key: str
+    files: tuple[str, ...]
+    stage: str
+    kind: str
+    message: str
+
+
+class Manifest(BaseModel):
+    """The proof of one shard. A shard whose every sample is in quarantine has size 0 and no tar."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    version: int = 1
+    shard: str = Field(pattern=SHARD_PATTERN.pattern)
+    dataset: str
+    task: str
+    sha256: str | None = Field(description="of the tar")
+    size: int = Field(ge=0, description="of the tar, bytes")
+    keys: tuple[str, ...] = Field(description="committed samples, in the tar's order")
+    quarantined: tuple[Quarantined, ...]
+    plan: str = Field(description="SHA-256 of the planned pairs")
+    fingerprint: str = Field(description="of the last stage: equal where the shard need not be made again")
+    stages: tuple[StageRecord, ...]
+    schema_version: int
+    package_version: str
+    commit: str | None
+
+    @property
+    def tar(self) -> str:
+        """File name of the shard in the dataset's folder."""
+        return f"{self.shard}.tar"
+
+    @property
+    def split(self) -> str:
+        return self.shard.rpartition("-")[0]
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Count of quarantined samples by kind."""
+        return Counter(q.kind for q in self.quarantined)
+
+    def to_json(self) -> bytes:
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Self:
+        """ManifestError naming `where` if `data` is not a manifest."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "file"
+            raise ManifestError(f"{where} is not a shard manifest: {field}: {first['msg']}") from None
+
+
+def write_manifest(store: Store, manifest: Manifest) -> None:
+    """Commit the shard: from here on it exists."""
+    store.write(f"{MANIFESTS}/{manifest.shard}.json", manifest.to_json())
+
+
+def read_manifest(store: Store, shard: str) -> Manifest | None:
+    """The shard's manifest, or None where the shard is not committed (absent, or cut off while being written)."""
+    name = f"{MANIFESTS}/{shard}.json"
+    if not store.exists(name):
+        return None
+    try:
+        return Manifest.from_json(store.read(name), store.join(name))
+    except ManifestError:
+        return None
+
+
+def read_manifests(store: Store, splits: Iterable[str] | None = None) -> list[Manifest]:
+    """All committed shards of the dataset, sorted by name; ManifestError names a manifest that is damaged."""
+    wanted = None if splits is None else set(splits)
+    found = []
+    for name in store.files(MANIFESTS, deep=False):
+        match = SHARD_PATTERN.match(name.rsplit("/", 1)[-1].removesuffix(".json"))
+        if match and (wanted is None or match["split"] in wanted):
+            found.append(Manifest.from_json(store.read(name), store.join(name)))
+    return sorted(found, key=lambda m: m.shard)
+
+
+def open_dataset(url: str) -> Store:
+    """The dataset at `url`: its own folder, or a folder that holds exactly one dataset.
+
+    ManifestError says what is there instead.
+    """
+    store = Store(url)
+    if store.isdir(MANIFESTS):
+        return store
+    inside = [name for name in store.folders() if store.isdir(f"{name}/{MANIFESTS}")]
+    if len(inside) == 1:
+        return store.sub(inside[0])
+    if inside:
+        raise ManifestError(f"{store.url} holds several datasets: name one, e.g. {store.join(inside[0])}")
+    raise ManifestError(f"no dataset at {store.url}: nothing was committed there (make one with `rwkvfusion prepare`)")
+
+
+def check_shard(store: Store, manifest: Manifest) -> str | None:
+    """None where the shard's tar is there, whole and unchanged; else what is wrong, in words."""
+    if manifest.sha256 is None:
+        return None
+    try:
+        data = store.read(manifest.tar)
+    except StorageError as error:
+        return str(error)
+    if len(data) != manifest.size:
+        return f"{store.join(manifest.tar)} has {len(data)} bytes, its manifest says {manifest.size}"
+    if sha256(data) != manifest.sha256:
+        return f"{store.join(manifest.tar)} is not what was committed (SHA-256 differs)"
+    return None

@@ -1,0 +1,137 @@
+"""One small folder object over fsspec: every byte the project reads or writes goes through it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.core import split_protocol, url_to_fs
+
+JUNK = frozenset({"thumbs.db", ".ds_store", "desktop.ini", "__macosx", ".ipynb_checkpoints"})
+
+
+class StorageError(Exception):
+    """A store could not be reached or an object could not be read or written; the message names its URL."""
+
+
+def sha256(data: bytes) -> str:
+    """Hex SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def absolute(url: str) -> str:
+    """`url` with a local path made absolute (workers run in another directory); other protocols unchanged."""
+    protocol, path = split_protocol(url)
+    if protocol not in (None, "file", "local"):
+        return url.rstrip("/")
+    return str(Path(os.path.expanduser(path)).absolute())
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder on any fsspec file system: a local path, `file://`, `s3://bucket/prefix`, `memory://`.
+
+    Names are relative to the folder, with forward slashes. The object pickles small and opens its file system
+    on first use in each process. Endpoint and credentials come from the environment (`AWS_ENDPOINT_URL`, `AWS_*`).
+    """
+
+    url: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "url", absolute(self.url))
+
+    def _open(self) -> tuple[Any, str]:
+        try:
+            # A listing kept from before another process wrote would hide what it wrote.
+            options = {"use_listings_cache": False} if self.url.startswith("s3:") else {}
+            fs, root = url_to_fs(self.url, **options)
+        except (ImportError, ValueError) as error:
+            raise StorageError(f"cannot open {self.url}: {error} (for s3:// install 'rwkvfusion[s3]')") from None
+        return fs, root.rstrip("/")
+
+    def path(self, name: str = "") -> str:
+        """The file system's own path of `name`."""
+        _, root = self._open()
+        return f"{root}/{name}" if name else root
+
+    def join(self, name: str) -> str:
+        """The URL of `name`."""
+        return f"{self.url}/{name}"
+
+    def sub(self, name: str) -> Store:
+        """The folder `name` below this one."""
+        return Store(self.join(name))
+
+    def exists(self, name: str = "") -> bool:
+        fs, _ = self._open()
+        return bool(fs.exists(self.path(name)))
+
+    def isdir(self, name: str = "") -> bool:
+        fs, _ = self._open()
+        return bool(fs.isdir(self.path(name)))
+
+    def size(self, name: str) -> int:
+        """Bytes of the object `name`."""
+        fs, _ = self._open()
+        return int(fs.size(self.path(name)))
+
+    def read(self, name: str) -> bytes:
+        """The whole object `name`; StorageError names its URL where it cannot be read."""
+        fs, _ = self._open()
+        try:
+            data: bytes = fs.cat_file(self.path(name))
+        except (OSError, KeyError) as error:
+            raise StorageError(f"cannot read {self.join(name)}: {_reason(error)}") from error
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write the whole object `name`, making parent folders where the store has folders."""
+        fs, _ = self._open()
+        path = self.path(name)
+        try:
+            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            fs.pipe_file(path, data)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.join(name)}: {_reason(error)}") from error
+
+    def remove(self, name: str) -> None:
+        fs, _ = self._open()
+        fs.rm(self.path(name))
+
+    def files(self, folder: str = "", *, deep: bool = True) -> list[str]:
+        """Names of all files below `folder`, sorted, without hidden files and the litter of file managers."""
+        fs, root = self._open()
+        base = self.path(folder)
+        if not fs.isdir(base):
+            return []
+        found = fs.find(base) if deep else [e["name"] for e in fs.ls(base, detail=True) if e["type"] == "file"]
+        # Local listings come back absolute, memory:// ones with a leading slash that the root may lack.
+        skip = len(root.lstrip("/")) + 1
+        names = [name.lstrip("/")[skip:] for name in found]
+        return sorted(name for name in names if not _is_junk(name))
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly below `folder`, sorted, without hidden ones."""
+        fs, _ = self._open()
+        base = self.path(folder)
+        if not fs.isdir(base):
+            return []
+        names = [e["name"].rstrip("/").rsplit("/", 1)[-1] for e in fs.ls(base, detail=True) if e["type"] == "directory"]
+        return sorted(name for name in names if not _is_junk(name))
+
+
+def open_file(url: str, mode: str = "rb") -> Any:
+    """A file object for `url` through fsspec; the caller closes it."""
+    return fsspec.open(url, mode).open()
+
+
+def _is_junk(name: str) -> bool:
+    return any(part.startswith(".") or part.lower() in JUNK for part in name.split("/"))
+
+
+def _reason(error: BaseException) -> str:
+    return str(error.strerror) if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"

@@ -1,0 +1,280 @@
+"""The sample: the one contract between the stages, the shards and the training loader.
+
+A `Sample` is one set of registered pictures of one scene with all that guides their fusion. `SCHEMA` is its Arrow
+form (derived, never written by hand), `Sample.members` its form in a WebDataset tar.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+SCHEMA_VERSION = 1
+MAX_OBJECTS = 20
+KEY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,95}$"
+
+Key = Annotated[str, StringConstraints(pattern=KEY_PATTERN)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+Extension = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{1,8}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Task = Literal["vif", "mif", "mef", "mff", "pansharpening", "hmif"]
+_RESERVED = frozenset({"target", "caption", "mask", "text", "meta"})
+
+
+class SampleFormatError(ValueError):
+    """Bytes that are not a sample of this schema; the message names the key and the field."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Image(_Part):
+    """One picture as it came: the original encoded bytes, and what they hold (sizes in pixels, bits per value)."""
+
+    role: Name
+    path: str = Field(description="name in the source, relative to its root")
+    data: bytes = Field(repr=False)
+    ext: Extension = Field(description="true format, from the content")
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    channels: int = Field(ge=1)
+    bit_depth: int = Field(ge=1)
+    sha256: Sha256
+
+
+class Caption(_Part):
+    """The text of one modality."""
+
+    role: Name
+    text: str
+
+
+class Box(_Part):
+    """A detection in one modality: pixel edges, x1 and y1 exclusive, and a score in [0, 1]."""
+
+    role: Name
+    label: str
+    score: float
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+class Rle(_Part):
+    """A binary mask as COCO's uncompressed run lengths: column-major, the first run counts zeros."""
+
+    height: int
+    width: int
+    counts: tuple[int, ...] = Field(repr=False)
+
+
+class Instance(_Part):
+    """One object's mask in one modality, with the segmenter's own quality estimates in [0, 1]."""
+
+    role: Name
+    label: str
+    predicted_iou: float
+    stability: float
+    rle: Rle
+
+
+class Mask(_Part):
+    """Merged objects: PNG of uint8 (H, W), 0 = background, index i + 1 = the object named `labels[i]`."""
+
+    png: bytes = Field(repr=False)
+    labels: tuple[str, ...] = Field(max_length=MAX_OBJECTS)
+
+
+class Text(_Part):
+    """Encoded caption: float16, C order, (tokens, width), only the real tokens."""
+
+    data: bytes = Field(repr=False)
+    tokens: int = Field(ge=0)
+    width: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _sized(self) -> Self:
+        if len(self.data) != 2 * self.tokens * self.width:
+            raise ValueError(f"text of {self.tokens}x{self.width} needs {2 * self.tokens * self.width} bytes")
+        return self
+
+    @classmethod
+    def of(cls, vectors: np.ndarray) -> Text:
+        """From (tokens, width), any float type."""
+        tokens, width = vectors.shape
+        return cls(data=np.ascontiguousarray(vectors, "<f2").tobytes(), tokens=tokens, width=width)
+
+    def array(self) -> np.ndarray:
+        """(tokens, width) float16."""
+        return np.frombuffer(self.data, "<f2").reshape(self.tokens, self.width)
+
+
+class SampleError(_Part):
+    """Why a sample is quarantined: the stage it failed in, the kind of failure, and words for a person."""
+
+    stage: str
+    kind: Name
+    message: str
+
+
+class Sample(_Part):
+    """One set of registered pictures and its guidance. Fields a stage has not filled yet are None or empty."""
+
+    key: Key
+    dataset: Key
+    split: Name
+    task: Task
+    images: tuple[Image, ...] = ()
+    target: Image | None = None
+    annotation: Image | None = None
+    captions: tuple[Caption, ...] = ()
+    caption: str | None = None
+    boxes: tuple[Box, ...] | None = None
+    instances: tuple[Instance, ...] | None = None
+    mask: Mask | None = None
+    text: Text | None = None
+    error: SampleError | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        roles = self.roles
+        if self.error is None and len(roles) < 2:
+            raise ValueError(f"{self.key}: a sample has two or more modalities, not {len(roles)}")
+        if len(set(roles)) != len(roles) or _RESERVED & set(roles):
+            raise ValueError(f"{self.key}: roles {roles} are not distinct, or one of {sorted(_RESERVED)}")
+        return self
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The modalities' names, in order."""
+        return tuple(image.role for image in self.images)
+
+    def image(self, role: str) -> Image:
+        """The modality called `role`; KeyError where there is none."""
+        for image in self.images:
+            if image.role == role:
+                return image
+        raise KeyError(f"{self.key} has no modality {role!r}, only {', '.join(self.roles)}")
+
+    def replace(self, **changes: Any) -> Sample:
+        """A copy with `changes`, validated."""
+        return Sample(**{name: getattr(self, name) for name in Sample.model_fields} | changes)
+
+    def failed(self, stage: str, kind: str, message: str) -> Sample:
+        """A copy that is to be quarantined."""
+        return self.replace(error=SampleError(stage=stage, kind=kind, message=message))
+
+    def members(self) -> dict[str, bytes]:
+        """Tar members by name, sorted: `{key}.{role}.{ext}`, target, caption, mask, text and meta."""
+        found = {f"{image.role}.{image.ext}": image.data for image in self.images}
+        if self.target is not None:
+            found[f"target.{self.target.ext}"] = self.target.data
+        if self.caption is not None:
+            found["caption.txt"] = self.caption.encode()
+        if self.mask is not None:
+            found["mask.png"] = self.mask.png
+        if self.text is not None:
+            out = io.BytesIO()
+            np.save(out, self.text.array(), allow_pickle=False)
+            found["text.npy"] = out.getvalue()
+        found["meta.json"] = _json(self._meta())
+        return {f"{self.key}.{name}": found[name] for name in sorted(found)}
+
+    def _meta(self) -> dict[str, Any]:
+        meta = self.model_dump(
+            exclude={"annotation": True, "error": True, "text": True, "caption": True, "mask": {"png"},
+                     "images": {"__all__": {"data"}}, "target": {"data"}}
+        )  # fmt: skip
+        return {"schema_version": SCHEMA_VERSION, **meta}
+
+    @classmethod
+    def from_members(cls, key: str, members: Mapping[str, bytes]) -> Sample:
+        """The inverse of `members`, from names without the key (`visible.png`, `meta.json`, ...).
+
+        Raises SampleFormatError naming the key and what is missing or wrong.
+        """
+        try:
+            meta = json.loads(_member(key, members, "meta.json"))
+            if meta.pop("schema_version", None) != SCHEMA_VERSION:
+                raise SampleFormatError(f"{key}.meta.json: not of schema version {SCHEMA_VERSION}")
+            for image in [*meta["images"], *([meta["target"]] if meta["target"] else [])]:
+                image["data"] = _member(key, members, f"{image['role']}.{image['ext']}")
+            if meta["mask"] is not None:
+                meta["mask"]["png"] = _member(key, members, "mask.png")
+            if "caption.txt" in members:
+                meta["caption"] = members["caption.txt"].decode()
+            if "text.npy" in members:
+                meta["text"] = Text.of(np.load(io.BytesIO(members["text.npy"]), allow_pickle=False))
+            sample = cls(**meta)
+        except (
+            KeyError,
+            TypeError,
+            AttributeError,
+            ValidationError,
+            UnicodeError,
+            json.JSONDecodeError,
+        ) as error:
+            raise SampleFormatError(f"{key}: {error}") from None
+        if sample.key != key:
+            raise SampleFormatError(f"{key}.meta.json: belongs to {sample.key!r}")
+        return sample
+
+
+def _member(key: str, members: Mapping[str, bytes], name: str) -> bytes:
+    try:
+        return members[name]
+    except KeyError:
+        raise SampleFormatError(f"{key}: member {key}.{name} is missing") from None
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _arrow(annotation: Any) -> pa.DataType:
+    """The Arrow type of a field's annotation."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _arrow(args[0])
+    if origin is Literal:
+        return pa.string()
+    if origin in (types.UnionType, typing.Union):
+        (inner,) = (a for a in args if a is not type(None))
+        return _arrow(inner)
+    if origin is tuple:
+        return pa.list_(_arrow(args[0]))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return pa.struct(_fields(annotation))
+    # Large binary: a shard's pictures together may pass the 2 GB of a plain binary column.
+    return {str: pa.string(), bytes: pa.large_binary(), int: pa.int64(), float: pa.float64()}[annotation]
+
+
+def _fields(model: type[BaseModel]) -> list[pa.Field]:
+    hints = typing.get_type_hints(model, include_extras=True)
+    return [pa.field(name, _arrow(hints[name])) for name in model.model_fields]
+
+
+SCHEMA = pa.schema(_fields(Sample), metadata={"rwkvfusion.schema_version": str(SCHEMA_VERSION)})
+"""Arrow schema of a table of samples."""
+
+
+def to_table(samples: Sequence[Sample]) -> pa.Table:
+    """One row a sample, in order."""
+    return pa.Table.from_pylist([sample.model_dump() for sample in samples], schema=SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[Sample]:
+    """The inverse of `to_table`; SampleFormatError where the table is of another schema."""
+    if not table.schema.equals(SCHEMA):
+        raise SampleFormatError(f"not a table of samples of schema version {SCHEMA_VERSION}")
+    return [Sample(**row) for row in table.to_pylist()]

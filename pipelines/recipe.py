@@ -1,0 +1,110 @@
+"""Recipes: YAML files checked by pydantic before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message names the file, the key and the nearest valid one."""
+
+
+def builtin_recipes() -> list[str]:
+    """Names of the recipes inside the package."""
+    folder = resources.files("rwkvfusion.pipelines.recipes")
+    return sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(path: str, model: type[M], overrides: Sequence[str] = ()) -> M:
+    """Read the YAML file `path`, or the built-in recipe of that name, and set `a.b=value` overrides on top.
+
+    Override values are YAML (`true`, `3`, `[a, b]`, text). RecipeError for anything that does not fit `model`.
+    """
+    name, text = _read(path)
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name} must be a mapping of settings, not a {type(values).__name__}")
+    for override in overrides:
+        _set(values, override)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(problem, model) for problem in error.errors()]
+        raise RecipeError(f"{name}: " + "; ".join(dict.fromkeys(lines))) from None
+
+
+def _read(path: str) -> tuple[str, str]:
+    file = Path(path).expanduser()
+    if file.is_file():
+        try:
+            return path, file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise RecipeError(f"{path} is not a text file: a recipe is YAML in UTF-8") from None
+    wanted = path if path.endswith(".yaml") else f"{path}.yaml"
+    known = builtin_recipes()
+    if wanted in known:
+        return wanted, resources.files("rwkvfusion.pipelines.recipes").joinpath(wanted).read_text(encoding="utf-8")
+    near = difflib.get_close_matches(Path(wanted).name, known, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise RecipeError(f"no recipe {path!r}: neither a file nor one of {', '.join(known)}.{hint}")
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise RecipeError(f"--set takes a.b=value, not {override!r}")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.split(".")
+    place = values
+    for parent in parents:
+        # A parent that is missing or a plain value becomes a group; the check of the whole says if it may be one.
+        if not isinstance(place.get(parent), dict):
+            place[parent] = {}
+        place = place[parent]
+    place[last] = value
+
+
+def _explain(problem: ErrorDetails, model: type[BaseModel]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    where = ".".join(path) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        valid = _keys_at(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], valid, 1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*path[:-1], near[0]])!r}?" if near else f"valid here: {', '.join(valid)}"
+        return f"unknown key {where!r}, {hint}"
+    if problem["type"] == "missing":
+        return f"{where!r} is required (give it in the recipe or by --set {where}=...)"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" + ("" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})")
+
+
+def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    models = [model]
+    for part in path:
+        models = [inner for m in models if part in m.model_fields for inner in _models(m.model_fields[part].annotation)]
+    return sorted({key for m in models for key in m.model_fields})
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

@@ -10,6 +10,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from rwkvfusion.infra.errors import RwkvFusionError
+
 MAX_PIXELS = 256 * 1024 * 1024
 """Pictures of more pixels are refused before they are decoded (a decompression bomb is small on disk)."""
 
@@ -18,7 +20,7 @@ _FORMATS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "BMP": "bmp", "TIFF": "ti
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
-class ImageError(ValueError):
+class ImageError(RwkvFusionError, ValueError):
     """Bytes that are not a picture we can read; the message says why."""
 
 

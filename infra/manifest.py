@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.storage import StorageError, Store, sha256
 
 MANIFESTS = "_manifests"
@@ -24,7 +25,7 @@ QUARANTINE = "_quarantine"
 SHARD_PATTERN = re.compile(r"^(?P<split>[a-z][a-z0-9_]{0,31})-(?P<index>\d{6})$")
 
 
-class ManifestError(ValueError):
+class ManifestError(RwkvFusionError, ValueError):
     """A dataset that cannot be read as one; the message names the URL and what to do."""
 
 

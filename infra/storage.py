@@ -11,10 +11,12 @@ from typing import Any
 import fsspec
 from fsspec.core import split_protocol, url_to_fs
 
+from rwkvfusion.infra.errors import RwkvFusionError
+
 JUNK = frozenset({"thumbs.db", ".ds_store", "desktop.ini", "__macosx", ".ipynb_checkpoints"})
 
 
-class StorageError(Exception):
+class StorageError(RwkvFusionError):
     """A store could not be reached or an object could not be read or written; the message names its URL."""
 
 

@@ -12,10 +12,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from rwkvfusion.infra.errors import RwkvFusionError
+
 M = TypeVar("M", bound=BaseModel)
 
 
-class RecipeError(ValueError):
+class RecipeError(RwkvFusionError, ValueError):
     """A recipe that cannot be used; the message names the file, the key and the nearest valid one."""
 
 

@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from rwkvfusion.infra.errors import RwkvFusionError
+
 SCHEMA_VERSION = 1
 MAX_OBJECTS = 20
 KEY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,95}$"
@@ -29,7 +31,7 @@ Task = Literal["vif", "mif", "mef", "mff", "pansharpening", "hmif"]
 _RESERVED = frozenset({"target", "caption", "mask", "text", "meta"})
 
 
-class SampleFormatError(ValueError):
+class SampleFormatError(RwkvFusionError, ValueError):
     """Bytes that are not a sample of this schema; the message names the key and the field."""
 
 

@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.stages.sample import Sample
 
 
-class StageError(Exception):
+class StageError(RwkvFusionError):
     """A job that cannot be put together; the message says which stage needs what."""
 
 

@@ -17,6 +17,9 @@ MAX_PIXELS = 256 * 1024 * 1024
 
 EXTENSIONS = frozenset({"png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp"})
 _FORMATS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}
+_MAX_PLANES = 16
+_TIFF_COLOURS = frozenset({"MINISWHITE", "MINISBLACK", "RGB"})
+_TIFF_CODECS = frozenset({"NONE", "PACKBITS", "DEFLATE", "ADOBE_DEFLATE", "LZMA"})
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
@@ -131,12 +134,18 @@ def _decode_deep(data: bytes) -> np.ndarray:
 
 def _decode_tiff(data: bytes) -> np.ndarray:
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        page = tiff.series[0]
-        if int(np.prod(page.shape[:3])) > MAX_PIXELS * 16:
-            raise ImageError(f"shape {page.shape} is more than {MAX_PIXELS} pixels")
-        array = page.asarray()
-        axes = page.axes
-    if array.ndim == 3 and axes[0] in "SCQI" and array.shape[0] <= 16 < array.shape[-1]:
+        if not len(tiff.pages):
+            raise ImageError("damaged picture: the TIFF ends before its directory")
+        series = tiff.series[0]
+        page = series.keyframe
+        if page.imagewidth * page.imagelength > MAX_PIXELS or series.size > MAX_PIXELS * _MAX_PLANES:
+            raise ImageError(f"{page.imagewidth}x{page.imagelength} is more than {MAX_PIXELS} pixels")
+        # tifffile leaves colour models to its caller, and these codecs to a package we do not ask for.
+        if page.photometric.name not in _TIFF_COLOURS or page.compression.name not in _TIFF_CODECS:
+            return _decode_tiff_by_library(data, page)
+        array = series.asarray()
+        axes, n_alpha = series.axes, sum(extra.name in ("ASSOCALPHA", "UNASSALPHA") for extra in page.extrasamples)
+    if array.ndim == 3 and axes[0] in "SCQI" and array.shape[0] <= _MAX_PLANES < array.shape[-1]:
         array = np.moveaxis(array, 0, -1)
     if array.ndim not in (2, 3):
         raise ImageError(f"a TIFF of shape {array.shape} is not one picture")
@@ -146,7 +155,21 @@ def _decode_tiff(data: bytes) -> np.ndarray:
         array = array.astype(np.float32)
     if array.dtype not in (np.uint8, np.uint16, np.float32):
         raise ImageError(f"TIFF values of type {array.dtype} are not supported")
-    return np.ascontiguousarray(_channels_last(array))
+    if page.photometric.name == "MINISWHITE" and array.dtype.kind == "u":
+        array = np.iinfo(array.dtype).max - array
+    array = _channels_last(array)
+    return np.ascontiguousarray(array[:, :, : array.shape[2] - n_alpha])
+
+
+def _decode_tiff_by_library(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
+    """By libtiff, which knows every codec and colour model but only grey and colour, of 8 or 16 bits."""
+    if page.samplesperpixel > 4 or page.dtype not in (np.bool_, np.uint8, np.uint16):
+        kind = f"{page.compression.name} of {page.samplesperpixel} channels, {page.dtype}"
+        raise ImageError(f"a TIFF compressed by {kind} is not supported: save it again uncompressed or by deflate")
+    if page.dtype == np.uint16:
+        return _decode_deep(data)
+    with Image.open(io.BytesIO(data)) as image:
+        return _channels_last(np.asarray(image.convert(_plain_mode(image))))
 
 
 def _channels_last(array: np.ndarray) -> np.ndarray:

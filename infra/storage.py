@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,10 @@ JUNK = frozenset({"thumbs.db", ".ds_store", "desktop.ini", "__macosx", ".ipynb_c
 
 class StorageError(RwkvFusionError):
     """A store could not be reached or an object could not be read or written; the message names its URL."""
+
+
+class MissingError(StorageError):
+    """There is no object of that name; the store itself answers."""
 
 
 def sha256(data: bytes) -> str:
@@ -62,68 +68,72 @@ class Store:
 
     def join(self, name: str) -> str:
         """The URL of `name`."""
-        return f"{self.url}/{name}"
+        return f"{self.url}/{name}" if name else self.url
 
     def sub(self, name: str) -> Store:
         """The folder `name` below this one."""
         return Store(self.join(name))
 
     def exists(self, name: str = "") -> bool:
-        fs, _ = self._open()
-        return bool(fs.exists(self.path(name)))
+        with self._named("look up", name) as (fs, path):
+            return bool(fs.exists(path))
 
     def isdir(self, name: str = "") -> bool:
-        fs, _ = self._open()
-        return bool(fs.isdir(self.path(name)))
+        with self._named("look up", name) as (fs, path):
+            return bool(fs.isdir(path))
 
     def size(self, name: str) -> int:
         """Bytes of the object `name`."""
-        fs, _ = self._open()
-        return int(fs.size(self.path(name)))
+        with self._named("look up", name) as (fs, path):
+            return int(fs.size(path))
 
     def read(self, name: str) -> bytes:
-        """The whole object `name`; StorageError names its URL where it cannot be read."""
-        fs, _ = self._open()
-        try:
-            data: bytes = fs.cat_file(self.path(name))
-        except (OSError, KeyError) as error:
-            raise StorageError(f"cannot read {self.join(name)}: {_reason(error)}") from error
-        return data
+        """The whole object `name`; MissingError where there is none, StorageError where it cannot be read."""
+        with self._named("read", name) as (fs, path):
+            data: bytes = fs.cat_file(path)
+            return data
 
     def write(self, name: str, data: bytes) -> None:
         """Write the whole object `name`, making parent folders where the store has folders."""
-        fs, _ = self._open()
-        path = self.path(name)
-        try:
+        with self._named("write", name) as (fs, path):
             fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             fs.pipe_file(path, data)
-        except OSError as error:
-            raise StorageError(f"cannot write {self.join(name)}: {_reason(error)}") from error
 
     def remove(self, name: str) -> None:
-        fs, _ = self._open()
-        fs.rm(self.path(name))
+        with self._named("remove", name) as (fs, path):
+            fs.rm(path)
 
     def files(self, folder: str = "", *, deep: bool = True) -> list[str]:
         """Names of all files below `folder`, sorted, without hidden files and the litter of file managers."""
-        fs, root = self._open()
-        base = self.path(folder)
-        if not fs.isdir(base):
-            return []
-        found = fs.find(base) if deep else [e["name"] for e in fs.ls(base, detail=True) if e["type"] == "file"]
+        with self._named("list", folder) as (fs, base):
+            if not fs.isdir(base):
+                return []
+            found = fs.find(base) if deep else [e["name"] for e in fs.ls(base, detail=True) if e["type"] == "file"]
         # Local listings come back absolute, memory:// ones with a leading slash that the root may lack.
-        skip = len(root.lstrip("/")) + 1
+        skip = len(self.path().lstrip("/")) + 1
         names = [name.lstrip("/")[skip:] for name in found]
         return sorted(name for name in names if not _is_junk(name))
 
     def folders(self, folder: str = "") -> list[str]:
         """Names of the folders directly below `folder`, sorted, without hidden ones."""
-        fs, _ = self._open()
-        base = self.path(folder)
-        if not fs.isdir(base):
-            return []
-        names = [e["name"].rstrip("/").rsplit("/", 1)[-1] for e in fs.ls(base, detail=True) if e["type"] == "directory"]
+        with self._named("list", folder) as (fs, base):
+            if not fs.isdir(base):
+                return []
+            found = [e["name"] for e in fs.ls(base, detail=True) if e["type"] == "directory"]
+        names = [name.rstrip("/").rsplit("/", 1)[-1] for name in found]
         return sorted(name for name in names if not _is_junk(name))
+
+    @contextmanager
+    def _named(self, action: str, name: str) -> Iterator[tuple[Any, str]]:
+        """The file system and its path of `name`; whatever goes wrong with them becomes a StorageError with the URL."""
+        fs, root = self._open()
+        try:
+            yield fs, f"{root}/{name}" if name else root
+        except FileNotFoundError as error:
+            raise MissingError(f"cannot {action} {self.join(name)}: there is no such file") from error
+        except Exception as error:
+            # Each store's client has its own errors (botocore's are not even OSErrors); callers see one.
+            raise StorageError(f"cannot {action} {self.join(name)}: {_reason(error)}") from error
 
 
 def open_file(url: str, mode: str = "rb") -> Any:

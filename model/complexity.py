@@ -5,7 +5,7 @@ operator 13 per token and channel of its sequence (26 L C for the two stacked sc
 not counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ def count(config: NetworkConfig, size: tuple[int, int] = (64, 64), n_tokens: int
     def operator(_: nn.Module, __: Sequence[Tensor], out: Tensor) -> None:
         flops["operator"] += _OPERATOR_FLOPS * out.numel()
 
-    hooks = {nn.Conv2d: conv, nn.Linear: linear, SpatialMixing: operator}
+    hooks: dict[type, Callable[..., None]] = {nn.Conv2d: conv, nn.Linear: linear, SpatialMixing: operator}
     for module in network.modules():
         if (hook := hooks.get(type(module))) is not None:
             module.register_forward_hook(hook)

@@ -1,0 +1,220 @@
+"""The fuser: a trained network with all that is needed to fuse decoded pictures, and its two plain files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rwkvfusion.infra.codec import decode, decode_indices
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.model.network import NetworkConfig, RWKVFusion
+from rwkvfusion.model.pixels import from_planes, luma, to_planes, with_chroma
+from rwkvfusion.model.tiles import Window, fuse_tiled
+from rwkvfusion.stages.sample import Sample, Task
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT_VERSION = 1
+
+
+class FuserError(RwkvFusionError, ValueError):
+    """Pictures that do not fit the model, or files that are not a model; the message names what differs."""
+
+
+class FuserConfig(BaseModel):
+    """What `config.json` holds beside the weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    task: Task
+    roles: tuple[str, ...] = Field(
+        min_length=1,
+        description="modality of each input, in the network's order; `ct|pet|spect`: any one of these",
+    )
+    network: dict[str, Any] = Field(description="fields of NetworkConfig")
+    luma_only: bool = Field(description="the network sees and gives luma, and chroma is fused beside it by weight")
+    version: int = Field(default=FORMAT_VERSION, ge=FORMAT_VERSION, le=FORMAT_VERSION, description="of these files")
+
+    @classmethod
+    def of(cls, network: RWKVFusion, task: Task, roles: tuple[str, ...], *, luma_only: bool) -> FuserConfig:
+        """The config of a network that is there."""
+        return cls(task=task, roles=roles, network=dataclasses.asdict(network.config), luma_only=luma_only)
+
+    @property
+    def places(self) -> tuple[tuple[str, ...], ...]:
+        """The role names that each input takes."""
+        return tuple(tuple(role.split("|")) for role in self.roles)
+
+
+class Fuser:
+    """Fuses one set of pictures at a time, so that the pixels never depend on what else is in a batch.
+
+    FuserError where the config and the network disagree.
+    """
+
+    def __init__(self, network: RWKVFusion, config: FuserConfig) -> None:
+        channels = network.config.in_channels
+        if len(config.roles) != len(channels):
+            raise FuserError(
+                f"the network takes {len(channels)} modalities, the config names {', '.join(config.roles)}"
+            )
+        if config.luma_only and (set(channels) | {network.config.out_channels} != {1}):
+            raise FuserError(f"a luma network has single channels, not {channels} -> {network.config.out_channels}")
+        self.config = config
+        self.network = network.eval()
+
+    def save(self, folder: Path) -> None:
+        """Write `model.safetensors` and `config.json` to `folder`, which is made where it is missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        save_file(weights, folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(self.config.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "cpu") -> Self:
+        """The fuser that `save` wrote to `folder`. FuserError for files that are missing, damaged or do not match."""
+        folder = Path(folder)
+        missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+        if missing:
+            raise FuserError(f"no model in {folder}: {' and '.join(missing)} missing")
+        try:
+            config = FuserConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+            network = RWKVFusion(NetworkConfig(**config.network))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "file"
+            raise FuserError(f"{folder / CONFIG} is not a fuser's config: {where}: {first['msg']}") from None
+        except (TypeError, ValueError) as error:
+            raise FuserError(f"{folder / CONFIG} is not a fuser's config: {error}") from None
+        try:
+            network.load_state_dict(load_file(folder / WEIGHTS))
+        except (SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise FuserError(f"{folder / WEIGHTS} does not hold this network's weights: {reason}") from None
+        return cls(network.to(device), config)
+
+    def fuse(
+        self, images: Mapping[str, np.ndarray], mask: np.ndarray | None = None, text: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Fuse one set of pictures of one scene.
+
+        Args:
+            images: by role, (H, W, C) or (H, W), uint8, uint16, or floats on 0-1. A sharpening model takes its
+                low-resolution modality at a whole fraction of the size of the other.
+            mask: (H, W) object indices, 0 = background.
+            text: (tokens, width) encoded caption.
+
+        Returns:
+            (H, W, C) of the first modality's type, rounded half to even. A luma model gives three channels where a
+            modality shows colour, and one where all are grey (also those that store grey as three equal channels).
+
+        Raises:
+            FuserError: roles, channels, types or sizes that do not fit; the message names them.
+        """
+        chosen = self._choose(images)
+        height, width, unit = _common_size(chosen, same=self.config.luma_only)
+        planes = [_planes(role, image) for role, image in chosen.items()]
+        guidance = self._guidance(mask, text, height, width)
+        with torch.inference_mode():
+            inputs = [luma(image) for image in planes] if self.config.luma_only else planes
+            fused = fuse_tiled(lambda window: self._forward(inputs, *guidance, window, height), height, width, unit)
+            if self.config.luma_only:
+                fused = with_chroma(torch.from_numpy(fused), planes).numpy()
+        return from_planes(fused, next(iter(chosen.values())).dtype)
+
+    def fuse_sample(self, sample: Sample) -> np.ndarray:
+        """Fuse a prepared sample with its mask and text. FuserError as `fuse`, ImageError for damaged pictures."""
+        return self.fuse(
+            {image.role: decode(image.data) for image in sample.images},
+            None if sample.mask is None else decode_indices(sample.mask.png),
+            None if sample.text is None else sample.text.array(),
+        )
+
+    def _choose(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The pictures in the network's order."""
+        chosen = {}
+        for names in self.config.places:
+            present = [name for name in names if name in images]
+            if len(present) == 1:
+                chosen[present[0]] = images[present[0]]
+        if len(chosen) != len(self.config.roles) or len(images) != len(chosen):
+            raise FuserError(
+                f"this model fuses {' + '.join(self.config.roles)}, but was given {' + '.join(images) or 'nothing'}"
+            )
+        channels = self.network.config.in_channels
+        for (role, image), expected in zip(chosen.items(), channels, strict=True):
+            if image.ndim == 2:
+                image = chosen[role] = image[:, :, None]
+            if image.ndim != 3 or 0 in image.shape:
+                raise FuserError(f"{role} is not a picture of (H, W, C): its shape is {image.shape}")
+            allowed = (1, 3) if self.config.luma_only else (expected,)
+            if image.shape[2] not in allowed:
+                raise FuserError(
+                    f"{role} has {image.shape[2]} channels, this model takes {' or '.join(map(str, allowed))}"
+                )
+        return chosen
+
+    def _guidance(
+        self, mask: np.ndarray | None, text: np.ndarray | None, height: int, width: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if mask is not None and mask.shape != (height, width):
+            raise FuserError(f"the mask is {_by(mask.shape)}, the fused picture {_by((height, width))}")
+        if mask is not None and mask.dtype.kind not in "bui":
+            raise FuserError(f"the mask holds object indices, not {mask.dtype}")
+        text_width = self.network.config.text_width
+        if text is not None and (text.ndim != 2 or text.shape[1] != text_width):
+            raise FuserError(f"the text is of shape {text.shape}, this model takes (tokens, {text_width})")
+        device = next(self.network.parameters()).device
+        objects = None if mask is None else torch.from_numpy(mask.astype(np.int64))[None].to(device)
+        tokens = None if text is None or not len(text) else torch.from_numpy(text.astype(np.float32))[None].to(device)
+        return objects, tokens
+
+    def _forward(
+        self, inputs: list[Tensor], mask: Tensor | None, text: Tensor | None, window: Window, height: int
+    ) -> np.ndarray:
+        """The network on one window: (out_channels, h, w) float32."""
+        device = next(self.network.parameters()).device
+        batch = []
+        for image in inputs:
+            ratio = height // image.shape[1]
+            rows, columns = (slice(part.start // ratio, part.stop // ratio) for part in window)
+            batch.append(image[None, :, rows, columns].to(device))
+        fused = self.network(batch, None if mask is None else mask[:, window[0], window[1]], text)[0].float().cpu()
+        if not bool(torch.isfinite(fused).all()):
+            raise FuserError("the network gave values that are not finite: its weights are damaged")
+        return np.asarray(fused)
+
+
+def _planes(role: str, image: np.ndarray) -> Tensor:
+    try:
+        return to_planes(image)
+    except ValueError as error:
+        raise FuserError(f"{role} holds {error}") from None
+
+
+def _common_size(images: Mapping[str, np.ndarray], *, same: bool) -> tuple[int, int, int]:
+    """Height, width, and the number of pixels that every modality divides both into."""
+    largest = max(images, key=lambda role: images[role].shape[0] * images[role].shape[1])
+    height, width = images[largest].shape[:2]
+    unit = 1
+    for role, image in images.items():
+        ratio = height // image.shape[0]
+        if (image.shape[0] * ratio, image.shape[1] * ratio) != (height, width) or (same and ratio != 1):
+            rule = "must be equal" if same else "must be equal, or one a whole fraction of the other"
+            raise FuserError(f"{role} is {_by(image.shape[:2])} and {largest} is {_by((height, width))}: sizes {rule}")
+        unit = math.lcm(unit, ratio)
+    return height, width, unit
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    """(H, W) as people write sizes."""
+    return "x".join(str(n) for n in reversed(shape))

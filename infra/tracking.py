@@ -1,0 +1,194 @@
+"""Experiment tracking with MLflow: where it is, one run per job, and what a run records.
+
+MLflow takes seconds to import and so is imported where it is first used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import yaml
+
+from rwkvfusion.infra.errors import RwkvFusionError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ARTIFACTS = "mlartifacts"
+_SQLITE = "sqlite:///"
+_MAX_PARAM_LENGTH = 6000
+_PARAMS_PER_CALL = 100
+_METRICS_PER_CALL = 1000
+
+
+class TrackingError(RwkvFusionError):
+    """The tracking server or its database cannot be used; the message names its URI."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run that exists: enough for any process to add to it."""
+
+    run_id: str
+    uri: str
+    experiment: str
+
+
+def tracking_uri(uri: str | None = None) -> str:
+    """`uri`, else `MLFLOW_TRACKING_URI`, else the sqlite file `mlflow.db` of the current folder; sqlite made absolute.
+
+    Workers run in other folders, where a relative path would name another database.
+    TrackingError for a plain folder, which MLflow no longer takes.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+    if uri.startswith(_SQLITE):
+        return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).expanduser().absolute())
+    if "://" not in uri or uri.startswith("file:"):
+        raise TrackingError(f"{uri} is a folder, which MLflow no longer takes: use sqlite:///FILE.db or a server's URL")
+    return uri
+
+
+@contextmanager
+def using(uri: str) -> Iterator[MlflowClient]:
+    """A client of `uri`, which is also MLflow's own tracking and registry URI inside the block.
+
+    TrackingError where MLflow fails.
+    """
+    _hush()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield mlflow.MlflowClient(uri, uri)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"MLflow at {uri}: {error}") from error
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+
+
+def start_run(
+    uri: str | None, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+) -> RunInfo:
+    """Begin a run, with `params` (nested as they are) as the artifact `recipe.yaml` and flattened as parameters.
+
+    Call it in the driver before any worker: the first use of an sqlite file builds its tables, which takes seconds
+    and must not happen twice at once. Its artifacts lie in `mlartifacts` beside it; a server decides for itself.
+    """
+    where = tracking_uri(uri)
+    with using(where) as client:
+        run_id: str = client.create_run(_experiment(client, where, experiment), run_name=name).info.run_id
+        tracker = Tracker(where, run_id)
+        tracker.params(params)
+        tracker.tags(tags)
+    return RunInfo(run_id, where, experiment)
+
+
+class Tracker:
+    """Adds to the run `run_id` of the tracking server at `uri`. Each method is one call, or one per thousand values."""
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self.uri, self.run_id = uri, run_id
+        with using(uri) as client:
+            self._client = client
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Settings, nested as they are: `recipe.yaml` whole, and `a.b` = text cut to the length that MLflow takes."""
+        from mlflow.entities import Param
+
+        plain = json.loads(json.dumps(values, default=str))
+        with _translated(self.uri):
+            self._client.log_text(
+                self.run_id, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), "recipe.yaml"
+            )
+            flat = [Param(key, value[:_MAX_PARAM_LENGTH]) for key, value in _flatten(plain)]
+            for start in range(0, len(flat), _PARAMS_PER_CALL):
+                self._client.log_batch(self.run_id, params=flat[start : start + _PARAMS_PER_CALL])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Tags of the run."""
+        from mlflow.entities import RunTag
+
+        with _translated(self.uri):
+            self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in values.items()])
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """One point on the curve of each name."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        points = [Metric(name, float(value), now, step) for name, value in values.items()]
+        with _translated(self.uri):
+            for start in range(0, len(points), _METRICS_PER_CALL):
+                self._client.log_batch(self.run_id, metrics=points[start : start + _METRICS_PER_CALL])
+
+    def picture(self, name: str, array: np.ndarray, step: int) -> None:
+        """A picture, uint8 (H, W, 3), as the artifact `pictures/{name}-{step}.png`."""
+        with _translated(self.uri):
+            self._client.log_image(self.run_id, array, artifact_file=f"pictures/{name}-{step:07d}.png")
+
+    def json(self, name: str, value: Any) -> None:
+        """A JSON value as the artifact `{name}.json`."""
+        with _translated(self.uri):
+            self._client.log_dict(self.run_id, value, f"{name}.json")
+
+    def finish(self, status: Literal["FINISHED", "FAILED"] = "FINISHED") -> None:
+        """End the run."""
+        with _translated(self.uri):
+            self._client.set_terminated(self.run_id, status)
+
+
+@contextmanager
+def _translated(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"MLflow at {uri}: {error}") from error
+
+
+def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """The experiment's id, made where there is none."""
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage != "active":
+        client.restore_experiment(found.experiment_id)
+    if found is not None:
+        return str(found.experiment_id)
+    location = None
+    if uri.startswith(_SQLITE):
+        location = (Path(uri.removeprefix(_SQLITE)).parent / ARTIFACTS).as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _hush() -> None:
+    """Keep MLflow from counting its users over the network, from progress bars, and from notes on each step."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    # Each retry waits twice as long as the one before: MLflow's own 7 keep a person waiting for 4 minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+    import mlflow  # noqa: F401 - it sets up its loggers on import
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)

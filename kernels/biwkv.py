@@ -19,6 +19,7 @@ from rwkvfusion.kernels.scan import scan, scan_scaled
 
 _REACH_FLOAT32 = 40.0
 _REACH_FLOAT64 = 200.0
+_LOWEST_KEY = -1e6
 
 
 def biwkv(k: Tensor, v: Tensor, lam: Tensor, u: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def biwkv(k: Tensor, v: Tensor, lam: Tensor, u: Tensor) -> Tensor:
 
     Args:
         k, v: (B, L, C) keys and values, float16, bfloat16, float32 or float64; L >= 1. A key of -inf hides its token
-            from the others.
+            from the others. Finite keys below -1e6 may count as -1e6.
         lam: (C,) decay per token of distance (the paper's ``w / L``), any sign.
         u: (C,) bonus of the token itself (the paper's ``u``).
 
@@ -107,7 +108,8 @@ class _BiWKV(torch.autograd.Function):
         grad_k = torch.addcmul(grad_self, at.v, grad_v).addcmul_(at.key, around[..., channels:], value=-1)
         grad_v += self_term
         grad_u = grad_self.sum(dim=(0, 1))
-        grad_lam = -torch.exp(-at.decay) * crossed
+        # One token has no distances, and e^{-lam} is then of any size.
+        grad_lam = torch.where(crossed == 0, crossed, -torch.exp(-at.decay) * crossed)
         return grad_k.to(k.dtype), grad_v.to(v.dtype), grad_lam.to(lam.dtype), grad_u.to(u.dtype), None
 
 
@@ -115,6 +117,8 @@ def _biwkv_scaled(k: Tensor, v: Tensor, lam: Tensor, u: Tensor) -> Tensor:
     """The same in float64 with an exponent for every state: right for any decay, bonus and keys."""
     channels = k.shape[2]
     k, v, lam, u = k.double(), v.double(), lam.double(), u.double()
+    # At 1e17 a float64 has no room left for the decay.
+    k = torch.where(k == -torch.inf, k, k.clamp(min=_LOWEST_KEY))
     exponent = k.detach()
     unit = torch.exp(k - exponent.masked_fill(exponent == -torch.inf, 0))
     both, decay = torch.cat((unit * v, unit), dim=2), lam.repeat(2)

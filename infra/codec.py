@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import tifffile
 from PIL import Image
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
 from rwkvfusion.infra.errors import RwkvFusionError
 
@@ -18,8 +19,11 @@ MAX_PIXELS = 256 * 1024 * 1024
 EXTENSIONS = frozenset({"png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp"})
 _FORMATS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}
 _MAX_PLANES = 16
-_TIFF_COLOURS = frozenset({"MINISWHITE", "MINISBLACK", "RGB"})
-_TIFF_CODECS = frozenset({"NONE", "PACKBITS", "DEFLATE", "ADOBE_DEFLATE", "LZMA"})
+_TIFF_COLOURS = frozenset({PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB})
+_TIFF_CODECS = frozenset(
+    {COMPRESSION.NONE, COMPRESSION.PACKBITS, COMPRESSION.DEFLATE, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.LZMA}
+)
+_TIFF_ALPHA = frozenset({EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA})
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
@@ -141,10 +145,10 @@ def _decode_tiff(data: bytes) -> np.ndarray:
         if page.imagewidth * page.imagelength > MAX_PIXELS or series.size > MAX_PIXELS * _MAX_PLANES:
             raise ImageError(f"{page.imagewidth}x{page.imagelength} is more than {MAX_PIXELS} pixels")
         # tifffile leaves colour models to its caller, and these codecs to a package we do not ask for.
-        if page.photometric.name not in _TIFF_COLOURS or page.compression.name not in _TIFF_CODECS:
+        if page.photometric not in _TIFF_COLOURS or page.compression not in _TIFF_CODECS:
             return _decode_tiff_by_library(data, page)
         array = series.asarray()
-        axes, n_alpha = series.axes, sum(extra.name in ("ASSOCALPHA", "UNASSALPHA") for extra in page.extrasamples)
+        axes, n_alpha = series.axes, sum(extra in _TIFF_ALPHA for extra in page.extrasamples)
     if array.ndim == 3 and axes[0] in "SCQI" and array.shape[0] <= _MAX_PLANES < array.shape[-1]:
         array = np.moveaxis(array, 0, -1)
     if array.ndim not in (2, 3):
@@ -155,7 +159,7 @@ def _decode_tiff(data: bytes) -> np.ndarray:
         array = array.astype(np.float32)
     if array.dtype not in (np.uint8, np.uint16, np.float32):
         raise ImageError(f"TIFF values of type {array.dtype} are not supported")
-    if page.photometric.name == "MINISWHITE" and array.dtype.kind == "u":
+    if page.photometric == PHOTOMETRIC.MINISWHITE and array.dtype.kind == "u":
         array = np.iinfo(array.dtype).max - array
     array = _channels_last(array)
     return np.ascontiguousarray(array[:, :, : array.shape[2] - n_alpha])
@@ -164,7 +168,7 @@ def _decode_tiff(data: bytes) -> np.ndarray:
 def _decode_tiff_by_library(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
     """By libtiff, which knows every codec and colour model but only grey and colour, of 8 or 16 bits."""
     if page.samplesperpixel > 4 or page.dtype not in (np.bool_, np.uint8, np.uint16):
-        kind = f"{page.compression.name} of {page.samplesperpixel} channels, {page.dtype}"
+        kind = f"{COMPRESSION(page.compression).name} of {page.samplesperpixel} channels, {page.dtype}"
         raise ImageError(f"a TIFF compressed by {kind} is not supported: save it again uncompressed or by deflate")
     if page.dtype == np.uint16:
         return _decode_deep(data)

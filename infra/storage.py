@@ -108,7 +108,12 @@ class Store:
         with self._named("list", folder) as (fs, base):
             if not fs.isdir(base):
                 return []
-            found = fs.find(base) if deep else [e["name"] for e in fs.ls(base, detail=True) if e["type"] == "file"]
+            if "file" in fs.protocol:
+                found = _local_files(base, deep)
+            elif deep:
+                found = fs.find(base)
+            else:
+                found = [entry["name"] for entry in fs.ls(base, detail=True) if entry["type"] == "file"]
         # Local listings come back absolute, memory:// ones with a leading slash that the root may lack.
         skip = len(self.path().lstrip("/")) + 1
         names = [name.lstrip("/")[skip:] for name in found]
@@ -119,7 +124,8 @@ class Store:
         with self._named("list", folder) as (fs, base):
             if not fs.isdir(base):
                 return []
-            found = [e["name"] for e in fs.ls(base, detail=True) if e["type"] == "directory"]
+            listed = fs.ls(base, detail=True)
+            found = [e["name"] for e in listed if e["type"] == "directory" or (e.get("islink") and fs.isdir(e["name"]))]
         names = [name.rstrip("/").rsplit("/", 1)[-1] for name in found]
         return sorted(name for name in names if not _is_junk(name))
 
@@ -139,6 +145,19 @@ class Store:
 def open_file(url: str, mode: str = "rb") -> Any:
     """A file object for `url` through fsspec; the caller closes it."""
     return fsspec.open(url, mode).open()
+
+
+def _local_files(base: str, deep: bool) -> list[str]:
+    """All files below `base`, through links too (fsspec does not follow those, and data sets are often linked)."""
+    found = []
+    above: dict[str, frozenset[str]] = {base: frozenset()}
+    for folder, below, names in os.walk(base, followlinks=True):
+        found += [f"{folder}/{name}" for name in names]
+        # A link to a folder it lies in would be walked for ever.
+        real = above.pop(folder) | {os.path.realpath(folder)}
+        below[:] = [name for name in below if deep and os.path.realpath(f"{folder}/{name}") not in real]
+        above.update((os.path.join(folder, name), real) for name in below)
+    return found
 
 
 def _is_junk(name: str) -> bool:

@@ -28,7 +28,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 Extension = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{1,8}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Task = Literal["vif", "mif", "mef", "mff", "pansharpening", "hmif"]
-_RESERVED = frozenset({"target", "caption", "mask", "text", "meta"})
+RESERVED = frozenset({"target", "caption", "mask", "text", "meta"})
 
 
 class SampleFormatError(RwkvFusionError, ValueError):
@@ -152,8 +152,8 @@ class Sample(_Part):
         roles = self.roles
         if self.error is None and len(roles) < 2:
             raise ValueError(f"{self.key}: a sample has two or more modalities, not {len(roles)}")
-        if len(set(roles)) != len(roles) or _RESERVED & set(roles):
-            raise ValueError(f"{self.key}: roles {roles} are not distinct, or one of {sorted(_RESERVED)}")
+        if len(set(roles)) != len(roles) or RESERVED & set(roles):
+            raise ValueError(f"{self.key}: roles {roles} are not distinct, or one of {sorted(RESERVED)}")
         return self
 
     @property

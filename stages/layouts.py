@@ -1,0 +1,173 @@
+"""Where the files of known datasets lie: one record a layout, and how a record reads a file's name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from rwkvfusion.stages.sample import Task
+
+TARGET, MASK = "target", "mask"
+SPLITS: Mapping[str, str] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Folder names that say the split, in any case, and the split they say."""
+
+
+ANY = "*"
+
+
+def _one_of(texts: tuple[str, ...]) -> str:
+    """A pattern of any of `texts` (of nothing, where there are none), in which `{split}` is a split's name."""
+    split = f"(?P<split>{'|'.join(SPLITS)})"
+    return "|".join(re.escape(text).replace(re.escape("{split}"), split) for text in texts)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the files of one role lie; all names are read without regard to case.
+
+    `folders`: names of the folder, none for any; `{split}` in one stands for a split. `prefixes`, `suffixes`: how the
+    stem begins and ends; what is left of it names the pair.
+    """
+
+    role: str
+    folders: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
+    optional: bool = False
+
+    @cached_property
+    def _folder(self) -> re.Pattern[str]:
+        # One `split` group only: alternatives that hold it cannot each name it.
+        plain = tuple(name for name in self.folders if "{split}" not in name)
+        with_split = tuple(name for name in self.folders if "{split}" in name)
+        pattern = "|".join(filter(None, (_one_of(plain), _one_of(with_split))))
+        return re.compile(rf"(?:^|/)(?:{pattern})(?=/|$)", re.IGNORECASE)
+
+    @cached_property
+    def _stem(self) -> re.Pattern[str]:
+        pattern = rf"(?:{_one_of(self.prefixes)})(?P<stem>.*?)(?:{_one_of(self.suffixes)})"
+        return re.compile(pattern, re.IGNORECASE | re.DOTALL)
+
+    def find_folder(self, folder: str) -> re.Match[str] | None:
+        """The deepest part of the path `folder` that is this place's."""
+        return max(self._folder.finditer(folder), key=re.Match.end, default=None)
+
+    def cut_stem(self, stem: str) -> str | None:
+        """`stem` without this place's prefix and suffix; None where it lacks them."""
+        found = self._stem.fullmatch(stem)
+        return found["stem"] if found else None
+
+    def words(self) -> str:
+        """Where this is, for a person."""
+        parts = [f"in a folder {_or(self.folders)}"] if self.folders else []
+        parts += [f"with a name that starts with {_or(self.prefixes)}"] if self.prefixes else []
+        parts += [f"with a name that ends in {_or(self.suffixes)}"] if self.suffixes else []
+        return f"{self.role} {' and '.join(parts)}"
+
+
+def _or(names: tuple[str, ...]) -> str:
+    return " or ".join(f"`{name}`" for name in names)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A dataset's shape on disk. `places` are in the order of preference; those of the modalities give their order.
+
+    `inner` names the folders, besides those of splits, that may lie between the root and the files; `ignored` those
+    that are known to be of no use. `labels` names the values of annotated masks.
+    """
+
+    task: Task
+    places: tuple[Place, ...]
+    labels: Mapping[int, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
+    kind_in_key: bool = False
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The roles that are fused, in order."""
+        return tuple(dict.fromkeys(p.role for p in self.places if p.role not in (TARGET, MASK)))
+
+    @property
+    def required(self) -> frozenset[str]:
+        """The modalities that every pair has."""
+        optional = {place.role for place in self.places if place.optional}
+        return frozenset(role for role in self.modalities if role not in optional)
+
+    def ignores(self, folder: str) -> bool:
+        """Whether a folder of the path `folder` is known to be of no use."""
+        names = {name.lower() for name in self.ignored}
+        return any(part.lower() in names for part in folder.split("/"))
+
+    def has_inner(self, name: str) -> bool:
+        """Whether a folder `name` may lie around the files."""
+        return ANY in self.inner or name.lower() in (inner.lower() for inner in self.inner)
+
+
+_VIF = (Place("visible", ("vi", "vis", "visible")), Place("infrared", ("ir", "infrared")))
+_MSRS_CLASSES = ("car", "person", "bike", "curve", "car stop", "guardrail", "color cone", "bump")
+
+LAYOUTS: Mapping[str, Layout] = {
+    "msrs": Layout(
+        "vif",
+        (*_VIF, Place(MASK, ("Segmentation_labels",)), Place(MASK, ("mask",))),
+        # The official labels hold class ids; the binary masks that other copies hold instead, 0 and 255.
+        labels={**dict(enumerate(_MSRS_CLASSES, start=1)), 255: "object"},
+        ignored=("detection", "Segmentation_visualize", "edge"),
+    ),
+    "roadscene": Layout(
+        "vif",
+        (Place("visible", ("crop_LR_visible", "vi", "vis")), Place("infrared", ("cropinfrared", "ir"))),
+        # The raw infrared pictures are not aligned with anything here, the larger visible ones fit no infrared.
+        ignored=("infrared", "crop_HR_visible"),
+    ),
+    "tno": Layout("vif", _VIF),
+    "m3fd": Layout("vif", _VIF),
+    "llvip": Layout(
+        "vif",
+        (Place("visible", ("visible", "{split}_LLVIP_vi")), Place("infrared", ("infrared", "{split}_LLVIP_ir"))),
+    ),
+    "harvard": Layout(
+        "mif",
+        (
+            Place("mri", ("MRI",)),
+            Place("ct", ("CT",), optional=True),
+            Place("pet", ("PET",), optional=True),
+            Place("spect", ("SPECT",), optional=True),
+        ),
+        inner=("CT-MRI", "PET-MRI", "SPECT-MRI"),
+        kind_in_key=True,
+    ),
+    "mefb": Layout("mef", (Place("under", suffixes=("_A",)), Place("over", suffixes=("_B",))), inner=(ANY,)),
+    "mfifb": Layout("mff", (Place("near", suffixes=("_A",)), Place("far", suffixes=("_B",))), inner=(ANY,)),
+    "lytro": Layout("mff", (Place("near", suffixes=("_1", "-A")), Place("far", suffixes=("_2", "-B"))), inner=(ANY,)),
+}
+"""Layouts by name. A dataset of another shape is described in the recipe, as layout `paired`."""
+
+PAIRED = "paired"
+ROLES: Mapping[Task, tuple[tuple[str, ...], ...]] = {
+    "vif": (("visible", "infrared"),),
+    "mif": (("mri", "ct"), ("mri", "pet"), ("mri", "spect")),
+    "mef": (("under", "over"),),
+    "mff": (("near", "far"),),
+    "pansharpening": (("pan", "ms"),),
+    "hmif": (("ms", "hs"),),
+}
+"""The usual modalities of each task, in their order."""
+
+
+def usual(roles: Iterable[str]) -> tuple[Task, tuple[str, ...]] | None:
+    """The task whose usual modalities `roles` are, and their order; None where they are no task's."""
+    wanted = set(roles)
+    return next(((task, order) for task, orders in ROLES.items() for order in orders if set(order) == wanted), None)

@@ -1,0 +1,290 @@
+"""The source: pairs of registered pictures in a folder or bucket, listed without reading them, then read one by one."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import combinations
+from typing import Self, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rwkvfusion.infra.codec import ImageError, describe
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.storage import MissingError, Store, sha256
+from rwkvfusion.stages.layouts import ANY, LAYOUTS, MASK, PAIRED, SPLITS, TARGET, Layout, Place, usual
+from rwkvfusion.stages.pairing import (
+    FileRef,
+    Found,
+    Match,
+    NameReader,
+    PairRef,
+    Unpaired,
+    is_picture,
+    make_keys,
+    pair_files,
+)
+from rwkvfusion.stages.sample import RESERVED, Image, Name, Sample, SampleError, Task
+from rwkvfusion.stages.splits import SplitListError, split_by_lists
+
+__all__ = ["FileRef", "PairRef", "PlaceConfig", "Plan", "Source", "SourceConfig", "SourceError", "Unpaired"]
+STAGE = "source"
+
+
+class SourceError(RwkvFusionError, ValueError):
+    """A source that cannot be used; the message says what was looked for, what is there, and what to set."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+
+class PlaceConfig(_Settings):
+    """Where the files of one role lie, for layout `paired`; names are read without regard to case."""
+
+    folder: str = Field(default="", description="the folder's name or path; `{split}` in it stands for a split")
+    prefix: str = Field(default="", description="how file names begin")
+    suffix: str = Field(default="", description="how file names end, before the extension")
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if not (self.folder.strip("/") or self.prefix or self.suffix):
+            raise ValueError("give a folder, a prefix or a suffix")
+        return self
+
+    def place(self, role: str) -> Place:
+        """As a layout has it."""
+        folders, prefixes, suffixes = (
+            (text,) if text else () for text in (self.folder.strip("/"), self.prefix, self.suffix)
+        )
+        return Place(role, folders, prefixes, suffixes)
+
+
+class SourceConfig(_Settings):
+    """Where pairs come from. All but `layout`, `root` and the splits describe a layout `paired`."""
+
+    layout: str = Field(description=f"one of {', '.join(sorted(LAYOUTS))}, or {PAIRED}")
+    root: str = Field(min_length=1, description="folder or URL that holds the data")
+    modalities: dict[Name, PlaceConfig] = Field(default={}, description="two or more roles, e.g. visible and infrared")
+    target: PlaceConfig | None = Field(default=None, description="the true fused pictures, if there are any")
+    mask: PlaceConfig | None = Field(default=None, description="annotated masks, if there are any")
+    labels: dict[int, str] = Field(default={}, description="what the values of annotated masks stand for")
+    task: Task | None = Field(default=None, description="needed where the modalities do not say it")
+    default_split: Name = Field(default="train", description="the split of pairs that lie in no split's folder")
+    splits: tuple[Name, ...] = Field(default=(), description="take these splits only; empty: all")
+    split_lists: dict[Name, str] = Field(
+        default={},
+        description="text file of each split: one `folder/name.png` a line; pairs in none are left out",
+    )
+
+
+class Plan(BaseModel):
+    """What a source holds: its pairs sorted by split and key, the names that belong to none, and how many pairs the
+    settings of the splits leave out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    pairs: tuple[PairRef, ...]
+    unpaired: tuple[Unpaired, ...]
+    n_left_out: int = 0
+
+
+class Source:
+    """The pairs of a folder or bucket. SourceError where the settings describe no layout; reads nothing yet."""
+
+    def __init__(self, config: SourceConfig, name: str | None = None) -> None:
+        self.config = config
+        self.layout = _layout(config)
+        self.store = Store(config.root)
+        self.task: Task = self.layout.task
+        self.dataset = name or config.layout
+        self.labels = self.layout.labels
+
+    def plan(self) -> Plan:
+        """List the source and pair its names: a function of the listing and the settings alone.
+
+        Raises SourceError where there is nothing to pair, StorageError where the store cannot be reached.
+        """
+        names, unpaired = self._listing()
+        reader = NameReader(self.layout, names, self._default_split())
+        read = [reader.read(name) for name in reader.names]
+        found = [one for one in read if isinstance(one, Found)]
+        unpaired += [one for one in read if isinstance(one, Unpaired)]
+        matches, alone = pair_files(self.layout, found)
+        if not matches:
+            raise SourceError(self._nothing(names, found))
+        # Keys come before the choice of splits, so that they do not depend on it.
+        keys = make_keys({match.name: self._key_text(match) for match in matches})
+        chosen, unknown = self._choose(matches)
+        pairs = sorted((_pair(match, keys[match.name]) for match in chosen), key=lambda pair: (pair.split, pair.key))
+        others = sorted([*unpaired, *alone, *unknown], key=lambda one: one.name)
+        return Plan(pairs=tuple(pairs), unpaired=tuple(others), n_left_out=len(matches) - len(pairs))
+
+    def read(self, ref: PairRef) -> Sample:
+        """The pair `ref`, read and decoded whole; what is wrong with it goes into `error`, nothing is changed.
+
+        Raises StorageError where the store does not answer.
+        """
+        images: list[Image] = []
+        extras: dict[str, Image] = {}
+        error = None
+        try:
+            arrays = []
+            for file in ref.files:
+                image, array = self._picture(file.role, file.name)
+                images.append(image)
+                arrays.append(array)
+            for role, name in ((TARGET, ref.target), (MASK, ref.annotation)):
+                if name is not None:
+                    extras[role] = self._picture(role, name)[0]
+            _check_sizes([*images, *extras.values()])
+            _check_distinct(images, arrays)
+        except _RefusedError as refused:
+            error = SampleError(stage=STAGE, kind=refused.kind, message=str(refused))
+        return Sample(
+            key=ref.key,
+            dataset=self.dataset,
+            split=ref.split,
+            task=self.task,
+            images=tuple(images),
+            target=extras.get(TARGET),
+            annotation=extras.get(MASK),
+            error=error,
+        )
+
+    def _picture(self, role: str, name: str) -> tuple[Image, np.ndarray]:
+        try:
+            data = self.store.read(name)
+            info, array = describe(data)
+        except MissingError:
+            raise _RefusedError("missing", f"{name} is gone: it was there when the source was listed") from None
+        except ImageError as error:
+            raise _RefusedError("unreadable", f"{name}: {error}") from None
+        return Image(role=role, path=name, data=data, sha256=sha256(data), **asdict(info)), array
+
+    def _listing(self) -> tuple[list[str], list[Unpaired]]:
+        """All names that can be written down, and those that cannot (bytes of another encoding than UTF-8)."""
+        if not self.store.isdir():
+            what = "is a file" if self.store.exists() else "does not exist"
+            raise SourceError(f"source.root {self.store.url} {what}: set it to the folder that holds the data")
+        names, unpaired = [], []
+        for name in self.store.files():
+            plain = name.encode("utf-8", "backslashreplace").decode()
+            if plain == name:
+                names.append(name)
+            else:
+                unpaired.append(Unpaired(name=plain, reason="its name is not UTF-8: rename the file"))
+        return names, unpaired
+
+    def _default_split(self) -> str:
+        """The root may itself be a split's folder (`MSRS/test`), and must not pass for another split then."""
+        return SPLITS.get(self.store.url.rsplit("/", 1)[-1].lower(), self.config.default_split)
+
+    def _key_text(self, match: Match) -> str:
+        text = match.stem or match.inner.rsplit("/", 1)[-1]
+        return f"{'-'.join(reversed([*match.files]))}_{text}" if self.layout.kind_in_key else text
+
+    def _choose(self, matches: list[Match]) -> tuple[list[Match], list[Unpaired]]:
+        """The pairs that the settings of the splits ask for, and the lines of the lists that name no pair."""
+        unknown: list[Unpaired] = []
+        try:
+            if self.config.split_lists:
+                matches, unknown = split_by_lists(matches, self.config.split_lists)
+        except SplitListError as error:
+            raise SourceError(f"source.split_lists: {error}") from None
+        there = Counter(match.split for match in matches)
+        for split in self.config.splits:
+            if split not in there:
+                held = ", ".join(f"{name} ({n} pairs)" for name, n in sorted(there.items()))
+                raise SourceError(f"source.splits: no pair is in split {split!r}; there is {held}")
+        wanted = self.config.splits or tuple(there)
+        return [match for match in matches if match.split in wanted], unknown
+
+    def _nothing(self, names: Sequence[str], found: Sequence[Found]) -> str:
+        looked = ", ".join(place.words() for place in self.layout.places if place.role in self.layout.modalities)
+        start = f"no pair of layout {self.config.layout!r} below {self.store.url}"
+        if found:
+            first = {file.place.role: file.name for file in reversed(found)}
+            counts = Counter(file.place.role for file in found)
+            seen = ", ".join(f"{counts[role]} {role} (e.g. {name})" for role, name in sorted(first.items()))
+            return f"{start}: looked for {looked}; there is {seen}, but no two whose names fit each other"
+        folders = {name.rpartition("/")[0] or "the root itself" for name in names if is_picture(name)}
+        if len(folders) > 8:
+            folders = {f"{folder.split('/')[0]}/..." for folder in folders}
+        more = f" and {len(folders) - 8} more" if len(folders) > 8 else ""
+        there = f"pictures are in {', '.join(sorted(folders)[:8])}{more}" if folders else "there are no pictures"
+        return f"{start}: looked for {looked}; {there}. Set source.root to the folder above these, or another layout"
+
+
+class _RefusedError(Exception):
+    """A pair that cannot be used, and what kind of fault it has."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def _check_sizes(images: Sequence[Image]) -> None:
+    if len({(image.height, image.width) for image in images}) > 1:
+        sizes = ", ".join(f"{image.path} is {image.width}x{image.height}" for image in images)
+        raise _RefusedError("size_mismatch", f"the pictures differ in size (width x height): {sizes}")
+
+
+def _check_distinct(images: Sequence[Image], arrays: Sequence[np.ndarray]) -> None:
+    """Grey and the same grey stored as colour are the same picture: (H, W, 1) and (H, W, 3) are compared as such."""
+    for (a, first), (b, second) in combinations(zip(images, arrays, strict=True), 2):
+        comparable = a.channels == b.channels or 1 in (a.channels, b.channels)
+        if comparable and bool((first == second).all()):
+            raise _RefusedError("identical", f"{a.path} and {b.path} hold the same picture")
+
+
+def _pair(match: Match, key: str) -> PairRef:
+    files = tuple(FileRef(role=role, name=name) for role, name in match.files.items())
+    return PairRef(
+        key=key, split=match.split, files=files, target=match.extras.get(TARGET), annotation=match.extras.get(MASK)
+    )
+
+
+def _layout(config: SourceConfig) -> Layout:
+    if config.layout == PAIRED:
+        return _paired(config)
+    layout = LAYOUTS.get(config.layout)
+    if layout is None:
+        near = difflib.get_close_matches(config.layout.lower(), [*LAYOUTS, PAIRED], 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        known = ", ".join(sorted(LAYOUTS))
+        raise SourceError(
+            f"unknown source.layout {config.layout!r}: {hint}There is {known}; and {PAIRED} for any other"
+        )
+    given = [name for name in ("modalities", "target", "mask", "labels", "task") if getattr(config, name)]
+    if given:
+        raise SourceError(
+            f"layout {config.layout!r} has its own {given[0]}: leave out source.{given[0]}, or use {PAIRED}"
+        )
+    return layout
+
+
+def _paired(config: SourceConfig) -> Layout:
+    roles = list(config.modalities)
+    if len(roles) < 2:
+        raise SourceError(
+            "layout 'paired' needs two or more source.modalities, e.g. --set source.modalities.visible.folder=vi"
+            " --set source.modalities.infrared.folder=ir"
+        )
+    reserved = RESERVED.intersection(roles)
+    if reserved:
+        raise SourceError(f"source.modalities: {min(reserved)!r} cannot be a modality's name")
+    if len(set(config.modalities.values())) < len(roles):
+        raise SourceError(f"source.modalities: {' and '.join(roles)} must not lie in the same place")
+    if config.labels and config.mask is None:
+        raise SourceError("source.labels names the values of annotated masks: set source.mask too, or leave it out")
+    known = usual(roles)
+    task = config.task or (known[0] if known else None)
+    if task is None:
+        raise SourceError(f"the task of {', '.join(roles)} is not known: set source.task ({', '.join(get_args(Task))})")
+    places = [config.modalities[role].place(role) for role in (known[1] if known else roles)]
+    places += [config.target.place(TARGET)] if config.target else []
+    places += [config.mask.place(MASK)] if config.mask else []
+    return Layout(task, tuple(places), labels=config.labels, inner=(ANY,))

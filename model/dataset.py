@@ -1,0 +1,167 @@
+"""Prepared datasets as the training reads them: committed shards, proved by their manifests, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import webdataset as wds
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests
+from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.stages.sample import Sample, SampleFormatError
+
+SURVEYED_SHARDS = 4
+"""Shards looked into before a training starts; they are spread over the dataset."""
+
+
+class DataError(RwkvFusionError, ValueError):
+    """Data that cannot be trained on; the message names the shard or the key, and the field."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One committed shard: where it lies, and its proof."""
+
+    store: Store
+    manifest: Manifest
+
+    @property
+    def url(self) -> str:
+        """Address of the tar."""
+        return self.store.join(self.manifest.tar)
+
+    def read(self) -> list[Sample]:
+        """Every sample, in the tar's order. DataError unless the tar is byte for byte what was committed."""
+        data = self.store.read(self.manifest.tar)
+        if sha256(data) != self.manifest.sha256:
+            raise DataError(f"{self.url} is not what its manifest proves: size or SHA-256 differ; prepare it again")
+        try:
+            samples = [Sample.from_members(key, members) for key, members in _grouped(self.url, data)]
+        except SampleFormatError as error:
+            raise DataError(f"{self.url}: {error}") from None
+        keys = tuple(sample.key for sample in samples)
+        if keys != self.manifest.keys:
+            odd = sorted(set(keys) ^ set(self.manifest.keys)) or ["their order"]
+            raise DataError(f"{self.url} and its manifest differ in keys: {', '.join(odd[:3])}")
+        return samples
+
+
+def _grouped(url: str, data: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """WebDataset's own grouping of a tar's members by key; the bytes stay encoded."""
+
+    def opened() -> Iterator[dict[str, Any]]:
+        yield {"url": url, "stream": io.BytesIO(data)}
+
+    for group in wds.DataPipeline(opened, tar_file_expander, group_by_keys):
+        yield group["__key__"], {name: value for name, value in group.items() if not name.startswith("__")}
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Committed shards of one task, from one or several datasets. It pickles small: it holds no pictures."""
+
+    task: str
+    shards: tuple[Shard, ...]
+
+    @classmethod
+    def open(cls, urls: Sequence[str], splits: Sequence[str]) -> Self:
+        """The shards of `splits` in the datasets at `urls`.
+
+        ManifestError where there is no dataset; DataError where a split is missing or empty, or the tasks differ.
+        """
+        shards: list[Shard] = []
+        for url in urls:
+            store = open_dataset(url)
+            manifests = [m for m in read_manifests(store) if m.keys]
+            missing = sorted(set(splits) - {m.split for m in manifests})
+            if missing:
+                there = ", ".join(sorted({m.split for m in manifests})) or "no samples at all"
+                raise DataError(f"{store.url} has no samples in split {', '.join(missing)}; it has: {there}")
+            shards += [Shard(store, m) for m in manifests if m.split in splits]
+        tasks = sorted({shard.manifest.task for shard in shards})
+        if len(tasks) != 1:
+            raise DataError(f"a model is trained for one task, the data is for {' and '.join(tasks) or 'none'}")
+        return cls(tasks[0], tuple(shards))
+
+    def __len__(self) -> int:
+        return sum(len(shard.manifest.keys) for shard in self.shards)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each dataset, by URL: hex SHA-256 of the names and hashes of the shards that are read."""
+        proofs: dict[str, list[str]] = {}
+        for shard in self.shards:
+            proofs.setdefault(shard.store.url, []).append(f"{shard.manifest.shard} {shard.manifest.sha256}")
+        return {url: sha256("\n".join(lines).encode()) for url, lines in proofs.items()}
+
+    def survey(self) -> Survey:
+        """Look into a few shards spread over the set. DataError where samples differ in what a network fixes."""
+        count = min(SURVEYED_SHARDS, len(self.shards))
+        picked = [self.shards[i * (len(self.shards) - 1) // max(count - 1, 1)] for i in range(count)]
+        return Survey.of([sample for shard in picked for sample in shard.read()])
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the samples are like: what shapes the network, and one of them as an example."""
+
+    roles: tuple[str, ...]
+    """Role of each modality in its order; `ct|pet|spect` where samples have one of several in that place."""
+    channels: tuple[int, ...]
+    """Channels of each modality as stored, the most seen in each place."""
+    text_width: int | None
+    """Width of the encoded captions; None where there are none."""
+    has_target: bool
+    example: Sample
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Self:
+        """From samples that have been read."""
+        first = samples[0]
+        places: list[set[str]] = [set() for _ in first.images]
+        channels = [0] * len(first.images)
+        for sample in samples:
+            if len(sample.images) != len(places):
+                raise DataError(f"{sample.key} has {len(sample.images)} modalities, {first.key} has {len(places)}")
+            for i, image in enumerate(sample.images):
+                places[i].add(image.role)
+                channels[i] = max(channels[i], image.channels)
+        twice = {role for i, place in enumerate(places) for other in places[:i] for role in place & other}
+        if twice:
+            raise DataError(f"samples differ in the order of their modalities: {', '.join(sorted(twice))} moves")
+        widths = {sample.text.width for sample in samples if sample.text is not None}
+        if len(widths) > 1:
+            raise DataError(f"encoded captions differ in width: {', '.join(map(str, sorted(widths)))}")
+        return cls(
+            roles=tuple("|".join(sorted(place)) for place in places),
+            channels=tuple(channels),
+            text_width=next(iter(widths), None),
+            has_target=all(sample.target is not None for sample in samples),
+            example=first,
+        )
+
+
+class ShardCache:
+    """The last `capacity` shards read, for threads of one process."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._held: OrderedDict[str, list[Sample]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, shard: Shard) -> list[Sample]:
+        """The samples of `shard`, read at most once while it is held."""
+        with self._lock:
+            if shard.url not in self._held:
+                self._held[shard.url] = shard.read()
+                if len(self._held) > self.capacity:
+                    self._held.popitem(last=False)
+            self._held.move_to_end(shard.url)
+            return self._held[shard.url]

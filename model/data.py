@@ -244,7 +244,7 @@ def crop(sample: Decoded, top: int, left: int, height: int, width: int) -> Decod
             return part
         # A single row has nothing to mirror but itself.
         mode = "reflect" if min(part.shape[:2]) > 1 else "symmetric"
-        return np.pad(part, ((0, below), (0, right)) + ((0, 0),) * (part.ndim - 2), mode=mode)  # type: ignore[call-overload, no-any-return]
+        return np.pad(part, ((0, below), (0, right)) + ((0, 0),) * (part.ndim - 2), mode=mode)  # type: ignore[call-overload]
 
     return _mapped(sample, cut)
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from rwkvfusion.infra.errors import RwkvFusionError
 
@@ -216,16 +216,11 @@ class Sample(_Part):
             if "caption.txt" in members:
                 meta["caption"] = members["caption.txt"].decode()
             if "text.npy" in members:
-                meta["text"] = Text.of(np.load(io.BytesIO(members["text.npy"]), allow_pickle=False))
+                meta["text"] = Text.of(np.lib.format.read_array(io.BytesIO(members["text.npy"]), allow_pickle=False))
             sample = cls(**meta)
-        except (
-            KeyError,
-            TypeError,
-            AttributeError,
-            ValidationError,
-            UnicodeError,
-            json.JSONDecodeError,
-        ) as error:
+        except SampleFormatError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise SampleFormatError(f"{key}: {error}") from None
         if sample.key != key:
             raise SampleFormatError(f"{key}.meta.json: belongs to {sample.key!r}")

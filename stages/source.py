@@ -73,7 +73,9 @@ class SourceConfig(_Settings):
     mask: PlaceConfig | None = Field(default=None, description="annotated masks, if there are any")
     labels: dict[int, str] = Field(default={}, description="what the values of annotated masks stand for")
     task: Task | None = Field(default=None, description="needed where the modalities do not say it")
-    default_split: Name = Field(default="train", description="the split of pairs that lie in no split's folder")
+    default_split: Name | None = Field(
+        default=None, description="the split of pairs in no split's folder; None: the root's own name, else train"
+    )
     splits: tuple[Name, ...] = Field(default=(), description="take these splits only; empty: all")
     split_lists: dict[Name, str] = Field(
         default={},
@@ -179,8 +181,8 @@ class Source:
         return names, unpaired
 
     def _default_split(self) -> str:
-        """The root may itself be a split's folder (`MSRS/test`), and must not pass for another split then."""
-        return SPLITS.get(self.store.url.rsplit("/", 1)[-1].lower(), self.config.default_split)
+        # The root may itself be a split's folder (`MSRS/test`), and must not pass for another split then.
+        return self.config.default_split or SPLITS.get(self.store.url.rsplit("/", 1)[-1].lower(), "train")
 
     def _key_text(self, match: Match) -> str:
         text = match.stem or match.inner.rsplit("/", 1)[-1]

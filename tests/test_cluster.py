@@ -17,7 +17,6 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-
 main: click.Group = pytest.importorskip("rwkvfusion.pipelines.cli").main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,11 +10,11 @@ from itertools import combinations
 from typing import Self, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rwkvfusion.infra.codec import ImageError, describe
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.storage import MissingError, Store, sha256
+from rwkvfusion.infra.storage import MissingError, Store, absolute, sha256
 from rwkvfusion.stages.layouts import ANY, LAYOUTS, MASK, PAIRED, SPLITS, TARGET, Layout, Place, usual
 from rwkvfusion.stages.pairing import (
     FileRef,
@@ -81,6 +81,12 @@ class SourceConfig(_Settings):
         default={},
         description="text file of each split: one `folder/name.png` a line; pairs in none are left out",
     )
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root: str) -> str:
+        # Workers run in other directories than the one a relative path was meant for.
+        return absolute(root)
 
 
 class Plan(BaseModel):

@@ -293,6 +293,15 @@ def test_the_root_may_be_the_folder_of_a_split(tmp_path: Path) -> None:
     assert [pair.split for pair in source(tmp_path / "test", default_split="val").plan().pairs] == ["val"]
 
 
+def test_a_relative_root_means_the_same_in_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "raw", {"vi/a.png": picture(1), "ir/a.png": picture(2)})
+    monkeypatch.chdir(tmp_path)
+    made = source("raw")
+    (pair,) = made.plan().pairs
+    monkeypatch.chdir("/")
+    assert Source(SourceConfig.model_validate_json(made.config.model_dump_json())).read(pair).error is None
+
+
 def test_lists_split_as_they_say(tmp_path: Path) -> None:
     names = [f"test/{folder}/{n}.png" for folder in ("vi", "ir") for n in "1234"]
     root = write(tmp_path / "raw", dict.fromkeys(names, b""))

@@ -67,7 +67,8 @@ def using(uri: str) -> Iterator[MlflowClient]:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    # MLflow keeps its URIs in the environment too, and reads them there where none was set.
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
@@ -75,8 +76,11 @@ def using(uri: str) -> Iterator[MlflowClient]:
     except (MlflowException, OSError) as error:
         raise TrackingError(f"MLflow at {uri}: {error}") from error
     finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
 
 
 def start_run(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tifffile
 import torch
 from torch import Tensor
 
+from rwkvfusion.infra.codec import encode_png
 from rwkvfusion.model.colour import fuse_chroma, rgb_to_ycbcr, ycbcr_to_rgb
 
 
@@ -59,3 +62,13 @@ def with_chroma(fused: Tensor, sources: Sequence[Tensor]) -> Tensor:
         return fused
     cb, cr = fuse_chroma([planes[0] for planes in chroma], [planes[1] for planes in chroma])
     return ycbcr_to_rgb(torch.stack([fused[0].to(cb.dtype), cb, cr]))
+
+
+def encode_picture(image: np.ndarray) -> tuple[bytes, str]:
+    """(H, W, C) losslessly to its bytes and their extension: PNG where PNG can hold it, else TIFF."""
+    if image.shape[2] in (1, 3) and image.dtype in (np.uint8, np.uint16):
+        return encode_png(image), "png"
+    out = io.BytesIO()
+    planes = image[:, :, 0] if image.shape[2] == 1 else image
+    tifffile.imwrite(out, planes, photometric="rgb" if image.shape[2] == 3 else "minisblack", planarconfig="contig")
+    return out.getvalue(), "tif"

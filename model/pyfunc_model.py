@@ -1,0 +1,58 @@
+"""The registered model, logged by MLflow as this file beside the fuser's plain weights; see serving.py for its columns.
+
+A consumer needs `mlflow` and this package: `mlflow.pyfunc.load_model("models:/NAME@champion").predict(frame)`.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from rwkvfusion.infra.codec import decode, decode_indices
+from rwkvfusion.model.fuser import Fuser, FuserError
+from rwkvfusion.model.pixels import encode_picture
+
+ARTIFACT = "fuser"
+
+
+class FuserModel(PythonModel):
+    """One row a pair in, one row a picture out, in order. On the CPU: a server has no say in where it runs."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Bring up the fuser from the model's own files."""
+        self.fuser = Fuser.load(context.artifacts[ARTIFACT])
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Encoded pictures in the columns of their roles, optional `mask` and `text`, to the column `fused`."""
+        rows = [self._fuse(row) for row in model_input.to_dict("records")]
+        return pd.DataFrame({"fused": pd.Series(rows, dtype=object)})
+
+    def _fuse(self, row: dict[str, Any]) -> bytes:
+        # pandas fills the cells that a row lacks with NaN or None.
+        given = {
+            str(name): bytes(cell) for name, cell in row.items() if isinstance(cell, bytes | bytearray | memoryview)
+        }
+        mask, text = given.pop("mask", None), given.pop("text", None)
+        fused = self.fuser.fuse(
+            {role: decode(data) for role, data in given.items()},
+            None if mask is None else decode_indices(mask),
+            None if text is None else _text(text),
+        )
+        return encode_picture(fused)[0]
+
+
+def _text(data: bytes) -> np.ndarray:
+    try:
+        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+    except (ValueError, EOFError, OSError) as error:
+        raise FuserError(f"the text is not a .npy array of plain numbers: {error}") from None
+
+
+mlflow.models.set_model(FuserModel())

@@ -1,0 +1,226 @@
+"""The model in MLflow's registry: logging a fuser as a version of it, and finding the fuser behind a URI.
+
+The pyfunc takes one row a pair: binary columns named by the roles (encoded pictures), optionally `mask` (PNG of object
+indices) and `text` (.npy of float16 (tokens, width)). It gives one binary column `fused`: PNG, or TIFF for more bands.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.provenance import commit
+from rwkvfusion.infra.storage import Store
+from rwkvfusion.infra.tracking import tracking_uri, using
+from rwkvfusion.model.fuser import CONFIG, WEIGHTS, Fuser, FuserConfig
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+ARTIFACT = "fuser"
+_PYFUNC_FILE = Path(__file__).with_name("pyfunc_model.py")
+_REQUIRED = ("rwkvfusion", "mlflow", "torch", "safetensors", "numpy", "pandas")
+_ALIAS, _VERSION = "@", "/"
+
+
+class ServingError(RwkvFusionError):
+    """A model that cannot be found; the message says what there is instead."""
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version of a registered model; `uri` names it for ever, unlike one with an alias."""
+
+    name: str
+    version: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a fuser was found: the folder of its files here, and what the registry says of it (None outside one)."""
+
+    folder: Path
+    uri: str
+    name: str | None = None
+    version: str | None = None
+    run_id: str | None = None
+
+
+def log_and_register(
+    fuser_folder: Path,
+    *,
+    uri: str,
+    run_id: str,
+    name: str,
+    alias: str,
+    example: Mapping[str, bytes],
+    metrics: Mapping[str, float] | None = None,
+) -> RegisteredVersion:
+    """Log the fuser in `fuser_folder` to the run, register it as a new version of `name`, then point `alias` at it.
+
+    The version appears once all its files are stored. `example` is one row of the pyfunc; `metrics` become tags of the
+    version, as `metric.NAME`. TrackingError where MLflow refuses, FuserError where the folder holds no fuser.
+    """
+    config = Fuser.load(fuser_folder).config
+    with using(uri) as client:
+        model_uri = _log(client, config, fuser_folder, run_id, example)
+        _ensure_registered(client, name)
+        tags = {"task": config.task, "roles": " ".join(config.roles), "commit": commit() or "unknown"}
+        tags |= {f"metric.{metric}": f"{value:.6g}" for metric, value in (metrics or {}).items()}
+        version = client.create_model_version(
+            name, model_uri, run_id, tags=tags, model_id=model_uri.removeprefix("models:/")
+        ).version
+        client.set_registered_model_alias(name, alias, version)
+    return RegisteredVersion(name, str(version), f"models:/{name}/{version}")
+
+
+def _log(client: MlflowClient, config: FuserConfig, folder: Path, run_id: str, example: Mapping[str, bytes]) -> str:
+    """Store the pyfunc and its files; its `models:/m-...` URI."""
+    import mlflow
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+    from mlflow.models import Model
+
+    # Made beforehand: with no run of its own, MLflow would put the model into its default experiment.
+    entry = client.create_logged_model(client.get_run(run_id).info.experiment_id, name="model", source_run_id=run_id)
+    logged = Model.log(
+        artifact_path=None,
+        flavor=mlflow.pyfunc,
+        name="model",
+        model_id=entry.model_id,
+        run_id=run_id,
+        python_model=str(_PYFUNC_FILE),
+        artifacts={ARTIFACT: str(folder)},
+        signature=_signature(config),
+        input_example=pd.DataFrame([dict(example)]),
+        # Named, not inferred: MLflow would load the model in a process of its own to watch its imports.
+        pip_requirements=[f"{package}=={metadata.version(package).partition('+')[0]}" for package in _REQUIRED],
+    )
+    return str(logged.model_uri)
+
+
+def _ensure_registered(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _signature(config: FuserConfig) -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    columns = [ColSpec("binary", role, required=len(names) == 1) for names in config.places for role in names]
+    guidance = [ColSpec("binary", name, required=False) for name in ("mask", "text")]
+    return ModelSignature(Schema([*columns, *guidance]), Schema([ColSpec("binary", "fused")]))
+
+
+def resolve(uri: str, tracking: str | None = None) -> ModelSource:
+    """Find the fuser behind `uri`, and bring its files here where they are elsewhere.
+
+    Args:
+        uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/m-ID`, `runs:/RUN_ID/model`, or a folder (local or
+            any fsspec URL) with the fuser's two files, itself or as a logged model.
+        tracking: the MLflow to ask; see `tracking_uri` for what None means.
+
+    Raises:
+        ServingError: there is no such model, version or alias; the message lists those there are.
+        TrackingError: MLflow cannot be reached.
+    """
+    if uri.startswith(("models:/", "runs:/")):
+        where = tracking_uri(tracking)
+        database = where.removeprefix("sqlite:///")
+        if database != where and not Path(database).is_file():
+            raise ServingError(f"{uri}: there is no registry at {where}; set MLFLOW_TRACKING_URI to the one you mean")
+        with using(where) as client:
+            return _from_mlflow(client, uri)
+    store = Store(uri)
+    if not store.isdir():
+        raise ServingError(f"no model at {uri}: there is no such folder (models of a registry are models:/NAME@ALIAS)")
+    folder = _fuser_folder(store.files(), uri)
+    local = Path(store.url) / folder
+    return ModelSource(local if local.is_dir() else _copied(store.join(folder) if folder else store.url), uri)
+
+
+def _from_mlflow(client: MlflowClient, uri: str) -> ModelSource:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    rest = uri.removeprefix("models:/")
+    source = ModelSource(Path(), uri)
+    if rest != uri and (_ALIAS in rest or _VERSION in rest):
+        found = _version(client, uri, rest)
+        source = ModelSource(
+            Path(), f"models:/{found.name}/{found.version}", found.name, str(found.version), found.run_id
+        )
+    elif rest != uri and not rest.startswith("m-"):
+        raise ServingError(f"{uri} names no version: add @ALIAS or /VERSION. {_known(client)}")
+    try:
+        local = Path(mlflow.artifacts.download_artifacts(source.uri, dst_path=_scratch(source.uri)))
+    except (MlflowException, OSError) as error:
+        raise ServingError(f"the files of {source.uri} cannot be read: {error}") from error
+    files = [str(file.relative_to(local)) for file in local.rglob("*") if file.is_file()]
+    run_id = source.run_id or (uri.split("/")[1] if uri.startswith("runs:/") else None)
+    return ModelSource(local / _fuser_folder(files, uri), source.uri, source.name, source.version, run_id)
+
+
+def _version(client: MlflowClient, uri: str, rest: str) -> Any:
+    """The registered version that NAME@ALIAS or NAME/VERSION means now."""
+    from mlflow.exceptions import MlflowException
+
+    name, separator, which = rest.rpartition(_ALIAS if _ALIAS in rest else _VERSION)
+    try:
+        if separator == _ALIAS:
+            return client.get_model_version_by_alias(name, which)
+        return client.get_model_version(name, which)
+    except MlflowException:
+        raise ServingError(f"no model {uri}: {_known(client, name)}") from None
+
+
+def _known(client: MlflowClient, name: str | None = None) -> str:
+    """What the registry has, of the model `name` or in all."""
+    models = {model.name: model for model in client.search_registered_models()}
+    if name not in models:
+        return f"the registry has {', '.join(sorted(models)) or 'no model yet (train one with `rwkvfusion train`)'}"
+    versions = sorted(int(v.version) for v in client.search_model_versions(f"name = '{name}'"))
+    aliases = ", ".join(f"@{alias} (version {v})" for alias, v in sorted(models[name].aliases.items()))
+    return f"{name} has versions {', '.join(map(str, versions)) or 'none'} and aliases {aliases or 'none'}"
+
+
+def _fuser_folder(files: list[str], uri: str) -> str:
+    """The folder, among `files`, that holds a fuser."""
+    folders = sorted({name.rpartition("/")[0] for name in files if name.rpartition("/")[2] == WEIGHTS}, key=len)
+    if len(folders) != 1:
+        found = f"{len(folders)} fusers" if folders else f"no {WEIGHTS}"
+        raise ServingError(f"{uri} is not a fuser's folder: it holds {found}")
+    return folders[0]
+
+
+@cache
+def _scratch(uri: str) -> str:
+    """A folder for the files of `uri` that lives as long as this process."""
+    folder = tempfile.TemporaryDirectory(prefix="rwkvfusion-model-")
+    _kept.append(folder)
+    return folder.name
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _copied(url: str) -> Path:
+    """The fuser's files of `url`, copied here."""
+    folder = Path(_scratch(url))
+    for name in (CONFIG, WEIGHTS):
+        if Store(url).exists(name):
+            (folder / name).write_bytes(Store(url).read(name))
+    return folder

@@ -1,0 +1,230 @@
+"""MLflow for real, in an sqlite file: runs, the registered model, and its use from a fresh process."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made import scene
+
+from rwkvfusion.infra.codec import decode, encode_png
+from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError, start_run, tracking_uri, using
+from rwkvfusion.model.fuser import Fuser, FuserConfig
+from rwkvfusion.model.network import NetworkConfig, RWKVFusion
+from rwkvfusion.model.serving import RegisteredVersion, ServingError, log_and_register, resolve
+
+FRESH = """
+import sys
+import mlflow, pandas as pd
+cells = {name: open(f"{sys.argv[1]}/{name}", "rb").read() for name in ("visible", "infrared", "mask", "text")}
+plain = {name: cells[name] for name in ("visible", "infrared")}
+fused = mlflow.pyfunc.load_model("models:/tiny@candidate").predict(pd.DataFrame([cells, plain]))
+for name, png in zip(("guided", "plain"), fused["fused"]):
+    open(f"{sys.argv[1]}/{name}.png", "wb").write(png)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunInfo:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
+    params = {"optim": {"lr": 0.001, "betas": [0.9, 0.99]}, "long": "x" * 9000, "none": None}
+    return start_run(uri, "fusion", "first", params, {"commit": "abc"})
+
+
+@pytest.fixture(scope="module")
+def fuser() -> Fuser:
+    torch.manual_seed(0)
+    network = RWKVFusion(NetworkConfig(in_channels=(1, 1), out_channels=1, width=8, text_width=16))
+    torch.nn.init.normal_(network.head.weight, std=0.05)
+    return Fuser(network, FuserConfig.of(network, "vif", ("visible", "infrared"), luma_only=True))
+
+
+@pytest.fixture(scope="module")
+def cells() -> dict[str, bytes]:
+    mask = np.zeros((96, 128), np.uint8)
+    mask[20:60, 30:90] = 1
+    text = io.BytesIO()
+    np.save(text, np.random.default_rng(0).normal(size=(5, 16)).astype(np.float16))
+    return {
+        "visible": encode_png(scene(1)),
+        "infrared": encode_png(scene(2, channels=1)),
+        "mask": encode_png(mask),
+        "text": text.getvalue(),
+    }
+
+
+@pytest.fixture(scope="module")
+def registered(
+    run: RunInfo, fuser: Fuser, cells: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> RegisteredVersion:
+    folder = tmp_path_factory.mktemp("fuser", numbered=False)
+    fuser.save(folder)
+    return log_and_register(
+        folder,
+        uri=run.uri,
+        run_id=run.run_id,
+        name="tiny",
+        alias="candidate",
+        example={role: cells[role] for role in ("visible", "infrared")},
+        metrics={"loss": 0.25},
+    )
+
+
+@pytest.fixture
+def elsewhere(run: RunInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Another working folder, with the tracking URI in the environment as a consumer has it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", run.uri)
+    return tmp_path
+
+
+def expected(fuser: Fuser, cells: dict[str, bytes]) -> dict[str, np.ndarray]:
+    images = {role: decode(cells[role]) for role in ("visible", "infrared")}
+    text = np.load(io.BytesIO(cells["text"]))
+    guided = fuser.fuse(images, decode(cells["mask"])[:, :, 0], text)
+    return {"guided": guided, "plain": fuser.fuse(images)}
+
+
+def test_a_run_holds_what_was_logged(run: RunInfo) -> None:
+    tracker = Tracker(run.uri, run.run_id)
+    for step in (1, 2):
+        tracker.metrics({"loss": 1 / step, "lr": 0.001}, step)
+    picture = scene(3)
+    tracker.picture("strip", picture, 2)
+    tracker.json("final", {"SSIM": 1.5})
+    tracker.finish()
+    with using(run.uri) as client:
+        data = client.get_run(run.run_id)
+        history = client.get_metric_history(run.run_id, "loss")
+        folder = Path(client.download_artifacts(run.run_id, ""))
+    assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5)]
+    assert data.data.params["optim.lr"] == "0.001"
+    assert data.data.params["long"] == "x" * 6000
+    assert data.data.tags["commit"] == "abc"
+    assert data.info.status == "FINISHED"
+    assert "x" * 9000 in (folder / "recipe.yaml").read_text()
+    assert json.loads((folder / "final.json").read_text()) == {"SSIM": 1.5}
+    np.testing.assert_array_equal(decode((folder / "pictures/strip-0000002.png").read_bytes()), picture)
+    assert folder.is_relative_to(Path(run.uri.removeprefix("sqlite:///")).parent / "mlartifacts")
+
+
+def test_the_uri_is_absolute_and_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert tracking_uri() == f"sqlite:///{tmp_path}/other.db"
+    assert tracking_uri("https://mlflow.example") == "https://mlflow.example"
+    with pytest.raises(TrackingError, match="mlruns is a folder"):
+        tracking_uri("mlruns")
+
+
+def test_a_fresh_process_fuses_the_same_pixels(
+    registered: RegisteredVersion, fuser: Fuser, cells: dict[str, bytes], elsewhere: Path
+) -> None:
+    for name, data in cells.items():
+        (elsewhere / name).write_bytes(data)
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "CC": "/bin/false", "CXX": "/bin/false"}
+    done = subprocess.run([sys.executable, "-c", FRESH, str(elsewhere)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    outputs = expected(fuser, cells)
+    assert not np.array_equal(outputs["guided"], outputs["plain"])
+    for name, array in outputs.items():
+        np.testing.assert_array_equal(decode((elsewhere / f"{name}.png").read_bytes()), array)
+
+
+def test_json_as_the_server_takes_it(
+    registered: RegisteredVersion, fuser: Fuser, cells: dict[str, bytes], elsewhere: Path
+) -> None:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.pyfunc.scoring_server import invocations
+
+    model = mlflow.pyfunc.load_model(registered.uri)
+    row = {name: base64.b64encode(data).decode() for name, data in cells.items()}
+    schema = model.metadata.get_input_schema()
+
+    def post(record: dict[str, str]) -> list[dict[str, str]]:
+        answer = invocations(json.dumps({"dataframe_records": [record]}), "application/json", model, schema)
+        predictions: list[dict[str, str]] = json.loads(answer.response)["predictions"]
+        return predictions
+
+    fused = base64.b64decode(post(row)[0]["fused"])
+    np.testing.assert_array_equal(decode(fused), expected(fuser, cells)["guided"])
+    with pytest.raises(MlflowException, match="infrared"):
+        post({name: cell for name, cell in row.items() if name != "infrared"})
+
+
+def test_the_artifact_is_plain_files(registered: RegisteredVersion, run: RunInfo) -> None:
+    with using(run.uri) as client:
+        root = Path(client.get_model_version_download_uri("tiny", registered.version).removeprefix("file://"))
+    names = sorted(str(file.relative_to(root)) for file in root.rglob("*") if file.is_file())
+    assert "MLmodel" in names
+    assert "artifacts/fuser/model.safetensors" in names
+    allowed = {".safetensors", ".json", ".yaml", ".txt", ".py"}
+    assert {Path(name).suffix for name in names if name != "MLmodel"} <= allowed
+    assert "cloudpickle" not in (root / "MLmodel").read_text()
+    assert "torch==2" in (root / "requirements.txt").read_text()
+    assert "+" not in (root / "requirements.txt").read_text()
+
+
+def test_resolving_models(
+    registered: RegisteredVersion, run: RunInfo, fuser: Fuser, cells: dict[str, bytes], elsewhere: Path
+) -> None:
+    images = {role: decode(cells[role]) for role in ("visible", "infrared")}
+    wanted = fuser.fuse(images)
+    with using(run.uri) as client:
+        tags = client.get_model_version("tiny", registered.version).tags
+        folder = client.get_model_version_download_uri("tiny", registered.version)
+    assert tags["metric.loss"] == "0.25"
+    assert tags["roles"] == "visible infrared"
+    for uri in ("models:/tiny@candidate", registered.uri, f"runs:/{run.run_id}/model", folder):
+        source = resolve(uri)
+        np.testing.assert_array_equal(Fuser.load(source.folder).fuse(images), wanted)
+    named = resolve("models:/tiny@candidate")
+    assert (named.uri, named.name, named.version, named.run_id) == (registered.uri, "tiny", "1", run.run_id)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/tiny@champion", "aliases @candidate .version 1."),
+        ("models:/tiny/9", "tiny has versions 1 "),
+        ("models:/other@champion", "the registry has tiny"),
+        ("models:/tiny", "add @ALIAS or /VERSION"),
+        ("runs:/0123/model", "cannot be read"),
+        ("nowhere", "no such folder"),
+        (".", "holds no model.safetensors"),
+    ],
+)
+def test_what_is_not_there_is_said(registered: RegisteredVersion, elsewhere: Path, uri: str, message: str) -> None:
+    with pytest.raises(ServingError, match=message):
+        resolve(uri)
+
+
+def test_no_registry_is_made_by_looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ServingError, match="set MLFLOW_TRACKING_URI"):
+        resolve("models:/tiny@champion")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_on_object_storage(fuser: Fuser, tmp_path: Path) -> None:
+    import fsspec
+
+    fuser.save(tmp_path)
+    fs = fsspec.filesystem("memory")
+    fs.put(str(tmp_path), "/bucket/fuser", recursive=True)
+    source = resolve("memory://bucket/fuser")
+    loaded = Fuser.load(source.folder)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.network.parameters(), fuser.network.parameters(), strict=True))

@@ -47,8 +47,8 @@ def _take(tokens: Tensor, order: Tensor) -> Tensor:
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a convolution to a (B, H, W, C) map."""
-    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    """Apply a convolution to a (B, H, W, C) map. The result has x's type, under autocast too: see `RWKVFusion`."""
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).to(x.dtype)
 
 
 class TextExchange(nn.Module):

@@ -12,6 +12,9 @@ from rwkvfusion.model.mfm import ModalFusion, Text, convolve
 
 __all__ = ["NetworkConfig", "RWKVFusion", "preset"]
 
+_SMALL = 0.02
+"""Spread of weights that begin near nothing."""
+
 
 class EncoderLayer(nn.Module):
     """Multi-modal fusion, around a residual, then BRWKV."""
@@ -62,8 +65,10 @@ class DecoderLevel(nn.Module):
         super().__init__()
         widths = config.widths
         width = widths[level]
-        self.up = nn.Linear(widths[min(level + 1, len(widths) - 1)], 4 * width)
-        nn.init.normal_(self.up.weight, std=0.02)
+        self.up = nn.Linear(widths[min(level + 1, len(widths) - 1)], 4 * width, bias=False)
+        # The four pixels that one becomes start alike: a checkerboard is slow to unlearn.
+        with torch.no_grad():
+            self.up.weight.copy_((_SMALL * torch.randn(width, self.up.in_features)).repeat(4, 1))
         self.skip = nn.Parameter(torch.ones(()))
         blocks = range(first_block, first_block + config.levels[level])
         self.layers = nn.Sequential(
@@ -77,7 +82,11 @@ class DecoderLevel(nn.Module):
 
 
 class RWKVFusion(nn.Module):
-    """Fuse registered images of several modalities (eq. 5)."""
+    """Fuse registered images of several modalities (eq. 5).
+
+    Under autocast the layers compute in half precision, but the features they add to stay in the images' type: in
+    bfloat16 the features could not tell neighbouring grey levels apart.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()

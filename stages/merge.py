@@ -108,7 +108,9 @@ class _Masks:
         pairs.sort(key=lambda pair: pair[0].rank)
         self.objects = [item for item, _ in pairs]
         self.roles = [role for _, role in pairs]
-        flat = np.array([item.mask.ravel() for item in self.objects], np.float32).reshape(len(pairs), -1)
+        flat = np.array([item.mask.ravel() for item in self.objects], np.float32).reshape(
+            len(pairs), shape[0] * shape[1]
+        )
         # float32 counts pixels exactly up to 2^24, more than a mask here has.
         self.shared = (flat @ flat.T).astype(np.float64)
         self.areas = np.diagonal(self.shared)

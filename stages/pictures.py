@@ -1,0 +1,35 @@
+"""Decoded pictures as the guidance stages look at them."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from rwkvfusion.infra.codec import decode
+from rwkvfusion.stages.sample import Image
+
+
+def view(image: Image, long_side: int) -> np.ndarray:
+    """The picture decoded to 8 bits and shrunk to `long_side` pixels at most: (h, w, 1) or (h, w, 3) uint8 RGB.
+
+    Deeper values are scaled by their 0.5th and 99.5th percentile; of more than three bands the first three are taken.
+    """
+    array = decode(image.data)
+    if array.shape[2] not in (1, 3):
+        array = array[:, :, : 3 if array.shape[2] > 3 else 1]
+    if array.dtype != np.uint8:
+        low, high = np.percentile(array, (0.5, 99.5))
+        array = np.clip((array - low) * (255.0 / max(high - low, 1e-9)), 0, 255).astype(np.uint8)
+    if array.shape[2] == 3 and bool((array == array[:, :, :1]).all()):
+        array = array[:, :, :1]
+    scale = long_side / max(array.shape[:2])
+    if scale < 1:
+        size = (max(1, round(array.shape[1] * scale)), max(1, round(array.shape[0] * scale)))
+        array = cv2.resize(array, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], array.shape[2])
+    return np.ascontiguousarray(array)
+
+
+def grey(picture: np.ndarray) -> np.ndarray:
+    """Luma of an 8-bit picture, (h, w) float32 in 0-255."""
+    plane = picture[:, :, 0] if picture.shape[2] == 1 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    return plane.astype(np.float32)

@@ -1,0 +1,185 @@
+"""The built-in guidance: it measures what is in the picture, and one bad sample never takes others with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from rwkvfusion.infra.codec import decode_indices, describe, encode_png
+from rwkvfusion.infra.storage import sha256
+from rwkvfusion.pipelines.guidance import builtin_stages
+from rwkvfusion.stages.detect import DetectConfig, SalientRegions
+from rwkvfusion.stages.rle import decode_rle
+from rwkvfusion.stages.sample import Box, Image, Sample
+from rwkvfusion.stages.segment import BoxSegmenter, SegmentConfig
+from rwkvfusion.stages.stage import Stage, StageConfig, StageError, check_chain, fingerprint, run
+from rwkvfusion.stages.text import HashedText, TextConfig
+
+SQUARE = (60, 80, 100, 130)  # y0, x0, y1, x1
+
+
+def picture(array: np.ndarray, role: str = "visible") -> Image:
+    data = encode_png(array)
+    info, _ = describe(data)
+    return Image(role=role, path=f"{role}.png", data=data, sha256=sha256(data), **vars(info))
+
+
+def flat(value: int = 90) -> np.ndarray:
+    return np.full((192, 256), value, np.uint8)
+
+
+def with_square(value: int = 230) -> np.ndarray:
+    array = flat()
+    y0, x0, y1, x1 = SQUARE
+    array[y0:y1, x0:x1] = value
+    return array
+
+
+def sample(first: np.ndarray, second: np.ndarray, key: str = "a") -> Sample:
+    images = (picture(first), picture(second, "infrared"))
+    return Sample(key=key, dataset="d", split="train", task="vif", images=images)
+
+
+def guided(*samples: Sample, stages: Sequence[Stage[Any]] | None = None) -> list[Sample]:
+    found = list(samples)
+    for stage in stages or builtin_stages():
+        stage.load()
+        found = run(stage, found)
+    return found
+
+
+def box_iou(box: Box) -> float:
+    y0, x0, y1, x1 = SQUARE
+    inter = max(0, min(box.x1, x1) - max(box.x0, x0)) * max(0, min(box.y1, y1) - max(box.y0, y0))
+    return inter / ((box.x1 - box.x0) * (box.y1 - box.y0) + (x1 - x0) * (y1 - y0) - inter)
+
+
+@pytest.mark.parametrize(("value", "label"), [(230, "bright region"), (5, "dark region")])
+def test_the_detector_finds_what_stands_out(value: int, label: str) -> None:
+    boxes = SalientRegions(DetectConfig()).detect(picture(with_square(value)))
+    assert boxes[0].label == label
+    assert box_iou(boxes[0]) > 0.5
+
+
+def test_a_flat_picture_has_no_detections_and_says_so() -> None:
+    (found,) = guided(sample(flat(), flat(91)))
+    assert found.error is None
+    assert found.boxes == ()
+    assert found.mask is not None
+    assert found.mask.labels == ()
+    assert found.caption is not None
+    assert "region" not in found.caption
+
+
+def test_the_segmenter_recovers_a_disc_from_its_box() -> None:
+    yy, xx = np.mgrid[:192, :256]
+    disc = (yy - 90) ** 2 + (xx - 120) ** 2 < 40**2
+    noisy = np.where(disc, 200, 80) + np.random.default_rng(0).normal(0, 6, disc.shape)
+    image = picture(np.clip(noisy, 0, 255).astype(np.uint8))
+    box = Box(role="visible", label="x", score=1, x0=78, y0=48, x1=162, y1=132)
+    stage = BoxSegmenter(SegmentConfig(long_side=128))
+    small = cv2.resize(np.clip(noisy, 0, 255).astype(np.uint8), (128, 96), interpolation=cv2.INTER_AREA)[:, :, None]
+    instance = stage.segment(image, small, box)
+    assert instance is not None
+    mask = decode_rle(instance.rle)
+    assert (mask & disc).sum() / (mask | disc).sum() > 0.9
+    assert instance.predicted_iou > 0.8
+    assert instance.stability > 0.8
+
+
+def test_a_datasets_own_mask_is_used_instead() -> None:
+    classes = np.zeros((192, 256), np.uint8)
+    classes[10:40, 10:60] = 2
+    classes[100:150, 100:140] = 1
+    classes[100:150, 180:220] = 1
+    annotated = sample(with_square(), flat(91)).replace(annotation=picture(classes, "mask"))
+    (found,) = guided(annotated, stages=builtin_stages(labels={1: "car", 2: "person"}))
+    assert found.mask is not None
+    assert sorted(found.mask.labels) == ["car", "car", "person"]
+    assert ((decode_indices(found.mask.png) > 0) == (classes > 0)).all()
+
+
+def test_captions_follow_the_picture() -> None:
+    dark, bright = guided(sample(flat(20), with_square(), "a"), sample(flat(240), with_square(), "b"))
+    assert dark.caption is not None
+    assert bright.caption is not None
+    assert "very dark" in dark.captions[0].text
+    assert "very bright" in bright.captions[0].text
+    assert "1 warm region at the centre" in dark.captions[1].text
+    red = np.zeros((64, 64, 3), np.uint8)
+    red[..., 0] = 200
+    (found,) = guided(sample(red, flat(5)[:64, :64]))
+    assert "red" in found.captions[0].text
+
+
+def test_like_words_lie_near_each_other() -> None:
+    encode = HashedText(TextConfig()).encode
+    bright, brighter, dark = encode("bright brighter dark")
+    assert bright @ brighter > 0.4 > abs(bright @ dark)
+    assert encode("Größe 暗い ! \ud800").shape == (4, 256)
+    assert encode("").shape == (0, 256)
+
+
+def test_text_vectors_are_the_same_in_every_process() -> None:
+    code = (
+        "from rwkvfusion.stages.text import *; import hashlib;"
+        "print(hashlib.sha256(HashedText(TextConfig()).encode('a warm region').tobytes()).hexdigest())"
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(seen) == 1
+
+
+class Fragile(Stage[StageConfig]):
+    """Refuses samples called `bad`, and counts its calls."""
+
+    name, version = "fragile", 1
+    requires = provides = frozenset({"images"})
+    calls = 0
+
+    def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        self.calls += 1
+        if any(s.key.startswith("bad") for s in samples):
+            raise RuntimeError("no")
+        return [s.replace(caption="done") for s in samples]
+
+
+def test_one_bad_sample_is_isolated_in_its_place() -> None:
+    keys = ["a", "b", "bad1", "c", "d", "e", "f", "bad2", "g"]
+    stage = Fragile(StageConfig())
+    found = run(stage, [sample(flat(), flat(91), key) for key in keys])
+    assert [s.key for s in found] == keys
+    assert [s.key for s in found if s.error] == ["bad1", "bad2"]
+    assert all(s.caption == "done" for s in found if not s.error)
+    assert found[2].error is not None
+    assert (found[2].error.stage, found[2].error.message) == ("fragile", "RuntimeError: no")
+    calls = stage.calls
+    run(stage, [s for s in found if s.error])
+    assert stage.calls == calls  # failed samples are not tried again
+
+
+def test_a_chain_that_cannot_work_is_refused_before_it_starts() -> None:
+    detect, caption, *_ = builtin_stages()
+    with pytest.raises(StageError, match=r"'caption' needs boxes"):
+        check_chain([caption, detect])
+
+
+def test_a_fingerprint_changes_with_what_changes_the_output_only() -> None:
+    def prints(**detect: Any) -> list[str]:
+        chain = [""]
+        for stage in builtin_stages(detect=DetectConfig.model_validate(detect)):
+            chain.append(fingerprint(chain[-1], stage.identity()))
+        return chain[1:]
+
+    assert prints() == prints(resources={"max_actors": 9})
+    assert all(a != b for a, b in zip(prints(), prints(contrast=20.0), strict=True))

@@ -1,0 +1,154 @@
+"""Mask merging: its promises as properties, and its choices on masks made by hand."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from rwkvfusion.stages.merge import MergeConfig, Object, merge, paint
+from rwkvfusion.stages.rle import decode_rle, encode_rle
+from rwkvfusion.stages.sample import Instance
+
+SHAPE = (40, 48)
+CONFIG = MergeConfig(min_area=0.003)
+
+
+def rectangle(y: int, x: int, h: int, w: int) -> np.ndarray:
+    mask = np.zeros(SHAPE, bool)
+    mask[y : y + h, x : x + w] = True
+    return mask
+
+
+def instance(mask: np.ndarray, role: str = "visible", iou: float = 0.9, label: str = "car") -> Instance:
+    return Instance(role=role, label=label, predicted_iou=iou, stability=0.9, rle=encode_rle(mask))
+
+
+@st.composite
+def instances(draw: st.DrawFn, roles: tuple[str, ...] = ("visible", "infrared")) -> list[Instance]:
+    """Ellipses and rectangles of many sizes; few distinct qualities, so that there are ties."""
+    found = []
+    for _ in range(draw(st.integers(0, 12))):
+        y, x = draw(st.integers(0, SHAPE[0] - 4)), draw(st.integers(0, SHAPE[1] - 4))
+        h, w = draw(st.integers(2, 24)), draw(st.integers(2, 24))
+        mask = rectangle(y, x, h, w)
+        if draw(st.booleans()):
+            yy, xx = np.mgrid[: SHAPE[0], : SHAPE[1]]
+            mask &= ((yy - y - h / 2) / h * 2) ** 2 + ((xx - x - w / 2) / w * 2) ** 2 < 1
+        if mask.any():
+            quality = draw(st.sampled_from((0.2, 0.6, 0.9)))
+            found.append(instance(mask, draw(st.sampled_from(roles)), quality, draw(st.sampled_from("ab"))))
+    return found
+
+
+def as_tuples(objects: list[Object]) -> list[tuple[str, float, bytes]]:
+    return [(o.label, o.predicted_iou, o.mask.tobytes()) for o in objects]
+
+
+@given(instances(("visible", "infrared", "depth")), st.randoms(use_true_random=False))
+def test_neither_the_order_nor_the_names_of_modalities_matter(found: list[Instance], random: object) -> None:
+    shuffled = list(found)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    renamed = {"visible": "zz", "infrared": "aa", "depth": "mm"}
+    other = [i.model_copy(update={"role": renamed[i.role]}) for i in shuffled]
+    assert as_tuples(merge(found, SHAPE, CONFIG)) == as_tuples(merge(other, SHAPE, CONFIG))
+
+
+@given(instances())
+def test_no_pixel_is_in_two_objects_and_the_picture_shows_each(found: list[Instance]) -> None:
+    objects = merge(found, SHAPE, CONFIG)
+    assert len(objects) <= CONFIG.max_objects
+    covered = np.sum([o.mask for o in objects], axis=0) if objects else np.zeros(SHAPE, int)
+    assert covered.max(initial=0) <= 1
+    mask = paint(objects, SHAPE)
+    indices = np.asarray(Image.open(io.BytesIO(mask.png)))
+    assert sorted(set(indices.ravel()) - {0}) == list(range(1, len(mask.labels) + 1))
+    assert all((indices == i + 1).sum() == o.area for i, o in enumerate(objects))
+
+
+@given(instances())
+def test_merging_twice_changes_nothing(found: list[Instance]) -> None:
+    once = merge(found, SHAPE, CONFIG)
+    again = merge([instance(o.mask, "merged", o.predicted_iou, o.label) for o in once], SHAPE, CONFIG)
+    assert as_tuples(once) == as_tuples(again)
+
+
+@given(instances())
+@settings(max_examples=200)
+def test_nothing_without_a_twin_is_lost(found: list[Instance]) -> None:
+    objects = {o.mask.tobytes() for o in merge(found, SHAPE, CONFIG)}
+    masks = [decode_rle(i.rle) for i in found]
+    for i, (one, mask) in enumerate(zip(found, masks, strict=True)):
+        alone = not any((mask & other).any() for j, other in enumerate(masks) if j != i)
+        large_enough = mask.sum() >= CONFIG.min_area * mask.size
+        if alone and large_enough and one.predicted_iou >= CONFIG.min_predicted_iou:
+            assert mask.tobytes() in objects
+
+
+def test_a_matched_pair_keeps_the_better_mask() -> None:
+    worse, better = rectangle(4, 4, 10, 10), rectangle(5, 5, 10, 10)
+    (kept,) = merge([instance(worse, "visible", 0.7), instance(better, "infrared", 0.8)], SHAPE, CONFIG)
+    assert (kept.mask == better).all()
+
+
+def test_the_assignment_is_one_to_one_for_the_largest_sum() -> None:
+    # The left visible mask overlaps both infrared ones; taking the larger overlap first would leave one unmatched.
+    a, b = rectangle(2, 2, 10, 12), rectangle(2, 18, 10, 12)
+    c, d = rectangle(2, 4, 10, 12), rectangle(2, 19, 10, 12)
+    found = [instance(a), instance(b), instance(c, "infrared", 0.8), instance(d, "infrared", 0.8)]
+    assert {o.mask.tobytes() for o in merge(found, SHAPE, CONFIG)} == {a.tobytes(), b.tobytes()}
+
+
+def test_incompatible_labels_stay_two_objects_and_share_no_pixel() -> None:
+    objects = merge(
+        [instance(rectangle(4, 4, 10, 10)), instance(rectangle(4, 4, 10, 14), "infrared", 0.7, "person")], SHAPE, CONFIG
+    )
+    assert [(o.label, o.area) for o in objects] == [("car", 100), ("person", 40)]
+
+
+def test_a_part_of_a_kept_object_is_no_second_object_but_another_thing_on_it_is() -> None:
+    whole, part = rectangle(4, 4, 20, 20), rectangle(8, 8, 5, 5)
+    assert len(merge([instance(whole), instance(part, "infrared")], SHAPE, CONFIG)) == 1
+    objects = merge([instance(whole), instance(part, "infrared", 0.8, "lamp")], SHAPE, CONFIG)
+    assert {(o.label, o.area) for o in objects} == {("car", 375), ("lamp", 25)}
+
+
+@pytest.mark.parametrize("share", [0.0001, 1.0])
+def test_specks_and_masks_of_nearly_everything_are_dropped(share: float) -> None:
+    side = (1, 1) if share < 0.5 else SHAPE
+    assert merge([instance(rectangle(0, 0, *side))], SHAPE, CONFIG) == []
+
+
+def test_of_more_than_twenty_the_best_are_kept() -> None:
+    found = [
+        instance(rectangle(8 * (i // 6), 8 * (i % 6), 5, 5), "visible" if i % 2 else "infrared", 0.5 + 0.01 * i)
+        for i in range(30)
+    ]
+    assert [round(o.predicted_iou, 2) for o in merge(found, SHAPE, CONFIG)] == [
+        round(0.79 - 0.01 * i, 2) for i in range(20)
+    ]
+
+
+def test_three_modalities_join_into_one_object() -> None:
+    found = [instance(rectangle(4 + i, 4, 12, 12), role) for i, role in enumerate(("visible", "infrared", "depth"))]
+    assert len(merge(found, SHAPE, CONFIG)) == 1
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**32 - 1))
+def test_run_lengths_round_trip_and_follow_cocos_order(height: int, width: int, seed: int) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < 0.5
+    rle = encode_rle(mask)
+    assert (decode_rle(rle) == mask).all()
+    column_major = [int(v) for column in mask.T for v in column]
+    expanded = [i % 2 for i, count in enumerate(rle.counts) for _ in range(count)]
+    assert expanded == column_major
+
+
+def test_runs_that_do_not_fill_the_mask_are_refused() -> None:
+    rle = encode_rle(rectangle(0, 0, 3, 3))
+    with pytest.raises(ValueError, match="do not fill"):
+        decode_rle(rle.model_copy(update={"height": 41}))

@@ -15,10 +15,11 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests
 from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.model.config import LUMA_TASKS
 from rwkvfusion.stages.sample import Sample, SampleFormatError
 
 SURVEYED_SHARDS = 4
-"""Shards looked into before a training starts; they are spread over the dataset."""
+"""Shards of each dataset looked into before a training starts, spread over it."""
 
 
 class DataError(RwkvFusionError, ValueError):
@@ -65,16 +66,17 @@ def _grouped(url: str, data: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Committed shards of one task, from one or several datasets. It pickles small: it holds no pictures."""
+    """Committed shards from one or several datasets. It pickles small: it holds no pictures."""
 
     task: str
+    """Of the first dataset. Tasks that fuse luma may be mixed: they share inputs and loss."""
     shards: tuple[Shard, ...]
 
     @classmethod
     def open(cls, urls: Sequence[str], splits: Sequence[str]) -> Self:
         """The shards of `splits` in the datasets at `urls`.
 
-        ManifestError where there is no dataset; DataError where a split is missing or empty, or the tasks differ.
+        ManifestError where there is no dataset; DataError where a split is missing or empty, or the tasks do not mix.
         """
         shards: list[Shard] = []
         for url in urls:
@@ -85,9 +87,11 @@ class TrainingSet:
                 there = ", ".join(sorted({m.split for m in manifests})) or "no samples at all"
                 raise DataError(f"{store.url} has no samples in split {', '.join(missing)}; it has: {there}")
             shards += [Shard(store, m) for m in manifests if m.split in splits]
-        tasks = sorted({shard.manifest.task for shard in shards})
-        if len(tasks) != 1:
-            raise DataError(f"a model is trained for one task, the data is for {' and '.join(tasks) or 'none'}")
+        tasks = list(dict.fromkeys(shard.manifest.task for shard in shards))
+        if not tasks:
+            raise DataError("no data: give at least one dataset and one split")
+        if len(tasks) > 1 and not set(tasks) <= set(LUMA_TASKS):
+            raise DataError(f"one model cannot be trained for {' and '.join(tasks)}: their inputs and losses differ")
         return cls(tasks[0], tuple(shards))
 
     def __len__(self) -> int:
@@ -102,10 +106,14 @@ class TrainingSet:
         return {url: sha256("\n".join(lines).encode()) for url, lines in proofs.items()}
 
     def survey(self) -> Survey:
-        """Look into a few shards spread over the set. DataError where samples differ in what a network fixes."""
-        count = min(SURVEYED_SHARDS, len(self.shards))
-        picked = [self.shards[i * (len(self.shards) - 1) // max(count - 1, 1)] for i in range(count)]
-        return Survey.of([sample for shard in picked for sample in shard.read()])
+        """Look into a few shards of each dataset. DataError where samples differ in what a network fixes."""
+        samples: list[Sample] = []
+        for url in self.fingerprints:
+            shards = [shard for shard in self.shards if shard.store.url == url]
+            count = min(SURVEYED_SHARDS, len(shards))
+            for i in range(count):
+                samples += shards[i * (len(shards) - 1) // max(count - 1, 1)].read()
+        return Survey.of(samples)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,6 +27,9 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT_VERSION = 1
 
 
+Roles = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}(\|[a-z][a-z0-9_]{0,31})*$")]
+
+
 class FuserError(RwkvFusionError, ValueError):
     """Pictures that do not fit the model, or files that are not a model; the message names what differs."""
 
@@ -36,7 +39,7 @@ class FuserConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     task: Task
-    roles: tuple[str, ...] = Field(
+    roles: tuple[Roles, ...] = Field(
         min_length=1,
         description="modality of each input, in the network's order; `ct|pet|spect`: any one of these",
     )
@@ -47,7 +50,9 @@ class FuserConfig(BaseModel):
     @classmethod
     def of(cls, network: RWKVFusion, task: Task, roles: tuple[str, ...], *, luma_only: bool) -> FuserConfig:
         """The config of a network that is there."""
-        return cls(task=task, roles=roles, network=dataclasses.asdict(network.config), luma_only=luma_only)
+        # As JSON has it, so that a config read back is equal.
+        fields = json.loads(json.dumps(dataclasses.asdict(network.config)))
+        return cls(task=task, roles=roles, network=fields, luma_only=luma_only)
 
     @property
     def places(self) -> tuple[tuple[str, ...], ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from made import scene
 
 from rwkvfusion.infra.codec import decode, encode_png
@@ -172,7 +173,10 @@ def test_the_artifact_is_plain_files(registered: RegisteredVersion, run: RunInfo
     assert "artifacts/fuser/model.safetensors" in names
     allowed = {".safetensors", ".json", ".yaml", ".txt", ".py"}
     assert {Path(name).suffix for name in names if name != "MLmodel"} <= allowed
-    assert "cloudpickle" not in (root / "MLmodel").read_text()
+    flavor = yaml.safe_load((root / "MLmodel").read_text())["flavors"]["python_function"]
+    assert Path(flavor["model_code_path"]).name in names
+    assert "python_model" not in flavor
+    assert "cloudpickle" not in (root / "requirements.txt").read_text()
     assert "torch==2" in (root / "requirements.txt").read_text()
     assert "+" not in (root / "requirements.txt").read_text()
 

@@ -1,0 +1,197 @@
+"""`fuse`: a model's pictures of one pair, of two folders, or of a prepared dataset. Needs no Ray.
+
+Each picture `NAME.png` (TIFF where it has other than 1 or 3 bands) lies beside `NAME.json`: model, sources, guidance,
+hashes. A pair that cannot be fused is skipped with its reason; the others go on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from rwkvfusion.infra.codec import ImageError, describe
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests
+from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.model.fuser import Fuser
+from rwkvfusion.model.serving import resolve
+from rwkvfusion.pipelines.fuse_writer import (
+    Fused,
+    FuseError,
+    FuseSummary,
+    Model,
+    OnPicture,
+    PictureWriter,
+    Skipped,
+    Task,
+)
+from rwkvfusion.stages.layouts import Layout, Place
+from rwkvfusion.stages.pairing import Found, is_picture, pair_files
+from rwkvfusion.stages.sample import Image, Sample, SampleFormatError
+from rwkvfusion.stages.shards import unpack
+
+__all__ = ["FuseError", "FuseSummary", "Model", "PictureProgress", "fuse_dataset", "fuse_folders", "fuse_pair"]
+
+RawGuidance = Literal["none", "builtin"]
+File = tuple[Store, str]
+
+
+def open_model(uri: str, device: str | None = None, tracking: str | None = None) -> Model:
+    """The model behind `uri` (see `serving.resolve`) on `device`; by default on the GPU where there is one."""
+    source = resolve(uri, tracking)
+    return Model(Fuser.load(source.folder, device or ("cuda" if torch.cuda.is_available() else "cpu")), source)
+
+
+def fuse_pair(model: Model, urls: Sequence[str], out: str, guidance: RawGuidance = "none") -> FuseSummary:
+    """Fuse the pictures `urls`, in the order of the model's roles, to `out` with its record beside it.
+
+    `out` ends in .png or .tif, or is a folder, where the picture gets the stem of the first. FuseError for a number of
+    pictures that is not the model's, and for an `out` that ends otherwise.
+    """
+    roles = [names[0] for names in model.fuser.config.places]
+    if len(urls) != len(roles):
+        raise FuseError(f"this model fuses {' + '.join(roles)}: give {len(roles)} pictures, not {len(urls)}")
+    files = {role: _file(url) for role, url in zip(roles, urls, strict=True)}
+    folder, name = (Store(out), files[roles[0]][1]) if Store(out).isdir() else _file(out)
+    stem, _, extension = name.rpartition(".")
+    if Store(out).isdir():
+        extension = ""
+    elif not stem or extension.lower() not in ("png", "tif", "tiff"):
+        raise FuseError(f"{out}: a fused picture is written as .png or .tif (or into a folder that is there)")
+    writer = PictureWriter(model, folder, guidance, extension or None)
+    return writer.run([Task(stem, partial(_raw_sample, model, files))], 1)
+
+
+def fuse_folders(
+    model: Model,
+    folders: Mapping[str, str],
+    out: str,
+    guidance: RawGuidance = "none",
+    on_picture: OnPicture | None = None,
+) -> FuseSummary:
+    """Fuse the pictures of `folders` (role -> URL), paired by stem, to `{out}/{stem}.png`.
+
+    Stems may differ in case. Files that pair with nothing are skipped with the reason. FuseError where the roles are
+    not the model's, a folder is not there, or no two stems fit.
+    """
+    places = model.fuser.config.places
+    roles = [role for names in places for role in names if role in folders]
+    if len(roles) != len(places) or set(roles) != set(folders):
+        raise FuseError(f"this model fuses {' + '.join(model.fuser.config.roles)}, not {' + '.join(folders)}")
+    found = []
+    for role in roles:
+        store = Store(folders[role])
+        if not store.isdir():
+            raise FuseError(f"{role}: {store.url} is not a folder")
+        names = [name for name in store.files(deep=False) if is_picture(name)]
+        found += [Found(f"{role}/{name}", Place(role), "", "", name.rpartition(".")[0]) for name in names]
+    layout = Layout(model.fuser.config.task, tuple(Place(role) for role in roles))
+    pairs, alone = pair_files(layout, found)
+    if not pairs:
+        counts = ", ".join(f"{sum(f.place.role == role for f in found)} {role}" for role in roles)
+        raise FuseError(f"no two pictures have the same name before the dot (there are {counts})")
+    tasks = []
+    for pair in sorted(pairs, key=lambda pair: pair.name):
+        files = {role: (Store(folders[role]), name.partition("/")[2]) for role, name in pair.files.items()}
+        tasks.append(Task(files[roles[0]][1].rpartition(".")[0], partial(_raw_sample, model, files)))
+    skipped = [Skipped(one.name, one.reason) for one in sorted(alone, key=lambda one: one.name)]
+    return PictureWriter(model, Store(out), guidance).run(tasks, len(tasks) + len(skipped), on_picture, skipped)
+
+
+def fuse_dataset(
+    model: Model,
+    url: str,
+    out: str,
+    splits: Collection[str] | None = None,
+    keys: Collection[str] | None = None,
+    on_picture: OnPicture | None = None,
+) -> FuseSummary:
+    """Fuse the committed samples of the dataset at `url` with their own masks and texts, to `{out}/{stem}.png`.
+
+    The stem is that of the first modality's file in the source, so that the pictures can be set beside it; where two
+    samples share one, the later gets its key. FuseError for splits or keys that are not there.
+    """
+    store = open_dataset(url)
+    manifests = read_manifests(store)
+    there = sorted({manifest.split for manifest in manifests})
+    unknown = sorted(set(splits or ()) - set(there))
+    if unknown:
+        raise FuseError(f"{store.url} has no split {', '.join(unknown)}; there is {', '.join(there)}")
+    chosen = [manifest for manifest in manifests if not splits or manifest.split in splits]
+    wanted = {key for manifest in chosen for key in manifest.keys if keys is None or key in keys}
+    missing = sorted(set(keys or ()) - wanted)
+    if missing or not wanted:
+        raise FuseError(f"{store.url} has no committed sample {', '.join(missing[:5])} in the splits asked for")
+    return PictureWriter(model, Store(out), "sample").run(_committed(store, chosen, wanted), len(wanted), on_picture)
+
+
+class PictureProgress:
+    """Progress on stderr, for `on_picture`: a bar on a terminal, else a line a picture; reasons on both."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._done = 0
+
+    def __call__(self, result: Fused | Skipped, total: int) -> None:
+        self._done += 1
+        if isinstance(result, Skipped):
+            tqdm.write(f"skipped {result.name}: {result.reason}", file=sys.stderr)
+        elif not sys.stderr.isatty():
+            size = f"{result.width}x{result.height}"
+            print(f"{result.name} {size} {result.seconds:.2f} s ({self._done}/{total})", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            self._bar = self._bar or tqdm(total=total, unit="picture")
+            self._bar.update()
+            if self._done == total:
+                self._bar.close()
+
+
+def _file(url: str) -> File:
+    folder, _, name = Store(url).url.rpartition("/")
+    return Store(folder or "/"), name
+
+
+def _raw_sample(model: Model, files: Mapping[str, File]) -> Sample:
+    """A sample of pictures as they are; an error names the file."""
+    images = []
+    for role, (store, name) in files.items():
+        data = store.read(name)
+        try:
+            info, _ = describe(data)
+        except ImageError as error:
+            raise ImageError(f"{store.join(name)}: {error}") from None
+        images.append(Image(role=role, path=store.join(name), data=data, sha256=sha256(data), **asdict(info)))
+    return Sample(key="pair", dataset="files", split="test", task=model.fuser.config.task, images=tuple(images))
+
+
+def _committed(store: Store, manifests: Sequence[Manifest], wanted: Collection[str]) -> Iterator[Task]:
+    """A task for each wanted sample of the shards; those of a damaged shard fail with what is wrong with it."""
+    for manifest in manifests:
+        keys = [key for key in manifest.keys if key in wanted]
+        if not keys:
+            continue
+        try:
+            samples = {sample.key: sample for sample in _shard(store, manifest)}
+        except RwkvFusionError as error:
+            yield from (Task(key, partial(_fail, str(error))) for key in keys)
+            continue
+        for key in keys:
+            stem = samples[key].images[0].path.rpartition("/")[2].rpartition(".")[0]
+            yield Task(stem, partial(samples.__getitem__, key))
+
+
+def _shard(store: Store, manifest: Manifest) -> list[Sample]:
+    data = store.read(manifest.tar)
+    if sha256(data) != manifest.sha256:
+        raise SampleFormatError(f"{store.join(manifest.tar)} is not what was committed (SHA-256 differs)")
+    return list(unpack(data))
+
+
+def _fail(message: str) -> Sample:
+    raise SampleFormatError(message)

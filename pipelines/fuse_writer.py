@@ -1,0 +1,177 @@
+"""Fusing one sample after the other, and writing each picture with the record of its making."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.provenance import commit, package_version
+from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.model.fuser import Fuser
+from rwkvfusion.model.pixels import encode_picture
+from rwkvfusion.model.serving import ModelSource
+from rwkvfusion.stages.sample import Sample
+from rwkvfusion.stages.stage import Stage, run
+
+Guidance = Literal["none", "builtin", "sample"]
+"""Where mask and text come from: nowhere, the built-in stages, or the prepared sample."""
+
+
+class FuseError(RwkvFusionError):
+    """Nothing can be fused as asked; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fuser and where it came from."""
+
+    fuser: Fuser
+    source: ModelSource
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A picture that was written: the name of its pair, its URL, size in pixels, and the seconds it took."""
+
+    name: str
+    url: str
+    height: int
+    width: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A pair, or a file without a partner, that gave no picture, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FuseSummary:
+    """What came of a call. `exit_code`: 0 all fused, 3 some skipped, 1 nothing fused."""
+
+    written: tuple[Fused, ...]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def exit_code(self) -> int:
+        if not self.written:
+            return 1
+        return 3 if self.skipped else 0
+
+
+OnPicture = Callable[[Fused | Skipped, int], None]
+"""Called with what came of each pair, and the number of all."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A picture to make: its name, and how to get the sample (an RwkvFusionError where that fails)."""
+
+    name: str
+    read: Callable[[], Sample]
+
+
+class PictureWriter:
+    """Writes `{stem}.{extension}` and then `{stem}.json` to `store`; a pair that cannot be fused is skipped.
+
+    The extension is PNG's where PNG can hold the picture, else TIFF's, unless `extension` asks for one of them.
+    """
+
+    def __init__(self, model: Model, store: Store, guidance: Guidance, extension: str | None = None) -> None:
+        self.model, self.store, self.guidance, self.extension = model, store, guidance, extension
+        self._stages = _builtin_stages(model) if guidance == "builtin" else []
+        self._used: set[str] = set()
+
+    def run(
+        self, tasks: Iterable[Task], total: int, on_picture: OnPicture | None = None, skipped: Iterable[Skipped] = ()
+    ) -> FuseSummary:
+        """Do the tasks in order. `skipped` are reported with them; `total` counts both."""
+        written, left_out = [], list(skipped)
+        for skip in left_out:
+            if on_picture:
+                on_picture(skip, total)
+        for task in tasks:
+            result = self._one(task)
+            if isinstance(result, Fused):
+                written.append(result)
+            else:
+                left_out.append(result)
+            if on_picture:
+                on_picture(result, total)
+        return FuseSummary(tuple(written), tuple(left_out))
+
+    def _one(self, task: Task) -> Fused | Skipped:
+        start = time.perf_counter()
+        try:
+            sample = task.read()
+            for stage in self._stages:
+                (sample,) = run(stage, [sample])
+            if sample.error is not None:
+                return Skipped(task.name, f"{sample.error.stage}: {sample.error.message}")
+            picture = self.model.fuser.fuse_sample(sample)
+            data, extension = encode_picture(picture, self.extension)
+        except RwkvFusionError as error:
+            return Skipped(task.name, str(error))
+        stem = self._free(task.name, sample)
+        seconds = time.perf_counter() - start
+        self.store.write(f"{stem}.{extension}", data)
+        output = {
+            "path": f"{stem}.{extension}",
+            "sha256": sha256(data),
+            **dict(zip(("height", "width", "channels"), picture.shape, strict=True)),
+            "dtype": str(picture.dtype),
+        }
+        self.store.write(f"{stem}.json", _json(self._record(sample) | {"output": output, "seconds": round(seconds, 4)}))
+        height, width = picture.shape[:2]
+        return Fused(task.name, self.store.join(f"{stem}.{extension}"), height, width, seconds)
+
+    def _free(self, name: str, sample: Sample) -> str:
+        """A stem that no picture of this run has."""
+        stem = next(stem for stem in (name, sample.key, f"{name}-{sample.key}") if stem and stem not in self._used)
+        self._used.add(stem)
+        return stem
+
+    def _record(self, sample: Sample) -> dict[str, Any]:
+        """What made the picture. Guidance is null where the network had none."""
+        use_mask = self.model.fuser.network.config.use_mask and sample.mask is not None
+        guided = use_mask or sample.text is not None
+        return {
+            "model": {k: v for k, v in asdict(self.model.source).items() if k != "folder"},
+            "sources": {image.role: {"path": image.path, "sha256": image.sha256} for image in sample.images},
+            "guidance": {
+                "from": self.guidance,
+                "caption": sample.caption if sample.text is not None else None,
+                "mask_labels": list(sample.mask.labels) if use_mask and sample.mask is not None else None,
+            }
+            if guided
+            else None,
+            "dataset": {"name": sample.dataset, "split": sample.split, "key": sample.key}
+            if self.guidance == "sample"
+            else None,
+            "package_version": package_version(),
+            "commit": commit(),
+        }
+
+
+def _builtin_stages(model: Model) -> list[Stage[Any]]:
+    # Imported here: OpenCV and SciPy are not needed to fuse without guidance.
+    from rwkvfusion.pipelines.guidance import builtin_stages
+    from rwkvfusion.stages.text import TextConfig
+
+    stages = builtin_stages(text=TextConfig(width=model.fuser.network.config.text_width))
+    for stage in stages:
+        stage.load()
+    return stages
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    # A file name that is not UTF-8 must not cost its picture the record.
+    return text.encode("utf-8", "backslashreplace")

@@ -1,0 +1,229 @@
+"""`fuse` as a job: pairs, folders and datasets to pictures with their records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from made import scene
+from PIL import Image as Pil
+
+from rwkvfusion.infra.codec import decode, describe, encode_png
+from rwkvfusion.infra.manifest import Manifest, write_manifest
+from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.model.fuser import Fuser, FuserConfig
+from rwkvfusion.model.network import NetworkConfig, RWKVFusion
+from rwkvfusion.model.serving import ModelSource
+from rwkvfusion.pipelines.fuse import (
+    FuseError,
+    Model,
+    PictureProgress,
+    fuse_dataset,
+    fuse_folders,
+    fuse_pair,
+    open_model,
+)
+from rwkvfusion.pipelines.fuse_writer import Fused, Skipped
+from rwkvfusion.stages.sample import SCHEMA_VERSION, Image, Mask, Sample, Text
+from rwkvfusion.stages.shards import pack
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    torch.manual_seed(0)
+    network = RWKVFusion(NetworkConfig(in_channels=(1, 1), out_channels=1, width=8, text_width=16))
+    torch.nn.init.normal_(network.head.weight, std=0.05)
+    folder = tmp_path_factory.mktemp("model")
+    Fuser(network, FuserConfig.of(network, "vif", ("visible", "infrared"), luma_only=True)).save(folder)
+    return open_model(str(folder), "cpu")
+
+
+def write(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imencode(path.suffix, array[:, :, ::-1] if array.shape[2] == 3 else array)[1].tofile(path)
+    return path
+
+
+def test_a_pair_is_the_fusers_pixels_and_a_record(model: Model, tmp_path: Path) -> None:
+    visible, infrared = scene(1), scene(2, channels=1)
+    a = write(tmp_path / "街 (1) & 'x'.png", visible)
+    b = write(tmp_path / "b.bmp", infrared)
+    summary = fuse_pair(model, [str(a), str(b)], str(tmp_path / "out" / "fused.png"))
+    assert summary.exit_code == 0
+    data = (tmp_path / "out" / "fused.png").read_bytes()
+    np.testing.assert_array_equal(decode(data), model.fuser.fuse({"visible": visible, "infrared": infrared}))
+    record = json.loads((tmp_path / "out" / "fused.json").read_text())
+    assert record["sources"]["visible"] == {"path": str(a), "sha256": sha256(a.read_bytes())}
+    assert record["output"] | {"path": "fused.png", "sha256": sha256(data)} == record["output"]
+    assert (record["output"]["height"], record["output"]["width"], record["output"]["channels"]) == (96, 128, 3)
+    assert record["model"]["uri"] == model.source.uri
+    assert record["guidance"] is None
+
+
+def test_sixteen_bits_stay_sixteen(model: Model, tmp_path: Path) -> None:
+    deep = scene(1, channels=1).astype(np.uint16) * 257
+    a, b = write(tmp_path / "a.png", deep), write(tmp_path / "b.png", deep[:, ::-1])
+    (tmp_path / "out").mkdir()
+    (fused,) = fuse_pair(model, [str(a), str(b)], str(tmp_path / "out")).written
+    assert fused.url.endswith("/out/a.png")
+    array = decode((tmp_path / "out/a.png").read_bytes())
+    assert (array.dtype, array.shape) == (np.uint16, (96, 128, 1))
+    np.testing.assert_array_equal(array, model.fuser.fuse({"visible": deep, "infrared": deep[:, ::-1]}))
+    fuse_pair(model, [str(a), str(b)], str(tmp_path / "x.tif"))
+    np.testing.assert_array_equal(decode((tmp_path / "x.tif").read_bytes()), array)
+
+
+def test_many_bands_become_tiff(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = RWKVFusion(NetworkConfig(in_channels=(1, 4), out_channels=4, width=8, text_width=16, residual=1))
+    config = FuserConfig.of(network, "pansharpening", ("pan", "ms"), luma_only=False)
+    model = Model(Fuser(network, config), ModelSource(tmp_path, "made"))
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "pan.tif", scene(1, channels=1)[:, :, 0].astype(np.uint16) * 257)
+    tifffile.imwrite(tmp_path / "ms.tif", scene(2, 24, 32, 4).astype(np.uint16) * 257, photometric="minisblack")
+    urls = [str(tmp_path / "pan.tif"), str(tmp_path / "ms.tif")]
+    assert "write .tif" in fuse_pair(model, urls, str(tmp_path / "fused.png")).skipped[0].reason
+    assert fuse_pair(model, urls, str(tmp_path / "fused.tif")).exit_code == 0
+    array = decode((tmp_path / "fused.tif").read_bytes())
+    assert (array.dtype, array.shape) == (np.uint16, (96, 128, 4))
+
+
+def test_wrong_requests_are_refused(model: Model, tmp_path: Path) -> None:
+    a = str(write(tmp_path / "a.png", scene(1)))
+    with pytest.raises(FuseError, match="give 2 pictures, not 3"):
+        fuse_pair(model, [a, a, a], str(tmp_path / "x.png"))
+    with pytest.raises(FuseError, match=r"written as .png or .tif"):
+        fuse_pair(model, [a, a], str(tmp_path / "x.jpg"))
+    with pytest.raises(FuseError, match=r"visible \+ infrared, not near \+ far"):
+        fuse_folders(model, {"near": str(tmp_path), "far": str(tmp_path)}, str(tmp_path / "out"))
+    with pytest.raises(FuseError, match="is not a folder"):
+        fuse_folders(model, {"visible": str(tmp_path), "infrared": str(tmp_path / "none")}, str(tmp_path / "out"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FuseError, match="1 visible, 0 infrared"):
+        fuse_folders(model, {"visible": str(tmp_path), "infrared": str(tmp_path / "empty")}, str(tmp_path / "out"))
+    (skipped,) = fuse_pair(model, [a, str(tmp_path / "gone.png")], str(tmp_path / "x.png")).skipped
+    assert "gone.png" in skipped.reason
+
+
+def test_folders_pair_by_stem_and_bad_pairs_are_skipped(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    visible, infrared = tmp_path / "vi", tmp_path / "ir"
+    for name in ("one", "Two", "small", "torn", "alone"):
+        write(visible / f"{name}.png", scene(1))
+    for name, size in (("one", (96, 128)), ("two", (96, 128)), ("small", (48, 64)), ("torn", (96, 128))):
+        write(infrared / f"{name}.jpg", scene(2, *size, 1))
+    (visible / "Thumbs.db").write_bytes(b"junk")
+    (infrared / "torn.jpg").write_bytes((infrared / "torn.jpg").read_bytes()[:200])
+    folders = {"infrared": str(infrared), "visible": str(visible)}
+    seen: list[Fused | Skipped] = []
+    progress = PictureProgress()
+    summary = fuse_folders(
+        model,
+        folders,
+        "memory://fused",
+        on_picture=lambda result, total: (seen.append(result), progress(result, total))[1],
+    )
+    assert [one.name for one in summary.written] == ["Two", "one"]
+    reasons = {one.name: one.reason for one in summary.skipped}
+    assert set(reasons) == {"visible/alone.png", "small", "torn"}
+    assert "64x48" in reasons["small"]
+    assert "128x96" in reasons["small"]
+    assert "torn.jpg" in reasons["torn"]
+    assert summary.exit_code == 3
+    assert len(seen) == 5
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert any(line.startswith("one 128x96") for line in lines)
+    out = Store("memory://fused")
+    assert out.files() == ["Two.json", "Two.png", "one.json", "one.png"]
+    alone = model.fuser.fuse({"visible": scene(1), "infrared": decode((infrared / "two.jpg").read_bytes())})
+    np.testing.assert_array_equal(decode(out.read("Two.png")), alone)
+
+
+def sample(key: str, path: str, seed: int) -> Sample:
+    images = []
+    for role, array in (("visible", scene(seed)), ("infrared", scene(seed + 50, channels=1))):
+        data = encode_png(array)
+        info, _ = describe(data)
+        images.append(
+            Image(role=role, path=path.format(role), data=data, ext=info.ext, height=info.height, width=info.width,
+                  channels=info.channels, bit_depth=info.bit_depth, sha256=sha256(data))
+        )  # fmt: skip
+    index = np.zeros((96, 128), np.uint8)
+    index[30:70, 40:90] = 1
+    return Sample(
+        key=key, dataset="made", split="test", task="vif", images=tuple(images), caption="a bright disc",
+        mask=Mask(png=encode_png(index), labels=("disc",)),
+        text=Text.of(np.random.default_rng(seed).normal(size=(3, 16))),
+    )  # fmt: skip
+
+
+def commit_shard(store: Store, index: int, samples: list[Sample]) -> None:
+    data = pack(samples)
+    manifest = Manifest(
+        shard=f"test-{index:06d}", dataset="made", task="vif", sha256=sha256(data), size=len(data),
+        keys=tuple(s.key for s in samples), quarantined=(), plan="p", fingerprint="f", stages=(),
+        schema_version=SCHEMA_VERSION, package_version="0", commit=None,
+    )  # fmt: skip
+    store.write(manifest.tar, data)
+    write_manifest(store, manifest)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(str(tmp_path_factory.mktemp("made")))
+    commit_shard(store, 0, [sample("a-1", "{}/A.png", 1), sample("b", "{}/Bild 2.png", 2)])
+    commit_shard(store, 1, [sample("a-2", "other/{}/A.png", 3)])
+    return store
+
+
+def test_a_dataset_is_fused_with_its_own_guidance(model: Model, dataset: Store, tmp_path: Path) -> None:
+    summary = fuse_dataset(model, dataset.url, str(tmp_path), splits=["test"])
+    assert summary.exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "A.json", "A.png", "Bild 2.json", "Bild 2.png", "a-2.json", "a-2.png",
+    ]  # fmt: skip
+    second = sample("b", "{}/Bild 2.png", 2)
+    fused = decode((tmp_path / "Bild 2.png").read_bytes())
+    np.testing.assert_array_equal(fused, model.fuser.fuse_sample(second))
+    plain = model.fuser.fuse({image.role: decode(image.data) for image in second.images})
+    assert not np.array_equal(fused, plain)
+    record = json.loads((tmp_path / "Bild 2.json").read_text())
+    assert record["guidance"] == {"from": "sample", "caption": "a bright disc", "mask_labels": ["disc"]}
+    assert record["dataset"] == {"name": "made", "split": "test", "key": "b"}
+    assert record["sources"]["infrared"]["sha256"] == second.image("infrared").sha256
+
+
+def test_keys_choose_samples_and_damage_is_skipped(model: Model, dataset: Store, tmp_path: Path) -> None:
+    (one,) = fuse_dataset(model, dataset.url, str(tmp_path / "one"), keys=["b"]).written
+    assert one.name == "Bild 2"
+    with pytest.raises(FuseError, match="no committed sample zebra"):
+        fuse_dataset(model, dataset.url, str(tmp_path), keys=["b", "zebra"])
+    with pytest.raises(FuseError, match="no split val; there is test"):
+        fuse_dataset(model, dataset.url, str(tmp_path), splits=["val"])
+    torn = Store(str(tmp_path / "torn"))
+    for name in dataset.files():
+        data = dataset.read(name)
+        torn.write(name, data[:-4000] if name == "test-000000.tar" else data)
+    summary = fuse_dataset(model, torn.url, str(tmp_path / "out"))
+    assert [one.name for one in summary.written] == ["A"]
+    assert {one.name for one in summary.skipped} == {"a-1", "b"}
+    assert all("not what was committed" in one.reason for one in summary.skipped)
+
+
+def test_builtin_guidance_changes_the_picture_and_is_recorded(model: Model, tmp_path: Path) -> None:
+    pytest.importorskip("rwkvfusion.stages.text")
+    a, b = write(tmp_path / "a.png", scene(1)), write(tmp_path / "b.png", scene(2, channels=1))
+    for guidance in ("none", "builtin"):
+        assert fuse_pair(model, [str(a), str(b)], str(tmp_path / f"{guidance}.png"), guidance).exit_code == 0  # type: ignore[arg-type]
+    plain, guided = (np.asarray(Pil.open(tmp_path / f"{name}.png")) for name in ("none", "builtin"))
+    assert not np.array_equal(plain, guided)
+    record = json.loads((tmp_path / "builtin.json").read_text())
+    assert record["guidance"]["from"] == "builtin"
+    assert "infrared" in record["guidance"]["caption"]

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from rwkvfusion.kernels.biwkv import biwkv
 from rwkvfusion.model.scan import merge, orders_of, partition, scan_map, unscan_map
 
-_SMALL = 0.02
+SMALL = 0.02
+"""Spread of the last weights of each residual branch at the start."""
 
 
 class SpatialMixing(nn.Module):
@@ -19,7 +20,7 @@ class SpatialMixing(nn.Module):
         # From nearly global (e^-0.1 over the whole sequence) to local channels, and self-weights to match.
         self.decay = nn.Parameter(torch.logspace(-1, 1.3, width))
         self.bonus = nn.Parameter(torch.linspace(0, 4, width))
-        nn.init.normal_(self.out.weight, std=_SMALL)
+        nn.init.normal_(self.out.weight, std=SMALL)
 
     def forward(self, x: Tensor, hidden: Tensor | None = None, length: int | None = None) -> Tensor:
         """Mix tokens (B, L, C).
@@ -46,7 +47,7 @@ class ChannelMixing(nn.Module):
         self.key = nn.Linear(width, hidden, bias=False)
         self.value = nn.Linear(hidden, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        nn.init.normal_(self.out.weight, std=_SMALL)
+        nn.init.normal_(self.out.weight, std=SMALL)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the channels of (..., C)."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkvfusion.model.layers import SpatialMixing
+from rwkvfusion.model.layers import SMALL, SpatialMixing
 
 _QUIET = 0.2
 """Gain of the norms at the start, at which the gate adds little to the features."""
@@ -67,6 +67,8 @@ class TextExchange(nn.Module):
         self.spatial = SpatialMixing(width)
         self.mlp_norm = nn.RMSNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        for name, parameter in self.mlp[2].named_parameters():
+            nn.init.normal_(parameter, std=SMALL if name == "weight" else 0.0)
 
     def forward(self, image: Tensor, text: Text) -> tuple[Tensor, Text]:
         """image (B, H, W, C), H and W multiples of the pool -> the pooled, text-guided map, and the text."""

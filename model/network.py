@@ -7,13 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkvfusion.model.config import NetworkConfig, preset
-from rwkvfusion.model.layers import BRWKV
+from rwkvfusion.model.layers import BRWKV, SMALL
 from rwkvfusion.model.mfm import ModalFusion, Text, convolve
 
 __all__ = ["NetworkConfig", "RWKVFusion", "preset"]
-
-_SMALL = 0.02
-"""Spread of weights that begin near nothing."""
 
 
 class EncoderLayer(nn.Module):
@@ -68,7 +65,7 @@ class DecoderLevel(nn.Module):
         self.up = nn.Linear(widths[min(level + 1, len(widths) - 1)], 4 * width, bias=False)
         # The four pixels that one becomes start alike: a checkerboard is slow to unlearn.
         with torch.no_grad():
-            self.up.weight.copy_((_SMALL * torch.randn(width, self.up.in_features)).repeat(4, 1))
+            self.up.weight.copy_((SMALL * torch.randn(width, self.up.in_features)).repeat(4, 1))
         self.skip = nn.Parameter(torch.ones(()))
         blocks = range(first_block, first_block + config.levels[level])
         self.layers = nn.Sequential(

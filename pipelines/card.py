@@ -1,0 +1,111 @@
+"""What a finished dataset says of itself: dataset.json, sizes.json and the dataset card."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rwkvfusion.infra.manifest import Manifest
+from rwkvfusion.infra.provenance import commit, package_version
+from rwkvfusion.infra.storage import sha256
+from rwkvfusion.pipelines.plan import Job
+from rwkvfusion.stages.sample import SCHEMA_VERSION
+
+
+def finish_dataset(job: Job, manifests: Sequence[Manifest]) -> None:
+    """Write `dataset.json`, `sizes.json` (WebDataset's shard sizes) and `README.md` (the card)."""
+    facts = describe_dataset(job, manifests)
+    sizes = {manifest.tar: len(manifest.keys) for manifest in manifests if manifest.keys}
+    job.store.write("sizes.json", _json(sizes))
+    job.store.write("README.md", _card(job, facts).encode())
+    job.store.write("dataset.json", _json(facts))
+
+
+def describe_dataset(job: Job, manifests: Sequence[Manifest]) -> dict[str, Any]:
+    """What the dataset holds: counts by split, quarantine by reason, stages, and a fingerprint of all its shards."""
+    pairs: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for manifest in manifests:
+        pairs[manifest.split] += len(manifest.keys)
+        reasons += manifest.reasons
+    return {
+        "name": job.dataset,
+        "task": job.task,
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": dataset_fingerprint(manifests),
+        "pairs": dict(sorted(pairs.items())),
+        "shards": [manifest.shard for manifest in manifests],
+        "bytes": sum(manifest.size for manifest in manifests),
+        "quarantined": dict(sorted(reasons.items())),
+        "unpaired": [{"name": u.name, "reason": u.reason} for u in job.unpaired],
+        "stages": [stage.identity() for stage in job.stages],
+        "recipe": job.recipe.model_dump(mode="json", exclude={"ray", "output"}),
+        "package_version": package_version(),
+        "commit": commit(),
+    }
+
+
+def dataset_fingerprint(manifests: Sequence[Manifest]) -> str:
+    """Hex SHA-256 of the shards' names and hashes: equal where every byte of every shard is."""
+    return sha256(json.dumps([[m.shard, m.sha256] for m in manifests]).encode())
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+
+_TASKS = {
+    "vif": "visible-infrared fusion",
+    "mif": "medical image fusion",
+    "mef": "multi-exposure fusion",
+    "mff": "multi-focus fusion",
+    "pansharpening": "pansharpening",
+    "hmif": "hyperspectral-multispectral fusion",
+}
+
+
+def _card(job: Job, facts: dict[str, Any]) -> str:
+    splits = "\n".join(f"| {split} | {count} |" for split, count in facts["pairs"].items())
+    stages = "\n".join(f"| {s['stage']} | {type(stage).__name__}, version {s['version']} |"
+                       for s, stage in zip(facts["stages"], job.stages, strict=True))  # fmt: skip
+    bad = "\n".join(f"- {kind}: {count}" for kind, count in facts["quarantined"].items()) or "- none"
+    return f"""# {job.dataset}
+
+Registered image pairs for {_TASKS[job.task]} with captions, object masks and encoded captions, as WebDataset shards.
+Made by rwkvfusion {facts["package_version"]}: layout `{job.recipe.source.layout}`, guidance `{job.recipe.guidance}`.
+The pictures are the source's own bytes; its licence holds for them.
+
+| split | pairs |
+|---|---|
+{splits}
+
+## Guidance
+
+| stage | made by |
+|---|---|
+{stages}
+
+Masks come from the dataset's own annotation where a pair has one, else from the stages above.
+The built-in guidance measures the pictures with classical methods; it does not recognise objects.
+
+## Left out
+
+Quarantined pairs (files and reasons in `_quarantine/` and the manifests):
+{bad}
+
+Files that pair with nothing: {len(facts["unpaired"])} (named in `dataset.json`).
+
+## Reading it
+
+Each sample is `KEY.ROLE.EXT` for each modality, `KEY.caption.txt`, `KEY.mask.png` (uint8 object indices,
+0 = background), `KEY.text.npy` (float16, tokens x width) and `KEY.meta.json`. A shard counts only if `_manifests/`
+holds its proof.
+
+    import webdataset as wds
+    for sample in wds.WebDataset("{facts["shards"][0]}.tar", shardshuffle=False):
+        print(sample["__key__"], sorted(sample))
+
+Fingerprint: `{facts["fingerprint"]}`
+"""

@@ -1,0 +1,308 @@
+"""The command line: `rwkvfusion`, the same as `python -m rwkvfusion.pipelines.cli`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.provenance import package_version
+
+# Commands import what they need when they run: `--help` answers at once, and `fuse` needs no Ray.
+
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="A.B=VALUE",
+    help="Set one field of the recipe; may be given many times.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+
+
+class _Group(click.Group):
+    """Shows our own errors as one clear message, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RwkvFusionError as error:
+            click.echo(f"rwkvfusion: {error}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("rwkvfusion: interrupted; what was committed stays, the same command goes on", err=True)
+            ctx.exit(130)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_version(), prog_name="rwkvfusion")
+def main() -> None:
+    """Image fusion guided by captions and object masks: make training data, train, register, fuse.
+
+    \b
+    Start here:    rwkvfusion demo
+    Your pairs:    rwkvfusion prepare vif.yaml --set source.layout=tno --set source.root=DIR
+    Train:         rwkvfusion train train_vif_small.yaml --set data.url=out/tno
+    Use:           rwkvfusion fuse --model models:/rwkvfusion-vif@candidate A.png B.png -o OUT.png
+    """
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@main.command()
+@click.option("--output", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder to work in.")
+@click.option("--steps", default=None, type=click.IntRange(1), help="Training steps instead of the recipe's.")
+def demo(output: Path, steps: int | None) -> None:
+    """The whole chain on photographs that come with scikit-image: a few minutes, nothing to download.
+
+    Makes multi-focus and multi-exposure pairs, prepares two datasets, trains one model on both, registers it,
+    and fuses pairs it never trained on.
+    """
+    from rwkvfusion.pipelines.demo import run_demo
+
+    run_demo(output, steps=steps, say=click.echo)
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and stop.")
+@click.option("--limit", type=click.IntRange(1), help="Take the first N pairs only.")
+@SET
+@JSON
+def prepare(recipe: str, dry_run: bool, limit: int | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Regenerate a dataset: pairs in, WebDataset shards with captions, masks and encoded captions out.
+
+    RECIPE is a YAML file or the name of a built-in one (vif, mif, mef, mff, msrs). Run it again after a kill or with
+    more pairs: only what is missing or made by other settings is made. Exit codes: 0 all committed, 3 committed with
+    more in quarantine than the recipe allows, 1 failed.
+
+    \b
+    rwkvfusion prepare msrs.yaml --set source.root=data/MSRS --set output=out
+    rwkvfusion prepare mef.yaml --set source.layout=mefb --set source.root=data/MEFB --dry-run
+    """
+    from rwkvfusion.pipelines.plan import plan_job
+    from rwkvfusion.pipelines.prepare import prepare as run_prepare
+    from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
+    from rwkvfusion.pipelines.progress import ShardProgress
+    from rwkvfusion.pipelines.recipe import load_recipe
+    from rwkvfusion.pipelines.report import outcome_lines, plan_facts, plan_lines
+
+    job = plan_job(load_recipe(recipe, PrepareRecipe, overrides), limit)
+    if dry_run:
+        click.echo(json.dumps(plan_facts(job)) if as_json else "\n".join(plan_lines(job)))
+        return
+    for line in plan_lines(job):
+        _say(line)
+    with ShardProgress(job) as progress:
+        outcome = run_prepare(job, on_shard=progress, say=_say)
+    click.echo(json.dumps(asdict(outcome)) if as_json else "\n".join(outcome_lines(outcome)))
+    sys.exit(outcome.exit_code)
+
+
+@main.command()
+@click.argument("recipe")
+@SET
+@JSON
+def status(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show how much of a recipe's dataset is committed, shard by shard."""
+    from rwkvfusion.pipelines.plan import plan_job
+    from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
+    from rwkvfusion.pipelines.recipe import load_recipe
+    from rwkvfusion.pipelines.report import status_facts, status_lines
+
+    job = plan_job(load_recipe(recipe, PrepareRecipe, overrides))
+    click.echo(json.dumps(status_facts(job)) if as_json else "\n".join(status_lines(job)))
+
+
+@main.command()
+@click.argument("url")
+@click.option("--deep", is_flag=True, help="Also hash every shard and read and decode every sample.")
+@JSON
+def verify(url: str, deep: bool, as_json: bool) -> None:
+    """Check a dataset against its manifests. Exit code 0 if clean, 1 with a list of what is wrong."""
+    from rwkvfusion.pipelines.verify import verify as run_verify
+
+    report = run_verify(url, deep=deep)
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+    else:
+        for problem in report.problems:
+            click.echo(f"wrong: {problem}")
+        how = "hashes and every sample" if deep else "manifests and sizes"
+        state = "clean" if report.clean else f"{len(report.problems)} problems"
+        click.echo(f"{report.url}: {state} ({report.shards} shards, {report.pairs} pairs; checked {how})")
+    sys.exit(0 if report.clean else 1)
+
+
+@main.command()
+@click.argument("recipe")
+@SET
+@JSON
+def train(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Train on prepared datasets with Ray Train, track in MLflow, register the model as `candidate`.
+
+    \b
+    rwkvfusion train train_vif_small.yaml --set data.url=out/msrs --set steps=200
+    """
+    from rwkvfusion.pipelines.recipe import load_recipe
+    from rwkvfusion.pipelines.train import train as run_train
+    from rwkvfusion.pipelines.train_recipe import TrainRecipe
+
+    result = run_train(load_recipe(recipe, TrainRecipe, overrides))
+    if as_json:
+        click.echo(json.dumps(asdict(result)))
+
+
+@main.command()
+@click.argument("pair", nargs=-1, metavar="[A B]")
+@click.option(
+    "--model",
+    default="models:/rwkvfusion-vif@candidate",
+    show_default=True,
+    metavar="URI",
+    help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/PATH, or a folder with model.safetensors.",
+)
+@click.option("--a", "folder_a", metavar="DIR", help="Folder of the model's first modality (with --b).")
+@click.option("--b", "folder_b", metavar="DIR", help="Folder of its second modality; pairs have the same file stem.")
+@click.option(
+    "--dataset", metavar="URL", help="A prepared dataset: each sample is fused with its own caption and masks."
+)
+@click.option("--split", "splits", multiple=True, help="With --dataset: this split only; may be given many times.")
+@click.option(
+    "--guidance",
+    type=click.Choice(["none", "builtin"]),
+    default="none",
+    show_default=True,
+    help="For raw pairs: whether to compute a caption and masks first.",
+)
+@click.option("--tracking-uri", metavar="URI", help="MLflow to ask for the model; default as MLflow's own.")
+@click.option("-o", "--output", required=True, help="OUT.png for one pair, else a folder or URL.")
+@JSON
+def fuse(
+    pair: tuple[str, ...],
+    model: str,
+    folder_a: str | None,
+    folder_b: str | None,
+    dataset: str | None,
+    splits: tuple[str, ...],
+    guidance: Literal["none", "builtin"],
+    tracking_uri: str | None,
+    output: str,
+    as_json: bool,
+) -> None:
+    """Fuse one pair, two folders, or a prepared dataset with a registered model.
+
+    Any size; colour is kept. Each picture lies beside a JSON of what made it. Exit codes: 0 all fused, 3 some
+    skipped, 1 none.
+
+    \b
+    rwkvfusion fuse VISIBLE.png INFRARED.png -o fused.png
+    rwkvfusion fuse --a data/vi --b data/ir -o fused
+    rwkvfusion fuse --dataset out/msrs --split test -o fused
+    """
+    from rwkvfusion.pipelines.fuse import PictureProgress, fuse_dataset, fuse_folders, fuse_pair, open_model
+
+    given = sum((bool(pair), folder_a is not None or folder_b is not None, dataset is not None))
+    if given != 1 or (folder_a is None) != (folder_b is None):
+        raise click.UsageError("give either a pair A B, or --a DIR and --b DIR, or --dataset URL")
+    fuser = open_model(model, tracking=tracking_uri)
+    if pair:
+        summary = fuse_pair(fuser, pair, output, guidance)
+    elif dataset is not None:
+        summary = fuse_dataset(fuser, dataset, output, splits or None, on_picture=PictureProgress())
+    else:
+        roles = [names[0] for names in fuser.fuser.config.places]
+        if len(roles) != 2:
+            raise click.UsageError(f"this model fuses {' + '.join(roles)}: --a and --b are for two")
+        folders = dict(zip(roles, (str(folder_a), str(folder_b)), strict=True))
+        summary = fuse_folders(fuser, folders, output, guidance, PictureProgress())
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+    else:
+        for skipped in summary.skipped:
+            click.echo(f"skipped {skipped.name}: {skipped.reason}", err=True)
+        click.echo(f"{len(summary.written)} fused, {len(summary.skipped)} skipped -> {output}")
+    sys.exit(summary.exit_code)
+
+
+def _named(value: str) -> tuple[str, str]:
+    name, equals, folder = value.partition("=")
+    if not (name and equals and folder):
+        raise click.BadParameter(f"{value!r}: give NAME=DIR", param_hint="--fused")
+    return name, folder
+
+
+@main.command()
+@click.option("--a", "folder_a", required=True, metavar="DIR", help="Folder of the first sources.")
+@click.option("--b", "folder_b", required=True, metavar="DIR", help="Folder of the second sources.")
+@click.option(
+    "--fused", "fused", multiple=True, metavar="NAME=DIR", help="Fused pictures to score; may be given many times."
+)
+@click.option(
+    "--convention",
+    type=click.Choice(["y"]),
+    default="y",
+    show_default=True,
+    help="y: BT.601 luma in 0-255, MATLAB forms, MI in nats, sums over the sources.",
+)
+@click.option("--json", "json_file", metavar="FILE", help="Write {NAME: {METRIC: mean}} here; - for stdout.")
+def evaluate(folder_a: str, folder_b: str, fused: tuple[str, ...], convention: str, json_file: str | None) -> None:
+    """Score folders of fused pictures against their sources; the same file stem means the same pair.
+
+    The trivial answers (each source alone, mean, maximum) are always in the table: a method below them has not
+    fused anything.
+
+    \b
+    rwkvfusion evaluate --a data/vi --b data/ir --fused ours=fused --json scores.json
+    """
+    from rwkvfusion.infra.storage import Store
+    from rwkvfusion.pipelines.evaluate import evaluate_folders, table_lines
+
+    table = evaluate_folders(folder_a, folder_b, dict(_named(value) for value in fused))
+    text = json.dumps(table.means, indent=1)
+    if json_file == "-":
+        click.echo(text)
+        return
+    if json_file:
+        path = Path(json_file).absolute()
+        Store(str(path.parent)).write(path.name, text.encode())
+    click.echo("\n".join(table_lines(table.means)))
+    click.echo(f"means over {table.pairs} pairs, convention {convention}; * marks the best")
+    if table.left_out:
+        click.echo(f"left out, not in every folder: {', '.join(table.left_out[:5])} ({len(table.left_out)} in all)")
+
+
+@main.command()
+@click.option(
+    "--model",
+    "task",
+    is_flag=False,
+    flag_value="all",
+    metavar="[TASK]",
+    help="Parameters and FLOPs of each task's network at 64x64, beside the paper's; or of one (wv3, hmif, vif ...).",
+)
+@JSON
+def doctor(task: str | None, as_json: bool) -> None:
+    """Say what this machine has: versions, devices, the operator's back end, storage; or the networks' sizes."""
+    from rwkvfusion.pipelines.doctor import machine_facts, machine_lines, model_lines, model_rows
+
+    if task is not None:
+        rows = model_rows(None if task == "all" else task)
+        click.echo(json.dumps(rows) if as_json else "\n".join(model_lines(rows)))
+        return
+    facts = machine_facts()
+    click.echo(json.dumps(facts) if as_json else "\n".join(machine_lines(facts)))
+
+
+if __name__ == "__main__":
+    main()

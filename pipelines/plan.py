@@ -1,0 +1,118 @@
+"""Which pair goes into which shard: a function of the source and the recipe alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from rwkvfusion.infra.manifest import Manifest, read_manifests
+from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.pipelines.guidance import builtin_stages
+from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
+from rwkvfusion.pipelines.recipe import RecipeError
+from rwkvfusion.stages.sample import SCHEMA_VERSION
+from rwkvfusion.stages.source import PairRef, Source, Unpaired
+from rwkvfusion.stages.stage import Stage, fingerprint
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to be: its name and pairs, in order."""
+
+    name: str
+    pairs: tuple[PairRef, ...]
+
+    def to_json(self) -> str:
+        return json.dumps([pair.model_dump(mode="json") for pair in self.pairs], sort_keys=True)
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the pairs."""
+        return sha256(self.to_json().encode())
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe put together: its stages with their fingerprints, the shards planned, and those still to make."""
+
+    recipe: PrepareRecipe
+    dataset: str
+    task: str
+    store: Store
+    stages: tuple[Stage[Any], ...]
+    fingerprints: tuple[str, ...]
+    shards: tuple[ShardPlan, ...]
+    unpaired: tuple[Unpaired, ...]
+    committed: dict[str, Manifest]
+
+    @property
+    def pending(self) -> tuple[ShardPlan, ...]:
+        """Shards that are not committed as this recipe would make them."""
+        return tuple(shard for shard in self.shards if not self._is_done(shard))
+
+    def _is_done(self, shard: ShardPlan) -> bool:
+        manifest = self.committed.get(shard.name)
+        done = (shard.digest, self.fingerprints[-1])
+        return manifest is not None and (manifest.plan, manifest.fingerprint) == done
+
+    @property
+    def stale(self) -> tuple[str, ...]:
+        """Committed shards that this plan no longer has."""
+        planned = {shard.name for shard in self.shards}
+        return tuple(name for name in self.committed if name not in planned)
+
+    @property
+    def n_pairs(self) -> int:
+        return sum(len(shard.pairs) for shard in self.shards)
+
+
+def plan_job(recipe: PrepareRecipe, limit: int | None = None) -> Job:
+    """List the source and lay out the job; touches no output. RecipeError, SourceError where it cannot be done.
+
+    `limit` takes the first pairs only, and refuses to shrink a dataset that holds more.
+    """
+    source = Source(recipe.source, recipe.name)
+    if recipe.task not in (None, source.task):
+        raise RecipeError(
+            f"the recipe is for task {recipe.task!r}, layout {recipe.source.layout!r} is for {source.task!r}"
+        )
+    plan = source.plan()
+    pairs = plan.pairs if limit is None else plan.pairs[:limit]
+    stages = builtin_stages(recipe.detect, recipe.caption, recipe.segment, recipe.merge, recipe.text, source.labels)
+    store = Store(recipe.output).sub(source.dataset)
+    committed = {manifest.shard: manifest for manifest in read_manifests(store)}
+    job = Job(
+        recipe=recipe,
+        dataset=source.dataset,
+        task=source.task,
+        store=store,
+        stages=tuple(stages),
+        fingerprints=_fingerprints(stages),
+        shards=_cut(pairs, recipe.shard.pairs),
+        unpaired=plan.unpaired,
+        committed=committed,
+    )
+    if limit is not None:
+        held = sum(len(manifest.keys) for manifest in committed.values())
+        if held > job.n_pairs:
+            raise RecipeError(f"{store.url} holds {held} pairs; --limit {limit} would drop some: use another output")
+    return job
+
+
+def _cut(pairs: Sequence[PairRef], size: int) -> tuple[ShardPlan, ...]:
+    shards = []
+    for split, group in groupby(sorted(pairs, key=lambda p: (p.split, p.key)), key=lambda p: p.split):
+        members = list(group)
+        for index, start in enumerate(range(0, len(members), size)):
+            shards.append(ShardPlan(f"{split}-{index:06d}", tuple(members[start : start + size])))
+    return tuple(shards)
+
+
+def _fingerprints(stages: Sequence[Stage[Any]]) -> tuple[str, ...]:
+    chain = [fingerprint("", {"schema_version": SCHEMA_VERSION})]
+    for stage in stages:
+        chain.append(fingerprint(chain[-1], stage.identity()))
+    return tuple(chain[1:])

@@ -1,0 +1,1 @@
+"""Built-in recipes: `rwkvfusion prepare NAME` and `rwkvfusion train NAME` find them here."""

@@ -1,0 +1,103 @@
+"""Plans, states and outcomes of `prepare` in words and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rwkvfusion.pipelines.plan import Job
+from rwkvfusion.pipelines.prepare import Outcome
+
+_SHOWN = 5
+
+
+def plan_facts(job: Job) -> dict[str, Any]:
+    """What `prepare` would do."""
+    return {
+        "dataset": job.dataset,
+        "task": job.task,
+        "url": job.store.url,
+        "pairs": job.n_pairs,
+        "splits": dict(Counter(shard.name.rpartition("-")[0] for shard in job.shards for _ in shard.pairs)),
+        "shards": len(job.shards),
+        "pending": [shard.name for shard in job.pending],
+        "stale": list(job.stale),
+        "stages": [stage.identity() for stage in job.stages],
+        "unpaired": [{"name": u.name, "reason": u.reason} for u in job.unpaired],
+    }
+
+
+def plan_lines(job: Job) -> list[str]:
+    """`plan_facts` for a person."""
+    facts = plan_facts(job)
+    splits = ", ".join(f"{split} {count}" for split, count in facts["splits"].items())
+    lines = [
+        f"{job.dataset} ({job.task}): {job.n_pairs} pairs ({splits}) in {len(job.shards)} shards -> {job.store.url}",
+        f"guidance {job.recipe.guidance}: " + " -> ".join(stage.name for stage in job.stages),
+        f"to make: {len(job.pending)} shards; committed already: {len(job.shards) - len(job.pending)}",
+    ]
+    if job.stale:
+        lines.append(f"to drop: {len(job.stale)} committed shards that are no longer in the plan")
+    if job.unpaired:
+        lines.append(f"{len(job.unpaired)} files pair with nothing:")
+        lines += [f"  {u.name}: {u.reason}" for u in job.unpaired[:_SHOWN]]
+        if len(job.unpaired) > _SHOWN:
+            lines.append(f"  ... and {len(job.unpaired) - _SHOWN} more (all of them in dataset.json)")
+    return lines
+
+
+def outcome_lines(outcome: Outcome) -> list[str]:
+    """What `prepare` did, for a person."""
+    if outcome.shards_made == 0:
+        lines = [f"nothing to do: all {outcome.shards_kept} shards ({outcome.pairs} pairs) are committed already"]
+    else:
+        lines = [
+            f"committed {outcome.shards_made} shards in {outcome.seconds:.0f} s;"
+            f" the dataset holds {outcome.pairs} pairs in {outcome.shards_made + outcome.shards_kept} shards"
+        ]
+    if outcome.quarantined:
+        lines.append(f"in quarantine: {_counts(outcome.quarantined)} (see {outcome.dataset_url}/_quarantine)")
+    if outcome.exit_code == 3:
+        lines.append("that is more than quarantine.max_fraction of the recipe allows (exit code 3)")
+    lines.append(outcome.dataset_url)
+    return lines
+
+
+def status_facts(job: Job) -> dict[str, Any]:
+    """How much of the plan is committed."""
+    pending = {shard.name for shard in job.pending}
+    shards = []
+    for shard in job.shards:
+        manifest = job.committed.get(shard.name)
+        state = "committed" if shard.name not in pending else "outdated" if manifest else "missing"
+        shards.append(
+            {
+                "shard": shard.name,
+                "state": state,
+                "planned": len(shard.pairs),
+                "pairs": len(manifest.keys) if manifest else 0,
+                "quarantined": dict(manifest.reasons) if manifest else {},
+                "bytes": manifest.size if manifest else 0,
+            }
+        )
+    return {"dataset": job.dataset, "url": job.store.url, "shards": shards, "stale": list(job.stale)}
+
+
+def status_lines(job: Job) -> list[str]:
+    """`status_facts` for a person."""
+    facts = status_facts(job)
+    lines = [f"{job.dataset} at {job.store.url}", f"{'shard':<24} {'state':<10} {'pairs':>9} {'MB':>8}  quarantine"]
+    for s in facts["shards"]:
+        pairs = f"{s['pairs']}/{s['planned']}"
+        line = f"{s['shard']:<24} {s['state']:<10} {pairs:>9} {s['bytes'] / 1e6:>8.1f}  {_counts(s['quarantined'])}"
+        lines.append(line.rstrip())
+    states = Counter(s["state"] for s in facts["shards"])
+    lines.append(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+    if job.stale:
+        lines.append(f"{len(job.stale)} committed shards are no longer in the plan; the next run drops them")
+    return lines
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))

@@ -1,0 +1,194 @@
+"""`train`: prepared pairs to a registered model, on Ray Train, recorded in MLflow.
+
+A worker that dies is replaced and goes on from the last checkpoint, in the same run. The same command, after the
+whole job was killed, goes on with the run it began.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from rwkvfusion.infra.codec import decode
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.storage import absolute
+from rwkvfusion.infra.tracking import Tracker
+from rwkvfusion.model.config import LUMA_TASKS
+from rwkvfusion.model.dataset import TrainingSet
+from rwkvfusion.model.fuser import Fuser, FuserConfig
+from rwkvfusion.model.metrics import evaluate
+from rwkvfusion.model.serving import RegisteredVersion, log_and_register
+from rwkvfusion.model.trainer import Trainer, TrainingError
+from rwkvfusion.pipelines.cluster import Cluster, connect
+from rwkvfusion.pipelines.recipe import RecipeError
+from rwkvfusion.pipelines.train_plan import TrainJob, TrainPlan, open_job, plan_training
+from rwkvfusion.pipelines.train_progress import StepProgress, watched
+from rwkvfusion.pipelines.train_recipe import TrainRecipe
+from rwkvfusion.pipelines.train_worker import Progress, WorkerSpec, make_board, make_trainer, train_worker
+from rwkvfusion.stages.sample import Sample
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training left behind. `metrics`: `loss` of the last step, then means over the final pairs."""
+
+    run_id: str
+    tracking_uri: str
+    model_name: str
+    version: str
+    model_uri: str
+    alias: str
+    steps: int
+    metrics: dict[str, float]
+
+
+def train(
+    recipe: TrainRecipe,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+) -> TrainResult:
+    """Train, register the averaged weights, and point the alias at the new version.
+
+    Args:
+        progress: called about twice a second while steps are made, from another thread; None shows them on stderr.
+        say: takes lines for a person.
+
+    Raises:
+        RwkvFusionError: a recipe or data that cannot be used, before any cluster starts; TrainingError where the
+            workers failed more often than `max_failures`. The same recipe then goes on from the last checkpoint.
+    """
+    plan = plan_training(recipe)
+    job = open_job(plan)
+    begun = "going on with" if job.resumed else "recording"
+    say(f"{len(plan.data)} pairs for {plan.data.task}; {begun} run {job.run.run_id} at {job.run.uri}")
+    tracker = Tracker(job.run.uri, job.run.run_id)
+    try:
+        with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch:
+            trainer, loss = _fit(plan, job, progress or StepProgress(), say)
+            metrics = {"loss": loss}
+            folder = Path(scratch) / "fuser"
+            fuser = _fuser(plan, trainer)
+            fuser.save(folder)
+            metrics |= final_metrics(fuser, plan)
+            tracker.metrics({f"final_{name}": value for name, value in metrics.items()}, trainer.done)
+            version = _register(plan, job, folder, metrics)
+    except BaseException:
+        # The record of the attempt stays open: the same recipe goes on with this run.
+        tracker.finish("FAILED")
+        raise
+    tracker.finish()
+    job.finish()
+    alias = recipe.register_as.alias
+    say(f"{version.name} version {version.version} is @{alias}: models:/{version.name}@{alias}")
+    return TrainResult(
+        job.run.run_id, job.run.uri, version.name, version.version, version.uri, alias, trainer.done, metrics
+    )
+
+
+def _fit(
+    plan: TrainPlan, job: TrainJob, progress: Callable[[Progress], None], say: Callable[[str], None]
+) -> tuple[Trainer, float]:
+    """Run the workers to the last step: a trainer with their last checkpoint, and the loss there."""
+    recipe = plan.recipe
+    # Ray Train's default of 2 s between looks at the workers is felt at each start, checkpoint and death.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # The controller and the board take no CPU; one more than the workers leaves room for Ray's own tasks.
+    with connect(recipe.address, cpus=recipe.workers + 1) as cluster:
+        use_gpu = _use_gpu(recipe, cluster)
+        board = make_board()
+        spec = WorkerSpec(plan, job.run, board)
+        workers = TorchTrainer(
+            train_worker,
+            train_loop_config={"spec": spec},
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            scaling_config=ScalingConfig(num_workers=recipe.workers, use_gpu=use_gpu),
+            run_config=RunConfig(
+                name=job.folder(plan),
+                storage_path=absolute(recipe.output),
+                failure_config=FailureConfig(max_failures=recipe.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        say(f"starting {recipe.workers} workers on {cluster}{' with GPUs' if use_gpu else ''}: about 20 s")
+        try:
+            with watched(board, progress):
+                result = workers.fit()
+        except TrainingFailedError as error:
+            raise TrainingError(_reason(error)) from error
+        if result.checkpoint is None or result.metrics is None:
+            raise TrainingError(f"the workers left no checkpoint in {recipe.output}")
+        trainer = make_trainer(plan, torch.device("cpu"), rank=0, world=1)
+        with result.checkpoint.as_directory() as folder:
+            trainer.load(Path(folder))
+        return trainer, float(result.metrics["loss"])
+
+
+def _use_gpu(recipe: TrainRecipe, cluster: Cluster) -> bool:
+    """Whether the workers take a GPU each; RecipeError where our own Ray could never start them."""
+    wanted = cluster.gpus > 0 if recipe.use_gpu == "auto" else recipe.use_gpu
+    # Another's cluster may grow when it is asked.
+    if wanted and cluster.local and cluster.gpus < recipe.workers:
+        raise RecipeError(f"workers is {recipe.workers}, one a GPU, and this machine has {cluster.gpus:g}")
+    return wanted
+
+
+def _reason(error: TrainingFailedError) -> str:
+    """What the first worker said, without Ray's wrappers."""
+    if not isinstance(error, WorkerGroupError):
+        return str(error)
+    cause: BaseException = next(iter(error.worker_failures.values()))
+    while not isinstance(cause, RwkvFusionError) and (inner := getattr(cause, "cause", None) or cause.__cause__):
+        cause = inner
+    return f"a worker failed: {str(cause).strip().splitlines()[-1]}"
+
+
+def _fuser(plan: TrainPlan, trainer: Trainer) -> Fuser:
+    network = trainer.averaged()
+    task = plan.survey.example.task
+    return Fuser(network, FuserConfig.of(network, task, plan.survey.roles, luma_only=task in LUMA_TASKS))
+
+
+def final_metrics(fuser: Fuser, plan: TrainPlan) -> dict[str, float]:
+    """Mean scores of the first `final_pairs` pairs; of luma tasks only, which need no reference."""
+    config = plan.recipe.data
+    if fuser.config.task not in LUMA_TASKS or not config.final_pairs:
+        return {}
+    data = TrainingSet.open(config.all_urls, config.final_splits or config.splits)
+    samples: list[Sample] = []
+    for shard in data.shards:
+        if len(samples) < config.final_pairs:
+            samples += shard.read()
+    scores = [
+        evaluate(fuser.fuse_sample(sample), [decode(image.data) for image in sample.images])
+        for sample in samples[: config.final_pairs]
+    ]
+    return {name: fmean(score[name] for score in scores) for name in scores[0]}
+
+
+def _register(plan: TrainPlan, job: TrainJob, folder: Path, metrics: dict[str, float]) -> RegisteredVersion:
+    sample = plan.survey.example
+    example = {image.role: image.data for image in sample.images}
+    members = sample.members()
+    for name in ("mask.png", "text.npy"):
+        if f"{sample.key}.{name}" in members:
+            example[name.partition(".")[0]] = members[f"{sample.key}.{name}"]
+    return log_and_register(
+        folder,
+        uri=job.run.uri,
+        run_id=job.run.run_id,
+        name=plan.model_name,
+        alias=plan.recipe.register_as.alias,
+        example=example,
+        metrics=metrics,
+    )

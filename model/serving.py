@@ -69,9 +69,12 @@ def log_and_register(
     The version appears once all its files are stored. `example` is one row of the pyfunc; `metrics` become tags of the
     version, as `metric.NAME`. TrackingError where MLflow refuses, FuserError where the folder holds no fuser.
     """
-    config = Fuser.load(fuser_folder).config
-    with using(uri) as client:
-        model_uri = _log(client, config, fuser_folder, run_id, example)
+    fuser = Fuser.load(fuser_folder)
+    config = fuser.config
+    with using(uri) as client, tempfile.TemporaryDirectory() as scratch:
+        # Saved anew: MLflow takes a folder whole, with whatever else lies in it.
+        fuser.save(Path(scratch) / ARTIFACT)
+        model_uri = _log(client, config, Path(scratch) / ARTIFACT, run_id, example)
         _ensure_registered(client, name)
         tags = {"task": config.task, "roles": " ".join(config.roles), "commit": commit() or "unknown"}
         tags |= {f"metric.{metric}": f"{value:.6g}" for metric, value in (metrics or {}).items()}

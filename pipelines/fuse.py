@@ -19,7 +19,7 @@ from rwkvfusion.infra.codec import ImageError, describe
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.model.fuser import Fuser
+from rwkvfusion.model.fuser import WEIGHTS, Fuser
 from rwkvfusion.model.serving import resolve
 from rwkvfusion.pipelines.fuse_writer import (
     Fused,
@@ -45,7 +45,8 @@ File = tuple[Store, str]
 def open_model(uri: str, device: str | None = None, tracking: str | None = None) -> Model:
     """The model behind `uri` (see `serving.resolve`) on `device`; by default on the GPU where there is one."""
     source = resolve(uri, tracking)
-    return Model(Fuser.load(source.folder, device or ("cuda" if torch.cuda.is_available() else "cpu")), source)
+    fuser = Fuser.load(source.folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Model(fuser, source, sha256((source.folder / WEIGHTS).read_bytes()))
 
 
 def fuse_pair(model: Model, urls: Sequence[str], out: str, guidance: RawGuidance = "none") -> FuseSummary:

@@ -27,10 +27,11 @@ class FuseError(RwkvFusionError):
 
 @dataclass(frozen=True)
 class Model:
-    """A fuser and where it came from."""
+    """A fuser, where it came from, and the hash of its weights, which names it wherever it lies."""
 
     fuser: Fuser
     source: ModelSource
+    weights_sha256: str
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,10 @@ class PictureWriter:
         use_mask = self.model.fuser.network.config.use_mask and sample.mask is not None
         guided = use_mask or sample.text is not None
         return {
-            "model": {k: v for k, v in asdict(self.model.source).items() if k != "folder"},
+            "model": {
+                **{key: value for key, value in asdict(self.model.source).items() if key != "folder"},
+                "weights_sha256": self.model.weights_sha256,
+            },
             "sources": {image.role: {"path": image.path, "sha256": image.sha256} for image in sample.images},
             "guidance": {
                 "from": self.guidance,

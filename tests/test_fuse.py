@@ -61,6 +61,7 @@ def test_a_pair_is_the_fusers_pixels_and_a_record(model: Model, tmp_path: Path) 
     assert record["output"] | {"path": "fused.png", "sha256": sha256(data)} == record["output"]
     assert (record["output"]["height"], record["output"]["width"], record["output"]["channels"]) == (96, 128, 3)
     assert record["model"]["uri"] == model.source.uri
+    assert record["model"]["weights_sha256"] == sha256((model.source.folder / "model.safetensors").read_bytes())
     assert record["guidance"] is None
 
 
@@ -81,7 +82,7 @@ def test_many_bands_become_tiff(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = RWKVFusion(NetworkConfig(in_channels=(1, 4), out_channels=4, width=8, text_width=16, residual=1))
     config = FuserConfig.of(network, "pansharpening", ("pan", "ms"), luma_only=False)
-    model = Model(Fuser(network, config), ModelSource(tmp_path, "made"))
+    model = Model(Fuser(network, config), ModelSource(tmp_path, "made"), "0" * 64)
     import tifffile
 
     tifffile.imwrite(tmp_path / "pan.tif", scene(1, channels=1)[:, :, 0].astype(np.uint16) * 257)

@@ -31,10 +31,11 @@ from rwkvfusion.model.serving import RegisteredVersion, log_and_register
 from rwkvfusion.model.trainer import Trainer, TrainingError
 from rwkvfusion.pipelines.cluster import Cluster, connect
 from rwkvfusion.pipelines.recipe import RecipeError
+from rwkvfusion.pipelines.train_board import Progress, make_board
 from rwkvfusion.pipelines.train_plan import TrainJob, TrainPlan, open_job, plan_training
 from rwkvfusion.pipelines.train_progress import StepProgress, watched
 from rwkvfusion.pipelines.train_recipe import TrainRecipe
-from rwkvfusion.pipelines.train_worker import Progress, WorkerSpec, make_board, make_trainer, train_worker
+from rwkvfusion.pipelines.train_worker import WorkerSpec, make_trainer, train_worker
 from rwkvfusion.stages.sample import Sample
 
 
@@ -103,6 +104,8 @@ def _fit(
     recipe = plan.recipe
     # Ray Train's default of 2 s between looks at the workers is felt at each start, checkpoint and death.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # On a busy machine the workers' imports alone pass its default of 60 s, and it would start them anew for ever.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     # The controller and the board take no CPU; one more than the workers leaves room for Ray's own tasks.
     with connect(recipe.address, cpus=recipe.workers + 1) as cluster:
         use_gpu = _use_gpu(recipe, cluster)

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError
 from tqdm import tqdm
 
-from rwkvfusion.pipelines.train_worker import Progress
+from rwkvfusion.pipelines.train_board import Progress
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 5.0

@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from ray.train import Checkpoint, get_checkpoint, get_context, report
 from ray.train.torch import get_device
@@ -24,36 +23,11 @@ from rwkvfusion.model.data import Loader
 from rwkvfusion.model.network import RWKVFusion
 from rwkvfusion.model.preview import strip
 from rwkvfusion.model.trainer import Trainer, learning_rate
+from rwkvfusion.pipelines.train_board import Progress
 from rwkvfusion.pipelines.train_plan import TrainPlan
 
 EXAMPLES = 2
 """Samples whose fused pictures are recorded."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a training is: steps done of all, the last loss, and the process of the worker that says so."""
-
-    step: int
-    total: int
-    loss: float
-    seconds_per_step: float
-    pid: int
-
-
-class Board:
-    """A Ray actor on which rank 0 pins its progress for the driver; only the newest counts."""
-
-    def __init__(self) -> None:
-        self.newest: Progress | None = None
-
-    def pin(self, progress: Progress) -> None:
-        self.newest = progress
-
-    def take(self) -> Progress | None:
-        """What was pinned since the last call."""
-        newest, self.newest = self.newest, None
-        return newest
 
 
 @dataclass(frozen=True)
@@ -166,8 +140,3 @@ class Recorder:
         means["epoch"] = done * self.batch / self.per_epoch
         means["skipped_steps"] = self.trainer.skipped
         self.tracker.metrics(means, done)
-
-
-def make_board() -> Any:
-    """A board of its own process; it takes no CPU from the workers."""
-    return ray.remote(num_cpus=0)(Board).remote()

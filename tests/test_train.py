@@ -19,9 +19,9 @@ from rwkvfusion.model.fuser import Fuser
 from rwkvfusion.model.serving import resolve
 from rwkvfusion.pipelines.recipe import RecipeError, load_recipe
 from rwkvfusion.pipelines.train import train
+from rwkvfusion.pipelines.train_board import Progress
 from rwkvfusion.pipelines.train_plan import open_job, plan_training
 from rwkvfusion.pipelines.train_recipe import TrainRecipe
-from rwkvfusion.pipelines.train_worker import Progress
 
 STEPS = 20
 

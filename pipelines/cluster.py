@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -37,24 +40,37 @@ def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]
         return
     address = address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        options["address"] = address
     else:
         # A token guards clusters that others can reach; this one listens on the loopback and ends with us.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, int(-(-cpus // 1))),
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-        )
+        logical = max(os.cpu_count() or 1, math.ceil(cpus))
+        options |= {"address": "local", "num_cpus": logical, "include_dashboard": False}
+    # Ray's errors reach us as exceptions; what its core prints besides would bury our own lines.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with _stderr_muted():
+        ray.init(**options)
     try:
         yield _describe(local=not address)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _stderr_muted() -> Iterator[None]:
+    """Ray's core announces its log level on the process's own stderr, past Python."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _describe(*, local: bool) -> Cluster:

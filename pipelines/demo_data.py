@@ -20,11 +20,11 @@ _LONG_SIDE = 480
 def make_pairs(root: Path) -> dict[str, Path]:
     """Write the raw datasets `{root}/mff/{split}/{near,far,target}` and `{root}/mef/{split}/{under,over}` as PNG.
 
-    Splits: `train` from TRAIN, `heldout` from HELDOUT, so that no photograph is in both. Returns {task: folder}.
+    Splits: `train` from TRAIN, `test` from HELDOUT, so that no photograph is in both. Returns {task: folder}.
     Deterministic: the same files every time.
     """
     folder = Path(skimage.data.__file__).parent
-    for split, names, variants in (("train", TRAIN, VARIANTS), ("heldout", HELDOUT, 1)):
+    for split, names, variants in (("train", TRAIN, VARIANTS), ("test", HELDOUT, 1)):
         for name in names:
             photo = _photo(next(folder.glob(f"{name}.*g")))
             for variant in range(variants):
@@ -54,7 +54,7 @@ def focus_pair(photo: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray,
 def exposure_pair(photo: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """An under- and an over-exposed picture of `photo` (H, W, C) uint8: light scaled, then clipped as a sensor does."""
     light = (photo.astype(np.float32) / 255) ** 2.2
-    stops = rng.uniform(3.0, 4.0, size=2)
+    stops = rng.uniform((3.5, 2.5), (4.5, 3.0))
     under, over = (np.clip(light * 2.0**ev, 0, 1) ** (1 / 2.2) * 255 for ev in (-stops[0], stops[1]))
     return _to_uint8(under), _to_uint8(over)
 

@@ -7,7 +7,9 @@ pool of actors, so that captioning of one shard and masking of another overlap; 
 from __future__ import annotations
 
 import json
+import logging
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError
+from ray.util.annotations import RayDeprecationWarning
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.manifest import (
@@ -186,9 +189,7 @@ def prepare(job: Job, *, on_shard: Callable[[Manifest], None] = lambda _: None, 
 
 def pipeline(job: Job, cluster: Cluster) -> tuple[Dataset, str]:
     """The Ray Data plan of `job`, sized to `cluster`, and what it takes in words."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    _quiet()
     pending = job.pending
     rows = [{"shard": s.name, "plan": s.to_json(), "samples": b"", "records": "[]"} for s in pending]
     # Sum of the smallest pools must leave room for the other tasks, or the job would wait for ever.
@@ -228,6 +229,16 @@ def _operator(dataset: Dataset, operator: type, args: tuple[Any, ...], name: str
 
     task.__name__ = name
     return dataset.map_batches(task, batch_size=1, batch_format="pyarrow", max_retries=MAX_RETRIES, **options)
+
+
+def _quiet() -> None:
+    """Our own progress is shown, not that of Ray Data's operators."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # The cap on retries goes through arguments that Ray keeps until 2.64; the package is pinned below that.
+    warnings.filterwarnings("ignore", category=RayDeprecationWarning)
 
 
 def _cpus(job: Job) -> float:

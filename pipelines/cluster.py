@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,9 @@ def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]
     with _stderr_muted():
         ray.init(**options)
     try:
-        yield _describe(local=not address)
+        # Ray prints the deaths of workers on stdout, which belongs to a command's answer.
+        with redirect_stdout(sys.stderr):
+            yield _describe(local=not address)
     finally:
         ray.shutdown()
 

@@ -101,8 +101,13 @@ def _explain(problem: ErrorDetails, model: type[BaseModel]) -> str:
 def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     models = [model]
     for part in path:
-        models = [inner for m in models if part in m.model_fields for inner in _models(m.model_fields[part].annotation)]
-    return sorted({key for m in models for key in m.model_fields})
+        models = [inner for m in models for inner in _models(_fields(m).get(part))]
+    return sorted({key for m in models for key in _fields(m)})
+
+
+def _fields(model: type[BaseModel]) -> dict[str, Any]:
+    """Annotations by the name that a recipe uses."""
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -102,25 +102,21 @@ def write_manifest(store: Store, manifest: Manifest) -> None:
     store.write(f"{MANIFESTS}/{manifest.shard}.json", manifest.to_json())
 
 
-def read_manifest(store: Store, shard: str) -> Manifest | None:
-    """The shard's manifest, or None where the shard is not committed (absent, or cut off while being written)."""
-    name = f"{MANIFESTS}/{shard}.json"
-    if not store.exists(name):
-        return None
-    try:
-        return Manifest.from_json(store.read(name), store.join(name))
-    except ManifestError:
-        return None
+def read_manifests(store: Store, splits: Iterable[str] | None = None, *, skip_damaged: bool = False) -> list[Manifest]:
+    """All committed shards of the dataset, sorted by name; ManifestError names a manifest that is damaged.
 
-
-def read_manifests(store: Store, splits: Iterable[str] | None = None) -> list[Manifest]:
-    """All committed shards of the dataset, sorted by name; ManifestError names a manifest that is damaged."""
+    `skip_damaged` takes a damaged one for absent: it was cut off while being written, and its shard is to be made.
+    """
     wanted = None if splits is None else set(splits)
     found = []
     for name in store.files(MANIFESTS, deep=False):
         match = SHARD_PATTERN.match(name.rsplit("/", 1)[-1].removesuffix(".json"))
         if match and (wanted is None or match["split"] in wanted):
-            found.append(Manifest.from_json(store.read(name), store.join(name)))
+            try:
+                found.append(Manifest.from_json(store.read(name), store.join(name)))
+            except ManifestError:
+                if not skip_damaged:
+                    raise
     return sorted(found, key=lambda m: m.shard)
 
 

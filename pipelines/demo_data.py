@@ -54,16 +54,16 @@ def focus_pair(photo: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray,
 def exposure_pair(photo: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """An under- and an over-exposed picture of `photo` (H, W, C) uint8: light scaled, then clipped as a sensor does."""
     light = (photo.astype(np.float32) / 255) ** 2.2
-    stops = rng.uniform((3.5, 2.5), (4.5, 3.0))
+    stops = rng.uniform((4.0, 1.5), (5.0, 2.0))
     under, over = (np.clip(light * 2.0**ev, 0, 1) ** (1 / 2.2) * 255 for ev in (-stops[0], stops[1]))
     return _to_uint8(under), _to_uint8(over)
 
 
 def _photo(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        image = image.convert("L" if image.mode in ("L", "P") else "RGB")
-        image.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
-        array = np.asarray(image)
+    with Image.open(path) as file:
+        photo = file.convert("L" if file.mode in ("L", "P") else "RGB")
+    photo.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
+    array = np.asarray(photo)
     return array if array.ndim == 3 else array[:, :, None]
 
 

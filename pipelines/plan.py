@@ -83,7 +83,7 @@ def plan_job(recipe: PrepareRecipe, limit: int | None = None) -> Job:
     pairs = plan.pairs if limit is None else plan.pairs[:limit]
     stages = builtin_stages(recipe.detect, recipe.caption, recipe.segment, recipe.merge, recipe.text, source.labels)
     store = Store(recipe.output).sub(source.dataset)
-    committed = {manifest.shard: manifest for manifest in read_manifests(store)}
+    committed = {manifest.shard: manifest for manifest in read_manifests(store, skip_damaged=True)}
     job = Job(
         recipe=recipe,
         dataset=source.dataset,

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+import cv2
 import numpy as np
 from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 
 from rwkvfusion.infra.codec import encode_png
-from rwkvfusion.stages.rle import decode_rle
+from rwkvfusion.stages.rle import cut, decode_rle, encode_rle
 from rwkvfusion.stages.sample import MAX_OBJECTS, Instance, Mask, Sample
 from rwkvfusion.stages.stage import Stage, StageConfig
 
@@ -32,6 +33,7 @@ class MergeConfig(StageConfig):
     duplicate_iou: float = Field(default=0.7, gt=0, le=1, description="from here two masks of one modality are one")
     match_iou: float = Field(default=0.4, gt=0, le=1, description="from here masks of two modalities are one object")
     inside: float = Field(default=0.85, gt=0, le=1, description="share of a mask from which it lies inside another")
+    min_visible: float = Field(default=0.3, ge=0, le=1, description="objects of which others leave less are dropped")
     compatible: tuple[tuple[str, ...], ...] = Field(
         default=(("bright region", "dark region"),),
         description="groups of labels that may name one object; a label is always compatible with itself",
@@ -63,7 +65,7 @@ class MergeMasks(Stage[MergeConfig]):
     """Fills `mask` from `instances`."""
 
     name = "merge"
-    version = 1
+    version = 2
     requires = frozenset({"images", "instances"})
     provides = frozenset({"mask"})
 
@@ -78,14 +80,12 @@ class MergeMasks(Stage[MergeConfig]):
 def merge(instances: Sequence[Instance], shape: tuple[int, int], config: MergeConfig) -> list[Object]:
     """The objects of all modalities, disjoint, best first, at most `config.max_objects`.
 
-    `instances` are masks of `shape` (H, W), any number of modalities in any order. Merging the result again, as
-    masks of one modality, gives it back.
+    `instances` come from any number of modalities in any order; masks of another size are brought to `shape` (H, W) by
+    nearest neighbour. Merging the result again, as masks of one modality, gives it back.
     """
-    masks = _Masks(instances, shape, config)
-    clusters = masks.match(masks.without_duplicates())
-    kept = masks.without_contained(clusters)
-    objects = [masks.objects[i] for i in kept[: config.max_objects]]
-    return _disjoint(objects, max(1.0, config.min_area * shape[0] * shape[1]))
+    masks = _Masks([_sized(instance, shape) for instance in instances], shape, config)
+    kept = masks.without_contained(masks.match(masks.without_duplicates()))
+    return masks.disjoint(kept)
 
 
 def paint(objects: Sequence[Object], shape: tuple[int, int]) -> Mask:
@@ -100,19 +100,20 @@ class _Masks:
     """The masks that pass the thresholds, best first, and what they share."""
 
     def __init__(self, instances: Sequence[Instance], shape: tuple[int, int], config: MergeConfig) -> None:
-        self.config = config
-        self.group = {label: number for number, labels in enumerate(config.compatible) for label in labels}
-        pairs = [(_object(instance, shape), instance.role) for instance in instances if self._good(instance)]
+        self.config, self.shape = config, shape
+        self.group = {label.lower(): number for number, labels in enumerate(config.compatible) for label in labels}
+        areas = [sum(instance.rle.counts[1::2]) for instance in instances]
         low, high = (fraction * shape[0] * shape[1] for fraction in (config.min_area, config.max_area))
-        pairs = [(item, role) for item, role in pairs if max(1.0, low) <= item.area <= high]
-        pairs.sort(key=lambda pair: pair[0].rank)
-        self.objects = [item for item, _ in pairs]
-        self.roles = [role for _, role in pairs]
-        flat = np.array([item.mask.ravel() for item in self.objects], np.float32).reshape(
-            len(pairs), shape[0] * shape[1]
+        ranked = sorted(
+            (-i.predicted_iou, -i.stability, -area, i.label, i.rle.counts, i.role, n)
+            for n, (i, area) in enumerate(zip(instances, areas, strict=True))
+            if max(1.0, low) <= area <= high and self._good(i)
         )
-        # float32 counts pixels exactly up to 2^24, more than a mask here has.
-        self.shared = (flat @ flat.T).astype(np.float64)
+        self.instances = [instances[rank[-1]] for rank in ranked]
+        self.roles = [instance.role for instance in self.instances]
+        self.labels = [instance.label.lower() for instance in self.instances]
+        self.pieces = cut([instance.rle for instance in self.instances], shape)
+        self.shared = self.pieces.shared
         self.areas = np.diagonal(self.shared)
         union = self.areas[:, None] + self.areas[None, :] - self.shared
         self.iou = self.shared / np.maximum(union, 1.0)
@@ -123,13 +124,13 @@ class _Masks:
 
     def compatible(self, a: int, b: int) -> bool:
         """Whether two masks may be one object by their labels."""
-        one, other = self.objects[a].label.lower(), self.objects[b].label.lower()
+        one, other = self.labels[a], self.labels[b]
         return one == other or (one in self.group and self.group[one] == self.group.get(other))
 
     def without_duplicates(self) -> list[int]:
         """Of masks of one modality that cover the same pixels, the best."""
         kept: list[int] = []
-        for i in range(len(self.objects)):
+        for i in range(len(self.instances)):
             twins = (j for j in kept if self.roles[j] == self.roles[i])
             if all(self.iou[i, j] < self.config.duplicate_iou for j in twins):
                 kept.append(i)
@@ -177,29 +178,36 @@ class _Masks:
 
     def _contains(self, outer: int, inner: int) -> bool:
         within = self.shared[outer, inner] >= self.config.inside * self.areas[inner]
-        return bool(within) and self.compatible(outer, inner)
+        return bool(within) and self.labels[outer] == self.labels[inner]
+
+    def disjoint(self, kept: Sequence[int]) -> list[Object]:
+        """Each pixel to one object: small objects before large, and of like size (a factor of four) the better mask.
+
+        An object of which too little is left is dropped, and its pixels go to the others; then the worst beyond the
+        limit. Best first.
+        """
+        order = sorted(kept, key=lambda i: (int(np.log2(self.areas[i])) // 2, i))
+        least = np.maximum(self.areas * self.config.min_visible, self.config.min_area * self.shape[0] * self.shape[1])
+        while order:
+            cover = self.pieces.cover[order]
+            owned = np.arange(len(order))[:, None] == np.where(cover.any(axis=0), cover.argmax(axis=0), -1)
+            hidden = np.flatnonzero(owned @ self.pieces.lengths < np.maximum(least[order], 1.0))
+            if hidden.size:
+                del order[hidden[-1]]
+            elif len(order) > self.config.max_objects:
+                order.remove(max(order))
+            else:
+                return sorted(map(self._object, order, owned), key=lambda item: item.rank)
+        return []
+
+    def _object(self, i: int, owned: np.ndarray) -> Object:
+        one = self.instances[i]
+        return Object(one.label, one.predicted_iou, one.stability, self.pieces.mask(owned, self.shape))
 
 
-def _object(instance: Instance, shape: tuple[int, int]) -> Object:
-    mask = decode_rle(instance.rle)
-    if mask.shape != shape:
-        raise ValueError(f"a mask of {instance.role} is {mask.shape[1]}x{mask.shape[0]}, not {shape[1]}x{shape[0]}")
-    return Object(instance.label, instance.predicted_iou, instance.stability, mask)
-
-
-def _disjoint(objects: Sequence[Object], min_pixels: float) -> list[Object]:
-    """Each pixel to one object: small objects before large, and of like size (a factor of four) the better mask.
-
-    An object of which too little is left is dropped, and its pixels go to the others.
-    """
-    order = sorted(objects, key=lambda item: (int(np.log2(item.area)) // 2, item.rank))
-    while True:
-        free = np.ones(order[0].mask.shape, bool) if order else np.ones((0, 0), bool)
-        left = []
-        for item in order:
-            left.append(Object(item.label, item.predicted_iou, item.stability, item.mask & free))
-            free &= ~item.mask
-        hidden = next((i for i in reversed(range(len(left))) if left[i].area < min_pixels), None)
-        if hidden is None:
-            return sorted(left, key=lambda item: item.rank)
-        del order[hidden]
+def _sized(instance: Instance, shape: tuple[int, int]) -> Instance:
+    if (instance.rle.height, instance.rle.width) == shape:
+        return instance
+    mask = decode_rle(instance.rle).astype(np.uint8)
+    resized = cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return instance.model_copy(update={"rle": encode_rle(resized)})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from rwkvfusion.stages.sample import Rle
@@ -21,8 +24,47 @@ def encode_rle(mask: np.ndarray) -> Rle:
 
 def decode_rle(rle: Rle) -> np.ndarray:
     """The (H, W) boolean mask; ValueError where the runs do not fill it."""
+    counts = _counts(rle)
+    values = np.arange(len(counts)) % 2 == 1
+    return np.repeat(values, counts).reshape(rle.height, rle.width, order="F")
+
+
+class Pieces(NamedTuple):
+    """Masks of one size cut along all their edges: within a piece none of them changes.
+
+    There are thousands of times fewer pieces than pixels, so that arithmetic on masks is cheap and exact.
+    """
+
+    cover: np.ndarray
+    """(n, pieces) bool: whether a mask has a piece; pieces in column-major order."""
+    lengths: np.ndarray
+    """(pieces,) pixels of each; they sum to the picture's."""
+
+    @property
+    def shared(self) -> np.ndarray:
+        """(n, n) float64: the pixels each two masks share; their areas on the diagonal."""
+        cover = self.cover.astype(np.float64)
+        pixels: np.ndarray = (cover * self.lengths) @ cover.T
+        return pixels
+
+    def mask(self, row: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """The (H, W) boolean mask of the pieces chosen in `row`."""
+        return np.repeat(row, self.lengths).reshape(shape, order="F")
+
+
+def cut(rles: Sequence[Rle], shape: tuple[int, int]) -> Pieces:
+    """The pieces of masks of `shape` (H, W); ValueError where runs do not fill it."""
+    ends = [np.cumsum(_counts(rle)) for rle in rles]
+    edges = np.unique(np.concatenate([*ends, [0, shape[0] * shape[1]]]))
+    flips = np.zeros((len(rles), edges.size), np.uint8)
+    for row, end in zip(flips, ends, strict=True):
+        # An empty run flips twice at one place, so the flips there are counted, not set.
+        np.bitwise_xor.at(row, np.searchsorted(edges, end), 1)
+    return Pieces(np.bitwise_xor.accumulate(flips, axis=1)[:, :-1].astype(bool), np.diff(edges))
+
+
+def _counts(rle: Rle) -> np.ndarray:
     counts = np.asarray(rle.counts, np.int64)
     if counts.sum() != rle.height * rle.width or (counts < 0).any():
         raise ValueError(f"runs of {counts.sum()} pixels do not fill {rle.height}x{rle.width}")
-    values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, counts).reshape(rle.height, rle.width, order="F")
+    return counts

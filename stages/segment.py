@@ -15,6 +15,8 @@ from rwkvfusion.stages.sample import Box, Image, Instance, Sample
 from rwkvfusion.stages.stage import Stage, StageConfig
 
 UNNAMED = "object"
+LOOSE, STRICT = 0.25, 0.1
+"""Share of a box's pixels that is surely object, as a seed of GrabCut."""
 
 
 class SegmentConfig(StageConfig):
@@ -22,7 +24,7 @@ class SegmentConfig(StageConfig):
 
     long_side: int = Field(default=256, ge=32, description="pixels of the longer side in which GrabCut works")
     margin: float = Field(default=0.4, ge=0, description="surroundings taken along, as a fraction of the box")
-    iterations: int = Field(default=3, ge=1, description="GrabCut iterations before the stability check")
+    iterations: int = Field(default=3, ge=1, description="of GrabCut")
     min_component: int = Field(default=24, ge=1, description="annotated components of fewer pixels are dropped")
     labels: dict[int, str] = Field(default={}, description="what the values of annotated masks stand for")
 
@@ -30,13 +32,13 @@ class SegmentConfig(StageConfig):
 class BoxSegmenter(Stage[SegmentConfig]):
     """Fills `instances`, one mask a box, with estimates that are measured:
 
-    `stability`: IoU of GrabCut's mask with the mask of two iterations more. `predicted_iou`: IoU of that mask with
-    a second segmentation that shares nothing with it, Otsu's threshold inside the box: where two unlike methods
-    agree, the object is plain to see.
+    `stability`: IoU of GrabCut's mask with that from a stricter seed (SAM's is that of two thresholds).
+    `predicted_iou`: IoU of the mask with a segmentation that shares nothing with it, Otsu's threshold inside the box:
+    where two unlike methods agree, the object is plain to see.
     """
 
     name = "segment"
-    version = 1
+    version = 2
     requires = frozenset({"images", "boxes"})
     provides = frozenset({"instances"})
 
@@ -71,7 +73,7 @@ class BoxSegmenter(Stage[SegmentConfig]):
         masks = _grabcut(crop, inside, self.config.iterations)
         if masks is None:
             return None
-        first, mask = masks
+        mask, strict = masks
         otsu = _otsu(grey(crop), inside)
         small = np.zeros(picture.shape[:2], np.float32)
         small[top : top + crop.shape[0], left : left + crop.shape[1]] = mask
@@ -82,7 +84,7 @@ class BoxSegmenter(Stage[SegmentConfig]):
             role=image.role,
             label=box.label,
             predicted_iou=round(_iou(mask, otsu), 4),
-            stability=round(_iou(first, mask), 4),
+            stability=round(_iou(strict, mask), 4),
             rle=encode_rle(full),
         )
 
@@ -106,20 +108,31 @@ def _span(low: float, high: float, size: int) -> tuple[int, int]:
 
 
 def _grabcut(crop: np.ndarray, box: tuple[int, int, int, int], iterations: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """GrabCut's mask after `iterations` and after two more, boolean; None where the box leaves no background."""
+    """GrabCut's boolean masks from a loose and a strict seed; None where nothing can be told apart.
+
+    A rectangle alone as the seed ends as all background for most small boxes. So the pixels of the box that differ
+    most from its surroundings are given as object, the next as likely object.
+    """
     colour = crop if crop.shape[2] == 3 else np.repeat(crop, 3, axis=2)
     if box[2] * box[3] >= crop.shape[0] * crop.shape[1] or int(colour.max()) - int(colour.min()) < 4:
         return None
-    labels = np.zeros(crop.shape[:2], np.uint8)
-    background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
-    # GrabCut starts its k-means at random.
-    cv2.setRNGSeed(0)
+    x, y, w, h = box
+    around = np.ones(crop.shape[:2], bool)
+    around[y : y + h, x : x + w] = False
+    values = colour.astype(np.float32)
+    differs = np.abs(values - np.median(values[around], axis=0)).sum(axis=2)[y : y + h, x : x + w]
     masks = []
-    for rounds, mode in ((iterations, cv2.GC_INIT_WITH_RECT), (2, cv2.GC_EVAL)):
-        cv2.grabCut(colour, labels, box, background, foreground, rounds, mode)
+    for sure in (LOOSE, STRICT):
+        labels = np.full(crop.shape[:2], cv2.GC_BGD, np.uint8)
+        inner = labels[y : y + h, x : x + w]
+        inner[:] = cv2.GC_PR_BGD
+        inner[differs >= np.quantile(differs, 0.5)] = cv2.GC_PR_FGD
+        inner[differs >= np.quantile(differs, 1 - sure)] = cv2.GC_FGD
+        # GrabCut starts its k-means at random.
+        cv2.setRNGSeed(0)
+        models = np.zeros((1, 65)), np.zeros((1, 65))
+        cv2.grabCut(colour, labels, (0, 0, 0, 0), *models, iterations, cv2.GC_INIT_WITH_MASK)
         masks.append((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD))
-        if not masks[-1].any():
-            return None
     return masks[0], masks[1]
 
 

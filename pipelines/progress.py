@@ -32,6 +32,8 @@ class ShardProgress:
     def __call__(self, manifest: Manifest) -> None:
         self.done += len(manifest.keys) + len(manifest.quarantined)
         self.bar.update(len(manifest.keys) + len(manifest.quarantined))
+        for one in manifest.quarantined:
+            tqdm.write(f"quarantined {one.key}: {one.kind}: {one.message}", file=sys.stderr)
         if self.bar.disable:
             quarantined = f", {len(manifest.quarantined)} in quarantine" if manifest.quarantined else ""
             print(

@@ -65,7 +65,7 @@ class MergeMasks(Stage[MergeConfig]):
     """Fills `mask` from `instances`."""
 
     name = "merge"
-    version = 2
+    version = 3
     requires = frozenset({"images", "instances"})
     provides = frozenset({"mask"})
 
@@ -183,22 +183,28 @@ class _Masks:
     def disjoint(self, kept: Sequence[int]) -> list[Object]:
         """Each pixel to one object: small objects before large, and of like size (a factor of four) the better mask.
 
-        An object of which too little is left is dropped, and its pixels go to the others; then the worst beyond the
-        limit. Best first.
+        While more are seen than the limit allows, the worst go, and what they hid may be seen again. Best first.
         """
         order = sorted(kept, key=lambda i: (int(np.log2(self.areas[i])) // 2, i))
-        least = np.maximum(self.areas * self.config.min_visible, self.config.min_area * self.shape[0] * self.shape[1])
-        while order:
-            cover = self.pieces.cover[order]
-            owned = np.arange(len(order))[:, None] == np.where(cover.any(axis=0), cover.argmax(axis=0), -1)
-            hidden = np.flatnonzero(owned @ self.pieces.lengths < np.maximum(least[order], 1.0))
-            if hidden.size:
-                del order[hidden[-1]]
-            elif len(order) > self.config.max_objects:
-                order.remove(max(order))
-            else:
-                return sorted(map(self._object, order, owned), key=lambda item: item.rank)
-        return []
+        seen = self._seen(order)
+        while len(seen) > self.config.max_objects:
+            surplus = set(sorted(seen)[self.config.max_objects :])
+            order = [i for i in order if i not in surplus]
+            seen = self._seen(order)
+        return sorted((self._object(i, owned) for i, owned in seen.items()), key=lambda item: item.rank)
+
+    def _seen(self, order: Sequence[int]) -> dict[int, np.ndarray]:
+        """The pieces each object owns; one of which those before it leave too little is left out and hides nothing."""
+        pixels = self.shape[0] * self.shape[1]
+        least = np.maximum(self.areas * self.config.min_visible, max(1.0, self.config.min_area * pixels))
+        taken = np.zeros(self.pieces.lengths.size, bool)
+        seen: dict[int, np.ndarray] = {}
+        for i in order:
+            owned = self.pieces.cover[i] & ~taken
+            if self.pieces.lengths[owned].sum() >= least[i]:
+                seen[i] = owned
+                taken |= owned
+        return seen
 
     def _object(self, i: int, owned: np.ndarray) -> Object:
         one = self.instances[i]

@@ -9,14 +9,18 @@ import numpy as np
 from pydantic import Field
 
 from rwkvfusion.infra.codec import decode_indices
-from rwkvfusion.stages.pictures import grey, view
+from rwkvfusion.stages.pictures import view
 from rwkvfusion.stages.rle import encode_rle
 from rwkvfusion.stages.sample import Box, Image, Instance, Sample
 from rwkvfusion.stages.stage import Stage, StageConfig
 
 UNNAMED = "object"
-LOOSE, STRICT = 0.25, 0.1
-"""Share of a box's pixels that is surely object, as a seed of GrabCut."""
+LOOSE, STRICT, LIKELY = 0.35, 0.15, 0.7
+"""Shares of a box's pixels that seed GrabCut by contrast: surely object (loosely and strictly taken), likely object."""
+CORE = 0.25
+"""Share of the box's inscribed ellipse that seeds GrabCut by place alone."""
+MIDDLE = 2.0
+"""How much less contrast counts towards the rim of its box: by exp(-MIDDLE) at the middle of a side."""
 
 
 class SegmentConfig(StageConfig):
@@ -33,12 +37,12 @@ class BoxSegmenter(Stage[SegmentConfig]):
     """Fills `instances`, one mask a box, with estimates that are measured:
 
     `stability`: IoU of GrabCut's mask with that from a stricter seed (SAM's is that of two thresholds).
-    `predicted_iou`: IoU of the mask with a segmentation that shares nothing with it, Otsu's threshold inside the box:
-    where two unlike methods agree, the object is plain to see.
+    `predicted_iou`: IoU of the mask with that from a seed that knows nothing of the contrast, the middle of the box:
+    where what stands out and what lies in the middle grow to the same mask, the object is plain to see.
     """
 
     name = "segment"
-    version = 2
+    version = 3
     requires = frozenset({"images", "boxes"})
     provides = frozenset({"instances"})
 
@@ -70,11 +74,10 @@ class BoxSegmenter(Stage[SegmentConfig]):
         left, top = max(0, x0 - mx), max(0, y0 - my)
         crop = picture[top : min(picture.shape[0], y1 + my), left : min(picture.shape[1], x1 + mx)]
         inside = (x0 - left, y0 - top, x1 - x0, y1 - y0)
-        masks = _grabcut(crop, inside, self.config.iterations)
+        masks = _masks(crop, inside, self.config.iterations)
         if masks is None:
             return None
-        mask, strict = masks
-        otsu = _otsu(grey(crop), inside)
+        mask, strict, placed = masks
         small = np.zeros(picture.shape[:2], np.float32)
         small[top : top + crop.shape[0], left : left + crop.shape[1]] = mask
         full = cv2.resize(small, (image.width, image.height), interpolation=cv2.INTER_LINEAR) > 0.5
@@ -83,8 +86,8 @@ class BoxSegmenter(Stage[SegmentConfig]):
         return Instance(
             role=image.role,
             label=box.label,
-            predicted_iou=round(_iou(mask, otsu), 4),
-            stability=round(_iou(strict, mask), 4),
+            predicted_iou=round(_iou(mask, placed), 4),
+            stability=round(_iou(mask, strict), 4),
             rle=encode_rle(full),
         )
 
@@ -107,43 +110,53 @@ def _span(low: float, high: float, size: int) -> tuple[int, int]:
     return start, max(start + 2, min(size, int(np.ceil(high))))
 
 
-def _grabcut(crop: np.ndarray, box: tuple[int, int, int, int], iterations: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """GrabCut's boolean masks from a loose and a strict seed; None where nothing can be told apart.
+def _masks(crop: np.ndarray, box: tuple[int, int, int, int], iterations: int) -> list[np.ndarray] | None:
+    """GrabCut's masks from a loose seed, a strict one, and one by place; None where nothing can be told apart.
 
-    A rectangle alone as the seed ends as all background for most small boxes. So the pixels of the box that differ
-    most from its surroundings are given as object, the next as likely object.
+    A rectangle alone as the seed ends as all background for most small boxes. So the pixels of the box that stand out
+    most are given as object, the next as likely object.
     """
     colour = crop if crop.shape[2] == 3 else np.repeat(crop, 3, axis=2)
     if box[2] * box[3] >= crop.shape[0] * crop.shape[1] or int(colour.max()) - int(colour.min()) < 4:
         return None
+    radius = _radius(box)
+    salient = _contrast(colour, box) * np.exp(-MIDDLE * radius)
+    likely = salient >= np.quantile(salient, 1 - LIKELY)
+    seeds = [(salient >= np.quantile(salient, 1 - share), likely) for share in (LOOSE, STRICT)]
+    seeds.append((radius <= max(CORE, radius.min()), radius < 1))
+    return [_grabcut(colour, box, sure, maybe, iterations) for sure, maybe in seeds]
+
+
+def _radius(box: tuple[int, int, int, int]) -> np.ndarray:
+    """(h, w) squared distance to the box's middle, 1 on the inscribed ellipse."""
+    x, y = (np.square((np.arange(side) + 0.5) * 2 / side - 1) for side in box[2:])
+    radius: np.ndarray = y[:, None] + x
+    return radius
+
+
+def _contrast(colour: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """(h, w) difference of the box's pixels to the median around it, summed over the channels."""
     x, y, w, h = box
-    around = np.ones(crop.shape[:2], bool)
+    around = np.ones(colour.shape[:2], bool)
     around[y : y + h, x : x + w] = False
-    values = colour.astype(np.float32)
-    differs = np.abs(values - np.median(values[around], axis=0)).sum(axis=2)[y : y + h, x : x + w]
-    masks = []
-    for sure in (LOOSE, STRICT):
-        labels = np.full(crop.shape[:2], cv2.GC_BGD, np.uint8)
-        inner = labels[y : y + h, x : x + w]
-        inner[:] = cv2.GC_PR_BGD
-        inner[differs >= np.quantile(differs, 0.5)] = cv2.GC_PR_FGD
-        inner[differs >= np.quantile(differs, 1 - sure)] = cv2.GC_FGD
-        # GrabCut starts its k-means at random.
-        cv2.setRNGSeed(0)
-        models = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.grabCut(colour, labels, (0, 0, 0, 0), *models, iterations, cv2.GC_INIT_WITH_MASK)
-        masks.append((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD))
-    return masks[0], masks[1]
+    inside = colour[y : y + h, x : x + w].astype(np.float32)
+    differs: np.ndarray = np.abs(inside - np.median(colour[around], axis=0)).sum(axis=2)
+    return differs
 
 
-def _otsu(plane: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The box split by Otsu's threshold; the side that is rarer on the box's rim is the object."""
+def _grabcut(
+    colour: np.ndarray, box: tuple[int, int, int, int], sure: np.ndarray, likely: np.ndarray, iterations: int
+) -> np.ndarray:
+    """GrabCut's boolean mask of a picture, from what is surely and what is likely the object in the box."""
     x, y, w, h = box
-    values = plane[y : y + h, x : x + w].astype(np.uint8)
-    _, split = cv2.threshold(values, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    rim = np.concatenate([split[0], split[-1], split[:, 0], split[:, -1]])
-    mask = np.zeros(plane.shape, bool)
-    mask[y : y + h, x : x + w] = split == (0 if rim.mean() > 0.5 else 1)
+    labels = np.full(colour.shape[:2], cv2.GC_BGD, np.uint8)
+    inside = np.where(likely, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
+    labels[y : y + h, x : x + w] = np.where(sure, cv2.GC_FGD, inside)
+    # GrabCut starts its k-means at random.
+    cv2.setRNGSeed(0)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(colour, labels, (0, 0, 0, 0), *models, iterations, cv2.GC_INIT_WITH_MASK)
+    mask: np.ndarray = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
     return mask
 
 

@@ -1,0 +1,16 @@
+// The CUDA kernels as a C++ library, for machines without a GPU.
+#include "emulate.h"
+
+#include "../../kernels/csrc/biwkv.cu"
+
+static void (*kernel)(const Call&);
+static const Call* argument;
+
+// 0; 1 where a block's threads did not all come to a barrier.
+extern "C" int emulate(void (*function)(const Call&), unsigned blocks, unsigned threads, const Call* call, int backwards) {
+    kernel = function, argument = call;
+    gridDim.x = blocks, blockDim.x = threads;
+    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++)
+        if (!Block::instance().run(threads, [] { kernel(*argument); }, backwards)) return 1;
+    return 0;
+}

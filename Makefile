@@ -15,12 +15,12 @@ help:            ## this list
 
 install: $(STAMP) ## create .venv and install the package with its pinned dependencies
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard kernels/csrc/*)
 	@echo "[1/3] creating $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "[2/3] installing the installer"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
-	@echo "[3/3] installing rwkvfusion and its dependencies (about 2 GB on disk the first time)"
+	@echo "[3/3] installing rwkvfusion, its kernels and its dependencies (about 2 GB on disk the first time)"
 	@$(UV) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

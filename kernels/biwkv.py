@@ -1,25 +1,32 @@
-"""Bi-WKV (eq. 7) in plain torch ops, linear in the number of tokens: one function, `biwkv`, for the whole project.
+"""The Bi-WKV operator (eq. 7) for the whole project; importing this registers ``torch.ops.rwkvfusion.biwkv``.
 
-    y_t = (F_t + R_t + e^{u+k_t} v_t) / (G_t + Q_t + e^{u+k_t})
+    y_t = (sum_{i != t} e^{-(|t-i|-1) lam + k_i} v_i + e^{u+k_t} v_t) / (the same without v)
 
-F, G are the exclusive prefix scans of e^k v and e^k with ratio a = e^{-lam}, R, Q the suffix scans. The gradients are
-scans again, so backward keeps nothing but the inputs.
-
-Keys are taken relative to the largest of their channel. This is safe as long as that key, decayed over the whole
-sequence, is still far above the smallest number: ``|lam| (L - 1) <= 40`` in float32, ``<= 200`` in float64. Beyond
-that every state carries its own exponent.
+Behind the one operator stand the CUDA kernels, the C++ kernels and plain torch operations: the best that this machine
+has is used, see `back_end`. The operator has shape inference, gradients and autocast (it computes in the type it is
+given, states in float32), and works under ``torch.compile`` and CUDA graphs.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rwkvfusion.kernels.scan import scan, scan_scaled
+from rwkvfusion.kernels import cpu, cuda, fallback
 
-_REACH_FLOAT32 = 40.0
-_REACH_FLOAT64 = 200.0
-_LOWEST_KEY = -1e6
+__all__ = ["back_end", "biwkv", "gated_biwkv"]
+
+_STATE = 7
+_library = torch.library.Library("rwkvfusion", "DEF")
+_library.define("biwkv(Tensor k, Tensor v, Tensor lam, Tensor u) -> Tensor")
+_library.define("gated_biwkv(Tensor rkv, Tensor lam, Tensor u, int rows=1) -> Tensor")
+# `x` is the keys, or receptance, keys and values side by side where v is None: one tensor in, one gradient out.
+_library.define("biwkv_forward(Tensor x, Tensor? v, Tensor lam, Tensor u, int rows, bool keep) -> (Tensor, Tensor)")
+_library.define(
+    "biwkv_backward(Tensor grad, Tensor x, Tensor? v, Tensor lam, Tensor u, int rows, Tensor states)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
 
 
 def biwkv(k: Tensor, v: Tensor, lam: Tensor, u: Tensor) -> Tensor:
@@ -39,96 +46,146 @@ def biwkv(k: Tensor, v: Tensor, lam: Tensor, u: Tensor) -> Tensor:
     """
     if k.ndim != 3 or k.shape != v.shape or k.shape[1] == 0:
         raise ValueError(f"k and v must both be (B, L >= 1, C), got {tuple(k.shape)} and {tuple(v.shape)}")
-    if lam.shape != k.shape[2:] or u.shape != k.shape[2:]:
-        raise ValueError(f"lam and u must be ({k.shape[2]},), got {tuple(lam.shape)} and {tuple(u.shape)}")
-    if k.numel() == 0:
-        return torch.zeros_like(v)
-    reach = float(torch.maximum(lam.detach().abs().amax() * (k.shape[1] - 1), u.detach().abs().amax()))
-    with torch.autocast(k.device.type, enabled=False):
-        if reach > _REACH_FLOAT64:
-            return _biwkv_scaled(k, v, lam, u).to(v.dtype)
-        double = reach > _REACH_FLOAT32 or torch.float64 in (k.dtype, v.dtype, lam.dtype, u.dtype)
-        return _BiWKV.apply(k, v, lam, u, torch.float64 if double else torch.float32)
+    _check_constants(lam, u, k.shape[2])
+    return torch.ops.rwkvfusion.biwkv(k, v, lam, u)
 
 
-def _top(k: Tensor) -> Tensor:
-    """Largest key of each channel, (B, 1, C); 0 where all are -inf, so that no -inf meets another."""
-    top = k.amax(dim=1, keepdim=True)
-    return top.masked_fill_(top == -torch.inf, 0)
+def gated_biwkv(rkv: Tensor, lam: Tensor, u: Tensor, rows: int = 1) -> Tensor:
+    """``sigmoid(r) * biwkv(k, v, lam, u)`` in one pass, on packed inputs and in the order of rows or columns.
+
+    Args:
+        rkv: (B, L, 3 C): receptance, keys and values side by side.
+        lam, u: as in `biwkv`.
+        rows: the tokens are the pixels of a map with this many rows, stored row after row, and are mixed in the order
+            of its columns; 1 mixes them in the order in which they are stored.
+
+    Returns:
+        (B, L, C) in the type and order of rkv.
+
+    Raises:
+        ValueError: where the shapes do not fit.
+    """
+    if rkv.ndim != 3 or rkv.shape[1] == 0 or rkv.shape[2] % 3:
+        raise ValueError(f"rkv must be (B, L >= 1, 3 C), got {tuple(rkv.shape)}")
+    if rows < 1 or rkv.shape[1] % rows:
+        raise ValueError(f"rows must divide the {rkv.shape[1]} tokens, got {rows}")
+    _check_constants(lam, u, rkv.shape[2] // 3)
+    return torch.ops.rwkvfusion.gated_biwkv(rkv, lam, u, rows)
 
 
-class _States:
-    """What forward and backward both need: e^k, the scans of (e^k v, e^k) in both directions, and y."""
-
-    def __init__(self, k: Tensor, v: Tensor, lam: Tensor, u: Tensor, dtype: torch.dtype) -> None:
-        channels = k.shape[2]
-        k, self.v = k.to(dtype), v.to(dtype)
-        both = k.new_empty(*k.shape[:2], 2 * channels)
-        self.key = torch.sub(k, _top(k), out=both[..., channels:]).exp_()
-        torch.mul(self.key, self.v, out=both[..., :channels])
-        self.decay = lam.double()
-        self.bonus = torch.exp(u.double()).to(dtype)
-        decay = self.decay.repeat(2)
-        self.prefix = scan(both, decay)
-        self.suffix = scan(both, decay, reverse=True)
-        total = (self.prefix + self.suffix).addcmul_(both, self.bonus.repeat(2))
-        # The floor is far below any sum with a token in it; it turns "all keys hidden" into 0 / floor.
-        self.weight = total[..., channels:].clamp_(min=torch.finfo(dtype).tiny ** 0.5)
-        self.y = total[..., :channels] / self.weight
+def back_end(device: torch.device | str, dtype: torch.dtype = torch.float32) -> tuple[str, str | None]:
+    """What computes on a device, in words, and why not something better (None: there is nothing better)."""
+    probe = torch.empty(0, dtype=dtype, device=device)
+    module = _module(probe)
+    if module is not fallback:
+        return module.describe(), None
+    better = {"cpu": cpu, "cuda": cuda}.get(probe.device.type)
+    reason = f"no kernels for {probe.device.type}" if better is None else better.unavailable()
+    return "plain torch operations", reason or f"no kernels for {dtype}"
 
 
-class _BiWKV(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, k: Tensor, v: Tensor, lam: Tensor, u: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(k, v, lam, u)
-        ctx.dtype = dtype
-        return _States(k, v, lam, u, dtype).y.to(v.dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """alpha = gy / D, beta = alpha y; their scans give all gradients without states for the derivative."""
-        k, v, lam, u = ctx.saved_tensors
-        at = _States(k, v, lam, u, ctx.dtype)
-        channels = k.shape[2]
-        both = torch.empty_like(at.prefix)
-        alpha = torch.div(grad, at.weight, out=both[..., :channels])
-        torch.mul(alpha, at.y, out=both[..., channels:])
-        self_term = at.key * alpha * at.bonus
-        grad_self = self_term * (at.v - at.y)
-        crossed, decay = torch.zeros_like(at.decay), at.decay.repeat(2)
-        around = torch.zeros_like(both)
-        for states, reverse in ((at.prefix, True), (at.suffix, False)):
-            opposite = scan(both, decay, reverse=reverse)
-            around += opposite
-            product = opposite.mul_(states)
-            crossed += (product[..., :channels] - product[..., channels:]).sum(dim=(0, 1))
-        # The token's own share is kept as alpha (v - y): v alpha - beta cancels where y is near v.
-        grad_v = at.key * around[..., :channels]
-        grad_k = torch.addcmul(grad_self, at.v, grad_v).addcmul_(at.key, around[..., channels:], value=-1)
-        grad_v += self_term
-        grad_u = grad_self.sum(dim=(0, 1))
-        # One token has no distances, and e^{-lam} is then of any size.
-        grad_lam = torch.where(crossed == 0, crossed, -torch.exp(-at.decay) * crossed)
-        return grad_k.to(k.dtype), grad_v.to(v.dtype), grad_lam.to(lam.dtype), grad_u.to(u.dtype), None
+def _check_constants(lam: Tensor, u: Tensor, channels: int) -> None:
+    if lam.shape != (channels,) or u.shape != (channels,):
+        raise ValueError(f"lam and u must be ({channels},), got {tuple(lam.shape)} and {tuple(u.shape)}")
 
 
-def _biwkv_scaled(k: Tensor, v: Tensor, lam: Tensor, u: Tensor) -> Tensor:
-    """The same in float64 with an exponent for every state: right for any decay, bonus and keys."""
-    channels = k.shape[2]
-    k, v, lam, u = k.double(), v.double(), lam.double(), u.double()
-    # At 1e17 a float64 has no room left for the decay.
-    k = torch.where(k == -torch.inf, k, k.clamp(min=_LOWEST_KEY))
-    exponent = k.detach()
-    unit = torch.exp(k - exponent.masked_fill(exponent == -torch.inf, 0))
-    both, decay = torch.cat((unit * v, unit), dim=2), lam.repeat(2)
-    scale = exponent.repeat(1, 1, 2)
-    before, before_scale = scan_scaled(both, scale, decay)
-    after, after_scale = (t.flip(1) for t in scan_scaled(both.flip(1), scale.flip(1), decay))
-    own_scale = scale + u.detach().repeat(2)
-    top = torch.maximum(torch.maximum(before_scale, after_scale), own_scale)
-    top = top.clamp(min=torch.finfo(top.dtype).min)
-    own = both * torch.exp(own_scale - top) * (1 + (u - u.detach())).repeat(2)
-    total = before * torch.exp(before_scale - top) + after * torch.exp(after_scale - top) + own
-    weight = total[..., channels:]
-    return total[..., :channels] / torch.where(weight == 0, torch.ones_like(weight), weight)
+def _module(k: Tensor) -> ModuleType:
+    if cpu.supports(k):
+        return cpu
+    return cuda if cuda.supports(k) else fallback
+
+
+def _states_shape(k: Tensor, keep: bool) -> tuple[int, ...]:
+    module = _module(k)
+    if module is fallback or not keep:
+        return (k.shape[0], 0, _STATE, k.shape[2])
+    return (k.shape[0], -(-k.shape[1] // module.CHUNK), _STATE, k.shape[2])
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+
+
+def _parts(x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys, values and receptance."""
+    if v is not None:
+        return _unit_stride(x), _unit_stride(v), None
+    r, k, v = _unit_stride(x).chunk(3, dim=2)
+    return k, v, r
+
+
+def _constant(x: Tensor, k: Tensor) -> Tensor:
+    """lam or u in the type of the states."""
+    return x.detach().to(torch.promote_types(torch.promote_types(x.dtype, k.dtype), torch.float32)).contiguous()
+
+
+def _biwkv(k: Tensor, v: Tensor, lam: Tensor, u: Tensor) -> Tensor:
+    common = torch.promote_types(k.dtype, v.dtype)
+    return _apply(k.to(common), v.to(common), lam, u, 1).to(v.dtype)
+
+
+def _gated_biwkv(rkv: Tensor, lam: Tensor, u: Tensor, rows: int = 1) -> Tensor:
+    return _apply(rkv, None, lam, u, rows)
+
+
+def _apply(x: Tensor, v: Tensor | None, lam: Tensor, u: Tensor, rows: int) -> Tensor:
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, v, lam, u))
+    y: Tensor = torch.ops.rwkvfusion.biwkv_forward(x, v, lam, u, rows, keep)[0]
+    return y
+
+
+def _forward(x: Tensor, v: Tensor | None, lam: Tensor, u: Tensor, rows: int, keep: bool) -> tuple[Tensor, Tensor]:
+    k, v, r = _parts(x, v)
+    y = torch.empty(k.shape, dtype=k.dtype, device=k.device)
+    states = torch.empty(_states_shape(k, keep), dtype=torch.float32, device=k.device)
+    if y.numel():
+        _module(k).forward(k, v, r, _constant(lam, k), _constant(u, k), rows, y, states if keep else None)
+    return y, states
+
+
+def _backward(
+    grad: Tensor, x: Tensor, v: Tensor | None, lam: Tensor, u: Tensor, rows: int, states: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, of v (empty where x is packed), of lam, of u."""
+    k, values, r = _parts(x, v)
+    g_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    g_v = torch.empty(k.shape if v is not None else (0,), dtype=x.dtype, device=x.device)
+    if not g_x.numel():
+        return g_x, g_v, torch.zeros_like(lam), torch.zeros_like(u)
+    gk, gv, gr = _parts(g_x, g_v if v is not None else None)
+    constants = _constant(lam, k), _constant(u, k)
+    g_lam, g_u = _module(k).backward(_unit_stride(grad), k, values, r, *constants, rows, states, gk, gv, gr)
+    return g_x, g_v, g_lam.to(lam.dtype), g_u.to(u.dtype)
+
+
+def _forward_fake(x: Tensor, v: Tensor | None, lam: Tensor, u: Tensor, rows: int, keep: bool) -> tuple[Tensor, Tensor]:
+    k = x if v is not None else x.chunk(3, dim=2)[1]
+    return x.new_empty(k.shape), x.new_empty(_states_shape(k, keep), dtype=torch.float32)
+
+
+def _backward_fake(
+    grad: Tensor, x: Tensor, v: Tensor | None, lam: Tensor, u: Tensor, rows: int, states: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    g_v = x.new_empty(v.shape if v is not None else (0,))
+    return x.new_empty(x.shape), g_v, torch.empty_like(lam), torch.empty_like(u)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, v, lam, u, rows, _ = inputs
+    ctx.save_for_backward(x, v, lam, u, output[1])
+    ctx.rows = rows
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    x, v, lam, u, states = ctx.saved_tensors
+    g_x, g_v, g_lam, g_u = torch.ops.rwkvfusion.biwkv_backward(grad.to(x.dtype), x, v, lam, u, ctx.rows, states)
+    return g_x, None if v is None else g_v, g_lam, g_u, None, None
+
+
+_library.impl("biwkv", _biwkv, "CompositeImplicitAutograd")
+_library.impl("gated_biwkv", _gated_biwkv, "CompositeImplicitAutograd")
+_library.impl("biwkv_forward", _forward, "CompositeExplicitAutograd")
+_library.impl("biwkv_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("rwkvfusion::biwkv_forward", _forward_fake, lib=_library)
+torch.library.register_fake("rwkvfusion::biwkv_backward", _backward_fake, lib=_library)
+torch.library.register_autograd("rwkvfusion::biwkv_forward", _differentiate, setup_context=_setup, lib=_library)

@@ -49,7 +49,8 @@ def count(config: NetworkConfig, size: tuple[int, int] = (64, 64), n_tokens: int
     images = [torch.zeros(1, channels, *size) for channels in config.in_channels]
     mask = torch.zeros(1, *size, dtype=torch.uint8) if config.use_mask else None
     text = torch.zeros(1, n_tokens, config.text_width) if n_tokens else None
-    with torch.inference_mode():
+    # With gradients, so that every part runs as the module it is and none in one call with others.
+    with torch.enable_grad():
         network.eval()(images, mask, text)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     total = sum(flops.values())

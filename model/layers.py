@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from rwkvfusion.kernels.biwkv import biwkv
-from rwkvfusion.model.scan import merge, orders_of, partition, scan_map, unscan_map
+from rwkvfusion.kernels import cpu
+from rwkvfusion.kernels.biwkv import gated_biwkv
+from rwkvfusion.model.scan import Order, merge, orders_of, partition, scan_map, unscan_map
 
 SMALL = 0.02
 """Spread of the last weights of each residual branch at the start."""
@@ -22,19 +23,20 @@ class SpatialMixing(nn.Module):
         self.bonus = nn.Parameter(torch.linspace(0, 4, width))
         nn.init.normal_(self.out.weight, std=SMALL)
 
-    def forward(self, x: Tensor, hidden: Tensor | None = None, length: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, hidden: Tensor | None = None, length: int | None = None, rows: int = 1) -> Tensor:
         """Mix tokens (B, L, C).
 
         Args:
             x: normalised tokens.
             hidden: (B, L) bool, True for tokens the others must not see.
             length: tokens over which ``w`` decays (eq. 7's L); all of them by default.
+            rows: order of the tokens, as in `gated_biwkv`.
         """
-        receptance, key, value = self.receptance_key_value(x).chunk(3, dim=2)
+        packed = self.receptance_key_value(x)
         if hidden is not None:
-            key = key.masked_fill(hidden[..., None], -torch.inf)
-        attention = biwkv(key, value, self.decay / (length or x.shape[1]), self.bonus)
-        return self.out(torch.sigmoid(receptance) * attention)
+            receptance, key, value = packed.chunk(3, dim=2)
+            packed = torch.cat((receptance, key.masked_fill(hidden[..., None], -torch.inf), value), dim=2)
+        return self.out(gated_biwkv(packed, self.decay / (length or x.shape[1]), self.bonus, rows))
 
 
 class ChannelMixing(nn.Module):
@@ -76,10 +78,40 @@ class BRWKV(nn.Module):
         self.channel = ChannelMixing(width, hidden_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> the same; H and W are multiples of the window."""
+        """(B, H, W, C) -> the same; H and W are multiples of the window. Without gradients x may be overwritten."""
+        fused = self.fused(x)
+        return self.plain(x) if fused is None else fused
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The layer in torch's operations, on every device and with gradients."""
         height, width = x.shape[1:3]
         windows = partition(self.spatial_norm(x), self.window)
-        mixed = self.spatial(scan_map(windows, self.orders))
-        mixed = unscan_map(mixed, self.orders, *windows.shape[1:3])
+        tokens, rows = scan_map(windows, self.orders)
+        mixed = unscan_map(self.spatial(tokens, rows=rows), self.orders, *windows.shape[1:3])
         x = x + merge(mixed, self.window, height, width)
         return x + self.channel(self.channel_norm(x))
+
+    def fused(self, x: Tensor) -> Tensor | None:
+        """The same in one C++ call and in place, where there is one for this layer and no gradient is wanted."""
+        straight = self.orders in ((Order.ROWS,), (Order.COLUMNS,))
+        if not straight or self.window is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        if torch.is_autocast_enabled(x.device.type):
+            return None
+        spatial, channel = self.spatial, self.channel
+        weights = cpu.LayerWeights(
+            mix_gain=self.spatial_norm.weight,
+            mix_in=spatial.receptance_key_value.weight,
+            lam=spatial.decay / (x.shape[1] * x.shape[2]),
+            u=spatial.bonus,
+            mix_out=spatial.out.weight,
+            channel_gain=self.channel_norm.weight,
+            receptance=channel.receptance.weight,
+            key=channel.key.weight,
+            value=channel.value.weight,
+            channel_out=channel.out.weight,
+            epsilon=torch.finfo(x.dtype).eps,
+        )
+        if not x.is_contiguous() or not cpu.supports_layer(x, weights):
+            return None
+        return cpu.layer(x, weights, self.orders[0] is Order.COLUMNS)

@@ -29,18 +29,33 @@ def orders_of(scan: int, block: int) -> tuple[Order, ...]:
     return straight if scan == 2 else (*straight, Order.DIAGONALS, Order.ANTIDIAGONALS)
 
 
-def scan_map(x: Tensor, orders: tuple[Order, ...]) -> Tensor:
-    """(B, H, W, C) -> (B, H*W, 2*len(orders)*C): every order, forward then flipped, side by side on channels."""
+def scan_map(x: Tensor, orders: tuple[Order, ...]) -> tuple[Tensor, int]:
+    """Tokens of a map: every order, forward then flipped, side by side on channels.
+
+    Args:
+        x: (B, H, W, C).
+        orders: of `orders_of`.
+
+    Returns:
+        (B, H*W, 2*len(orders)*C) tokens, and the ``rows`` of `gated_biwkv` that mixes them in their order. A single
+        order of rows or columns needs no copy in that order: the operator reads the pixels by it, and the flip of
+        either is the flip of the pixels as they lie.
+    """
+    if orders in ((Order.ROWS,), (Order.COLUMNS,)):
+        tokens = x.flatten(1, 2)
+        return torch.cat((tokens, tokens.flip(1)), dim=2), x.shape[1] if orders[0] is Order.COLUMNS else 1
     parts = []
     for order in orders:
         tokens = _to_tokens(x, order)
         parts += [tokens, tokens.flip(1)]
-    return torch.cat(parts, dim=2)
+    return torch.cat(parts, dim=2), 1
 
 
 def unscan_map(tokens: Tensor, orders: tuple[Order, ...], height: int, width: int) -> Tensor:
     """Undo `scan_map` and add the scans: (B, H*W, 2*len(orders)*C) -> (B, H, W, C)."""
     parts = tokens.chunk(2 * len(orders), dim=2)
+    if len(orders) == 1 and orders[0] in (Order.ROWS, Order.COLUMNS):
+        return (parts[0] + parts[1].flip(1)).unflatten(1, (height, width))
     maps = [
         _to_map(forward + flipped.flip(1), order, height, width)
         for order, forward, flipped in zip(orders, parts[::2], parts[1::2], strict=True)

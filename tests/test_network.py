@@ -33,7 +33,7 @@ def test_scans_cover_each_pixel_once_and_come_back(scan: int, size: tuple[int, i
     x = torch.randn(2, *size, 3)
     for block in (0, 1):
         orders = orders_of(scan, block)
-        tokens = scan_map(x, orders)
+        tokens, _ = scan_map(x, orders)
         assert tokens.shape == (2, size[0] * size[1], 3 * 2 * len(orders))
         assert 2 * len(orders) == {1: 2, 2: 4, 3: 8}[scan]
         torch.testing.assert_close(unscan_map(tokens, orders, *size), 2 * len(orders) * x)
@@ -48,7 +48,10 @@ def test_orders_of_the_scans() -> None:
         Order.ANTIDIAGONALS: [2, 1, 5, 0, 4, 3],
     }
     for order, path in expected.items():
-        forward, flipped = scan_map(x, (order,))[0].T.tolist()
+        tokens, rows = scan_map(x, (order,))
+        # Step s of a scan by columns of a map with `rows` rows, as `gated_biwkv` takes it.
+        steps = torch.arange(6).reshape(rows, 6 // rows).T.flatten()
+        forward, flipped = tokens[0, steps].T.tolist()
         assert forward == path
         assert flipped == path[::-1]
     assert orders_of(1, 0) == (Order.ROWS,)

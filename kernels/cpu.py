@@ -1,0 +1,222 @@
+"""The C++ back end: a plain C library, spoken to by ctypes, so that it fits every version of torch and Python.
+
+`pip install` builds it where it finds a compiler (see setup.py). Inputs outside the range that float32 states can
+follow go to the fallback.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rwkvfusion.kernels import fallback
+
+CHUNK = 64
+"""Tokens of a chunk."""
+_STATE, _ADJOINT = 7, 6
+_LIBRARY = Path(__file__).with_name("_cpu.so")
+_DTYPES = (torch.float32, torch.bfloat16)
+_SAFE = 40.0
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("row_stride", ctypes.c_int64))
+
+
+class _Call(ctypes.Structure):
+    """`BiwkvCall` of csrc/biwkv.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "rows", "threads", "half")),
+        *((name, _Tensor) for name in ("k", "v", "r", "y", "grad", "gk", "gv", "gr")),
+        *((name, ctypes.c_void_p) for name in ("lam", "u", "states", "adjoints", "partials", "g_lam", "g_u")),
+    )
+
+
+class _Layer(ctypes.Structure):
+    """`LayerCall` of csrc/biwkv.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "hidden", "rows", "threads")),
+        *((name, ctypes.c_void_p) for name in ("x", "mix_in", "lam", "u", "mix_out")),
+        *((name, ctypes.c_void_p) for name in ("receptance", "key", "value", "channel_out")),
+        ("epsilon", ctypes.c_float),
+        ("states", ctypes.c_void_p),
+    )
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_LIBRARY))
+    library.rwkvfusion_isa.restype = ctypes.c_char_p
+    for function in (library.rwkvfusion_biwkv_forward, library.rwkvfusion_biwkv_backward):
+        function.argtypes = (ctypes.POINTER(_Call),)
+        function.restype = None
+    library.rwkvfusion_layer_forward.argtypes = (ctypes.POINTER(_Layer),)
+    library.rwkvfusion_layer_forward.restype = None
+    return library
+
+
+@cache
+def unavailable() -> str | None:
+    """Why this back end cannot be used, and what to do about it; None where it can."""
+    if not _LIBRARY.exists():
+        return "not built: install a C++ compiler (g++ or clang++) and reinstall the package"
+    try:
+        _library()
+    except (OSError, AttributeError) as error:
+        return f"{_LIBRARY.name} does not load ({error}): reinstall the package"
+    return None
+
+
+def describe() -> str:
+    """The instruction set in use."""
+    return f"C++ kernels, {_library().rwkvfusion_isa().decode()}"
+
+
+def supports(k: Tensor) -> bool:
+    """Whether keys of this type and device can be given to `forward`."""
+    return k.device.type == "cpu" and k.dtype in _DTYPES and unavailable() is None
+
+
+def _in_reach(lam: Tensor, u: Tensor, length: int) -> bool:
+    """Whether float32 states can follow the decay over a chunk and, where it is negative, over the sequence."""
+    low, high = (float(bound) for bound in torch.aminmax(lam))
+    weakest, strongest = (float(bound) for bound in torch.aminmax(u))
+    # Comparisons with NaN are false.
+    return high * min(CHUNK, length) <= _SAFE and -low * length <= _SAFE and -_SAFE <= weakest and strongest <= _SAFE
+
+
+def _call(rows: int, lam: Tensor, u: Tensor, **tensors: Tensor | None) -> _Call:
+    k = tensors["k"]
+    assert k is not None
+    call = _Call(*k.shape, rows, torch.get_num_threads(), int(k.dtype == torch.bfloat16))
+    call.lam, call.u = lam.data_ptr(), u.data_ptr()
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            setattr(call, name, _Tensor(tensor.data_ptr(), tensor.stride(0), tensor.stride(1)))
+    return call
+
+
+def forward(
+    k: Tensor, v: Tensor, r: Tensor | None, lam: Tensor, u: Tensor, rows: int, y: Tensor, states: Tensor | None
+) -> None:
+    """Write y, and the states that `backward` needs.
+
+    Args:
+        k, v, r, y: (B, L, C) of one type, channels side by side; any stride between tokens and images. r gates y by
+            its sigmoid.
+        lam, u: (C,) as in `biwkv`.
+        rows: tokens are a map of this many rows, scanned by columns; 1 is the plain order.
+        states: (B, ceil(L / CHUNK), 7, C) float32, or None.
+    """
+    if not _in_reach(lam, u, k.shape[1]):
+        return fallback.forward(k, v, r, lam, u, rows, y, states)
+    if states is None:
+        states = k.new_empty(k.shape[0], -(-k.shape[1] // CHUNK), _STATE, k.shape[2], dtype=torch.float32)
+    lam, u = lam.double(), u.double()
+    call = _call(rows, lam, u, k=k, v=v, r=r, y=y)
+    call.states = states.data_ptr()
+    _library().rwkvfusion_biwkv_forward(ctypes.byref(call))
+    return None
+
+
+def backward(
+    grad: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor | None,
+    lam: Tensor,
+    u: Tensor,
+    rows: int,
+    states: Tensor,
+    gk: Tensor,
+    gv: Tensor,
+    gr: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Write gk, gv and gr, laid out like k, v and r; return the gradients of lam and u, (C,) float64."""
+    if not _in_reach(lam, u, k.shape[1]):
+        return fallback.backward(grad, k, v, r, lam, u, rows, states, gk, gv, gr)
+    chunks, channels = states.shape[0] * states.shape[1], k.shape[2]
+    adjoints = states.new_empty(chunks, _ADJOINT, channels)
+    partials = states.new_empty(chunks, 2, channels, dtype=torch.float64)
+    g_lam, g_u = partials.new_empty(2, channels)
+    lam, u = lam.double(), u.double()
+    call = _call(rows, lam, u, k=k, v=v, r=r, grad=grad, gk=gk, gv=gv, gr=gr)
+    call.states, call.adjoints, call.partials = states.data_ptr(), adjoints.data_ptr(), partials.data_ptr()
+    call.g_lam, call.g_u = g_lam.data_ptr(), g_u.data_ptr()
+    _library().rwkvfusion_biwkv_backward(ctypes.byref(call))
+    return g_lam, g_u
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """What `layer` computes with: weights as `nn.Linear` has them (out, in), gains of the RMSNorms in front.
+
+    Attributes:
+        mix_gain: (C,). mix_in: (6C, 2C), receptance, keys, values. lam, u: (2C,). mix_out: (2C, 2C).
+        channel_gain: (C,). receptance: (C, C). key: (hidden, C). value: (C, hidden). channel_out: (C, C).
+        epsilon: of both norms.
+    """
+
+    mix_gain: Tensor
+    mix_in: Tensor
+    lam: Tensor
+    u: Tensor
+    mix_out: Tensor
+    channel_gain: Tensor
+    receptance: Tensor
+    key: Tensor
+    value: Tensor
+    channel_out: Tensor
+    epsilon: float
+
+
+def supports_layer(x: Tensor, weights: LayerWeights) -> bool:
+    """Whether `layer` can take this map: float32 on a CPU, channels in sixteens, decays within reach."""
+    length = x.shape[1] * x.shape[2]
+    return (
+        x.dtype == torch.float32
+        and weights.mix_in.dtype == torch.float32
+        and supports(x)
+        and x.shape[3] % 16 == 0
+        and weights.key.shape[0] % 16 == 0
+        and x.numel() > 0
+        and _in_reach(weights.lam, weights.u, length)
+    )
+
+
+def layer(x: Tensor, weights: LayerWeights, columns: bool) -> Tensor:
+    """A BRWKV layer with one scan order and its flip, without gradients, tile by tile in the caches.
+
+    Args:
+        x: (B, H, W, C) contiguous float32; it is overwritten.
+        weights: see `supports_layer`.
+        columns: scan the columns; else the rows.
+
+    Returns:
+        x, holding the result.
+    """
+    batch, height, width, channels = x.shape
+    length, w = height * width, weights
+    first, second = w.mix_out.split(channels)
+    doubles = [t.double().contiguous() for t in (w.lam, w.u)]
+    floats = [
+        (w.mix_in * w.mix_gain.repeat(2)).t().contiguous(),
+        torch.cat((first, second), dim=1).t().contiguous(),
+        *((t * w.channel_gain).t().contiguous() for t in (w.receptance, w.key)),
+        *(t.t().contiguous() for t in (w.value, w.channel_out)),
+    ]
+    # The chunks mirror each other, so there is one more than in `forward` where 64 does not divide the length.
+    states = x.new_empty(batch, length // CHUNK + 2, _STATE, 2 * channels)
+    call = _Layer(batch, length, channels, w.key.shape[0], height if columns else 1, torch.get_num_threads())
+    call.x, call.states, call.epsilon = x.data_ptr(), states.data_ptr(), w.epsilon
+    call.lam, call.u = (t.data_ptr() for t in doubles)
+    names = ("mix_in", "mix_out", "receptance", "key", "value", "channel_out")
+    for name, tensor in zip(names, floats, strict=True):
+        setattr(call, name, tensor.data_ptr())
+    _library().rwkvfusion_layer_forward(ctypes.byref(call))
+    return x

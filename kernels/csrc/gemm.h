@@ -1,0 +1,56 @@
+// Small matrix products on tiles that stay in the first caches: out (rows x n) [+]= a (rows x k) w (k x n).
+#pragma once
+
+#include "simd.h"
+
+namespace {
+
+#if LANES == 16
+constexpr int BLOCK_ROWS = 8, BLOCK_VECTORS = 3;  // 24 sums, 3 weights, 1 value: 28 of 32 registers
+#else
+constexpr int BLOCK_ROWS = 4, BLOCK_VECTORS = 2;  // of 16 registers
+#endif
+
+template <int ROWS, int VECTORS, bool ADD>
+INLINE void product_block(const float* a, int64_t a_stride, const float* w, int64_t w_stride, int k, float* out,
+                          int64_t out_stride) {
+    Vec sum[ROWS][VECTORS] = {};
+    for (int i = 0; i < k; i++) {
+        Vec weight[VECTORS];
+        for (int v = 0; v < VECTORS; v++) weight[v] = load(w + i * w_stride + v * LANES);
+        for (int r = 0; r < ROWS; r++) {
+            Vec value = splat(a[r * a_stride + i]);
+            for (int v = 0; v < VECTORS; v++) sum[r][v] += value * weight[v];
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < VECTORS; v++) {
+            float* at = out + r * out_stride + v * LANES;
+            store(at, ADD ? load(at) + sum[r][v] : sum[r][v]);
+        }
+}
+
+template <int VECTORS, bool ADD>
+INLINE void product_columns(const float* a, int64_t a_stride, int rows, const float* w, int64_t w_stride, int k, float* out,
+                            int64_t out_stride) {
+    int r = 0;
+    for (; r + BLOCK_ROWS <= rows; r += BLOCK_ROWS)
+        product_block<BLOCK_ROWS, VECTORS, ADD>(a + r * a_stride, a_stride, w, w_stride, k, out + r * out_stride, out_stride);
+    for (; r < rows; r++)
+        product_block<1, VECTORS, ADD>(a + r * a_stride, a_stride, w, w_stride, k, out + r * out_stride, out_stride);
+}
+
+// `n` columns, a multiple of LANES; strides in floats.
+template <bool ADD = false>
+inline void product(const float* a, int64_t a_stride, int rows, const float* w, int64_t w_stride, int n, int k,
+                    float* out, int64_t out_stride) {
+    int column = 0;
+    for (; column + BLOCK_VECTORS * LANES <= n; column += BLOCK_VECTORS * LANES)
+        product_columns<BLOCK_VECTORS, ADD>(a, a_stride, rows, w + column, w_stride, k, out + column, out_stride);
+    for (; column + 2 * LANES <= n; column += 2 * LANES)
+        product_columns<2, ADD>(a, a_stride, rows, w + column, w_stride, k, out + column, out_stride);
+    for (; column < n; column += LANES)
+        product_columns<1, ADD>(a, a_stride, rows, w + column, w_stride, k, out + column, out_stride);
+}
+
+}  // namespace

@@ -51,7 +51,7 @@ def build_cpu(target: Path, scratch: Path) -> str | None:
     jobs = [
         (f"{name}_{isa}", f"{name}.cpp", (f"-DISA={isa}", *flags))
         for isa, flags in SETS.items()
-        for name in ("cpu", "layer")
+        for name in ("cpu", "layer", "fusion")
         if x86 or isa == "portable"
     ]
     jobs.append(("dispatch", "dispatch.cpp", ("-DWITH_X86",) if x86 else ()))

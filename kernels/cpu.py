@@ -5,7 +5,6 @@ follow go to the fallback.
 """
 
 import ctypes
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -36,28 +35,15 @@ class _Call(ctypes.Structure):
     )
 
 
-class _Layer(ctypes.Structure):
-    """`LayerCall` of csrc/biwkv.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "hidden", "rows", "threads")),
-        *((name, ctypes.c_void_p) for name in ("x", "mix_in", "lam", "u", "mix_out")),
-        *((name, ctypes.c_void_p) for name in ("receptance", "key", "value", "channel_out")),
-        ("epsilon", ctypes.c_float),
-        ("states", ctypes.c_void_p),
-    )
-
-
 @cache
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_LIBRARY))
-    library.rwkvfusion_isa.restype = ctypes.c_char_p
-    for function in (library.rwkvfusion_biwkv_forward, library.rwkvfusion_biwkv_backward):
+def library() -> ctypes.CDLL:
+    """The loaded library; OSError where it does not load."""
+    loaded = ctypes.CDLL(str(_LIBRARY))
+    loaded.rwkvfusion_isa.restype = ctypes.c_char_p
+    for function in (loaded.rwkvfusion_biwkv_forward, loaded.rwkvfusion_biwkv_backward):
         function.argtypes = (ctypes.POINTER(_Call),)
         function.restype = None
-    library.rwkvfusion_layer_forward.argtypes = (ctypes.POINTER(_Layer),)
-    library.rwkvfusion_layer_forward.restype = None
-    return library
+    return loaded
 
 
 @cache
@@ -66,7 +52,7 @@ def unavailable() -> str | None:
     if not _LIBRARY.exists():
         return "not built: install a C++ compiler (g++ or clang++) and reinstall the package"
     try:
-        _library()
+        library()
     except (OSError, AttributeError) as error:
         return f"{_LIBRARY.name} does not load ({error}): reinstall the package"
     return None
@@ -74,7 +60,7 @@ def unavailable() -> str | None:
 
 def describe() -> str:
     """The instruction set in use."""
-    return f"C++ kernels, {_library().rwkvfusion_isa().decode()}"
+    return f"C++ kernels, {library().rwkvfusion_isa().decode()}"
 
 
 def supports(k: Tensor) -> bool:
@@ -82,12 +68,12 @@ def supports(k: Tensor) -> bool:
     return k.device.type == "cpu" and k.dtype in _DTYPES and unavailable() is None
 
 
-def _in_reach(lam: Tensor, u: Tensor, length: int) -> bool:
+def in_reach(lam: Tensor, u: Tensor, length: int) -> bool:
     """Whether float32 states can follow the decay over a chunk and, where it is negative, over the sequence."""
     low, high = (float(bound) for bound in torch.aminmax(lam))
     weakest, strongest = (float(bound) for bound in torch.aminmax(u))
     # Comparisons with NaN are false.
-    return high * min(CHUNK, length) <= _SAFE and -low * length <= _SAFE and -_SAFE <= weakest and strongest <= _SAFE
+    return high * min(CHUNK, length) <= _SAFE and -low * length <= _SAFE and weakest >= -_SAFE and strongest <= _SAFE
 
 
 def _call(rows: int, lam: Tensor, u: Tensor, **tensors: Tensor | None) -> _Call:
@@ -113,14 +99,14 @@ def forward(
         rows: tokens are a map of this many rows, scanned by columns; 1 is the plain order.
         states: (B, ceil(L / CHUNK), 7, C) float32, or None.
     """
-    if not _in_reach(lam, u, k.shape[1]):
+    if not in_reach(lam, u, k.shape[1]):
         return fallback.forward(k, v, r, lam, u, rows, y, states)
     if states is None:
         states = k.new_empty(k.shape[0], -(-k.shape[1] // CHUNK), _STATE, k.shape[2], dtype=torch.float32)
     lam, u = lam.double(), u.double()
     call = _call(rows, lam, u, k=k, v=v, r=r, y=y)
     call.states = states.data_ptr()
-    _library().rwkvfusion_biwkv_forward(ctypes.byref(call))
+    library().rwkvfusion_biwkv_forward(ctypes.byref(call))
     return None
 
 
@@ -138,7 +124,7 @@ def backward(
     gr: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Write gk, gv and gr, laid out like k, v and r; return the gradients of lam and u, (C,) float64."""
-    if not _in_reach(lam, u, k.shape[1]):
+    if not in_reach(lam, u, k.shape[1]):
         return fallback.backward(grad, k, v, r, lam, u, rows, states, gk, gv, gr)
     chunks, channels = states.shape[0] * states.shape[1], k.shape[2]
     adjoints = states.new_empty(chunks, _ADJOINT, channels)
@@ -148,75 +134,5 @@ def backward(
     call = _call(rows, lam, u, k=k, v=v, r=r, grad=grad, gk=gk, gv=gv, gr=gr)
     call.states, call.adjoints, call.partials = states.data_ptr(), adjoints.data_ptr(), partials.data_ptr()
     call.g_lam, call.g_u = g_lam.data_ptr(), g_u.data_ptr()
-    _library().rwkvfusion_biwkv_backward(ctypes.byref(call))
+    library().rwkvfusion_biwkv_backward(ctypes.byref(call))
     return g_lam, g_u
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """What `layer` computes with: weights as `nn.Linear` has them (out, in), gains of the RMSNorms in front.
-
-    Attributes:
-        mix_gain: (C,). mix_in: (6C, 2C), receptance, keys, values. lam, u: (2C,). mix_out: (2C, 2C).
-        channel_gain: (C,). receptance: (C, C). key: (hidden, C). value: (C, hidden). channel_out: (C, C).
-        epsilon: of both norms.
-    """
-
-    mix_gain: Tensor
-    mix_in: Tensor
-    lam: Tensor
-    u: Tensor
-    mix_out: Tensor
-    channel_gain: Tensor
-    receptance: Tensor
-    key: Tensor
-    value: Tensor
-    channel_out: Tensor
-    epsilon: float
-
-
-def supports_layer(x: Tensor, weights: LayerWeights) -> bool:
-    """Whether `layer` can take this map: float32 on a CPU, channels in sixteens, decays within reach."""
-    length = x.shape[1] * x.shape[2]
-    return (
-        x.dtype == torch.float32
-        and weights.mix_in.dtype == torch.float32
-        and supports(x)
-        and x.shape[3] % 16 == 0
-        and weights.key.shape[0] % 16 == 0
-        and x.numel() > 0
-        and _in_reach(weights.lam, weights.u, length)
-    )
-
-
-def layer(x: Tensor, weights: LayerWeights, columns: bool) -> Tensor:
-    """A BRWKV layer with one scan order and its flip, without gradients, tile by tile in the caches.
-
-    Args:
-        x: (B, H, W, C) contiguous float32; it is overwritten.
-        weights: see `supports_layer`.
-        columns: scan the columns; else the rows.
-
-    Returns:
-        x, holding the result.
-    """
-    batch, height, width, channels = x.shape
-    length, w = height * width, weights
-    first, second = w.mix_out.split(channels)
-    doubles = [t.double().contiguous() for t in (w.lam, w.u)]
-    floats = [
-        (w.mix_in * w.mix_gain.repeat(2)).t().contiguous(),
-        torch.cat((first, second), dim=1).t().contiguous(),
-        *((t * w.channel_gain).t().contiguous() for t in (w.receptance, w.key)),
-        *(t.t().contiguous() for t in (w.value, w.channel_out)),
-    ]
-    # The chunks mirror each other, so there is one more than in `forward` where 64 does not divide the length.
-    states = x.new_empty(batch, length // CHUNK + 2, _STATE, 2 * channels)
-    call = _Layer(batch, length, channels, w.key.shape[0], height if columns else 1, torch.get_num_threads())
-    call.x, call.states, call.epsilon = x.data_ptr(), states.data_ptr(), w.epsilon
-    call.lam, call.u = (t.data_ptr() for t in doubles)
-    names = ("mix_in", "mix_out", "receptance", "key", "value", "channel_out")
-    for name, tensor in zip(names, floats, strict=True):
-        setattr(call, name, tensor.data_ptr())
-    _library().rwkvfusion_layer_forward(ctypes.byref(call))
-    return x

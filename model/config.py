@@ -32,6 +32,7 @@ class NetworkConfig:
     text_pool: tuple[int, ...] = (8, 4, 2)
     """Pooling of the image features that meet the text, for each level."""
     max_objects: int = 20
+    """Objects of a mask that the network tells apart; at most 255."""
     use_mask: bool = True
     residual: int | None = None
     """Modality whose upsampled form is added to the head (Sect. 3.2); None for none."""
@@ -58,6 +59,8 @@ class NetworkConfig:
         for name, values in positive.items():
             if not values or any(not isinstance(n, int) or n < 1 for n in values):
                 raise ValueError(f"{name} must hold whole numbers of at least 1, got {getattr(self, name)!r}")
+        if self.max_objects > 255:
+            raise ValueError(f"max_objects must be at most 255, the highest index of a mask, got {self.max_objects}")
         if len(self.channel_factors) != len(self.levels):
             raise ValueError(
                 f"channel_factors must have one entry per level: {len(self.levels)}, got {self.channel_factors}"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rwkvfusion.kernels import cpu
+from rwkvfusion.kernels import fused
 from rwkvfusion.kernels.biwkv import gated_biwkv
 from rwkvfusion.model.scan import Order, merge, orders_of, partition, scan_map, unscan_map
 
@@ -79,8 +79,8 @@ class BRWKV(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> the same; H and W are multiples of the window. Without gradients x may be overwritten."""
-        fused = self.fused(x)
-        return self.plain(x) if fused is None else fused
+        result = self.fused(x)
+        return self.plain(x) if result is None else result
 
     def plain(self, x: Tensor) -> Tensor:
         """The layer in torch's operations, on every device and with gradients."""
@@ -93,13 +93,10 @@ class BRWKV(nn.Module):
 
     def fused(self, x: Tensor) -> Tensor | None:
         """The same in one C++ call and in place, where there is one for this layer and no gradient is wanted."""
-        straight = self.orders in ((Order.ROWS,), (Order.COLUMNS,))
-        if not straight or self.window is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        if torch.is_autocast_enabled(x.device.type):
+        if self.orders not in ((Order.ROWS,), (Order.COLUMNS,)) or self.window is not None or not fused.ready(x):
             return None
         spatial, channel = self.spatial, self.channel
-        weights = cpu.LayerWeights(
+        weights = fused.LayerWeights(
             mix_gain=self.spatial_norm.weight,
             mix_in=spatial.receptance_key_value.weight,
             lam=spatial.decay / (x.shape[1] * x.shape[2]),
@@ -112,6 +109,4 @@ class BRWKV(nn.Module):
             channel_out=channel.out.weight,
             epsilon=torch.finfo(x.dtype).eps,
         )
-        if not x.is_contiguous() or not cpu.supports_layer(x, weights):
-            return None
-        return cpu.layer(x, weights, self.orders[0] is Order.COLUMNS)
+        return fused.layer(x, weights, self.orders[0] is Order.COLUMNS)

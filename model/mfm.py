@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rwkvfusion.kernels import fused
 from rwkvfusion.model.layers import SMALL, SpatialMixing
 
 _QUIET = 0.2
@@ -42,6 +43,37 @@ class Text:
         return (position - n_hidden) % n_tokens, (position + n_hidden) % n_tokens
 
 
+@dataclass(frozen=True)
+class Objects:
+    """Where the objects of a mask are: labels at full size, shares of the pixels below it (Sect. 4.1.2).
+
+    Attributes:
+        labels: (B, H, W) uint8, 0 background, ``count`` the highest; None below full size.
+        shares: (B, H, W, count) or None at full size.
+    """
+
+    count: int
+    labels: Tensor | None
+    shares: Tensor | None = None
+
+    def maps(self, like: Tensor) -> Tensor:
+        """(B, H, W, count), a channel for each object, in the type of `like`."""
+        if self.shares is not None:
+            return self.shares.to(like.dtype)
+        assert self.labels is not None
+        index = torch.arange(1, self.count + 1, device=self.labels.device)
+        return (self.labels[..., None] == index).to(like.dtype)
+
+    def halve(self, like: Tensor) -> "Objects":
+        """The mean over squares of two by two pixels."""
+        return Objects(self.count, None, halve(self.maps(like)))
+
+
+def halve(x: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, H/2, W/2, C), the mean over squares of two by two."""
+    return F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+
+
 def _take(tokens: Tensor, order: Tensor) -> Tensor:
     return tokens.gather(1, order[..., None].expand_as(tokens))
 
@@ -72,10 +104,13 @@ class TextExchange(nn.Module):
 
     def forward(self, image: Tensor, text: Text) -> tuple[Tensor, Text]:
         """image (B, H, W, C), H and W multiples of the pool -> the pooled, text-guided map, and the text."""
-        pooled = F.avg_pool2d(image.permute(0, 3, 1, 2), self.pool).permute(0, 2, 3, 1)
+        return self.exchange(F.avg_pool2d(image.permute(0, 3, 1, 2), self.pool).permute(0, 2, 3, 1), text)
+
+    def exchange(self, pooled: Tensor, text: Text) -> tuple[Tensor, Text]:
+        """The same from the map that is already pooled."""
         batch, height, width, channels = pooled.shape
         pixels = pooled.reshape(batch, -1, channels)
-        seen = torch.zeros(pixels.shape[:2], dtype=torch.bool, device=image.device)
+        seen = torch.zeros(pixels.shape[:2], dtype=torch.bool, device=pooled.device)
         n_text, n_pixels = text.hidden.shape[1], pixels.shape[1]
         if self.text_first:
             order, undo = text.order_with_padding_first()
@@ -124,24 +159,50 @@ class ModalFusion(nn.Module):
         self.mask = nn.Conv2d(max_objects, width, 3, padding=1, bias=False) if max_objects else None
         self.text = TextExchange(width, text_pool, text_ratio, text_first)
 
-    def forward(self, x: Tensor, images: Tensor, mask: Tensor | None, text: Text) -> tuple[Tensor, Text]:
-        """Fuse.
+    def forward(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Text]:
+        """Fuse, around a residual.
 
         Args:
             x: (B, H, W, C) features of the layer before.
             images: (B, H, W, image_channels) raw modalities at this size.
-            mask: (B, H, W, max_objects) object channels at this size, or None.
+            objects: of the mask at this size, or None.
             text: tokens of width C.
 
         Returns:
-            what the features gain, (B, H, W, C), and the text for the next module.
+            the features, (B, H, W, C), and the text for the next module.
         """
+        if fused.ready(x) and images.dtype == x.dtype:
+            return self.fused(x, images, objects, text)
         modality = self.modality_norm(convolve(self.modality, images))
         features = self.feature_norm(convolve(self.feature, x)) + modality
         gated = features * F.gelu(features.mean(dim=(1, 2), keepdim=True))
-        if self.mask is not None and mask is not None:
-            gated = gated + (gated + modality) * convolve(self.mask, mask)
+        if self.mask is not None and objects is not None:
+            gated = gated + (gated + modality) * convolve(self.mask, objects.maps(x))
         guided, text = self.text(gated, text)
         size = gated.shape[1:3]
         guided = F.interpolate(guided.permute(0, 3, 1, 2), size=size, mode="bilinear").permute(0, 2, 3, 1)
-        return gated + guided, text
+        return x + (gated + guided), text
+
+    def fused(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Text]:
+        """The same in three C++ calls, without gradients."""
+        parts = fused.Fusion(
+            x,
+            images.contiguous(),
+            _branch(self.feature, self.feature_norm),
+            _branch(self.modality, self.modality_norm),
+            self.text.pool,
+            torch.finfo(x.dtype).eps,
+        )
+        labels = weight = mask_map = None
+        if self.mask is not None and objects is not None:
+            labels, weight = objects.labels, self.mask.weight
+            if labels is None:
+                mask_map = convolve(self.mask, objects.maps(x)).contiguous()
+        pooled = parts.gate(F.gelu(parts.mean), labels, weight, mask_map)
+        guided, text = self.text.exchange(pooled, text)
+        return parts.add(guided.contiguous()), text
+
+
+def _branch(conv: nn.Conv2d, norm: nn.RMSNorm) -> tuple[Tensor, Tensor, Tensor]:
+    assert conv.bias is not None
+    return conv.weight, conv.bias, norm.weight

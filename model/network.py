@@ -6,15 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rwkvfusion.kernels import fused
 from rwkvfusion.model.config import NetworkConfig, preset
 from rwkvfusion.model.layers import BRWKV, SMALL
-from rwkvfusion.model.mfm import ModalFusion, Text, convolve
+from rwkvfusion.model.mfm import ModalFusion, Objects, Text, convolve, halve
 
 __all__ = ["NetworkConfig", "RWKVFusion", "preset"]
 
 
 class EncoderLayer(nn.Module):
-    """Multi-modal fusion, around a residual, then BRWKV."""
+    """Multi-modal fusion, then BRWKV."""
 
     def __init__(self, config: NetworkConfig, level: int, block: int) -> None:
         super().__init__()
@@ -29,9 +30,9 @@ class EncoderLayer(nn.Module):
         )
         self.brwkv = BRWKV(width, config.hidden_ratio, config.scan, block, config.window)
 
-    def forward(self, x: Tensor, images: Tensor, mask: Tensor | None, text: Text) -> tuple[Tensor, Text]:
-        gain, text = self.fusion(x, images, mask, text)
-        return self.brwkv(x + gain), text
+    def forward(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Text]:
+        x, text = self.fusion(x, images, objects, text)
+        return self.brwkv(x), text
 
 
 class EncoderLevel(nn.Module):
@@ -47,11 +48,11 @@ class EncoderLevel(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config, level, block) for block in blocks)
         self.down = nn.Conv2d(width, after, 2, stride=2)
 
-    def forward(self, x: Tensor, images: Tensor, mask: Tensor | None, text: Text) -> tuple[Tensor, Tensor, Text]:
+    def forward(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Tensor, Text]:
         """Return the level's features for the decoder, their half-size form for the next level, and the text."""
         text = Text(self.text(text.tokens), text.hidden)
         for layer in self.layers:
-            x, text = layer(x, images, mask, text)
+            x, text = layer(x, images, objects, text)
         return x, convolve(self.down, x), text
 
 
@@ -73,6 +74,9 @@ class DecoderLevel(nn.Module):
         )
 
     def forward(self, x: Tensor, encoded: Tensor) -> Tensor:
+        """(B, H/2, W/2, C') and the encoder's (B, H, W, C), which may be overwritten without gradients."""
+        if fused.ready(x, encoded):
+            return self.layers(fused.upsample(x, self.up.weight, float(self.skip), encoded))
         batch, height, width, channels = encoded.shape
         up = self.up(x).reshape(batch, height // 2, width // 2, 2, 2, channels)
         return self.layers(up.transpose(2, 3).reshape(encoded.shape) + self.skip * encoded)
@@ -136,18 +140,19 @@ class RWKVFusion(nn.Module):
         upsampled = [_resize(image, height, width) for image in images]
         right, below = -width % self.config.multiple, -height % self.config.multiple
         stack = F.pad(torch.cat(upsampled, dim=1), (0, right, 0, below), mode="replicate").permute(0, 2, 3, 1)
+        stack = stack.contiguous()  # channels last from here to the end
         objects = self._objects(mask, stack, (0, right, 0, below))
         fused = self._decode(*self._encode(stack, objects, self._text(text, text_mask, stack)))
         out = convolve(self.head, fused).permute(0, 3, 1, 2)[:, :, :height, :width]
         return out if self.config.residual is None else out + upsampled[self.config.residual]
 
-    def _encode(self, images: Tensor, mask: Tensor | None, text: Text) -> tuple[Tensor, list[Tensor]]:
+    def _encode(self, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, list[Tensor]]:
         x = convolve(self.stem, images)
         encoded: list[Tensor] = []
         for level in self.encoder:
             if encoded:
-                images, mask = _halve(images), None if mask is None else _halve(mask)
-            features, x, text = level(x, images, mask, text)
+                images, objects = halve(images), None if objects is None else objects.halve(images)
+            features, x, text = level(x, images, objects, text)
             encoded.append(features)
         return x, encoded
 
@@ -157,15 +162,15 @@ class RWKVFusion(nn.Module):
             x = level(x, features)
         return x
 
-    def _objects(self, mask: Tensor | None, like: Tensor, pad: tuple[int, int, int, int]) -> Tensor | None:
-        """Scatter the objects of a (B, H, W) mask to channels (Sect. 4.1.2), padded."""
+    def _objects(self, mask: Tensor | None, like: Tensor, pad: tuple[int, int, int, int]) -> Objects | None:
+        """The objects of a (B, H, W) mask, padded; indices the network has no channel for are background."""
         if not self.config.use_mask or (mask is None and not self.training):
             return None
         # DDP wants a gradient for each parameter, so training runs the mask path on an empty mask.
         empty = torch.zeros(like.shape[:3], dtype=torch.uint8, device=like.device)
         mask = empty if mask is None else F.pad(mask, pad)
-        index = torch.arange(1, self.config.max_objects + 1, device=mask.device)
-        return (mask[..., None] == index).to(like.dtype)
+        known = (mask >= 1) & (mask <= self.config.max_objects)
+        return Objects(self.config.max_objects, torch.where(known, mask, 0).to(torch.uint8))
 
     def _text(self, text: Tensor | None, text_mask: Tensor | None, like: Tensor) -> Text:
         if text is None:
@@ -214,7 +219,3 @@ def _resize(image: Tensor, height: int, width: int) -> Tensor:
     if image.shape[2:] == (height, width):
         return image
     return F.interpolate(image, size=(height, width), mode="bicubic", align_corners=False)
-
-
-def _halve(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""The BRWKV layer in one C++ call against the same layer from torch's operations, in float64."""
+"""The network's parts in one C++ call each against the same parts from torch's operations, in float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvfusion.kernels import cpu
+from rwkvfusion.kernels import fused as fused_parts
+from rwkvfusion.model.config import NetworkConfig
 from rwkvfusion.model.layers import BRWKV
+from rwkvfusion.model.network import RWKVFusion
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
@@ -76,3 +79,47 @@ def test_what_it_cannot_do_goes_the_plain_way() -> None:
         strong = layer(32, 0)
         strong.spatial.decay += 1e4
         assert strong.fused(x) is None
+
+
+@pytest.mark.parametrize("levels", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("size", [(24, 40), (61, 83), (128, 7)])
+def test_network_without_gradients_is_the_network(
+    levels: tuple[int, ...], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fused part at once: pooled text, masks at full size and below, padding, decoder, a batch of two."""
+    torch.manual_seed(1)
+    config = NetworkConfig((1, 3), 2, width=16, levels=levels, channel_factors=(1, 2), text_width=8, max_objects=5)
+    network = RWKVFusion(config).eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if not name.endswith(("decay", "bonus")):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    images = [torch.rand(2, 1, *size), torch.rand(2, 3, *size)]
+    mask = torch.randint(0, 8, (2, *size), dtype=torch.uint8) * (torch.rand(2, *size) < 0.3)
+    text, real = torch.randn(2, 6, 8), torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    calls = []
+    for name in ("layer", "upsample", "Fusion"):
+        real_call = getattr(fused_parts, name)
+        monkeypatch.setattr(fused_parts, name, lambda *a, name=name, call=real_call: calls.append(name) or call(*a))
+    kept = [t.clone() for t in (*images, mask, text)]
+    with torch.no_grad():
+        fused = {
+            "guided": network(images, mask, text, real),
+            "no mask": network(images, None, text, real),
+            "no text": network(images, mask),
+        }
+    n_layers = 2 * sum(levels) + 1
+    assert sorted(set(calls)) == ["Fusion", "layer", "upsample"]
+    assert [calls.count(name) for name in ("Fusion", "layer", "upsample")] == [3 * sum(levels), 3 * n_layers, 6]
+    assert all(torch.equal(a, b) for a, b in zip(kept, (*images, mask, text), strict=True))
+    exact = network.double()
+    images, text = [image.double() for image in images], text.double()
+    with torch.no_grad():
+        expected = {
+            "guided": exact(images, mask, text, real),
+            "no mask": exact(images, None, text, real),
+            "no text": exact(images, mask),
+        }
+    for name, ours in fused.items():
+        assert float((ours - expected[name]).norm() / expected[name].norm()) < 2e-5, name
+    assert float((expected["guided"] - expected["no mask"]).abs().max()) > 1e-3

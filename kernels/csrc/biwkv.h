@@ -46,3 +46,35 @@ struct LayerCall {
     float epsilon;              // of both norms
     float* states;              // (B, chunks, 7, 2C), see rwkvfusion_layer_chunks
 };
+
+// Multi-modal fusion (eq. 15-18) without gradients, float32, on (B, H, W, C) maps; C a multiple of 16. Its passes, with
+// the text between the second and the third.
+struct FusionCall {
+    int64_t batch, height, width, channels, modalities;  // modalities: channels of all images together
+    int64_t pool;                                        // side of the text's pooling; divides height and width
+    int64_t threads;
+    const float* x;                                      // the features that come in
+    const float* images;                                 // (B, H, W, modalities)
+    const float *feature, *feature_bias, *feature_gain;  // (3, 3, C, C) as tap, in, out; (C,); (C,)
+    const float *modality, *modality_bias, *modality_gain;  // (3, 3, modalities, C); (C,); (C,)
+    float epsilon;
+    float* features;        // (B, H, W, C): written by each pass, the result in the end
+    float* modality_map;    // (B, H, W, C): the normalised modalities, written by the first pass
+    double* row_sums;       // (B, H, C): sums of the features over each row, written by the first pass
+    const float* gate;      // (B, C)
+    const uint8_t* labels;  // (B, H, W) objects, or null
+    const float* objects;   // (3, 3, objects + 1, C): what an object in a tap adds; nothing at 0
+    int64_t n_objects;
+    const float* mask_map;  // (B, H, W, C): the mask's convolution where there are no labels, or null
+    float* pooled;          // (B, H / pool, W / pool, C), written by the second pass
+    const float* guided;    // the same size, added by the third
+};
+
+// Decoder: x (B, H, W, C_in) becomes twice as large by `weight` (C_in, 4C), and is added to skip * out, (B, 2H, 2W, C).
+struct UpsampleCall {
+    int64_t batch, height, width, in_channels, channels;
+    int64_t threads;
+    const float *x, *weight;
+    float skip;
+    float* out;
+};

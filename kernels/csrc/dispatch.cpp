@@ -5,42 +5,54 @@
 
 #include "biwkv.h"
 
-#define DECLARE(isa)                                      \
-    extern "C" void biwkv_forward_##isa(const BiwkvCall*); \
-    extern "C" void biwkv_backward_##isa(const BiwkvCall*); \
-    extern "C" void layer_forward_##isa(const LayerCall*);
+// Every kernel: its name, its argument.
+#define EACH_KERNEL(do)                \
+    do(biwkv_forward, BiwkvCall)       \
+    do(biwkv_backward, BiwkvCall)      \
+    do(layer_forward, LayerCall)       \
+    do(fusion_features, FusionCall)    \
+    do(fusion_gate, FusionCall)        \
+    do(fusion_sum, FusionCall)         \
+    do(upsample, UpsampleCall)
 
-DECLARE(portable)
+#define DECLARE_PORTABLE(kernel, call) extern "C" void kernel##_portable(const call*);
+EACH_KERNEL(DECLARE_PORTABLE)
 #ifdef WITH_X86
-DECLARE(avx2)
-DECLARE(avx512)
+#define DECLARE_X86(kernel, call)                    \
+    extern "C" void kernel##_avx2(const call*); \
+    extern "C" void kernel##_avx512(const call*);
+EACH_KERNEL(DECLARE_X86)
 #endif
 
 namespace {
 
 struct Kernels {
     const char* name;
-    void (*forward)(const BiwkvCall*);
-    void (*backward)(const BiwkvCall*);
-    void (*layer)(const LayerCall*);
+#define POINTER(kernel, call) void (*kernel)(const call*);
+    EACH_KERNEL(POINTER)
 };
 
-#define KERNELS(isa) {#isa, biwkv_forward_##isa, biwkv_backward_##isa, layer_forward_##isa}
+#define AVX512(kernel, call) kernel##_avx512,
+#define AVX2(kernel, call) kernel##_avx2,
+#define PORTABLE(kernel, call) kernel##_portable,
 
 // Best first; the last runs everywhere.
 const Kernels all[] = {
 #ifdef WITH_X86
-    KERNELS(avx512),
-    KERNELS(avx2),
+    {"avx512", EACH_KERNEL(AVX512)},
+    {"avx2", EACH_KERNEL(AVX2)},
 #endif
-    KERNELS(portable),
+    {"portable", EACH_KERNEL(PORTABLE)},
 };
 
 bool runs_here(const Kernels& kernels) {
 #ifdef WITH_X86
     __builtin_cpu_init();
-    if (!std::strcmp(kernels.name, "avx512")) return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-    if (!std::strcmp(kernels.name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!std::strcmp(kernels.name, "avx512")) 
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    if (!std::strcmp(kernels.name, "avx2")) 
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
     return true;
 }
@@ -63,6 +75,6 @@ const Kernels& chosen() {
 }  // namespace
 
 EXPORT const char* rwkvfusion_isa() { return chosen().name; }
-EXPORT void rwkvfusion_biwkv_forward(const BiwkvCall* call) { chosen().forward(call); }
-EXPORT void rwkvfusion_biwkv_backward(const BiwkvCall* call) { chosen().backward(call); }
-EXPORT void rwkvfusion_layer_forward(const LayerCall* call) { chosen().layer(call); }
+#define ENTRY(kernel, call) \
+    EXPORT void rwkvfusion_##kernel(const call* arguments) { chosen().kernel(arguments); }
+EACH_KERNEL(ENTRY)

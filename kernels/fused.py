@@ -1,0 +1,231 @@
+"""Parts of the network in one C++ call each, without gradients: float32 maps (B, H, W, C) on a CPU, C in sixteens.
+
+They give what the modules in `model` give, to rounding, and write over the maps they say they write over. See
+csrc/layer.cpp and csrc/fusion.cpp.
+"""
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rwkvfusion.kernels import cpu
+
+_STATE = 7
+
+
+def _struct(name: str, *fields: tuple[type, str]) -> type[ctypes.Structure]:
+    """A C struct of csrc/biwkv.h; each entry is a type and the names that have it."""
+    listed = [(field, kind) for kind, names in fields for field in names.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": listed})
+
+
+_INT, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
+_Layer = _struct(
+    "LayerCall",
+    (_INT, "batch length channels hidden rows threads"),
+    (_POINTER, "x mix_in lam u mix_out receptance key value channel_out"),
+    (_FLOAT, "epsilon"),
+    (_POINTER, "states"),
+)
+_Fusion = _struct(
+    "FusionCall",
+    (_INT, "batch height width channels modalities pool threads"),
+    (_POINTER, "x images feature feature_bias feature_gain modality modality_bias modality_gain"),
+    (_FLOAT, "epsilon"),
+    (_POINTER, "features modality_map row_sums gate labels objects"),
+    (_INT, "n_objects"),
+    (_POINTER, "mask_map pooled guided"),
+)
+_Upsample = _struct(
+    "UpsampleCall",
+    (_INT, "batch height width in_channels channels threads"),
+    (_POINTER, "x weight"),
+    (_FLOAT, "skip"),
+    (_POINTER, "out"),
+)
+
+
+def ready(*maps: Tensor) -> bool:
+    """Whether these maps can be given to the functions here, now: no gradient, autocast or compilation in the way."""
+    return (
+        cpu.unavailable() is None
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and all(
+            x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and x.is_contiguous()
+            and x.numel() > 0
+            and x.shape[-1] % 16 == 0
+            for x in maps
+        )
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _run(kernel: str, call: ctypes.Structure, **arguments: Tensor | float | None) -> None:
+    """Fill in the rest of the call and make it. The tensors must live until it is over: the caller's do."""
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            assert value.is_contiguous()
+            setattr(call, name, value.data_ptr())
+        elif value is not None:
+            setattr(call, name, value)
+    getattr(cpu.library(), f"rwkvfusion_{kernel}")(ctypes.byref(call))
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """What `layer` computes with: weights as `nn.Linear` has them (out, in), gains of the RMSNorms in front.
+
+    Attributes:
+        mix_gain: (C,). mix_in: (6C, 2C), receptance, keys, values. lam, u: (2C,). mix_out: (2C, 2C).
+        channel_gain: (C,). receptance: (C, C). key: (hidden, C). value: (C, hidden). channel_out: (C, C).
+        epsilon: of both norms.
+    """
+
+    mix_gain: Tensor
+    mix_in: Tensor
+    lam: Tensor
+    u: Tensor
+    mix_out: Tensor
+    channel_gain: Tensor
+    receptance: Tensor
+    key: Tensor
+    value: Tensor
+    channel_out: Tensor
+    epsilon: float
+
+
+def layer(x: Tensor, weights: LayerWeights, columns: bool) -> Tensor | None:
+    """A BRWKV layer with one scan order and its flip (eq. 6-11).
+
+    Args:
+        x: (B, H, W, C); it is overwritten with the result.
+        columns: scan the columns; else the rows.
+
+    Returns:
+        x, or None, with nothing done, where the decays are out of reach or the hidden width is not in sixteens.
+    """
+    batch, height, width, channels = x.shape
+    length, hidden = height * width, weights.key.shape[0]
+    if hidden % 16 or not cpu.in_reach(weights.lam, weights.u, length):
+        return None
+    both = weights.mix_out.split(channels)
+    # The chunks mirror each other, so there is one more than elsewhere where 64 does not divide the length.
+    states = x.new_empty(batch, length // cpu.CHUNK + 2, _STATE, 2 * channels)
+    call = _Layer(batch, length, channels, hidden, height if columns else 1, torch.get_num_threads())
+    _run(
+        "layer_forward",
+        call,
+        x=x,
+        mix_in=(weights.mix_in * weights.mix_gain.repeat(2)).t().contiguous(),
+        lam=weights.lam.double(),
+        u=weights.u.double(),
+        mix_out=torch.cat(both, dim=1).t().contiguous(),
+        receptance=(weights.receptance * weights.channel_gain).t().contiguous(),
+        key=(weights.key * weights.channel_gain).t().contiguous(),
+        value=weights.value.t().contiguous(),
+        channel_out=weights.channel_out.t().contiguous(),
+        epsilon=weights.epsilon,
+        states=states,
+    )
+    return x
+
+
+class Fusion:
+    """The passes of one multi-modal fusion (eq. 15-18); each writes over `features`.
+
+    Attributes:
+        features: (B, H, W, C): after the first pass the sum of both branches, after `gate` the gated and masked
+            features, after `add` the result with its residual.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        images: Tensor,
+        feature: tuple[Tensor, Tensor, Tensor],
+        modality: tuple[Tensor, Tensor, Tensor],
+        pool: int,
+        epsilon: float,
+    ) -> None:
+        """First pass: both branches, convolved and normalised.
+
+        Args:
+            x: (B, H, W, C) features.
+            images: (B, H, W, M) contiguous.
+            feature, modality: convolution weight (C, in, 3, 3) and bias (C,), and the norm's gain (C,).
+            pool: side of the text's pooling in pixels; divides H and W.
+            epsilon: of the norms.
+        """
+        batch, height, width, channels = x.shape
+        self.x, self.images, self.pool = x, images, pool
+        self.features, self._modality_map = torch.empty_like(x), torch.empty_like(x)
+        row_sums = x.new_empty(batch, height, channels, dtype=torch.float64)
+        self._call = _Fusion(batch, height, width, channels, images.shape[3], pool, torch.get_num_threads())
+        _run(
+            "fusion_features",
+            self._call,
+            x=x,
+            images=images,
+            feature=_taps(feature[0]),
+            feature_bias=feature[1],
+            feature_gain=feature[2],
+            modality=_taps(modality[0]),
+            modality_bias=modality[1],
+            modality_gain=modality[2],
+            epsilon=epsilon,
+            features=self.features,
+            modality_map=self._modality_map,
+            row_sums=row_sums,
+        )
+        self.mean = row_sums.sum(dim=1).div_(height * width).float()
+        """(B, C) mean of the features."""
+
+    def gate(self, gate: Tensor, labels: Tensor | None, weight: Tensor | None, mask_map: Tensor | None) -> Tensor:
+        """Second pass: ``f g + (f g + modality) * mask``, pooled on the way.
+
+        Args:
+            gate: (B, C).
+            labels: (B, H, W) uint8 objects, with the mask convolution's ``weight`` (C, objects, 3, 3); or None.
+            mask_map: (B, H, W, C), what the mask's convolution gave, where there are no labels; or None.
+
+        Returns:
+            (B, H / pool, W / pool, C), the mean over each square.
+        """
+        batch, height, width, channels = self.x.shape
+        pooled = self.x.new_empty(batch, height // self.pool, width // self.pool, channels)
+        objects = None
+        if labels is not None and weight is not None:
+            objects = _taps(torch.cat((torch.zeros_like(weight[:, :1]), weight), dim=1))
+            self._call.n_objects = weight.shape[1]
+        _run("fusion_gate", self._call, gate=gate, labels=labels, objects=objects, mask_map=mask_map, pooled=pooled)
+        return pooled
+
+    def add(self, guided: Tensor) -> Tensor:
+        """Third pass: ``x + features + upsampled(guided)``; guided is (B, H / pool, W / pool, C)."""
+        _run("fusion_sum", self._call, guided=guided)
+        return self.features
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """(out, in, 3, 3) -> (3, 3, in, out)."""
+    return weight.permute(2, 3, 1, 0).contiguous()
+
+
+def upsample(x: Tensor, weight: Tensor, skip: float, out: Tensor) -> Tensor:
+    """The decoder's step to the next size.
+
+    Args:
+        x: (B, H, W, C_in).
+        weight: (4 C, C_in): a pixel becomes the square of four, row by row.
+        skip: factor of `out`.
+        out: (B, 2H, 2W, C); it is overwritten with ``upsampled(x) + skip * out``.
+    """
+    batch, height, width, in_channels = x.shape
+    call = _Upsample(batch, height, width, in_channels, out.shape[3], torch.get_num_threads())
+    _run("upsample", call, x=x, weight=weight.t().contiguous(), skip=skip, out=out)
+    return out

@@ -12,31 +12,35 @@
 
 namespace {
 
+// A thread's tokens. Constants are read from shared memory when needed: registers are scarce.
 template <class M, class S>
 struct Tokens {
-    M math[S::VEC];
+    const M* constants;
     typename M::Weight x[S::N][S::VEC];
     float v[S::N][S::VEC];
 
-    // From keys in place, once the block has its constants.
+    // Once the block has its constants.
     DEVICE void set(const Memory<M, S>& memory, const Slice<S>& slice, const float (&k)[S::N][S::VEC]) {
+        constants = memory.math + slice.lane;
 #pragma unroll
         for (int j = 0; j < S::VEC; j++) {
-            math[j] = memory.math[slice.lane + j];
+            const M math = constants[j];
 #pragma unroll
-            for (int i = 0; i < S::N; i++) x[i][j] = math[j].weight(k[i][j]);
+            for (int i = 0; i < S::N; i++) x[i][j] = math.weight(k[i][j]);
         }
     }
+
+    DEVICE typename M::Sum token(int i, int j) const { return M::token(x[i][j], v[i][j]); }
 
     DEVICE void own_sums(typename M::Sum (&before)[S::VEC], typename M::Sum (&after)[S::VEC]) const {
 #pragma unroll
         for (int j = 0; j < S::VEC; j++) {
+            const M math = constants[j];
             before[j] = after[j] = M::zero();
 #pragma unroll
             for (int i = 0; i < S::N; i++) {
-                before[j] = math[j].advance(before[j], math[j].token(x[i][j], v[i][j]));
-                int last = S::N - 1 - i;
-                after[j] = math[j].advance(after[j], math[j].token(x[last][j], v[last][j]));
+                before[j] = math.advance(before[j], token(i, j));
+                after[j] = math.advance(after[j], token(S::N - 1 - i, j));
             }
         }
     }
@@ -74,7 +78,7 @@ DEVICE bool sums(const Call& call, const Place& at, int first, unsigned char* by
     Line<S> line(call, first);
     Tokens<M, S> tokens;
     float k[S::N][S::VEC];
-    slice.template load<T>(call.k, k, -1.0f / 0.0f);
+    slice.template load<T>(call.k, k, HIDDEN);
     slice.template load<T>(call.v, tokens.v, 0.0f);
     int scale = FAST<M> ? own_scale<S>(bytes, slice, k) : 0;
     bool mixed = prepare(memory, call, first, scale);
@@ -98,36 +102,34 @@ DEVICE bool output(const Call& call, const Place& at, int first, unsigned char* 
     Line<S> line(call, first);
     Tokens<M, S> tokens;
     float k[S::N][S::VEC], gate[S::N][S::VEC];
-    slice.template load<T>(call.k, k, -1.0f / 0.0f);
+    slice.template load<T>(call.k, k, HIDDEN);
     slice.template load<T>(call.v, tokens.v, 0.0f);
     if (call.r.data) slice.template load<T>(call.r, gate, 0.0f);
     Fast::Stored carried = line.read(call.states, STATE, call, at);
     bool mixed = prepare(memory, call, first, read_scale<S>(call, at, first));
     if (!FAST<M> && !mixed) return false;
     tokens.set(memory, slice, k);
-    typename M::Sum before[S::VEC], after[S::VEC], suffix[S::N][S::VEC];
+    typename M::Sum before[S::VEC], after[S::VEC];
     tokens.own_sums(before, after);
     reach(memory, slice, line, memory.math[line.lane].receive(carried, 1), before, after);
-    unsigned mine = answers_for<FAST<M>, S>(call, slice.channel, mixed);
+    typename M::Real y[S::N][S::VEC];
 #pragma unroll
-    for (int i = S::N - 1; i >= 0; i--)
+    for (int j = 0; j < S::VEC; j++) {
+        const M math = tokens.constants[j];
+        typename M::Sum suffix[S::N];
 #pragma unroll
-        for (int j = 0; j < S::VEC; j++) {
-            suffix[i][j] = after[j];
-            after[j] = tokens.math[j].advance(after[j], tokens.math[j].token(tokens.x[i][j], tokens.v[i][j]));
+        for (int i = S::N - 1; i >= 0; i--) {
+            suffix[i] = after[j];
+            after[j] = math.advance(after[j], tokens.token(i, j));
         }
 #pragma unroll
-    for (int i = 0; i < S::N; i++) {
-        typename M::Real y[S::VEC];
-#pragma unroll
-        for (int j = 0; j < S::VEC; j++) {
-            const M& math = tokens.math[j];
-            y[j] = math.share(before[j], suffix[i][j], tokens.x[i][j], tokens.v[i][j], 0.0f).y;
-            if (call.r.data) y[j] *= sigmoid(gate[i][j]);
-            before[j] = math.advance(before[j], math.token(tokens.x[i][j], tokens.v[i][j]));
+        for (int i = 0; i < S::N; i++) {
+            y[i][j] = math.share(before[j], suffix[i], tokens.x[i][j], tokens.v[i][j], 0.0f).y;
+            if (call.r.data) y[i][j] *= sigmoid(gate[i][j]);
+            before[j] = math.advance(before[j], tokens.token(i, j));
         }
-        slice.template store<T>(call.y, i, y, mine);
     }
+    slice.template store<T>(call.y, y, answers_for<FAST<M>, S>(call, slice.channel, mixed));
     return mixed;
 }
 
@@ -138,7 +140,8 @@ struct Backward {
     Slice<S> slice;
     Line<S> line;
     Tokens<M, S> tokens;
-    typename M::Sum prefix[S::N][S::VEC], suffix[S::N][S::VEC];
+    typename M::Sum prefix[S::N][S::VEC];  // states before each token
+    typename M::Sum rest[S::VEC];          // state after the last
     typename M::Share share[S::N][S::VEC];
     typename M::Sum before[S::VEC], after[S::VEC];  // own sums of alpha and beta
     bool mixed;
@@ -150,7 +153,7 @@ struct Backward {
     template <bool WITH_R>
     DEVICE bool run(const Call& call, const Place& at, int first) {
         float k[S::N][S::VEC], grad[S::N][S::VEC], gate[S::N][S::VEC];
-        slice.template load<T>(call.k, k, -1.0f / 0.0f);
+        slice.template load<T>(call.k, k, HIDDEN);
         slice.template load<T>(call.v, tokens.v, 0.0f);
         slice.template load<T>(call.grad, grad, 0.0f);
         if (call.r.data) slice.template load<T>(call.r, gate, 0.0f);
@@ -160,44 +163,39 @@ struct Backward {
         tokens.set(memory, slice, k);
         tokens.own_sums(before, after);
         reach(memory, slice, line, memory.math[line.lane].receive(carried, 1), before, after);
-        states();
-        unsigned mine = answers_for<FAST<M>, S>(call, slice.channel, mixed);
+        typename M::Real g_r[S::N][S::VEC];
 #pragma unroll
-        for (int i = 0; i < S::N; i++) {
-            typename M::Real g_r[S::VEC];
+        for (int j = 0; j < S::VEC; j++) {
+            const M math = tokens.constants[j];
+            typename M::Sum suffix[S::N];
+            rest[j] = after[j];
 #pragma unroll
-            for (int j = 0; j < S::VEC; j++) {
-                float open = call.r.data ? sigmoid(gate[i][j]) : 1.0f;
-                share[i][j] = tokens.math[j].share(prefix[i][j], suffix[i][j], tokens.x[i][j], tokens.v[i][j],
-                                                   grad[i][j] * open);
-                g_r[j] = grad[i][j] * open * (1.0f - open) * share[i][j].y;
+            for (int i = S::N - 1; i >= 0; i--) {
+                suffix[i] = after[j];
+                after[j] = math.advance(after[j], tokens.token(i, j));
             }
-            if (WITH_R && call.r.data) slice.template store<T>(call.gr, i, g_r, mine);
-        }
-        own_sums();
-        return true;
-    }
-
-    DEVICE void states() {
-#pragma unroll
-        for (int j = 0; j < S::VEC; j++)
 #pragma unroll
             for (int i = 0; i < S::N; i++) {
-                const M& math = tokens.math[j];
-                int last = S::N - 1 - i;
-                prefix[i][j] = before[j], suffix[last][j] = after[j];
-                before[j] = math.advance(before[j], math.token(tokens.x[i][j], tokens.v[i][j]));
-                after[j] = math.advance(after[j], math.token(tokens.x[last][j], tokens.v[last][j]));
+                float open = call.r.data ? sigmoid(gate[i][j]) : 1.0f;
+                prefix[i][j] = before[j];
+                share[i][j] = math.share(before[j], suffix[i], tokens.x[i][j], tokens.v[i][j], grad[i][j] * open);
+                g_r[i][j] = grad[i][j] * open * (1.0f - open) * share[i][j].y;
+                before[j] = math.advance(before[j], tokens.token(i, j));
             }
+        }
+        if (WITH_R && call.r.data)
+            slice.template store<T>(call.gr, g_r, answers_for<FAST<M>, S>(call, slice.channel, mixed));
+        own_sums();
+        return true;
     }
 
     DEVICE void own_sums() {
 #pragma unroll
         for (int j = 0; j < S::VEC; j++) {
+            const M math = tokens.constants[j];
             before[j] = after[j] = M::zero();
 #pragma unroll
             for (int i = 0; i < S::N; i++) {
-                const M& math = tokens.math[j];
                 before[j] = math.advance(before[j], math.token(share[i][j]));
                 after[j] = math.advance(after[j], math.token(share[S::N - 1 - i][j]));
             }
@@ -227,39 +225,36 @@ DEVICE bool gradients(const Call& call, const Place& at, int first, unsigned cha
     reach(tile.memory, tile.slice, tile.line, tile.memory.math[tile.line.lane].receive(carried, -1), tile.before,
           tile.after);
     typename M::Real crossed[S::VEC], bonus[S::VEC];
+    typename M::Real g_k[S::N][S::VEC], g_v[S::N][S::VEC];
 #pragma unroll
     for (int j = 0; j < S::VEC; j++) {
-        crossed[j] = bonus[j] = 0;
+        const M math = tile.tokens.constants[j];
+        typename M::Sum reached[S::N];
 #pragma unroll
         for (int i = 0; i < S::N; i++) {
-            const M& math = tile.tokens.math[j];
-            crossed[j] += math.cross(tile.suffix[i][j], tile.before[j]);
-            tile.suffix[i][j] = tile.before[j];
+            reached[i] = tile.before[j];
             tile.before[j] = math.advance(tile.before[j], math.token(tile.share[i][j]));
+        }
+        crossed[j] = bonus[j] = 0;
+#pragma unroll
+        for (int i = S::N - 1; i >= 0; i--) {
+            typename M::Real v = tile.tokens.v[i][j], self = math.self(tile.tokens.x[i][j], tile.share[i][j]);
+            typename M::Real self_key = self * (v - tile.share[i][j].y);
+            typename M::Sum pull = math.pull(tile.tokens.x[i][j], reached[i], tile.after[j]);
+            g_v[i][j] = pull.first + self;
+            g_k[i][j] = v * pull.first - pull.second + self_key;
+            bonus[j] += self_key;
+            crossed[j] += math.cross(tile.rest[j], reached[i]) + math.cross(tile.prefix[i][j], tile.after[j]);
+            tile.rest[j] = math.advance(tile.rest[j], tile.tokens.token(i, j));
+            tile.after[j] = math.advance(tile.after[j], math.token(tile.share[i][j]));
         }
     }
     unsigned mine = answers_for<FAST<M>, S>(call, tile.slice.channel, tile.mixed);
-#pragma unroll
-    for (int i = S::N - 1; i >= 0; i--) {
-        typename M::Real g_k[S::VEC], g_v[S::VEC];
-#pragma unroll
-        for (int j = 0; j < S::VEC; j++) {
-            const M& math = tile.tokens.math[j];
-            typename M::Real v = tile.tokens.v[i][j], self = math.self(tile.tokens.x[i][j], tile.share[i][j]);
-            typename M::Real self_key = self * (v - tile.share[i][j].y);
-            crossed[j] += math.cross(tile.prefix[i][j], tile.after[j]);
-            bonus[j] += self_key;
-            typename M::Sum pull = math.pull(tile.tokens.x[i][j], tile.suffix[i][j], tile.after[j]);
-            g_v[j] = pull.first + self;
-            g_k[j] = v * pull.first - pull.second + self_key;
-            tile.after[j] = math.advance(tile.after[j], math.token(tile.share[i][j]));
-        }
-        tile.slice.template store<T>(call.gk, i, g_k, mine);
-        tile.slice.template store<T>(call.gv, i, g_v, mine);
-    }
+    tile.slice.template store<T>(call.gk, g_k, mine);
+    tile.slice.template store<T>(call.gv, g_v, mine);
 #pragma unroll
     for (int j = 0; j < S::VEC; j++)
-        tile.before[j] = M::pair(tile.tokens.math[j].crossed(crossed[j]), bonus[j]), tile.after[j] = M::zero();
+        tile.before[j] = M::pair(tile.tokens.constants[j].crossed(crossed[j]), bonus[j]), tile.after[j] = M::zero();
     share_sums(tile.memory, tile.slice, tile.before, tile.after);
     if (tile.line.active && (!tile.mixed || safe(call, tile.line.channel) == FAST<M>)) {
         double sum = 0.0;
@@ -373,27 +368,40 @@ DEVICE void reduce(const Call& call) {
 #define KERNEL(name, threads, blocks) extern "C" void name(const Call& call)
 #endif
 
-// Channels out of Fast's range are Robust's, eight at a time, in the same block.
-#define PASS(name, shape, type, suffix, blocks, block)                                             \
-    KERNEL(biwkv_##name##_##suffix, THREADS, blocks) {                                             \
-        SHARED Bytes shared;                                                                       \
+// Channels out of Fast's range are Robust's, eight at a time, in the same block; in a function of its own, so that it
+// takes no registers from Fast.
+#define CAREFUL(name)                                                                              \
+    template <class T>                                                                             \
+    SEPARATE void careful_##name(const Call& call, unsigned block, unsigned char* bytes) {         \
         Place at(call, block);                                                                     \
-        if (!name<Fast, shape, type>(call, at, at.channel, shared.bytes)) return;                  \
         for (int sub = 0; sub < TILE; sub += Careful::CHANNELS) {                                  \
             __syncthreads();                                                                       \
-            name<Robust, Careful, type>(call, at, at.channel + sub, shared.bytes);                 \
+            name<Robust, Careful, T>(call, at, at.channel + sub, bytes);                           \
         }                                                                                          \
     }
-#define PASSES(shape, type, suffix)                                                                \
+CAREFUL(sums)
+CAREFUL(output)
+CAREFUL(adjoints)
+CAREFUL(gradients)
+
+// `least`: blocks that must fit on a multiprocessor, which bounds a thread's registers.
+#define PASS(name, shape, type, suffix, least, block)                                              \
+    KERNEL(biwkv_##name##_##suffix, THREADS, least) {                                              \
+        SHARED Bytes shared;                                                                       \
+        Place at(call, block);                                                                     \
+        bool mixed = name<Fast, shape, type>(call, at, at.channel, shared.bytes); \
+        if (mixed) careful_##name<type>(call, block, shared.bytes);                                \
+    }
+#define PASSES(shape, type, suffix, few)                                                           \
     PASS(sums, shape, type, suffix, 5, blockIdx.x)                                                 \
     PASS(output, shape, type, suffix, 4, gridDim.x - 1 - blockIdx.x)                               \
     PASS(adjoints, shape, type, suffix, 3, blockIdx.x)                                             \
-    PASS(gradients, shape, type, suffix, 3, gridDim.x - 1 - blockIdx.x)
+    PASS(gradients, shape, type, suffix, few, gridDim.x - 1 - blockIdx.x)
 
-PASSES(Quad, float, float_quad)
-PASSES(Single, float, float_single)
-PASSES(Quad, bf16, bfloat16_quad)
-PASSES(Single, bf16, bfloat16_single)
+PASSES(Quad, float, float_quad, 3)
+PASSES(Single, float, float_single, 2)
+PASSES(Quad, bf16, bfloat16_quad, 3)
+PASSES(Single, bf16, bfloat16_single, 2)
 
 KERNEL(biwkv_carry_states, CARRY_LANES * CARRY_SEGMENTS, 1) { carry(call, call.states, STATE, true); }
 KERNEL(biwkv_carry_adjoints, CARRY_LANES * CARRY_SEGMENTS, 1) { carry(call, call.adjoints, ADJOINT, false); }

@@ -9,9 +9,11 @@
 
 #ifdef __CUDACC__
 #define DEVICE __device__ __forceinline__
+#define SEPARATE static __device__ __noinline__
 #define SHARED __shared__
 #else
 #define DEVICE inline
+#define SEPARATE static
 #define SHARED static
 #endif
 
@@ -43,6 +45,8 @@ DEVICE float reciprocal(float x) {
 DEVICE float exp2_approx(float x) { return exp2f(x); }
 DEVICE float reciprocal(float x) { return 1.0f / x; }
 #endif
+
+#define HIDDEN __int_as_float(0xff800000)  // -inf, the key of a token that no other sees
 
 DEVICE float sigmoid(float x) { return reciprocal(1.0f + exp2_approx(-x * LOG2E)); }
 
@@ -131,8 +135,8 @@ struct Fast {
         float k = bounded(key);
         return exp2_approx(fmaf(k, LOG2E_REST, fmaf(k, LOG2E, -scale)));
     }
-    DEVICE Sum token(Weight x, float v) const { return {x * v, x}; }
-    DEVICE Sum token(Share s) const { return {s.alpha, s.alpha * s.y}; }
+    DEVICE static Sum token(Weight x, float v) { return {x * v, x}; }
+    DEVICE static Sum token(Share s) { return {s.alpha, s.alpha * s.y}; }
 
     // The sums one token, and one group of tokens, further on.
     DEVICE Sum advance(Sum s, Sum x) const { return {fmaf(decay, s.first, x.first), fmaf(decay, s.second, x.second)}; }
@@ -186,8 +190,8 @@ struct Robust {
         Power x = exp2_wide(double(bounded(key)) * LOG2E_EXACT);
         return {x.mantissa, x.exponent};
     }
-    DEVICE Sum token(Weight x, float v) const { return {x.mantissa * double(v), x.mantissa, x.exponent}; }
-    DEVICE Sum token(Share s) const { return {s.alpha, s.alpha * s.y, s.alpha == 0.0 ? NOTHING : s.exponent}; }
+    DEVICE static Sum token(Weight x, float v) { return {x.mantissa * double(v), x.mantissa, x.exponent}; }
+    DEVICE static Sum token(Share s) { return {s.alpha, s.alpha * s.y, s.alpha == 0.0 ? NOTHING : s.exponent}; }
     DEVICE Sum advance(Sum s, Sum x) const { return renormal(sum_of(s, decay, x)); }
     DEVICE Sum join(Sum s, Sum x) const { return renormal(sum_of(s, step, x)); }
     DEVICE Sum receive(Stored s, int) const { return {double(s.first), double(s.second), s.exponent}; }

@@ -119,17 +119,20 @@ struct Slice {
 
     // Of the thread's channels those with a bit in `mine`.
     template <class T, class Real>
-    DEVICE void store(const Tensor& tensor, int i, const Real (&x)[S::VEC], unsigned mine) const {
-        if (row[i] < 0) return;
-        Pack<T, S::VEC> pack;
+    DEVICE void store(const Tensor& tensor, const Real (&x)[S::N][S::VEC], unsigned mine) const {
 #pragma unroll
-        for (int j = 0; j < S::VEC; j++) narrow(float(x[j]), pack.part[j]);
-        if (mine == (1u << S::VEC) - 1) {
-            *at<T>(tensor, i) = pack;
-        } else {
+        for (int i = 0; i < S::N; i++) {
+            if (row[i] < 0) continue;
+            Pack<T, S::VEC> pack, *place = at<T>(tensor, i);
 #pragma unroll
-            for (int j = 0; j < S::VEC; j++)
-                if (mine >> j & 1) static_cast<T*>(tensor.data)[image * tensor.batch_stride + row[i] * tensor.row_stride + channel + j] = pack.part[j];
+            for (int j = 0; j < S::VEC; j++) narrow(float(x[i][j]), pack.part[j]);
+            if (mine == (1u << S::VEC) - 1) {
+                *place = pack;
+            } else {
+#pragma unroll
+                for (int j = 0; j < S::VEC; j++)
+                    if (mine >> j & 1) place->part[j] = pack.part[j];
+            }
         }
     }
 };

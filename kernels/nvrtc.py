@@ -50,7 +50,7 @@ def _keep(path: Path, image: bytes) -> None:
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
     """The library of torch's wheels, or the system's.
 
     Raises:
@@ -72,23 +72,23 @@ def _library() -> ctypes.CDLL:
 
 def _version() -> tuple[int, int]:
     major, minor = ctypes.c_int(), ctypes.c_int()
-    _check(_library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "asking for its version")
+    _check(library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "asking for its version")
     return major.value, minor.value
 
 
 def _check(code: int, doing: str, log: str = "") -> None:
     if code:
-        _library().nvrtcGetErrorString.restype = ctypes.c_char_p
-        name = _library().nvrtcGetErrorString(code).decode()
+        library().nvrtcGetErrorString.restype = ctypes.c_char_p
+        name = library().nvrtcGetErrorString(code).decode()
         raise RuntimeError(f"NVRTC: {name} while {doing}{log}")
 
 
 def _target(major: int, minor: int) -> tuple[str, bool]:
     """Architecture to compile for, and whether that is machine code."""
     count = ctypes.c_int()
-    _check(_library().nvrtcGetNumSupportedArchs(ctypes.byref(count)), "asking for architectures")
+    _check(library().nvrtcGetNumSupportedArchs(ctypes.byref(count)), "asking for architectures")
     known = (ctypes.c_int * count.value)()
-    _check(_library().nvrtcGetSupportedArchs(known), "asking for architectures")
+    _check(library().nvrtcGetSupportedArchs(known), "asking for architectures")
     wanted = 10 * major + minor
     if wanted in known:
         return f"sm_{wanted}", True
@@ -101,28 +101,28 @@ def _target(major: int, minor: int) -> tuple[str, bool]:
 
 
 def _compile(major: int, minor: int) -> bytes:
-    library, program = _library(), ctypes.c_void_p()
+    compiler, program = library(), ctypes.c_void_p()
     target, machine_code = _target(major, minor)
     source = (_SOURCES / "biwkv.cu").read_bytes()
     texts = (ctypes.c_char_p * len(_HEADERS))(*((_SOURCES / name).read_bytes() for name in _HEADERS))
     names = (ctypes.c_char_p * len(_HEADERS))(*(name.encode() for name in _HEADERS))
-    made = library.nvrtcCreateProgram(ctypes.byref(program), source, b"biwkv.cu", len(_HEADERS), texts, names)
+    made = compiler.nvrtcCreateProgram(ctypes.byref(program), source, b"biwkv.cu", len(_HEADERS), texts, names)
     _check(made, "reading the kernels")
     try:
         options = (f"--gpu-architecture={target}".encode(), b"--std=c++17")
-        code = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+        code = compiler.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
         _check(code, f"compiling the kernels for {target}", f":\n{_text(program, 'ProgramLog')}" if code else "")
         return _result(program, "CUBIN" if machine_code else "PTX")
     finally:
-        library.nvrtcDestroyProgram(ctypes.byref(program))
+        compiler.nvrtcDestroyProgram(ctypes.byref(program))
 
 
 def _result(program: ctypes.c_void_p, kind: str) -> bytes:
     """The compiler's log, CUBIN or PTX."""
     size = ctypes.c_size_t()
-    _check(getattr(_library(), f"nvrtcGet{kind}Size")(program, ctypes.byref(size)), f"asking for {kind}")
+    _check(getattr(library(), f"nvrtcGet{kind}Size")(program, ctypes.byref(size)), f"asking for {kind}")
     result = ctypes.create_string_buffer(size.value)
-    _check(getattr(_library(), f"nvrtcGet{kind}")(program, result), f"asking for {kind}")
+    _check(getattr(library(), f"nvrtcGet{kind}")(program, result), f"asking for {kind}")
     return result.raw
 
 

@@ -1,4 +1,4 @@
-"""Inputs of the Bi-WKV operator that are hard in some way, with float64 answers; for the emulation and for real GPUs."""
+"""Inputs of Bi-WKV that are hard in some way, with float64 answers; for the emulation and for real GPUs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -123,7 +123,7 @@ def hard() -> Iterator[Case]:
     for w in (0.0, 3.0, -40.0, 300.0, 3000.0):
         yield _hidden(w)
         yield _lowest(w)
-    yield _mixed()
+    yield mixed()
 
 
 def _shifted() -> Iterator[Case]:
@@ -156,7 +156,7 @@ def _lowest(w: float) -> Case:
     return case
 
 
-def _mixed() -> Case:
+def mixed() -> Case:
     """Channels that float32 can follow beside such that it cannot, four at a time."""
     case = make("mixed channels", 256, 64, 3.0, 2, rows=8)
     case.lam[5::7] = 3.0

@@ -56,7 +56,7 @@ struct Block {
         threadIdx.x = mine;
     }
 
-    // Threads take turns in one order, or in the other: where that matters, a barrier is missing.
+    // Threads take turns upwards or downwards: where that matters, a barrier is missing.
     // False where some threads wait at a barrier and others are done: on a GPU, undefined.
     bool run(unsigned threads, void (*function)(), bool backwards) {
         work = function;

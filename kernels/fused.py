@@ -13,6 +13,7 @@ from torch import Tensor
 from rwkvfusion.kernels import cpu
 
 _STATE = 7
+_WIDEST = 1024
 
 
 def _struct(name: str, *fields: tuple[type, str]) -> type[ctypes.Structure]:
@@ -25,7 +26,7 @@ _INT, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _Layer = _struct(
     "LayerCall",
     (_INT, "batch length channels hidden rows threads"),
-    (_POINTER, "x mix_in lam u mix_out receptance key value channel_out"),
+    (_POINTER, "x in_even in_odd lam u out_even out_odd receptance key value channel_out"),
     (_FLOAT, "epsilon"),
     (_POINTER, "states"),
 )
@@ -59,6 +60,7 @@ def ready(*maps: Tensor) -> bool:
             and x.is_contiguous()
             and x.numel() > 0
             and x.shape[-1] % 16 == 0
+            and x.shape[-1] <= _WIDEST
             for x in maps
         )
         and not torch.is_autocast_enabled("cpu")
@@ -113,7 +115,8 @@ def layer(x: Tensor, weights: LayerWeights, columns: bool) -> Tensor | None:
     length, hidden = height * width, weights.key.shape[0]
     if hidden % 16 or not cpu.in_reach(weights.lam, weights.u, length):
         return None
-    both = weights.mix_out.split(channels)
+    in_even, in_odd = _even_and_odd(weights.mix_in * weights.mix_gain.repeat(2), 1)
+    out_even, out_odd = _even_and_odd(weights.mix_out, 0)
     # The chunks mirror each other, so there is one more than elsewhere where 64 does not divide the length.
     states = x.new_empty(batch, length // cpu.CHUNK + 2, _STATE, 2 * channels)
     call = _Layer(batch, length, channels, hidden, height if columns else 1, torch.get_num_threads())
@@ -121,10 +124,12 @@ def layer(x: Tensor, weights: LayerWeights, columns: bool) -> Tensor | None:
         "layer_forward",
         call,
         x=x,
-        mix_in=(weights.mix_in * weights.mix_gain.repeat(2)).t().contiguous(),
+        in_even=in_even,
+        in_odd=in_odd,
         lam=weights.lam.double(),
         u=weights.u.double(),
-        mix_out=torch.cat(both, dim=1).t().contiguous(),
+        out_even=out_even,
+        out_odd=out_odd,
         receptance=(weights.receptance * weights.channel_gain).t().contiguous(),
         key=(weights.key * weights.channel_gain).t().contiguous(),
         value=weights.value.t().contiguous(),
@@ -133,6 +138,12 @@ def layer(x: Tensor, weights: LayerWeights, columns: bool) -> Tensor | None:
         states=states,
     )
     return x
+
+
+def _even_and_odd(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Half the sum and half the difference of a weight's two halves, (in, out)."""
+    first, second = weight.double().chunk(2, dim)
+    return tuple((half / 2).float().t().contiguous() for half in (first + second, first - second))  # type: ignore[return-value]
 
 
 class Fusion:

@@ -36,9 +36,12 @@ struct LayerCall {
     int64_t batch, length, channels, hidden, rows;  // rows as in BiwkvCall; channels and hidden multiples of 16
     int64_t threads;
     float* x;                   // (B, L, C)
-    const float* mix_in;        // (2C, 6C): receptance, keys, values
+    // Of the tokens' two halves, x and its mirror image, only sum and difference are multiplied: both tokens of a
+    // mirrored pair come from one product of each. even and odd are half the sum and half the difference of the
+    // weights for the halves.
+    const float *in_even, *in_odd;  // (C, 6C): receptance, keys, values
     const double *lam, *u;      // (2C,)
-    const float* mix_out;       // (4C, C): for the scans at a pixel, then for those at its mirror image
+    const float *out_even, *out_odd;  // (2C, C)
     const float* receptance;    // (C, C)
     const float* key;           // (C, hidden)
     const float* value;         // (hidden, C)

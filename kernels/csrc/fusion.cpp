@@ -1,10 +1,9 @@
 // Multi-modal fusion and the decoder's upsampling, tile by tile: what torch would write to memory between convolution,
 // norm, gate, mask and sum stays in the first cache.
 
-#include <math.h>
-
 #include "biwkv.h"
 #include "gemm.h"
+#include "norm.h"
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -49,31 +48,19 @@ struct Patch {
     }
 };
 
-// 1 / sqrt(mean(x^2) + epsilon) of a row.
-INLINE Vec norm_of(const float* x, int64_t width, float epsilon) {
-    Vec sum = {};
-    for (int64_t c = 0; c < width; c += LANES) {
-        Vec part = load(x + c);
-        sum += part * part;
-    }
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += sum[i];
-    return splat(1.0f / sqrtf(total / float(width) + epsilon));
-}
-
 // First pass, one row: features = norm(conv(x)) + norm(conv(images)).
 void features_row(const FusionCall& call, int64_t image, int64_t y, Patch& patch, Patch& raw, float* tile) {
     int64_t channels = call.channels, size = call.height * call.width;
     double* sums = call.row_sums + (image * call.height + y) * channels;
     for (int64_t c = 0; c < channels; c++) sums[c] = 0;
-    float *feature = tile, *modality = tile + TILE * channels, *total = modality + TILE * channels;
+    float *feature = tile, *modality = tile + TILE * channels, *added = modality + TILE * channels;
     for (int64_t left = 0; left < call.width; left += TILE) {
         int n = int(smaller<int64_t>(TILE, call.width - left));
         patch.read(call.x + image * size * channels, call.height, call.width, y, left, n);
         raw.read(call.images + image * size * call.modalities, call.height, call.width, y, left, n);
         patch.convolve(n, call.feature, call.feature_bias, channels, feature);
         raw.convolve(n, call.modality, call.modality_bias, channels, modality);
-        memset(total, 0, channels * sizeof(float));
+        memset(added, 0, channels * sizeof(float));
         int64_t at = (image * size + y * call.width + left) * channels;
         for (int i = 0; i < n; i++) {
             Vec first = norm_of(feature + i * channels, channels, call.epsilon);
@@ -83,10 +70,10 @@ void features_row(const FusionCall& call, int64_t image, int64_t y, Patch& patch
                 Vec sum = load(feature + i * channels + c) * first * load(call.feature_gain + c) + raw_part;
                 store(call.modality_map + at + i * channels + c, raw_part);
                 store(call.features + at + i * channels + c, sum);
-                store(total + c, load(total + c) + sum);
+                store(added + c, load(added + c) + sum);
             }
         }
-        for (int64_t c = 0; c < channels; c++) sums[c] += total[c];
+        for (int64_t c = 0; c < channels; c++) sums[c] += added[c];
     }
 }
 

@@ -6,9 +6,9 @@
 namespace {
 
 #if LANES == 16
-constexpr int BLOCK_ROWS = 8, BLOCK_VECTORS = 3;  // 24 sums, 3 weights, 1 value: 28 of 32 registers
+constexpr int SUMS = 24, BLOCK_VECTORS = 3;  // and 3 weights and a value, of 32 registers
 #else
-constexpr int BLOCK_ROWS = 4, BLOCK_VECTORS = 2;  // of 16 registers
+constexpr int SUMS = 8, BLOCK_VECTORS = 2;  // of 16 registers
 #endif
 
 template <int ROWS, int VECTORS, bool ADD>
@@ -33,9 +33,12 @@ INLINE void product_block(const float* a, int64_t a_stride, const float* w, int6
 template <int VECTORS, bool ADD>
 INLINE void product_columns(const float* a, int64_t a_stride, int rows, const float* w, int64_t w_stride, int k, float* out,
                             int64_t out_stride) {
+    constexpr int BLOCK = SUMS / VECTORS < 12 ? SUMS / VECTORS : 12;
     int r = 0;
-    for (; r + BLOCK_ROWS <= rows; r += BLOCK_ROWS)
-        product_block<BLOCK_ROWS, VECTORS, ADD>(a + r * a_stride, a_stride, w, w_stride, k, out + r * out_stride, out_stride);
+    for (; r + BLOCK <= rows; r += BLOCK)
+        product_block<BLOCK, VECTORS, ADD>(a + r * a_stride, a_stride, w, w_stride, k, out + r * out_stride, out_stride);
+    for (; r + 4 <= rows; r += 4)
+        product_block<4, VECTORS, ADD>(a + r * a_stride, a_stride, w, w_stride, k, out + r * out_stride, out_stride);
     for (; r < rows; r++)
         product_block<1, VECTORS, ADD>(a + r * a_stride, a_stride, w, w_stride, k, out + r * out_stride, out_stride);
 }

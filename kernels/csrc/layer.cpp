@@ -1,10 +1,16 @@
-// A whole BRWKV layer on tiles of 64 pixels: nothing but the map itself, read twice and written once, and seven floats a
-// chunk and channel goes through memory. Keys and values are computed twice, which costs less than to store them.
+// A whole BRWKV layer on tiles of 64 pixels and their mirror images: nothing but the map itself, read twice and written
+// once, and seven floats a chunk and channel goes through memory. Keys and values are computed twice, which costs less
+// than to store them.
+//
+// A token is a pixel x beside its mirror image x', and its mirror image is x' beside x. With U, V the weights of the two
+// halves, U x + V x' = S + D and U x' + V x = S - D, where S = (U + V) (x + x') / 2 and D = (U - V) (x - x') / 2: half
+// the multiplications.
 
 #include "biwkv.h"
 #include "carry.h"
 #include "constants.h"
 #include "gemm.h"
+#include "norm.h"
 
 namespace {
 
@@ -78,113 +84,146 @@ struct Layer {
     }
 };
 
-// x / sqrt(mean(x^2) + epsilon) of each row.
 INLINE void normalise(const float* x, int64_t width, float epsilon, float* out) {
-    Vec sum = {};
-    for (int64_t c = 0; c < width; c += LANES) {
-        Vec part = load(x + c);
-        sum += part * part;
-    }
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += sum[i];
-    Vec factor = splat(1.0f / sqrtf(total / float(width) + epsilon));
+    Vec factor = norm_of(x, width, epsilon);
     for (int64_t c = 0; c < width; c += LANES) store(out + c, load(x + c) * factor);
 }
 
 // Working memory of one thread.
 struct Workspace {
-    Buffer<float> tokens, mirrored, packed, y, y_mirrored, z, small, hidden;
-    Tokens tile;  // the rows of a tile, in order
+    Buffer<float> sum, difference, own, mirrored, odd, y, y_mirrored, hidden;
+    Tokens forward, backward;  // the rows of a tile, from the first and from the last
 
     explicit Workspace(const LayerCall& call)
-        : tokens(CHUNK * 2 * call.channels),
-          mirrored(CHUNK * 2 * call.channels),
-          packed(CHUNK * 6 * call.channels),
+        : sum(CHUNK * 2 * call.channels),
+          difference(CHUNK * 2 * call.channels),
+          own(CHUNK * 6 * call.channels),
+          mirrored(CHUNK * 6 * call.channels),
+          odd(CHUNK * 6 * call.channels),
           y(CHUNK * 2 * call.channels),
           y_mirrored(CHUNK * 2 * call.channels),
-          z(CHUNK * call.channels),
-          small(CHUNK * 2 * call.channels),
-          hidden(CHUNK * call.hidden) {
-        for (int i = 0; i < CHUNK; i++) tile.row[i] = tile.after[i] = i;
+          hidden(CHUNK * call.hidden) {}
+
+    void size(int n) {
+        forward.n = backward.n = n;
+        for (int i = 0; i < n; i++) {
+            forward.row[i] = forward.after[i] = i;
+            backward.row[i] = backward.after[i] = n - 1 - i;
+        }
     }
 };
 
-// The normalised tokens of a chunk (n, 2C): each pixel beside its mirror image.
-void gather(const Layer& layer, const float* map, const int64_t* row, int n, float* out) {
-    int64_t width = layer.width, last = layer.call.length - 1;
-    for (int i = 0; i < n; i++) {
-        normalise(map + row[i] * width, width, layer.call.epsilon, out + i * 2 * width);
-        normalise(map + (last - row[i]) * width, width, layer.call.epsilon, out + i * 2 * width + width);
+// A chunk and its mirror image. Row i of every tile is pixel row[i] or, mirrored, last - row[i].
+struct Pair {
+    float* map;
+    int64_t last;
+    int n;
+    int64_t row[CHUNK];
+    float *state, *mirrored_state;
+    bool alone;  // the chunk in the middle, its own mirror image
+
+    Pair(const Layer& layer, int64_t image, int64_t chunk)
+        : map(layer.call.x + image * layer.call.length * layer.width),
+          last(layer.call.length - 1),
+          n(layer.chunks.size(chunk)),
+          state(layer.state(image, chunk)),
+          mirrored_state(layer.state(image, layer.chunks.count - 1 - chunk)),
+          alone(2 * chunk == layer.chunks.count - 1) {
+        layer.pixels(chunk, row);
+    }
+};
+
+// a + b and a - b, n floats.
+INLINE void sum_and_difference(const float* a, const float* b, int64_t n, float* sum, float* difference) {
+    for (int64_t i = 0; i < n; i += LANES) {
+        Vec first = load(a + i), second = load(b + i);
+        store(sum + i, first + second);
+        store(difference + i, first - second);
     }
 }
 
-// The same for the mirrored chunk: its tokens in reverse, halves exchanged.
-void turn(const float* tokens, int n, int64_t width, float* out) {
-    for (int i = 0; i < n; i++) {
-        const float* from = tokens + (n - 1 - i) * 2 * width;
-        for (int64_t c = 0; c < width; c += LANES) {
-            store(out + i * 2 * width + c, load(from + width + c));
-            store(out + i * 2 * width + width + c, load(from + c));
-        }
+// Columns of the packed receptance, keys and values of both chunks' tokens: (n, columns) in work.own and work.mirrored.
+void project(const Layer& layer, Workspace& work, const Pair& pair, int64_t first, int64_t columns) {
+    const LayerCall& call = layer.call;
+    int64_t width = layer.width;
+    alignas(64) float mirrored[1024];
+    for (int i = 0; i < pair.n; i++) {
+        float *sum = work.sum.data() + i * width, *difference = work.difference.data() + i * width;
+        normalise(pair.map + pair.row[i] * width, width, call.epsilon, sum);
+        normalise(pair.map + (pair.last - pair.row[i]) * width, width, call.epsilon, mirrored);
+        sum_and_difference(sum, mirrored, width, sum, difference);
     }
+    product(work.sum.data(), width, pair.n, call.in_even + first, 6 * width, int(columns), int(width), work.own.data(),
+            columns);
+    product(work.difference.data(), width, pair.n, call.in_odd + first, 6 * width, int(columns), int(width),
+            work.odd.data(), columns);
+    sum_and_difference(work.own.data(), work.odd.data(), pair.n * columns, work.own.data(), work.mirrored.data());
 }
 
-// P1 of a chunk from its tokens.
-void aggregate_tile(const Layer& layer, Workspace& work, const float* tokens, int n, float* state) {
+// P1 of one chunk from its keys and values (n, 4C).
+void aggregate_tile(const Layer& layer, const float* packed, const Tokens& tokens, float* state) {
     int64_t mixed = layer.mixed;
-    work.tile.n = n;
-    // Keys and values: columns 2C to 6C of the weights.
-    product(tokens, mixed, n, layer.call.mix_in + mixed, 3 * mixed, int(2 * mixed), int(mixed), work.packed.data(), 2 * mixed);
     layer.constants.for_lanes([&](const auto& lanes, int64_t channel) {
-        Rows<const float> k{work.packed.data() + channel, 2 * mixed}, v{work.packed.data() + mixed + channel, 2 * mixed};
-        auto top = top_of(k, work.tile.row, n, lanes);
-        aggregate(k, v, work.tile, lanes, state + channel, mixed, &top);
+        Rows<const float> k{packed + channel, 2 * mixed}, v{packed + mixed + channel, 2 * mixed};
+        auto top = top_of(k, tokens.row, tokens.n, lanes);
+        aggregate(k, v, tokens, lanes, state + channel, mixed, &top);
     });
 }
 
-// sigmoid(r) y of a chunk from its tokens (n, 2C).
-void output_tile(const Layer& layer, Workspace& work, const float* tokens, int n, const float* state, float* y) {
+// sigmoid(r) y of one chunk from its packed (n, 6C).
+void output_tile(const Layer& layer, const float* packed, const Tokens& tokens, const float* state, float* y) {
     int64_t mixed = layer.mixed;
-    work.tile.n = n;
-    product(tokens, mixed, n, layer.call.mix_in, 3 * mixed, int(3 * mixed), int(mixed), work.packed.data(), 3 * mixed);
     layer.constants.for_lanes([&](const auto& lanes, int64_t channel) {
-        float* base = work.packed.data() + channel;
+        const float* base = packed + channel;
         Rows<const float> r{base, 3 * mixed}, k{base + mixed, 3 * mixed}, v{base + 2 * mixed, 3 * mixed};
         auto carry = carries_of(lanes, state + channel, mixed);
-        auto put_y = [&](int64_t token, auto x) { put(y + token * mixed + channel, x); };
+        auto put_y = [&](int64_t row, auto x) { put(y + row * mixed + channel, x); };
         if (UNLIKELY(carry.clamped))
-            output<true, true>(k, v, r, work.tile, lanes, carry, put_y);
+            output<true, true>(k, v, r, tokens, lanes, carry, put_y);
         else
-            output<true, false>(k, v, r, work.tile, lanes, carry, put_y);
+            output<true, false>(k, v, r, tokens, lanes, carry, put_y);
     });
 }
 
-// Residual, output of the spatial mixing, channel mixing: the chunk's pixels of the map are written.
-void finish_tile(const Layer& layer, Workspace& work, float* map, const int64_t* row, int n, const float* y,
-                 const float* y_mirrored) {
+// Channel mixing of the rows of z, (n, C), around its residual.
+void mix_channels(const Layer& layer, Workspace& work, float* z, int n) {
     const LayerCall& call = layer.call;
-    int64_t width = layer.width, mixed = layer.mixed;
-    int c_width = int(width), hidden = int(call.hidden);
-    float *z = work.z.data(), *normed = work.small.data(), *gate = normed + CHUNK * width;
-    for (int i = 0; i < n; i++)
-        for (int64_t c = 0; c < width; c += LANES) store(z + i * width + c, load(map + row[i] * width + c));
-    product<true>(y, mixed, n, call.mix_out, width, c_width, int(mixed), z, width);
-    product<true>(y_mirrored + (n - 1) * mixed, -mixed, n, call.mix_out + mixed * width, width, c_width, int(mixed), z, width);
+    int64_t width = layer.width;
+    int columns = int(width), hidden = int(call.hidden);
+    float *normed = work.y.data(), *gate = normed + CHUNK * width;
     for (int i = 0; i < n; i++) normalise(z + i * width, width, call.epsilon, normed + i * width);
-    product(normed, width, n, call.key, hidden, hidden, c_width, work.hidden.data(), hidden);
+    product(normed, width, n, call.key, hidden, hidden, columns, work.hidden.data(), hidden);
     for (int64_t i = 0; i < int64_t(n) * hidden; i += LANES) {
         Vec key = maximum(Vec{}, load(work.hidden.data() + i));
         store(work.hidden.data() + i, key * key);
     }
-    product(normed, width, n, call.receptance, width, c_width, c_width, gate, width);
-    product(work.hidden.data(), hidden, n, call.value, width, c_width, hidden, normed, width);
+    product(normed, width, n, call.receptance, width, columns, columns, gate, width);
+    product(work.hidden.data(), hidden, n, call.value, width, columns, hidden, normed, width);
     for (int64_t i = 0; i < n * width; i += LANES) store(gate + i, sigmoid(load(gate + i)) * load(normed + i));
-    product<true>(gate, width, n, call.channel_out, width, c_width, c_width, z, width);
-    for (int i = 0; i < n; i++)
-        for (int64_t c = 0; c < width; c += LANES) store(map + row[i] * width + c, load(z + i * width + c));
+    product<true>(gate, width, n, call.channel_out, width, columns, columns, z, width);
 }
 
-// `work(workspace, image, pair)` for each pair of mirrored chunks.
+// Output of the spatial mixing, residual, channel mixing: the pixels of both chunks are written.
+void finish(const Layer& layer, Workspace& work, const Pair& pair) {
+    const LayerCall& call = layer.call;
+    int64_t width = layer.width, mixed = layer.mixed;
+    float *z = work.own.data(), *z_mirrored = work.mirrored.data();
+    sum_and_difference(work.y.data(), work.y_mirrored.data(), pair.n * mixed, work.sum.data(), work.difference.data());
+    product(work.sum.data(), mixed, pair.n, call.out_even, width, int(width), int(mixed), z, width);
+    product(work.difference.data(), mixed, pair.n, call.out_odd, width, int(width), int(mixed), work.odd.data(), width);
+    sum_and_difference(z, work.odd.data(), pair.n * width, z, z_mirrored);
+    for (int side = 0; side < (pair.alone ? 1 : 2); side++) {
+        float* rows = side ? z_mirrored : z;
+        auto pixel = [&](int i) { return pair.map + (side ? pair.last - pair.row[i] : pair.row[i]) * width; };
+        for (int i = 0; i < pair.n; i++)
+            for (int64_t c = 0; c < width; c += LANES) store(rows + i * width + c, load(rows + i * width + c) + load(pixel(i) + c));
+        mix_channels(layer, work, rows, pair.n);
+        for (int i = 0; i < pair.n; i++)
+            for (int64_t c = 0; c < width; c += LANES) store(pixel(i) + c, load(rows + i * width + c));
+    }
+}
+
+// `work(workspace, pair)` for each pair of mirrored chunks.
 template <class Work>
 void for_pairs(const Layer& layer, Work work) {
     int64_t pairs = (layer.chunks.count + 1) / 2, total = layer.call.batch * pairs;
@@ -192,41 +231,32 @@ void for_pairs(const Layer& layer, Work work) {
     {
         Workspace workspace(layer.call);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < total; i++) work(workspace, i / pairs, i % pairs);
+        for (int64_t i = 0; i < total; i++) {
+            Pair pair(layer, i / pairs, i % pairs);
+            workspace.size(pair.n);
+            work(workspace, pair);
+        }
     }
 }
 
 void run_layer(const LayerCall& call) {
     Layer layer(call);
-    int64_t last = layer.chunks.count - 1, mixed = layer.mixed;
-    for_pairs(layer, [&](Workspace& work, int64_t image, int64_t chunk) {
-        int64_t row[CHUNK];
-        int n = layer.chunks.size(chunk);
-        layer.pixels(chunk, row);
-        gather(layer, call.x + image * call.length * layer.width, row, n, work.tokens.data());
-        aggregate_tile(layer, work, work.tokens.data(), n, layer.state(image, chunk));
-        if (chunk == last - chunk) return;
-        turn(work.tokens.data(), n, layer.width, work.mirrored.data());
-        aggregate_tile(layer, work, work.mirrored.data(), n, layer.state(image, last - chunk));
+    int64_t mixed = layer.mixed;
+    for_pairs(layer, [&](Workspace& work, const Pair& pair) {
+        project(layer, work, pair, mixed, 2 * mixed);
+        aggregate_tile(layer, work.own.data(), work.forward, pair.state);
+        if (!pair.alone) aggregate_tile(layer, work.mirrored.data(), work.backward, pair.mirrored_state);
     });
 #pragma omp parallel for schedule(static) num_threads(int(call.threads)) if (call.threads > 1)
     for (int64_t job = 0; job < 2 * call.batch; job++)
         scan_carries_of<true>(layer.state(job / 2, 0), layer.chunks.count, STATE, job % 2, mixed,
                               [&](int64_t chunk) { return layer.over(chunk); });
-    for_pairs(layer, [&](Workspace& work, int64_t image, int64_t chunk) {
-        int64_t row[CHUNK], mirrored_row[CHUNK];
-        int n = layer.chunks.size(chunk);
-        float* map = call.x + image * call.length * layer.width;
-        layer.pixels(chunk, row);
-        gather(layer, map, row, n, work.tokens.data());
-        output_tile(layer, work, work.tokens.data(), n, layer.state(image, chunk), work.y.data());
-        if (chunk == last - chunk)
-            return finish_tile(layer, work, map, row, n, work.y.data(), work.y.data());
-        turn(work.tokens.data(), n, layer.width, work.mirrored.data());
-        output_tile(layer, work, work.mirrored.data(), n, layer.state(image, last - chunk), work.y_mirrored.data());
-        layer.pixels(last - chunk, mirrored_row);
-        finish_tile(layer, work, map, row, n, work.y.data(), work.y_mirrored.data());
-        finish_tile(layer, work, map, mirrored_row, n, work.y_mirrored.data(), work.y.data());
+    for_pairs(layer, [&](Workspace& work, const Pair& pair) {
+        project(layer, work, pair, 0, 3 * mixed);
+        output_tile(layer, work.own.data(), work.forward, pair.state, work.y.data());
+        // Alone, this is the same scan once more, with rows in reverse: each pixel beside its mirror image.
+        output_tile(layer, work.mirrored.data(), work.backward, pair.mirrored_state, work.y_mirrored.data());
+        finish(layer, work, pair);
     });
 }
 

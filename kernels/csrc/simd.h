@@ -130,6 +130,17 @@ INLINE bool any(Bits mask) {
 #endif
 }
 
+INLINE float total(Vec x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    float pairs[LANES / 2], sum = 0;
+    for (int i = 0; i < LANES / 2; i++) pairs[i] = x[i] + x[i + LANES / 2];
+    for (int i = 0; i < LANES / 2; i++) sum += pairs[i];
+    return sum;
+#endif
+}
+
 INLINE Vec reciprocal(Vec x) {
 #if defined(__AVX512F__)
     Vec r = (Vec)_mm512_rcp14_ps((__m512)x);  // 14 bits, doubled by one step of Newton

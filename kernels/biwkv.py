@@ -42,11 +42,9 @@ def biwkv(k: Tensor, v: Tensor, lam: Tensor, u: Tensor) -> Tensor:
         y: (B, L, C) in v's type, computed in float32 or better. Zero where every key of a channel is -inf.
 
     Raises:
-        ValueError: where the shapes do not fit.
+        ValueError: where shapes, types or devices do not fit.
+        NotImplementedError: for second derivatives.
     """
-    if k.ndim != 3 or k.shape != v.shape or k.shape[1] == 0:
-        raise ValueError(f"k and v must both be (B, L >= 1, C), got {tuple(k.shape)} and {tuple(v.shape)}")
-    _check_constants(lam, u, k.shape[2])
     return torch.ops.rwkvfusion.biwkv(k, v, lam, u)
 
 
@@ -63,13 +61,9 @@ def gated_biwkv(rkv: Tensor, lam: Tensor, u: Tensor, rows: int = 1) -> Tensor:
         (B, L, C) in the type and order of rkv.
 
     Raises:
-        ValueError: where the shapes do not fit.
+        ValueError: where shapes, types or devices do not fit.
+        NotImplementedError: for second derivatives.
     """
-    if rkv.ndim != 3 or rkv.shape[1] == 0 or rkv.shape[2] % 3:
-        raise ValueError(f"rkv must be (B, L >= 1, 3 C), got {tuple(rkv.shape)}")
-    if rows < 1 or rkv.shape[1] % rows:
-        raise ValueError(f"rows must divide the {rkv.shape[1]} tokens, got {rows}")
-    _check_constants(lam, u, rkv.shape[2] // 3)
     return torch.ops.rwkvfusion.gated_biwkv(rkv, lam, u, rows)
 
 
@@ -84,9 +78,16 @@ def back_end(device: torch.device | str, dtype: torch.dtype = torch.float32) -> 
     return "plain torch operations", reason or f"no kernels for {dtype}"
 
 
-def _check_constants(lam: Tensor, u: Tensor, channels: int) -> None:
+def _check(x: Tensor, v: Tensor, lam: Tensor, u: Tensor, channels: int) -> None:
+    """What the kernels rely on: they read memory by these shapes."""
     if lam.shape != (channels,) or u.shape != (channels,):
         raise ValueError(f"lam and u must be ({channels},), got {tuple(lam.shape)} and {tuple(u.shape)}")
+    if len(devices := {t.device for t in (x, v, lam, u)}) > 1:
+        raise ValueError(f"all inputs must be on one device, got {' and '.join(sorted(map(str, devices)))}")
+    if not all(t.is_floating_point() for t in (x, v, lam, u)):
+        raise ValueError(
+            f"all inputs must be real floating-point numbers, got {x.dtype}, {v.dtype}, {lam.dtype}, {u.dtype}"
+        )
 
 
 def _module(k: Tensor) -> ModuleType:
@@ -120,11 +121,19 @@ def _constant(x: Tensor, k: Tensor) -> Tensor:
 
 
 def _biwkv(k: Tensor, v: Tensor, lam: Tensor, u: Tensor) -> Tensor:
+    if k.ndim != 3 or k.shape != v.shape or k.shape[1] == 0:
+        raise ValueError(f"k and v must both be (B, L >= 1, C), got {tuple(k.shape)} and {tuple(v.shape)}")
+    _check(k, v, lam, u, k.shape[2])
     common = torch.promote_types(k.dtype, v.dtype)
     return _apply(k.to(common), v.to(common), lam, u, 1).to(v.dtype)
 
 
 def _gated_biwkv(rkv: Tensor, lam: Tensor, u: Tensor, rows: int = 1) -> Tensor:
+    if rkv.ndim != 3 or rkv.shape[1] == 0 or rkv.shape[2] % 3:
+        raise ValueError(f"rkv must be (B, L >= 1, 3 C), got {tuple(rkv.shape)}")
+    if rows < 1 or rkv.shape[1] % rows:
+        raise ValueError(f"rows must divide the {rkv.shape[1]} tokens, got {rows}")
+    _check(rkv, rkv, lam, u, rkv.shape[2] // 3)
     return _apply(rkv, None, lam, u, rows)
 
 
@@ -178,8 +187,24 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     x, v, lam, u, states = ctx.saved_tensors
-    g_x, g_v, g_lam, g_u = torch.ops.rwkvfusion.biwkv_backward(grad.to(x.dtype), x, v, lam, u, ctx.rows, states)
-    return g_x, None if v is None else g_v, g_lam, g_u, None, None
+    with torch.no_grad():
+        g_x, g_v, g_lam, g_u = torch.ops.rwkvfusion.biwkv_backward(grad.to(x.dtype), x, v, lam, u, ctx.rows, states)
+    gradients = (g_x, None if v is None else g_v, g_lam, g_u)
+    if torch.is_grad_enabled():
+        gradients = _Once.apply(gradients, grad, x, v, lam, u)
+    return *gradients, None, None
+
+
+class _Once(torch.autograd.Function):
+    """Passes gradients on that are to be differentiated again. Without it they would count as constants."""
+
+    @staticmethod
+    def forward(ctx: Any, gradients: tuple[Tensor | None, ...], *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        return gradients
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
+        raise NotImplementedError("the Bi-WKV operator has no second derivatives")
 
 
 _library.impl("biwkv", _biwkv, "CompositeImplicitAutograd")

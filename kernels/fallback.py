@@ -74,7 +74,7 @@ def _dtype(k: Tensor, lam: Tensor, u: Tensor) -> torch.dtype | None:
 
 def _plain(k: Tensor, v: Tensor, lam: Tensor, u: Tensor) -> Tensor:
     dtype = _dtype(k, lam, u)
-    return _scaled(k, v, lam, u) if dtype is None else _States(k, v, lam, u, dtype).y
+    return _scaled(_followed(k), v, lam, u) if dtype is None else _States(k, v, lam, u, dtype).y
 
 
 def _gradients(grad: Tensor, k: Tensor, v: Tensor, lam: Tensor, u: Tensor) -> tuple[Tensor, ...]:
@@ -82,7 +82,7 @@ def _gradients(grad: Tensor, k: Tensor, v: Tensor, lam: Tensor, u: Tensor) -> tu
     if dtype is not None:
         return _plain_gradients(grad, k, v, lam, u, dtype)
     with torch.enable_grad():
-        inputs = [t.detach().double().requires_grad_() for t in (k, v, lam, u)]
+        inputs = [t.detach().double().requires_grad_() for t in (_followed(k), v, lam, u)]
         return torch.autograd.grad(_scaled(*inputs), inputs, grad.double())
 
 
@@ -139,12 +139,15 @@ def _plain_gradients(
     return grad_k, grad_v, grad_lam, grad_self.sum(dim=(0, 1))
 
 
+def _followed(k: Tensor) -> Tensor:
+    """Keys that `_scaled` can follow: at 1e17 a float64 has no room left for the decay."""
+    return torch.where(k == -torch.inf, k, k.clamp(min=_LOWEST_KEY))
+
+
 def _scaled(k: Tensor, v: Tensor, lam: Tensor, u: Tensor) -> Tensor:
     """The same in float64 with an exponent for every state: right for any decay, bonus and keys."""
     channels = k.shape[2]
     k, v, lam, u = k.double(), v.double(), lam.double(), u.double()
-    # At 1e17 a float64 has no room left for the decay.
-    k = torch.where(k == -torch.inf, k, k.clamp(min=_LOWEST_KEY))
     exponent = k.detach()
     unit = torch.exp(k - exponent.masked_fill(exponent == -torch.inf, 0))
     both, decay = torch.cat((unit * v, unit), dim=2), lam.repeat(2)

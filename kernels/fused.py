@@ -35,7 +35,9 @@ _Fusion = _struct(
     (_INT, "batch height width channels modalities pool threads"),
     (_POINTER, "x images feature feature_bias feature_gain modality modality_bias modality_gain"),
     (_FLOAT, "epsilon"),
-    (_POINTER, "features modality_map row_sums gate labels objects"),
+    (_POINTER, "features modality_map"),
+    (_INT, "keep_all"),
+    (_POINTER, "row_sums gate labels objects"),
     (_INT, "n_objects"),
     (_POINTER, "mask_map pooled guided"),
 )
@@ -67,7 +69,7 @@ def ready(*maps: Tensor) -> bool:
     )
 
 
-def _run(kernel: str, call: ctypes.Structure, **arguments: Tensor | float | None) -> None:
+def _run(kernel: str, call: ctypes.Structure, **arguments: Tensor | float | int | None) -> None:
     """Fill in the rest of the call and make it. The tensors must live until it is over: the caller's do."""
     for name, value in arguments.items():
         if isinstance(value, Tensor):
@@ -162,6 +164,8 @@ class Fusion:
         modality: tuple[Tensor, Tensor, Tensor],
         pool: int,
         epsilon: float,
+        labels: tuple[Tensor, Tensor] | None,
+        masked: bool,
     ) -> None:
         """First pass: both branches, convolved and normalised.
 
@@ -171,12 +175,20 @@ class Fusion:
             feature, modality: convolution weight (C, in, 3, 3) and bias (C,), and the norm's gain (C,).
             pool: side of the text's pooling in pixels; divides H and W.
             epsilon: of the norms.
+            labels: (B, H, W) uint8 objects and the mask convolution's weight (C, objects, 3, 3), or None.
+            masked: whether `gate` will be given a ``mask_map`` instead.
         """
         batch, height, width, channels = x.shape
-        self.x, self.images, self.pool = x, images, pool
+        self.x, self.pool = x, pool
         self.features, self._modality_map = torch.empty_like(x), torch.empty_like(x)
         row_sums = x.new_empty(batch, height, channels, dtype=torch.float64)
         self._call = _Fusion(batch, height, width, channels, images.shape[3], pool, torch.get_num_threads())
+        # The passes that follow read these too.
+        self._labels = self._objects = None
+        if labels is not None:
+            self._labels, weight = labels[0].contiguous(), labels[1]
+            self._objects = _taps(torch.cat((torch.zeros_like(weight[:, :1]), weight), dim=1))
+            self._call.n_objects = weight.shape[1]
         _run(
             "fusion_features",
             self._call,
@@ -192,16 +204,18 @@ class Fusion:
             features=self.features,
             modality_map=self._modality_map,
             row_sums=row_sums,
+            labels=self._labels,
+            objects=self._objects,
+            keep_all=int(masked),
         )
         self.mean = row_sums.sum(dim=1).div_(height * width).float()
         """(B, C) mean of the features."""
 
-    def gate(self, gate: Tensor, labels: Tensor | None, weight: Tensor | None, mask_map: Tensor | None) -> Tensor:
+    def gate(self, gate: Tensor, mask_map: Tensor | None = None) -> Tensor:
         """Second pass: ``f g + (f g + modality) * mask``, pooled on the way.
 
         Args:
             gate: (B, C).
-            labels: (B, H, W) uint8 objects, with the mask convolution's ``weight`` (C, objects, 3, 3); or None.
             mask_map: (B, H, W, C), what the mask's convolution gave, where there are no labels; or None.
 
         Returns:
@@ -209,11 +223,7 @@ class Fusion:
         """
         batch, height, width, channels = self.x.shape
         pooled = self.x.new_empty(batch, height // self.pool, width // self.pool, channels)
-        objects = None
-        if labels is not None and weight is not None:
-            objects = _taps(torch.cat((torch.zeros_like(weight[:, :1]), weight), dim=1))
-            self._call.n_objects = weight.shape[1]
-        _run("fusion_gate", self._call, gate=gate, labels=labels, objects=objects, mask_map=mask_map, pooled=pooled)
+        _run("fusion_gate", self._call, gate=gate, mask_map=mask_map, pooled=pooled)
         return pooled
 
     def add(self, guided: Tensor) -> Tensor:

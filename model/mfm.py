@@ -185,6 +185,12 @@ class ModalFusion(nn.Module):
 
     def fused(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Text]:
         """The same in three C++ calls, without gradients."""
+        labels, mask_map = None, None
+        if self.mask is not None and objects is not None:
+            if objects.labels is not None:
+                labels = objects.labels, self.mask.weight
+            else:
+                mask_map = convolve(self.mask, objects.maps(x)).contiguous()
         parts = fused.Fusion(
             x,
             images.contiguous(),
@@ -192,13 +198,10 @@ class ModalFusion(nn.Module):
             _branch(self.modality, self.modality_norm),
             self.text.pool,
             torch.finfo(x.dtype).eps,
+            labels,
+            mask_map is not None,
         )
-        labels = weight = mask_map = None
-        if self.mask is not None and objects is not None:
-            labels, weight = objects.labels, self.mask.weight
-            if labels is None:
-                mask_map = convolve(self.mask, objects.maps(x)).contiguous()
-        pooled = parts.gate(F.gelu(parts.mean), labels, weight, mask_map)
+        pooled = parts.gate(F.gelu(parts.mean), mask_map)
         guided, text = self.text.exchange(pooled, text)
         return parts.add(guided.contiguous()), text
 

@@ -62,7 +62,8 @@ struct FusionCall {
     const float *modality, *modality_bias, *modality_gain;  // (3, 3, modalities, C); (C,); (C,)
     float epsilon;
     float* features;        // (B, H, W, C): written by each pass, the result in the end
-    float* modality_map;    // (B, H, W, C): the normalised modalities, written by the first pass
+    float* modality_map;    // (B, H, W, C): the normalised modalities, written by the first pass where a mask needs them
+    int64_t keep_all;       // whether it needs them everywhere: there will be a mask_map
     double* row_sums;       // (B, H, C): sums of the features over each row, written by the first pass
     const float* gate;      // (B, C)
     const uint8_t* labels;  // (B, H, W) objects, or null

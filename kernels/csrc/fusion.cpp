@@ -48,6 +48,18 @@ struct Patch {
     }
 };
 
+// Whether there is an object in the three rows of labels around a tile.
+bool objects_near(const FusionCall& call, int64_t image, int64_t y, int64_t left, int n) {
+    if (!call.labels) return false;
+    int64_t begin = larger<int64_t>(left - 1, 0), end = smaller(left + n + 1, call.width);
+    for (int64_t row = larger<int64_t>(y - 1, 0); row < smaller(y + 2, call.height); row++) {
+        const uint8_t* labels = call.labels + (image * call.height + row) * call.width;
+        for (int64_t x = begin; x < end; x++)
+            if (labels[x]) return true;
+    }
+    return false;
+}
+
 // First pass, one row: features = norm(conv(x)) + norm(conv(images)).
 void features_row(const FusionCall& call, int64_t image, int64_t y, Patch& patch, Patch& raw, float* tile) {
     int64_t channels = call.channels, size = call.height * call.width;
@@ -62,13 +74,14 @@ void features_row(const FusionCall& call, int64_t image, int64_t y, Patch& patch
         raw.convolve(n, call.modality, call.modality_bias, channels, modality);
         memset(added, 0, channels * sizeof(float));
         int64_t at = (image * size + y * call.width + left) * channels;
+        bool keep = call.keep_all || objects_near(call, image, y, left, n);
         for (int i = 0; i < n; i++) {
             Vec first = norm_of(feature + i * channels, channels, call.epsilon);
             Vec second = norm_of(modality + i * channels, channels, call.epsilon);
             for (int64_t c = 0; c < channels; c += LANES) {
                 Vec raw_part = load(modality + i * channels + c) * second * load(call.modality_gain + c);
                 Vec sum = load(feature + i * channels + c) * first * load(call.feature_gain + c) + raw_part;
-                store(call.modality_map + at + i * channels + c, raw_part);
+                if (keep) store(call.modality_map + at + i * channels + c, raw_part);
                 store(call.features + at + i * channels + c, sum);
                 store(added + c, load(added + c) + sum);
             }

@@ -7,7 +7,8 @@ import os
 import platform
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.provenance import commit, package_version
@@ -33,11 +34,48 @@ def machine_facts() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": {name: _version(name) for name in _PACKAGES},
-        "operator": "plain torch operations (linear in the number of tokens), on any device",
+        "operator": operator_facts(),
         "s3": "ready" if importlib.util.find_spec("s3fs") else "missing: pip install 'rwkvfusion[s3]'",
         "ray_address": os.environ.get("RAY_ADDRESS"),
         "tracking_uri": tracking_uri(),
     }
+
+
+def operator_facts() -> dict[str, Any]:
+    """What computes the Bi-WKV operator on each device, and why nothing better does."""
+    import torch
+
+    from rwkvfusion.kernels import cuda
+    from rwkvfusion.kernels.biwkv import back_end
+
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        with torch.cuda.device(index):
+            gpus.append(back_end(f"cuda:{index}"))
+    cpu = _FoundBackEnd(*back_end("cpu"))
+    return {
+        "cpu": {**cpu._asdict(), "threads": torch.get_num_threads()},
+        "gpus": [_FoundBackEnd(*found)._asdict() for found in gpus],
+        "machine_code_for_gpus": Path(cuda.__file__).with_name("biwkv.fatbin").is_file(),
+    }
+
+
+class _FoundBackEnd(NamedTuple):
+    back_end: str
+    why_not_better: str | None
+
+
+def operator_line(facts: dict[str, Any]) -> str:
+    """`operator_facts` for a person."""
+    found = [("CPU", facts["cpu"]), *((f"GPU {i}", gpu) for i, gpu in enumerate(facts["gpus"]))]
+    parts = []
+    for device, back_end in found:
+        reason = f" ({back_end['why_not_better']})" if back_end["why_not_better"] else ""
+        parts.append(f"{device}: {back_end['back_end']}{reason}")
+    if not facts["gpus"]:
+        ready = "machine code is in the package" if facts["machine_code_for_gpus"] else "NVRTC compiles at first use"
+        parts.append(f"GPU: none that torch sees (CUDA kernels: {ready})")
+    return "; ".join(parts)
 
 
 def machine_lines(facts: dict[str, Any]) -> list[str]:
@@ -48,7 +86,7 @@ def machine_lines(facts: dict[str, Any]) -> list[str]:
         "python": f"{facts['python']} on {facts['platform']}",
         "devices": f"{facts['cpus']} CPUs, " + (", ".join(facts["gpus"]) or "no GPU"),
         "packages": packages,
-        "operator": facts["operator"],
+        "operator": operator_line(facts["operator"]),
         "s3": facts["s3"],
         "ray": facts["ray_address"] or "RAY_ADDRESS is not set: jobs start a Ray of their own here",
         "mlflow": facts["tracking_uri"],

@@ -15,7 +15,8 @@ from rwkvfusion.kernels import driver
 CHUNK = 64
 """Tokens of a chunk."""
 _ADJOINT, _STATE = 6, 7
-_THREADS, _TILE = 128, 32
+_THREADS = 128
+_TILES = {"quad": 32, "single": 8}
 _CARRY_LANES, _CARRY_SEGMENTS = 4, 256
 _REDUCE_LANES, _REDUCE_THREADS = 8, 1024
 _TYPES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
@@ -173,12 +174,12 @@ def _call(rows: int, lam: Tensor, u: Tensor, states: Tensor, tensors: dict[str, 
 
 
 def _launch(launcher: Launcher, name: str, call: Call, k: Tensor, tensors: dict[str, Tensor | None]) -> None:
-    """One block a chunk and 32 channels; four channels at a time where all tensors allow that."""
-    whole = k.shape[2] % 4 == 0 and all(t is None or _aligned(t) for t in tensors.values())
-    blocks = k.shape[0] * chunks(k.shape[1]) * -(-k.shape[2] // _TILE)
+    """One block a chunk and 32 channels; 8 where not all tensors allow to take four at a time."""
+    kind = "quad" if k.shape[2] % 4 == 0 and all(t is None or _aligned(t) for t in tensors.values()) else "single"
+    blocks = k.shape[0] * chunks(k.shape[1]) * -(-k.shape[2] // _TILES[kind])
     if blocks >= 2**31:
-        raise RuntimeError(f"the CUDA kernels take fewer than 2^31 chunks of 64 tokens and 32 channels, got {blocks}")
-    launcher.launch(f"biwkv_{name}_{_TYPES[k.dtype]}_{'quad' if whole else 'single'}", blocks, _THREADS, call)
+        raise RuntimeError(f"the CUDA kernels take fewer than 2^31 tiles of 64 tokens and channels, got {blocks}")
+    launcher.launch(f"biwkv_{name}_{_TYPES[k.dtype]}_{kind}", blocks, _THREADS, call)
 
 
 def _aligned(tensor: Tensor) -> bool:

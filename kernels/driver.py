@@ -127,12 +127,10 @@ def _load(index: int) -> Module | str:
 
 
 def _context(index: int) -> ctypes.c_void_p:
-    """torch's own context of a GPU. Devices are found by their bus: torch may number them unlike the driver."""
+    """The context that torch uses: each GPU has one that is shared, and torch and the driver number GPUs alike."""
     _check(_library().cuInit(0), "starting the CUDA driver")
-    properties = torch.cuda.get_device_properties(index)
-    place = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
     device, context = ctypes.c_int(), ctypes.c_void_p()
-    _check(_library().cuDeviceGetByPCIBusId(ctypes.byref(device), place.encode()), f"looking for GPU {place}")
+    _check(_library().cuDeviceGet(ctypes.byref(device), index), f"looking for GPU {index}")
     _check(_library().cuDevicePrimaryCtxRetain(ctypes.byref(context), device), f"opening GPU {index}")
     return context
 

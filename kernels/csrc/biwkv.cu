@@ -5,7 +5,7 @@
 //   output     y                                 gradients  of k, v, r, and each chunk's share of those of lam and u
 //                                                reduce     the shares, in a fixed order
 //
-// A block takes one chunk and 32 channels; every input is read from memory once a pass, into registers. `output` and
+// A block takes one chunk and 32 channels (or 8, one by one); every input is read from memory once a pass, into registers. `output` and
 // `gradients` go through the chunks backwards: what the pass before read last is what the L2 cache still holds.
 
 #include "cuda_tile.cuh"
@@ -21,7 +21,7 @@ struct Tokens {
 
     // Once the block has its constants.
     DEVICE void set(const Memory<M, S>& memory, const Slice<S>& slice, const float (&k)[S::N][S::VEC]) {
-        constants = memory.math + slice.lane;
+        constants = memory.math + slice.lane();
 #pragma unroll
         for (int j = 0; j < S::VEC; j++) {
             const M math = constants[j];
@@ -55,7 +55,7 @@ DEVICE int own_scale(unsigned char* memory, const Slice<S>& slice, const float (
         float top = k[0][j];
 #pragma unroll
         for (int i = 1; i < S::N; i++) top = fmaxf(top, k[i][j]);
-        tops[slice.group * S::CHANNELS + slice.lane + j] = top;
+        tops[slice.group() * S::CHANNELS + slice.lane() + j] = top;
     }
     __syncthreads();
     if (threadIdx.x >= S::CHANNELS) return 0;
@@ -89,7 +89,7 @@ DEVICE bool sums(const Call& call, const Place& at, int first, unsigned char* by
     share_sums(memory, slice, before, after);
     if (!line.active) return mixed;
     if (FAST<M> && line.direction == 0)
-        call.states[(at.index * STATE + SCALE) * call.channels + line.channel] = __int_as_float(scale);
+        call.states[(i64(at.index) * STATE + SCALE) * call.channels + line.channel] = __int_as_float(scale);
     if (!mixed || safe(call, line.channel) == FAST<M>)
         line.write(call.states, STATE, call, at, memory.math[line.lane].stored(total(memory, line), 1));
     return mixed;
@@ -141,7 +141,6 @@ struct Backward {
     Line<S> line;
     Tokens<M, S> tokens;
     typename M::Sum prefix[S::N][S::VEC];  // states before each token
-    typename M::Sum rest[S::VEC];          // state after the last
     typename M::Share share[S::N][S::VEC];
     typename M::Sum before[S::VEC], after[S::VEC];  // own sums of alpha and beta
     bool mixed;
@@ -168,7 +167,7 @@ struct Backward {
         for (int j = 0; j < S::VEC; j++) {
             const M math = tokens.constants[j];
             typename M::Sum suffix[S::N];
-            rest[j] = after[j];
+            rest(j) = after[j];
 #pragma unroll
             for (int i = S::N - 1; i >= 0; i--) {
                 suffix[i] = after[j];
@@ -188,6 +187,9 @@ struct Backward {
         own_sums();
         return true;
     }
+
+    // The state after the last token.
+    DEVICE typename M::Sum& rest(int j) { return memory.own[slice.group()][slice.lane() / S::VEC].part[j]; }
 
     DEVICE void own_sums() {
 #pragma unroll
@@ -220,8 +222,9 @@ DEVICE bool adjoints(const Call& call, const Place& at, int first, unsigned char
 template <class M, class S, class T>
 DEVICE bool gradients(const Call& call, const Place& at, int first, unsigned char* bytes) {
     Backward<M, S, T> tile(call, at, first, bytes);
-    Fast::Stored carried = tile.line.read(call.adjoints, ADJOINT, call, at);
+    tile.line.start_read(tile.memory.fetched, call.adjoints, ADJOINT, call, at);
     if (!tile.template run<true>(call, at, first)) return false;
+    Fast::Stored carried = tile.line.end_read(tile.memory.fetched);
     reach(tile.memory, tile.slice, tile.line, tile.memory.math[tile.line.lane].receive(carried, -1), tile.before,
           tile.after);
     typename M::Real crossed[S::VEC], bonus[S::VEC];
@@ -229,7 +232,7 @@ DEVICE bool gradients(const Call& call, const Place& at, int first, unsigned cha
 #pragma unroll
     for (int j = 0; j < S::VEC; j++) {
         const M math = tile.tokens.constants[j];
-        typename M::Sum reached[S::N];
+        typename M::Sum reached[S::N], rest = tile.rest(j);
 #pragma unroll
         for (int i = 0; i < S::N; i++) {
             reached[i] = tile.before[j];
@@ -244,8 +247,8 @@ DEVICE bool gradients(const Call& call, const Place& at, int first, unsigned cha
             g_v[i][j] = pull.first + self;
             g_k[i][j] = v * pull.first - pull.second + self_key;
             bonus[j] += self_key;
-            crossed[j] += math.cross(tile.rest[j], reached[i]) + math.cross(tile.prefix[i][j], tile.after[j]);
-            tile.rest[j] = math.advance(tile.rest[j], tile.tokens.token(i, j));
+            crossed[j] += math.cross(rest, reached[i]) + math.cross(tile.prefix[i][j], tile.after[j]);
+            rest = math.advance(rest, tile.tokens.token(i, j));
             tile.after[j] = math.advance(tile.after[j], math.token(tile.share[i][j]));
         }
     }
@@ -262,7 +265,7 @@ DEVICE bool gradients(const Call& call, const Place& at, int first, unsigned cha
             typename M::Sum part = tile.memory.sum(0, i, tile.line.lane);
             sum += tile.line.direction ? part.second : part.first;
         }
-        call.partials[(at.index * 2 + tile.line.direction) * call.channels + tile.line.channel] = sum;
+        call.partials[(i64(at.index) * 2 + tile.line.direction) * call.channels + tile.line.channel] = sum;
     }
     return tile.mixed;
 }
@@ -368,40 +371,34 @@ DEVICE void reduce(const Call& call) {
 #define KERNEL(name, threads, blocks) extern "C" void name(const Call& call)
 #endif
 
-// Channels out of Fast's range are Robust's, eight at a time, in the same block; in a function of its own, so that it
-// takes no registers from Fast.
-#define CAREFUL(name)                                                                              \
-    template <class T>                                                                             \
-    SEPARATE void careful_##name(const Call& call, unsigned block, unsigned char* bytes) {         \
-        Place at(call, block);                                                                     \
-        for (int sub = 0; sub < TILE; sub += Careful::CHANNELS) {                                  \
-            __syncthreads();                                                                       \
-            name<Robust, Careful, T>(call, at, at.channel + sub, bytes);                           \
-        }                                                                                          \
-    }
-CAREFUL(sums)
-CAREFUL(output)
-CAREFUL(adjoints)
-CAREFUL(gradients)
-
-// `least`: blocks that must fit on a multiprocessor, which bounds a thread's registers.
-#define PASS(name, shape, type, suffix, least, block)                                              \
+#define VARIANT(name, shape, type, suffix, least, block)                                           \
     KERNEL(biwkv_##name##_##suffix, THREADS, least) {                                              \
         SHARED Bytes shared;                                                                       \
-        Place at(call, block);                                                                     \
-        bool mixed = name<Fast, shape, type>(call, at, at.channel, shared.bytes); \
-        if (mixed) careful_##name<type>(call, block, shared.bytes);                                \
+        Place at(call, block, shape::CHANNELS);                                                    \
+        bool mixed = name<Fast, shape, type>(call, at, at.channel, shared.bytes);                  \
+        if (mixed) careful_##name<shape, type>(call, shared.bytes);                                \
     }
-#define PASSES(shape, type, suffix, few)                                                           \
-    PASS(sums, shape, type, suffix, 5, blockIdx.x)                                                 \
-    PASS(output, shape, type, suffix, 4, gridDim.x - 1 - blockIdx.x)                               \
-    PASS(adjoints, shape, type, suffix, 3, blockIdx.x)                                             \
-    PASS(gradients, shape, type, suffix, few, gridDim.x - 1 - blockIdx.x)
+// A pass in all its variants. Channels out of Fast's range are Robust's, eight at a time, in the same block; in a
+// function of its own, so that it takes no registers from Fast. `least`: blocks that must fit on a multiprocessor, which
+// bounds a thread's registers.
+#define PASS(name, least, block)                                                                   \
+    template <class S, class T>                                                                    \
+    SEPARATE void careful_##name(const Call& call, unsigned char* bytes) {                         \
+        Place at(call, block, S::CHANNELS);                                                        \
+        for (int i = 0; i < S::CHANNELS; i += Single::CHANNELS) {                                  \
+            __syncthreads();                                                                       \
+            name<Robust, Single, T>(call, at, at.channel + i, bytes);                              \
+        }                                                                                          \
+    }                                                                                              \
+    VARIANT(name, Quad, float, float_quad, least, block)                                           \
+    VARIANT(name, Single, float, float_single, least, block)                                       \
+    VARIANT(name, Quad, bf16, bfloat16_quad, least, block)                                         \
+    VARIANT(name, Single, bf16, bfloat16_single, least, block)
 
-PASSES(Quad, float, float_quad, 3)
-PASSES(Single, float, float_single, 2)
-PASSES(Quad, bf16, bfloat16_quad, 3)
-PASSES(Single, bf16, bfloat16_single, 2)
+PASS(sums, 5, blockIdx.x)
+PASS(output, 4, gridDim.x - 1 - blockIdx.x)
+PASS(adjoints, 3, blockIdx.x)
+PASS(gradients, 3, gridDim.x - 1 - blockIdx.x)
 
 KERNEL(biwkv_carry_states, CARRY_LANES * CARRY_SEGMENTS, 1) { carry(call, call.states, STATE, true); }
 KERNEL(biwkv_carry_adjoints, CARRY_LANES * CARRY_SEGMENTS, 1) { carry(call, call.adjoints, ADJOINT, false); }

@@ -23,7 +23,6 @@ typedef long long i64;
 
 constexpr int CHUNK = 64;
 constexpr int THREADS = 128;
-constexpr int TILE = 32;              // channels of a block
 constexpr int NOTHING = -(1 << 30);   // exponent of a sum without any token
 constexpr float LOG2E = 1.44269504f, LOG2E_REST = 1.92596299e-8f;
 constexpr double LOG2E_EXACT = 1.4426950408889634;

@@ -42,6 +42,17 @@ DEVICE void narrow(float x, bf16& y) {
 }
 #endif
 
+// A copy to shared memory that goes on while its thread does; the thread itself must wait before it reads.
+#ifdef __CUDACC__
+DEVICE void fetch(float* shared, const float* global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((unsigned)__cvta_generic_to_shared(shared)), "l"(global));
+}
+DEVICE void wait_for_fetched() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+#else
+DEVICE void fetch(float* shared, const float* global) { *shared = *global; }
+DEVICE void wait_for_fetched() {}
+#endif
+
 // Four values are moved by one access of up to 16 bytes.
 template <class T, int N>
 struct alignas(N == 1 ? alignof(T) : sizeof(T) == 2 ? 8 : 16) Pack {
@@ -54,19 +65,20 @@ struct Shape {
     static constexpr int VEC = VEC_, N = N_, GROUPS = CHUNK / N, LANES = THREADS / GROUPS, CHANNELS = LANES * VEC;
 };
 using Quad = Shape<4, 4>;        // 16-byte accesses in float
-using Single = Shape<1, 16>;     // any channels and strides
-using Careful = Shape<1, 4>;     // for Robust
+using Single = Shape<1, 4>;      // any number of channels and any strides; and all of Robust
 
 struct Place {
     int image, chunk, channel;  // the first channel of the tile
-    i64 index;                  // of the chunk in the batch
+    unsigned index;             // of the chunk in the batch
 
-    DEVICE Place(const Call& call, unsigned block) {
-        unsigned tiles = ((unsigned)call.channels + TILE - 1) / TILE, chunks = (unsigned)((call.length + CHUNK - 1) / CHUNK);
+    // `width`: channels of a tile.
+    DEVICE Place(const Call& call, unsigned block, int width) {
+        unsigned tiles = ((unsigned)call.channels + width - 1) / width;
+        unsigned chunks = (unsigned)((call.length + CHUNK - 1) / CHUNK);
         index = block / tiles;
-        channel = int(block % tiles) * TILE;
-        image = int((unsigned)index / chunks);
-        chunk = int((unsigned)index % chunks);
+        channel = int(block % tiles) * width;
+        image = int(index / chunks);
+        chunk = int(index % chunks);
     }
 };
 
@@ -82,15 +94,15 @@ DEVICE bool safe(const Call& call, int channel) {
 // What a thread holds: rows of its tokens (-1: outside), and its channels.
 template <class S>
 struct Slice {
-    int group, lane, channel, row[S::N];
-    i64 image;
+    int channel, image, row[S::N];
+
+    DEVICE static int group() { return threadIdx.x / S::LANES; }
+    DEVICE static int lane() { return threadIdx.x % S::LANES * S::VEC; }  // its first channel in the tile
 
     DEVICE Slice(const Call& call, const Place& at, int first) {
-        group = threadIdx.x / S::LANES;
-        lane = threadIdx.x % S::LANES * S::VEC;
-        channel = first + lane;
+        channel = first + lane();
         image = at.image;
-        unsigned token = unsigned(at.chunk * CHUNK + group * S::N), rows = (unsigned)call.rows;
+        unsigned token = unsigned(at.chunk * CHUNK + group() * S::N), rows = (unsigned)call.rows;
         unsigned column = token / rows, line = token % rows;
 #pragma unroll
         for (int i = 0; i < S::N; i++) {
@@ -142,6 +154,9 @@ template <class M, class S>
 struct Memory {
     M math[S::CHANNELS];
     Pack<typename M::Sum, S::VEC> sums[2][S::GROUPS][S::LANES];
+    // Each thread's, for what it has no registers for.
+    Pack<typename M::Sum, S::VEC> own[S::GROUPS][S::LANES];
+    float fetched[2 * S::CHANNELS][3];
 
     DEVICE typename M::Sum& sum(int direction, int group, int channel) {
         return sums[direction][group][channel / S::VEC].part[channel % S::VEC];
@@ -151,7 +166,7 @@ struct Memory {
 struct alignas(16) Bytes {
     unsigned char bytes[sizeof(Memory<Fast, Quad>)];
 };
-static_assert(sizeof(Memory<Robust, Careful>) <= sizeof(Bytes) && sizeof(Memory<Fast, Single>) <= sizeof(Bytes), "");
+static_assert(sizeof(Memory<Robust, Single>) <= sizeof(Bytes) && sizeof(Memory<Fast, Single>) <= sizeof(Bytes), "");
 
 // The first 2 * CHANNELS threads each stand for one direction and channel of the tile.
 template <class S>
@@ -168,12 +183,23 @@ struct Line {
 
     // Sums of this chunk in `states` or `adjoints`, `width` floats a chunk and channel.
     DEVICE float* in(float* memory, int width, const Call& call, const Place& at) const {
-        return memory + (at.index * width + 3 * direction) * call.channels + channel;
+        return memory + (i64(at.index) * width + 3 * direction) * call.channels + channel;
     }
     DEVICE Fast::Stored read(float* memory, int width, const Call& call, const Place& at) const {
         if (!active) return {0.0f, 0.0f, NOTHING};
         const float* p = in(memory, width, call, at);
         return {p[0], p[call.channels], __float_as_int(p[2 * call.channels])};
+    }
+    // The same, as `read` does it at once.
+    DEVICE void start_read(float (*fetched)[3], float* memory, int width, const Call& call, const Place& at) const {
+        if (!active) return;
+        for (int i = 0; i < 3; i++) fetch(fetched[threadIdx.x] + i, in(memory, width, call, at) + i * call.channels);
+    }
+    DEVICE Fast::Stored end_read(float (*fetched)[3]) const {
+        if (!active) return {0.0f, 0.0f, NOTHING};
+        wait_for_fetched();
+        const float* p = fetched[threadIdx.x];
+        return {p[0], p[1], __float_as_int(p[2])};
     }
     DEVICE void write(float* memory, int width, const Call& call, const Place& at, Fast::Stored s) const {
         float* p = in(memory, width, call, at);
@@ -186,7 +212,7 @@ template <class S>
 DEVICE int read_scale(const Call& call, const Place& at, int first) {
     int channel = first + threadIdx.x % S::CHANNELS;
     if (threadIdx.x >= S::CHANNELS || channel >= call.channels) return 0;
-    const float* p = call.states + at.index * STATE * call.channels + channel;
+    const float* p = call.states + i64(at.index) * STATE * call.channels + channel;
     int before = __float_as_int(p[2 * call.channels]), after = __float_as_int(p[5 * call.channels]);
     return max(__float_as_int(p[SCALE * call.channels]), max(before, after));
 }
@@ -219,8 +245,8 @@ DEVICE void share_sums(Memory<M, S>& memory, const Slice<S>& slice, const typena
     Pack<typename M::Sum, S::VEC> packs[2];
 #pragma unroll
     for (int j = 0; j < S::VEC; j++) packs[0].part[j] = before[j], packs[1].part[j] = after[j];
-    memory.sums[0][slice.group][slice.lane / S::VEC] = packs[0];
-    memory.sums[1][slice.group][slice.lane / S::VEC] = packs[1];
+    memory.sums[0][slice.group()][slice.lane() / S::VEC] = packs[0];
+    memory.sums[1][slice.group()][slice.lane() / S::VEC] = packs[1];
     __syncthreads();
 }
 
@@ -257,8 +283,8 @@ DEVICE void reach(Memory<M, S>& memory, const Slice<S>& slice, const Line<S>& li
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < S::VEC; j++) {
-        before[j] = memory.sum(0, slice.group, slice.lane + j);
-        after[j] = memory.sum(1, slice.group, slice.lane + j);
+        before[j] = memory.sum(0, slice.group(), slice.lane() + j);
+        after[j] = memory.sum(1, slice.group(), slice.lane() + j);
     }
 }
 

@@ -4,7 +4,7 @@ Kernels come from `biwkv.fatbin`, made when the package was built where nvcc was
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +29,8 @@ KERNELS = (
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The driver."""
     library = ctypes.CDLL("nvcuda.dll" if hasattr(ctypes, "WinDLL") else "libcuda.so.1")
     library.cuLaunchKernel.argtypes = (
         ctypes.c_void_p,
@@ -44,7 +45,7 @@ class CudaError(RuntimeError):
 
     def __init__(self, code: int, doing: str) -> None:
         name = ctypes.c_char_p()
-        _library().cuGetErrorName(code, ctypes.byref(name))
+        library().cuGetErrorName(code, ctypes.byref(name))
         super().__init__(f"{(name.value or b'CUDA error').decode()} ({code}) while {doing}")
         self.code = code
 
@@ -66,11 +67,11 @@ class Module:
     def on(self, device: torch.device) -> Iterator["Stream"]:
         """A launcher on the device's current stream, whichever device is current in this thread."""
         stream = torch.cuda.current_stream(device).cuda_stream
-        _check(_library().cuCtxPushCurrent_v2(self.context), f"making {device} current")
+        _check(library().cuCtxPushCurrent_v2(self.context), f"making {device} current")
         try:
             yield Stream(self, stream)
         finally:
-            _check(_library().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p())), f"leaving {device}")
+            _check(library().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p())), f"leaving {device}")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Stream:
         """Queue a kernel; its argument is copied before this returns."""
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(call))
         function = self.module.functions[kernel]
-        code = _library().cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, 0, self.stream, arguments, None)
+        code = library().cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, 0, self.stream, arguments, None)
         _check(code, f"launching {kernel} on {blocks} blocks of {threads} threads")
 
 
@@ -117,21 +118,21 @@ def _load(index: int) -> Module | str:
         return f"its compute capability is {major}.{minor}, the kernels need 8.0 (Ampere) or newer"
     try:
         context = _context(index)
-        _check(_library().cuCtxPushCurrent_v2(context), f"making GPU {index} current")
+        _check(library().cuCtxPushCurrent_v2(context), f"making GPU {index} current")
         try:
             return _from_package(context, major, minor) or _from_source(context, major, minor)
         finally:
-            _library().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+            library().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
     except (OSError, AttributeError, RuntimeError) as error:
         return str(error)
 
 
 def _context(index: int) -> ctypes.c_void_p:
     """The context that torch uses: each GPU has one that is shared, and torch and the driver number GPUs alike."""
-    _check(_library().cuInit(0), "starting the CUDA driver")
+    _check(library().cuInit(0), "starting the CUDA driver")
     device, context = ctypes.c_int(), ctypes.c_void_p()
-    _check(_library().cuDeviceGet(ctypes.byref(device), index), f"looking for GPU {index}")
-    _check(_library().cuDevicePrimaryCtxRetain(ctypes.byref(context), device), f"opening GPU {index}")
+    _check(library().cuDeviceGet(ctypes.byref(device), index), f"looking for GPU {index}")
+    _check(library().cuDevicePrimaryCtxRetain(ctypes.byref(context), device), f"opening GPU {index}")
     return context
 
 
@@ -153,13 +154,18 @@ def _from_source(context: ctypes.c_void_p, major: int, minor: int) -> Module:
 
 
 def _module(origin: str, context: ctypes.c_void_p, image: bytes) -> Module:
+    return Module(origin, context, functions(image, KERNELS))
+
+
+def functions(image: bytes, names: Iterable[str]) -> dict[str, ctypes.c_void_p]:
+    """Kernels of a file of machine code or PTX, loaded on the GPU that is current."""
     handle = ctypes.c_void_p()
-    _check(_library().cuModuleLoadData(ctypes.byref(handle), image), "loading the kernels")
-    functions = {}
-    for name in KERNELS:
-        function = functions[name] = ctypes.c_void_p()
-        _check(_library().cuModuleGetFunction(ctypes.byref(function), handle, name.encode()), f"looking for {name}")
+    _check(library().cuModuleLoadData(ctypes.byref(handle), image), "loading the kernels")
+    found = {}
+    for name in names:
+        function = found[name] = ctypes.c_void_p()
+        _check(library().cuModuleGetFunction(ctypes.byref(function), handle, name.encode()), f"looking for {name}")
         # Loaded now: a kernel that loads at its first launch would break a CUDA graph in the making.
-        if hasattr(_library(), "cuFuncLoad"):
-            _check(_library().cuFuncLoad(function), f"loading {name}")
-    return Module(origin, context, functions)
+        if hasattr(library(), "cuFuncLoad"):
+            _check(library().cuFuncLoad(function), f"loading {name}")
+    return found

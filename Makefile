@@ -8,10 +8,10 @@ FOLDERS := infra kernels model pipelines stages
 UV := $(BIN)/uv pip install --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types clean lock
+.PHONY: help install demo test test-slow bench-kernel check lint types clean lock
 
 help:            ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(STAMP) ## create .venv and install the package with its pinned dependencies
 
@@ -29,6 +29,12 @@ demo: install    ## prepare, train, register, fuse and evaluate on built-in phot
 
 test: install    ## the whole test suite (under 10 minutes on 2 cores)
 	$(BIN)/pytest -m "not slow"
+
+test-slow: install ## the tests that take minutes: wheels built with and without compilers
+	$(BIN)/pytest -m slow
+
+bench-kernel: install ## the operator and a network against what their memory and FLOPs cost
+	$(BIN)/python -m rwkvfusion.model.bench $(BENCH)
 
 lint: install    ## ruff: lint and format
 	$(BIN)/ruff check .

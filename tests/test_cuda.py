@@ -6,6 +6,8 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -46,6 +48,7 @@ class Emulator:
 
 @cache
 def library(folder: Path) -> ctypes.CDLL:
+    """The emulation, which is also a driver to load it with."""
     target = folder / "emulation.so"
     flags = (
         "-O2",
@@ -57,8 +60,8 @@ def library(folder: Path) -> ctypes.CDLL:
         "-Wno-unknown-pragmas",
         "-Wno-unused-function",
     )
-    subprocess.run(["g++", *flags, GPU / "emulate.cpp", "-o", target], check=True)
-    return ctypes.CDLL(str(target))
+    subprocess.run(["g++", *flags, GPU / "driver.cpp", "-o", target, "-ldl"], check=True)
+    return ctypes.CDLL(str(target), mode=ctypes.RTLD_GLOBAL)
 
 
 @pytest.fixture
@@ -154,6 +157,39 @@ def recurrences(
     gk = v * x * (a + c) - x * (b + d) + own * alpha * (v - y)
     g_lam = -np.exp(-lam) * (f * c - g * d + r * a - q * b).sum(0)
     return {"y": y, "gk": gk, "gv": gv, "g_lam": g_lam, "g_u": (own * alpha * (v - y)).sum(0)}
+
+
+@pytest.mark.parametrize("image", [b"code", b"x", None], ids=["in the package", "for other GPUs", "none"])
+def test_the_driver_is_spoken_to_rightly(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image: bytes | None
+) -> None:
+    """`driver` loads the kernels, from the package or by NVRTC, and launches them on the stream it is given."""
+    emulator.library.stream.restype = ctypes.c_void_p
+    stream = SimpleNamespace(cuda_stream=emulator.library.stream())
+    compiled = Mock(return_value=b"compiled")
+    monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": emulator.library}.__getitem__)
+    monkeypatch.setattr(driver, "library", cache(driver.library.__wrapped__))
+    monkeypatch.setattr(driver, "_load", driver._load.__wrapped__)
+    monkeypatch.setattr(driver, "_FATBIN", tmp_path / "biwkv.fatbin")
+    monkeypatch.setattr(nvrtc, "compile_kernels", compiled)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    if image is not None:
+        (tmp_path / "biwkv.fatbin").write_bytes(image)
+    module = driver.module(0)
+    assert compiled.called == (image != b"code")
+    assert "package" in module.origin if image == b"code" else "NVRTC" in module.origin
+    case = cases.make("driver", 130, 4, 5.0)
+    with module.on(torch.device("cuda", 0)) as launcher:
+        r, k, v, _, lam, u = case.tensors()
+        y = torch.empty_like(v)
+        cuda.run_forward(launcher, k, v, r, lam, u, 1, y, None)
+        with pytest.raises(RuntimeError, match=r"CUDA_ERROR_OTHER \(1\) while launching biwkv_reduce on 0 blocks"):
+            launcher.launch("biwkv_reduce", 0, 1024, cuda.Call())
+    assert cases.relative(y, cases.exact(case)["y"]) < 5e-6
+    assert emulator.library.left() == 0
+    with pytest.raises(RuntimeError, match="GPU 1"):
+        driver.module(1)
 
 
 def test_every_kernel_is_known() -> None:

@@ -1,7 +1,7 @@
 """Builds the kernels where there is something to build them with; the package installs and works without.
 
-The C++ kernels become one plain C library, without Python or torch in it: one build fits every version of both. The CUDA
-kernels become one file of machine code for all GPUs; without nvcc, NVRTC compiles them at first use instead.
+The C++ kernels become one plain C library, without Python or torch in it: one build fits every version of both. The
+CUDA kernels become one file of machine code for all GPUs; without nvcc, NVRTC compiles them at first use instead.
 RWKVFUSION_BUILD=cpu builds the first alone, RWKVFUSION_BUILD=none neither.
 """
 
@@ -35,18 +35,16 @@ CPU_LIBRARY, CUDA_BINARY = "_cpu.so", "biwkv.fatbin"
 
 
 def compiler() -> list[str] | None:
-    """The C++ compiler: $CXX, or the first of the usual ones."""
-    if os.environ.get("CXX"):
-        return shlex.split(os.environ["CXX"])
-    found = next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
-    return [found] if found else None
+    """The C++ compiler: $CXX, or the first of the usual ones; None where there is none."""
+    wanted = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [["g++"], ["clang++"], ["c++"]]
+    return next((command for command in wanted if shutil.which(command[0])), None)
 
 
 def build_cpu(target: Path, scratch: Path) -> str | None:
     """Compile and link; the reason where that fails."""
     cxx = compiler()
     if cxx is None:
-        return "no C++ compiler found (install g++ or clang++)"
+        return f"no C++ compiler found (install g++ or clang++; CXX is {os.environ.get('CXX') or 'not set'})"
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     jobs = [
         (f"{name}_{isa}", f"{name}.cpp", (f"-DISA={isa}", *flags))
@@ -72,9 +70,9 @@ def _compile(cxx: list[str], jobs: list, threads: tuple[str, ...], target: Path,
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     output = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
-        return "".join(output)
+        return "".join(output) or f"{cxx[0]} failed without a word"
     linked = subprocess.run([*cxx, "-shared", *threads, *objects, "-o", str(target)], capture_output=True, text=True)
-    return linked.stderr if linked.returncode else None
+    return (linked.stderr or f"{cxx[0]} did not link") if linked.returncode else None
 
 
 def build_cuda(target: Path) -> str | None:

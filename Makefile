@@ -8,7 +8,7 @@ FOLDERS := infra kernels model pipelines stages
 UV := $(BIN)/uv pip install --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench-kernel check lint types clean lock
+.PHONY: help install demo test test-slow bench-kernel gpu-check check lint types clean lock
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ test-slow: install ## the tests that take minutes: wheels built with and without
 
 bench-kernel: install ## the operator and a network against what their memory and FLOPs cost
 	$(BIN)/python -m rwkvfusion.model.bench $(BENCH)
+
+gpu-check:       ## the CUDA kernels on this machine's GPU: right, and how fast; any PYTHON with torch will do
+	$(PYTHON) tests/gpu/check.py --out gpu-check.json
 
 lint: install    ## ruff: lint and format
 	$(BIN)/ruff check .

@@ -69,7 +69,7 @@ def test_hard_cases(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ordinary_inputs(w: float, channels: int) -> None:
     arguments = inputs(300, channels, w)
     exact = value_and_gradients(biwkv_reference, [t.detach().double().requires_grad_() for t in arguments])
-    assert_relative(value_and_gradients(biwkv, arguments), exact, 2e-6, 1e-5)
+    assert_relative(value_and_gradients(biwkv, arguments), exact, 2e-6, 5e-6)
     in_float64 = value_and_gradients(biwkv, [t.detach().double().requires_grad_() for t in arguments])
     assert_relative(in_float64, exact, 1e-12, 1e-11)
 
@@ -80,7 +80,7 @@ def test_a_whole_photograph(w: float) -> None:
     arguments = inputs(307_200, 4, w)
     ours = value_and_gradients(biwkv, arguments)
     exact = value_and_gradients(biwkv, [t.detach().double().requires_grad_() for t in arguments])
-    assert_relative(ours, exact, 3e-6, 1e-5)
+    assert_relative(ours, exact, 3e-6, 5e-6)
 
 
 @needs_cpp

@@ -12,13 +12,14 @@ namespace {
 
 struct Constants {
     int64_t channels, groups;
-    Buffer<float> decay, bonus, powers;
+    Buffer<float> decay, rest, bonus, powers;
     Buffer<double> over;  // a^n over a whole chunk
 
     Constants(int64_t channels, int64_t length, const double* lam, const double* u)
         : channels(channels),
           groups((channels + LANES - 1) / LANES),
           decay(groups * LANES),
+          rest(groups * LANES),
           bonus(groups * LANES),
           powers(groups * LANES * CHUNK),
           over(channels) {
@@ -27,6 +28,7 @@ struct Constants {
         for (int64_t c = 0; c < channels; c++) {
             double step = exp(-lam[c]), power = 1.0;
             decay[c] = float(step);
+            rest[c] = float(step - double(decay[c]));
             bonus[c] = float(exp(u[c]));
             over[c] = exp(-lam[c] * CHUNK);
             float* own = powers.data() + (c / LANES) * CHUNK * LANES + c % LANES;
@@ -36,8 +38,9 @@ struct Constants {
 
     template <int G>
     Lanes<G> lanes(int64_t group) const {
-        return {get<G>(decay.data() + group * LANES), get<G>(bonus.data() + group * LANES),
-                powers.data() + group * CHUNK * LANES, int(smaller<int64_t>(G * LANES, channels - group * LANES))};
+        int64_t at = group * LANES;
+        return {get<G>(decay.data() + at), get<G>(rest.data() + at), get<G>(bonus.data() + at), powers.data() + at * CHUNK,
+                int(smaller<int64_t>(G * LANES, channels - at))};
     }
 
     // `work(lanes, first channel)` for all channels, two vectors at a time where there are two.

@@ -42,8 +42,8 @@ INLINE void adjoint_sums(const Tensors<T>& at, const Tokens& tokens, const Lanes
         if (GATE) grad *= sigmoid(get<G>(at.r.at(tokens.row[i]), lanes.count));
         Share<G> own(lanes.bonus * ev + (f + get<G>(r[i])), lanes.bonus * e + (g + get<G>(q[i])), grad);
         sums.add(lanes, i, tokens.n, own.alpha, own.beta);
-        f = lanes.decay * f + ev;
-        g = lanes.decay * g + e;
+        lanes.step(f, ev);
+        lanes.step(g, e);
     }
     sums.write(adjoint, channels, lanes.count);
     put(adjoint + 2 * channels, -carry.scale, lanes.count);
@@ -93,10 +93,10 @@ INLINE void gradients(const Tensors<T>& at, const Tokens& tokens, const Lanes<G>
         put(pb[i], around.pb);
         put(r[i], f);
         put(q[i], g);
-        around.pa = lanes.decay * around.pa + own.alpha;
-        around.pb = lanes.decay * around.pb + own.beta;
-        f = lanes.decay * f + ev;
-        g = lanes.decay * g + e;
+        lanes.step(around.pa, own.alpha);
+        lanes.step(around.pb, own.beta);
+        lanes.step(f, ev);
+        lanes.step(g, e);
     }
     for (int i = tokens.n - 1; i >= 0; i--) {
         Pack<G> e = get<G>(x[i]), v = get<G>(at.v.at(tokens.row[i]), lanes.count);
@@ -107,8 +107,8 @@ INLINE void gradients(const Tensors<T>& at, const Tokens& tokens, const Lanes<G>
         bonus += self_key;
         put(at.gv.at(tokens.row[i]), gv + self, lanes.count);
         put(at.gk.at(tokens.row[i]), v * gv - gb + self_key, lanes.count);
-        around.sa = lanes.decay * around.sa + own;
-        around.sb = lanes.decay * around.sb + own * mean;
+        lanes.step(around.sa, own);
+        lanes.step(around.sb, own * mean);
     }
     *lam = crossed;
     *u = bonus;

@@ -1,0 +1,87 @@
+"""What stages with pretrained models share: where the weights are, on which device they run, in which precision."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import Field, field_validator
+
+from rwkvfusion.infra.weights import Checkpoint, HubModel, Weights, absolute_model
+from rwkvfusion.stages.stage import Stage, StageConfig
+
+
+class ModelConfig(StageConfig):
+    """Settings of a stage that runs a model from the hub or from a local folder."""
+
+    model: str = Field(description="hub id, or a local folder that holds the model")
+    revision: str | None = Field(default=None, description="commit of the hub's repository; none for a local folder")
+    sha256: str | None = Field(default=None, description="of the weights file; None: not checked, only recorded")
+    half: bool = Field(default=True, description="half precision on GPUs (bfloat16 where they have it)")
+
+    @field_validator("model")
+    @classmethod
+    def _absolute(cls, model: str) -> str:
+        # Workers run in other directories than the one a relative path was meant for.
+        return absolute_model(model)
+
+
+M = TypeVar("M", bound=StageConfig)
+
+
+class ModelStage(Stage[M]):
+    """A stage whose output a pretrained model makes.
+
+    `check` finds the weights on the machine that puts the job together, so that their hash is part of `identity`;
+    `load` opens them in the actor, fetching the same ones on a machine that lacks them.
+    """
+
+    uses_gpu = True
+    weights: Weights | None = None
+    _WHERE: ClassVar[frozenset[str]] = frozenset({"model", "revision", "sha256", "checkpoint"})
+
+    @abstractmethod
+    def source(self) -> HubModel | Checkpoint:
+        """Where the weights come from, by the settings."""
+
+    def check(self) -> None:
+        """Find and hash the weights on this machine; WeightsError says what is missing or wrong and what to do."""
+        self.weights = self.source().find()
+
+    def identity(self) -> dict[str, Any]:
+        """As any stage's; the weights as they were found stand for where they were looked for."""
+        if self.weights is None:
+            self.check()
+        assert self.weights is not None
+        found = super().identity()
+        found["config"] = {name: value for name, value in found["config"].items() if name not in self._WHERE}
+        return {**found, "weights": self.weights.identity()}
+
+    def local(self) -> Weights:
+        """The weights on the machine this runs on: as found when the job was put together, or fetched again.
+
+        WeightsError where they are not the same.
+        """
+        found = self.source().fetch()
+        if self.weights is not None:
+            found.must_equal(self.weights)
+        return found
+
+    @property
+    def device(self) -> str:
+        """`cuda` where the actor was given a GPU, else `cpu`."""
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """No gradients; on a GPU half precision, if the settings allow it."""
+        import torch
+
+        half = self.device == "cuda" and getattr(self.config, "half", False)
+        dtype = torch.bfloat16 if half and torch.cuda.is_bf16_supported() else torch.float16
+        with torch.inference_mode(), torch.autocast(self.device, dtype=dtype, enabled=half):
+            yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -28,6 +29,7 @@ _NAMES = {
 class CaptionConfig(StageConfig):
     """Settings of the measured captions."""
 
+    method: Literal["measured"] = "measured"
     long_side: int = Field(default=256, ge=32, description="pixels of the longer side that is measured")
     max_regions: int = Field(default=3, ge=0, description="detected regions named in each sentence")
 
@@ -40,8 +42,11 @@ class BuiltinCaption(Stage[CaptionConfig]):
 
     name = "caption"
     version = 1
-    requires = frozenset({"images", "boxes"})
     provides = frozenset({"captions", "caption"})
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset({"images", "boxes"} if self.config.max_regions else {"images"})
 
     def load(self) -> None:
         cv2.setNumThreads(1)

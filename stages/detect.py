@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
 from pydantic import Field
 
+from rwkvfusion.stages.annotation import AnnotationConfig, annotated_boxes
 from rwkvfusion.stages.pictures import grey, view
 from rwkvfusion.stages.sample import Box, Image, Sample
 from rwkvfusion.stages.stage import Stage, StageConfig
@@ -18,6 +20,7 @@ BRIGHT, DARK = "bright region", "dark region"
 class DetectConfig(StageConfig):
     """Settings of the salient-region detector. It knows light and dark, not objects, and its labels say so."""
 
+    method: Literal["salient"] = "salient"
     long_side: int = Field(default=256, ge=32, description="pixels of the longer side that the detector looks at")
     scales: tuple[float, ...] = Field(default=(3.0, 6.0, 12.0), description="radii of regions, in those pixels")
     contrast: float = Field(
@@ -83,3 +86,21 @@ class SalientRegions(Stage[DetectConfig]):
         areas = [(box[4] - box[2]) * (box[5] - box[3]) for box in (a, b)]
         inside = shared / min(areas)
         return shared / (sum(areas) - shared) < self.config.nms_iou and inside < 0.9
+
+
+class AnnotatedBoxesConfig(AnnotationConfig):
+    """Settings of boxes that are drawn around the dataset's own masks, and nothing else."""
+
+    method: Literal["annotation"] = "annotation"
+
+
+class AnnotatedBoxes(Stage[AnnotatedBoxesConfig]):
+    """Fills `boxes` from the dataset's own mask; a sample without one has none."""
+
+    name = "detect"
+    version = 1
+    requires = frozenset({"images"})
+    provides = frozenset({"boxes"})
+
+    def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        return [sample.replace(boxes=annotated_boxes(sample, self.config)) for sample in samples]

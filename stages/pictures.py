@@ -14,12 +14,7 @@ def view(image: Image, long_side: int) -> np.ndarray:
 
     Deeper values are scaled by their 0.5th and 99.5th percentile; of more than three bands the first three are taken.
     """
-    array = decode(image.data)
-    if array.shape[2] not in (1, 3):
-        array = array[:, :, : 3 if array.shape[2] > 3 else 1]
-    if array.dtype != np.uint8:
-        low, high = np.percentile(array, (0.5, 99.5))
-        array = np.clip((array - low) * (255.0 / max(high - low, 1e-9)), 0, 255).astype(np.uint8)
+    array = _eight_bits(decode(image.data))
     if array.shape[2] == 3 and bool((array == array[:, :, :1]).all()):
         array = array[:, :, :1]
     scale = long_side / max(array.shape[:2])
@@ -27,6 +22,21 @@ def view(image: Image, long_side: int) -> np.ndarray:
         size = (max(1, round(array.shape[1] * scale)), max(1, round(array.shape[0] * scale)))
         array = cv2.resize(array, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], array.shape[2])
     return np.ascontiguousarray(array)
+
+
+def rgb(image: Image) -> np.ndarray:
+    """The picture as models look at it: (H, W, 3) uint8 RGB at its own size, values as in `view`, grey three times."""
+    array = _eight_bits(decode(image.data))
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    if array.shape[2] not in (1, 3):
+        array = array[:, :, : 3 if array.shape[2] > 3 else 1]
+    if array.dtype != np.uint8:
+        low, high = np.percentile(array, (0.5, 99.5))
+        array = np.clip((array - low) * (255.0 / max(high - low, 1e-9)), 0, 255).astype(np.uint8)
+    return array
 
 
 def grey(picture: np.ndarray) -> np.ndarray:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
 from pydantic import Field
 
-from rwkvfusion.infra.codec import decode_indices
+from rwkvfusion.stages.annotation import AnnotationConfig, annotated
 from rwkvfusion.stages.pictures import view
 from rwkvfusion.stages.rle import encode_rle
 from rwkvfusion.stages.sample import Box, Image, Instance, Sample
-from rwkvfusion.stages.stage import Stage, StageConfig
+from rwkvfusion.stages.stage import Stage
 
-UNNAMED = "object"
 LOOSE, STRICT, LIKELY = 0.35, 0.15, 0.7
 """Shares of a box's pixels that seed GrabCut by contrast: surely object (loosely and strictly taken), likely object."""
 CORE = 0.25
@@ -23,14 +23,13 @@ MIDDLE = 2.0
 """How much less contrast counts towards the rim of its box: by exp(-MIDDLE) at the middle of a side."""
 
 
-class SegmentConfig(StageConfig):
+class SegmentConfig(AnnotationConfig):
     """Settings of the box-prompted segmenter."""
 
+    method: Literal["grabcut"] = "grabcut"
     long_side: int = Field(default=256, ge=32, description="pixels of the longer side in which GrabCut works")
     margin: float = Field(default=0.4, ge=0, description="surroundings taken along, as a fraction of the box")
     iterations: int = Field(default=3, ge=1, description="of GrabCut")
-    min_component: int = Field(default=24, ge=1, description="annotated components of fewer pixels are dropped")
-    labels: dict[int, str] = Field(default={}, description="what the values of annotated masks stand for")
 
 
 class BoxSegmenter(Stage[SegmentConfig]):
@@ -54,7 +53,7 @@ class BoxSegmenter(Stage[SegmentConfig]):
 
     def _instances(self, sample: Sample) -> Iterator[Instance]:
         if sample.annotation is not None:
-            yield from annotated(sample.annotation, sample.roles[0], self.config.labels, self.config.min_component)
+            yield from annotated(sample, self.config)
             return
         for image in sample.images:
             boxes = [box for box in sample.boxes or () if box.role == image.role]
@@ -92,16 +91,22 @@ class BoxSegmenter(Stage[SegmentConfig]):
         )
 
 
-def annotated(image: Image, role: str, labels: Mapping[int, str], min_component: int) -> Iterator[Instance]:
-    """The objects of a dataset's own mask: the connected components of each class, certain by definition."""
-    indices = decode_indices(image.data)
-    for value in np.unique(indices[indices > 0]).tolist():
-        name = labels.get(value, f"class {value}" if labels else UNNAMED)
-        count, components, stats, _ = cv2.connectedComponentsWithStats((indices == value).astype(np.uint8))
-        for number in range(1, count):
-            if stats[number, 4] >= min_component:
-                mask = encode_rle(components == number)
-                yield Instance(role=role, label=name, predicted_iou=1.0, stability=1.0, rle=mask)
+class AnnotatedMasksConfig(AnnotationConfig):
+    """Settings of masks that are the dataset's own, and nothing else."""
+
+    method: Literal["annotation"] = "annotation"
+
+
+class AnnotatedMasks(Stage[AnnotatedMasksConfig]):
+    """Fills `instances` from the dataset's own mask; a sample without one has none."""
+
+    name = "segment"
+    version = 1
+    requires = frozenset({"images"})
+    provides = frozenset({"instances"})
+
+    def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        return [sample.replace(instances=tuple(annotated(sample, self.config))) for sample in samples]
 
 
 def _span(low: float, high: float, size: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,6 +21,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 class TextConfig(StageConfig):
     """Settings of the hashed token vectors."""
 
+    method: Literal["hashed"] = "hashed"
     width: int = Field(default=256, ge=8, le=4096, description="values a token")
     max_tokens: int = Field(default=128, ge=1, description="what a caption has beyond these is cut off")
     ngrams: tuple[int, int] = Field(default=(3, 4), description="shortest and longest part of a word that is hashed")

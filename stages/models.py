@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from rwkvfusion.infra.weights import Checkpoint, HubModel, Weights, absolute_model
+from rwkvfusion.infra.weights import Checkpoint, HubModel, Weights, WeightsError, absolute_model
 from rwkvfusion.stages.stage import Stage, StageConfig
 
 
@@ -20,6 +20,17 @@ class ModelConfig(StageConfig):
     revision: str | None = Field(default=None, description="commit of the hub's repository; none for a local folder")
     sha256: str | None = Field(default=None, description="of the weights file; None: not checked, only recorded")
     half: bool = Field(default=True, description="half precision on GPUs (bfloat16 where they have it)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_set(cls, values: Any) -> Any:
+        """The defaults of model, revision and sha256 belong together: with another model or revision the rest go."""
+        if not isinstance(values, dict):
+            return values
+        default = {name: cls.model_fields[name].default for name in ("model", "revision", "sha256")}
+        changed = [name for name in ("model", "revision") if values.get(name, default[name]) != default[name]]
+        dropped = {"model": ("revision", "sha256"), "revision": ("sha256",)}
+        return {**{name: None for key in changed for name in dropped[key]}, **values}
 
     @field_validator("model")
     @classmethod
@@ -68,6 +79,31 @@ class ModelStage(Stage[M]):
         if self.weights is not None:
             found.must_equal(self.weights)
         return found
+
+    def pretrained(self, kind: Any, weights: Weights) -> Any:
+        """A transformers model of class `kind` with these weights, on the device; WeightsError where any is lacking.
+
+        transformers fills in missing weights at random and only warns: here that is an error.
+        """
+        from transformers.utils import logging
+
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            model, facts = kind.from_pretrained(
+                weights.path, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise WeightsError(f"{self.name}: {weights.path}: {str(error).strip().splitlines()[0]}") from error
+        finally:
+            logging.set_verbosity(verbosity)
+        lacking = sorted(map(str, [*facts["missing_keys"], *facts["mismatched_keys"]]))
+        if lacking:
+            raise WeightsError(
+                f"{self.name}: {weights.path} is not a complete {kind.__name__}: {len(lacking)} tensors are missing or"
+                f" of another shape, e.g. {lacking[0]}"
+            )
+        return model.to(self.device).eval()
 
     @property
     def device(self) -> str:

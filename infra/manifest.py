@@ -18,11 +18,13 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.storage import StorageError, Store, sha256
+from rwkvfusion.infra.storage import MissingError, StorageError, Store, sha256
 
 MANIFESTS = "_manifests"
 QUARANTINE = "_quarantine"
 SHARD_PATTERN = re.compile(r"^(?P<split>[a-z][a-z0-9_]{0,31})-(?P<index>\d{6})$")
+INTERIM = re.compile(r"^[a-z][a-z0-9_]{0,31}-\d{6}\.[0-9a-f]{12}\.tar$")
+"""Names of tars that wait to take an older one's place."""
 
 
 class ManifestError(RwkvFusionError, ValueError):
@@ -30,13 +32,14 @@ class ManifestError(RwkvFusionError, ValueError):
 
 
 class StageRecord(BaseModel):
-    """One stage's part in a shard: what it was (its identity), and how long it took."""
+    """One stage's part in a shard: what it was (its identity), how long it took, and of how many samples."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     stage: str
     identity: dict[str, Any]
     fingerprint: str
     seconds: float
+    made: int | None = Field(default=None, ge=0, description="samples it ran on; what it made of the rest was kept")
 
 
 class Quarantined(BaseModel):
@@ -63,16 +66,19 @@ class Manifest(BaseModel):
     keys: tuple[str, ...] = Field(description="committed samples, in the tar's order")
     quarantined: tuple[Quarantined, ...]
     plan: str = Field(description="SHA-256 of the planned pairs")
-    fingerprint: str = Field(description="of the last stage: equal where the shard need not be made again")
+    fingerprint: str = Field(description="of all stages: equal where the shard need not be made again")
     stages: tuple[StageRecord, ...]
     schema_version: int
     package_version: str
     commit: str | None
+    file: str | None = Field(
+        default=None, pattern=INTERIM.pattern, description="where the tar is while it takes an older one's place"
+    )
 
     @property
     def tar(self) -> str:
         """File name of the shard in the dataset's folder."""
-        return f"{self.shard}.tar"
+        return self.file or f"{self.shard}.tar"
 
     @property
     def split(self) -> str:
@@ -100,6 +106,55 @@ class Manifest(BaseModel):
 def write_manifest(store: Store, manifest: Manifest) -> None:
     """Commit the shard: from here on it exists."""
     store.write(f"{MANIFESTS}/{manifest.shard}.json", manifest.to_json())
+
+
+def read_manifest(store: Store, shard: str) -> Manifest | None:
+    """The shard's manifest; None where there is none, or one that was cut off while being written."""
+    name = f"{MANIFESTS}/{shard}.json"
+    try:
+        return Manifest.from_json(store.read(name), store.join(name))
+    except (MissingError, ManifestError):
+        return None
+
+
+def commit_shard(store: Store, manifest: Manifest, tar: bytes) -> None:
+    """Write a shard and then its proof; `tar` is empty where all its samples are in quarantine.
+
+    A shard that was committed before stays readable until the new manifest is there: the new tar is first committed
+    under a name of its own, and takes the old one's place when nothing points to that any more. StorageError where
+    what arrived is not what was sent.
+    """
+    old = read_manifest(store, manifest.shard)
+    waiting = {old.tar} if old and old.sha256 is not None else set()
+    if manifest.sha256 is not None and not (old and old.tar == manifest.tar and _is_there(store, manifest)):
+        if waiting:
+            interim = manifest.model_copy(update={"file": f"{manifest.shard}.{manifest.sha256[:12]}.tar"})
+            waiting.add(interim.tar)
+            if not _is_there(store, interim):
+                _write_checked(store, interim, tar)
+            write_manifest(store, interim)
+        _write_checked(store, manifest, tar)
+    write_manifest(store, manifest)
+    if manifest.sha256 is not None:
+        waiting.discard(manifest.tar)
+    for name in sorted(waiting):
+        store.remove(name)
+
+
+def interim_tars(store: Store) -> list[str]:
+    """Tars that wait to take an older one's place, or did not live to do so."""
+    return [name for name in store.files(deep=False) if INTERIM.match(name)]
+
+
+def _is_there(store: Store, manifest: Manifest) -> bool:
+    return store.exists(manifest.tar) and check_shard(store, manifest) is None
+
+
+def _write_checked(store: Store, manifest: Manifest, tar: bytes) -> None:
+    store.write(manifest.tar, tar)
+    problem = check_shard(store, manifest)
+    if problem:
+        raise StorageError(problem)
 
 
 def read_manifests(store: Store, splits: Iterable[str] | None = None, *, skip_damaged: bool = False) -> list[Manifest]:

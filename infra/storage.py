@@ -94,10 +94,23 @@ class Store:
             return data
 
     def write(self, name: str, data: bytes) -> None:
-        """Write the whole object `name`, making parent folders where the store has folders."""
+        """Write the whole object `name`, making parent folders where the store has folders.
+
+        It is there in full or not at all: stores do so by themselves, on a disk it takes a rename.
+        """
         with self._named("write", name) as (fs, path):
-            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            fs.pipe_file(path, data)
+            folder, _, base = path.rpartition("/")
+            fs.makedirs(folder, exist_ok=True)
+            if "file" not in fs.protocol:
+                fs.pipe_file(path, data)
+                return
+            part = f"{folder}/.{base}.{os.getpid()}.part"
+            try:
+                fs.pipe_file(part, data)
+                os.replace(part, path)
+            except BaseException:
+                Path(part).unlink(missing_ok=True)
+                raise
 
     def remove(self, name: str) -> None:
         with self._named("remove", name) as (fs, path):

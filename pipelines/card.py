@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rwkvfusion.infra.manifest import Manifest
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.pipelines.plan import Job
+from rwkvfusion.pipelines.prepare_recipe import METHODS
 from rwkvfusion.stages.sample import SCHEMA_VERSION
 
 
@@ -56,6 +57,22 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode()
 
 
+def _stage_row(identity: Mapping[str, Any]) -> str:
+    weights = identity.get("weights") or {"model": "-", "revision": None, "sha256": "-"}
+    model = weights["model"] + (f" at {weights['revision'][:12]}" if weights["revision"] else "")
+    method = identity["config"].get("method", identity["stage"])
+    return f"| {identity['stage']} | {method}, version {identity['version']} | {model} | {weights['sha256'][:16]} |"
+
+
+def _masks(job: Job) -> str:
+    if all(stage.name != "merge" for stage in job.stages):
+        return "There are no masks."
+    if job.recipe.segment.method == "annotation":
+        return "Masks are the dataset's own annotation; a pair without one has no objects."
+    return "Masks come from the dataset's own annotation where a pair has one, else from the stages above."
+
+
+BUILTIN = frozenset(METHODS["builtin"].values())
 _TASKS = {
     "vif": "visible-infrared fusion",
     "mif": "medical image fusion",
@@ -68,8 +85,8 @@ _TASKS = {
 
 def _card(job: Job, facts: dict[str, Any]) -> str:
     splits = "\n".join(f"| {split} | {count} |" for split, count in facts["pairs"].items())
-    stages = "\n".join(f"| {s['stage']} | {type(stage).__name__}, version {s['version']} |"
-                       for s, stage in zip(facts["stages"], job.stages, strict=True))  # fmt: skip
+    stages = "\n".join(_stage_row(identity) for identity in facts["stages"])
+    measured = any(identity["config"].get("method") in BUILTIN for identity in facts["stages"])
     bad = "\n".join(f"- {kind}: {count}" for kind, count in facts["quarantined"].items()) or "- none"
     return f"""# {job.dataset}
 
@@ -83,12 +100,12 @@ The pictures are the source's own bytes; its licence holds for them.
 
 ## Guidance
 
-| stage | made by |
-|---|---|
+| stage | method | model | weights (SHA-256) |
+|---|---|---|---|
 {stages}
 
-Masks come from the dataset's own annotation where a pair has one, else from the stages above.
-The built-in guidance measures the pictures with classical methods; it does not recognise objects.
+{_masks(job)}
+{"The built-in methods measure the pictures; they do not recognise objects." if measured else ""}
 
 ## Left out
 

@@ -82,14 +82,21 @@ def demo(output: Path, steps: int | None) -> None:
 def prepare(recipe: str, dry_run: bool, limit: int | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Regenerate a dataset: pairs in, WebDataset shards with captions, masks and encoded captions out.
 
-    RECIPE is a YAML file or the name of a built-in one (vif, mif, mef, mff, msrs). Run it again after a kill or with
-    more pairs: only what is missing or made by other settings is made. Exit codes: 0 all committed, 3 committed with
+    RECIPE is a YAML file or the name of a built-in one (vif, mif, mef, mff, pansharpening, hmif, msrs, m3fd). Run it
+    again after a kill or with more pairs: only what is missing is made. With another setting only the stages that it
+    touches run again: what the others made is kept beside the shards. Exit codes: 0 all committed, 3 committed with
     more in quarantine than the recipe allows, 1 failed.
+
+    guidance=full takes the paper's models (Florence-2, Grounding DINO, SAM, T5) instead of the built-in methods;
+    `rwkvfusion fetch RECIPE` downloads them once. --dry-run also says how stages share CPUs and GPUs.
 
     \b
     rwkvfusion prepare msrs.yaml --set source.root=data/MSRS --set output=out
     rwkvfusion prepare mef.yaml --set source.layout=mefb --set source.root=data/MEFB --dry-run
+    rwkvfusion prepare m3fd.yaml --set source.root=data/M3FD --set guidance=full --set caption.prompt="<CAPTION>"
     """
+    from rwkvfusion.pipelines.cluster import expect
+    from rwkvfusion.pipelines.packing import packing_lines
     from rwkvfusion.pipelines.plan import plan_job
     from rwkvfusion.pipelines.prepare import prepare as run_prepare
     from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
@@ -99,7 +106,9 @@ def prepare(recipe: str, dry_run: bool, limit: int | None, overrides: tuple[str,
 
     job = plan_job(load_recipe(recipe, PrepareRecipe, overrides), limit)
     if dry_run:
-        click.echo(json.dumps(plan_facts(job)) if as_json else "\n".join(plan_lines(job)))
+        cluster = expect(job.recipe.ray.address, cpus=job.cpus, gpus=any(stage.uses_gpu for stage in job.stages))
+        lines = [*plan_lines(job), *packing_lines(job.pack(cluster), cluster)]
+        click.echo(json.dumps(plan_facts(job)) if as_json else "\n".join(lines))
         return
     for line in plan_lines(job):
         _say(line)
@@ -107,6 +116,32 @@ def prepare(recipe: str, dry_run: bool, limit: int | None, overrides: tuple[str,
         outcome = run_prepare(job, on_shard=progress, say=_say)
     click.echo(json.dumps(asdict(outcome)) if as_json else "\n".join(outcome_lines(outcome)))
     sys.exit(outcome.exit_code)
+
+
+@main.command()
+@click.argument("recipe")
+@SET
+def fetch(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Download the pretrained models that a recipe's guidance needs, at their pinned revisions.
+
+    Only what this machine lacks; hub models go where the hub's own tools keep them (HF_HOME), checkpoints into
+    RWKVFUSION_CACHE or ~/.cache/rwkvfusion. On a cluster, run it where images are built or on a disk that all share;
+    a worker without the weights fetches the same ones itself unless HF_HUB_OFFLINE=1.
+
+    \b
+    rwkvfusion fetch m3fd.yaml --set guidance=full --set source.root=data/M3FD
+    """
+    from rwkvfusion.pipelines.guidance import fetch_weights, guidance_stages
+    from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
+    from rwkvfusion.pipelines.recipe import load_recipe
+    from rwkvfusion.stages.source import Source
+
+    loaded = load_recipe(recipe, PrepareRecipe, overrides)
+    source = Source(loaded.source, loaded.name)
+    stages = guidance_stages(loaded, source.task, source.labels)
+    fetch_weights(stages, _say)
+    if not any(stage.uses_gpu for stage in stages):
+        _say(f"nothing to fetch: guidance {loaded.guidance!r} needs no models (guidance=full does)")
 
 
 @main.command()

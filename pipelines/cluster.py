@@ -27,6 +27,15 @@ class Cluster:
         where = "a Ray of its own on this machine" if self.local else "the Ray cluster"
         return f"{where} ({self.cpus:g} logical CPUs, {self.gpus:g} GPUs)"
 
+    @property
+    def place(self) -> str:
+        return "this machine" if self.local else "the cluster"
+
+    @property
+    def cores(self) -> int:
+        """CPU cores there are; the logical CPUs of a Ray of our own may be more."""
+        return (os.cpu_count() or 1) if self.local else int(self.cpus)
+
 
 @contextmanager
 def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]:
@@ -47,8 +56,7 @@ def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]
     else:
         # A token guards clusters that others can reach; this one listens on the loopback and ends with us.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        logical = max(os.cpu_count() or 1, math.ceil(cpus))
-        options |= {"address": "local", "num_cpus": logical, "include_dashboard": False}
+        options |= {"address": "local", "num_cpus": _logical(cpus), "include_dashboard": False}
     # Ray's errors reach us as exceptions; what its core prints besides would bury our own lines.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with _stderr_muted():
@@ -59,6 +67,26 @@ def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]
             yield _describe(local=not address)
     finally:
         ray.shutdown()
+
+
+def expect(address: str | None = None, *, cpus: float = 0, gpus: bool = False) -> Cluster:
+    """What `connect` would give, without starting anything: only a cluster that is there already is asked.
+
+    `gpus`: whether it matters how many GPUs this machine has; finding out takes a second.
+    """
+    if ray.is_initialized() or address or os.environ.get("RAY_ADDRESS"):
+        with connect(address, cpus=cpus) as cluster:
+            return cluster
+    found = 0
+    if gpus:
+        import torch
+
+        found = torch.cuda.device_count()
+    return Cluster(cpus=_logical(cpus), gpus=found, local=True)
+
+
+def _logical(cpus: float) -> int:
+    return max(os.cpu_count() or 1, math.ceil(cpus))
 
 
 @contextmanager

@@ -10,12 +10,15 @@ from typing import Any
 
 from rwkvfusion.infra.manifest import Manifest, read_manifests
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.pipelines.guidance import builtin_stages
+from rwkvfusion.pipelines.cluster import Cluster
+from rwkvfusion.pipelines.guidance import check_weights, guidance_stages
+from rwkvfusion.pipelines.packing import Pool, pack, wanted_cpus
 from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
 from rwkvfusion.pipelines.recipe import RecipeError
+from rwkvfusion.stages.cache import StageCache
 from rwkvfusion.stages.sample import SCHEMA_VERSION
 from rwkvfusion.stages.source import PairRef, Source, Unpaired
-from rwkvfusion.stages.stage import Stage, fingerprint
+from rwkvfusion.stages.stage import Stage, fingerprint, fingerprints
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe put together: its stages with their fingerprints, the shards planned, and those still to make."""
+    """A recipe put together: its stages with their fingerprints, the shards planned, those still to make, and what
+    each stage has kept of them."""
 
     recipe: PrepareRecipe
     dataset: str
@@ -47,6 +51,12 @@ class Job:
     shards: tuple[ShardPlan, ...]
     unpaired: tuple[Unpaired, ...]
     committed: dict[str, Manifest]
+    kept: dict[str, frozenset[str]]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all stages together: equal where a shard need not be made again."""
+        return fingerprint("", self.fingerprints)
 
     @property
     def pending(self) -> tuple[ShardPlan, ...]:
@@ -55,8 +65,8 @@ class Job:
 
     def _is_done(self, shard: ShardPlan) -> bool:
         manifest = self.committed.get(shard.name)
-        done = (shard.digest, self.fingerprints[-1])
-        return manifest is not None and (manifest.plan, manifest.fingerprint) == done
+        done = (shard.digest, self.fingerprint, None)
+        return manifest is not None and (manifest.plan, manifest.fingerprint, manifest.file) == done
 
     @property
     def stale(self) -> tuple[str, ...]:
@@ -68,10 +78,27 @@ class Job:
     def n_pairs(self) -> int:
         return sum(len(shard.pairs) for shard in self.shards)
 
+    @property
+    def idle(self) -> frozenset[str]:
+        """Stages that have kept all they would make: of shards whose pairs are those of the committed one."""
+        same = {s.name for s in self.pending if s.name in self.committed and self.committed[s.name].plan == s.digest}
+        wanted = {shard.name for shard in self.pending}
+        return frozenset(name for name, shards in self.kept.items() if wanted <= same & shards)
+
+    @property
+    def cpus(self) -> float:
+        """Logical CPUs that the smallest pools and the tasks take together."""
+        return wanted_cpus([stage for stage in self.stages if stage.name not in self.idle])
+
+    def pack(self, cluster: Cluster) -> list[Pool]:
+        """The actors of each stage on `cluster`; PackingError where they do not fit."""
+        return pack(self.stages, self.idle, cluster, len(self.pending))
+
 
 def plan_job(recipe: PrepareRecipe, limit: int | None = None) -> Job:
-    """List the source and lay out the job; touches no output. RecipeError, SourceError where it cannot be done.
+    """List the source and lay out the job; touches no output.
 
+    RecipeError, SourceError, WeightsError where it cannot be done, before anything is started.
     `limit` takes the first pairs only, and refuses to shrink a dataset that holds more.
     """
     source = Source(recipe.source, recipe.name)
@@ -81,19 +108,25 @@ def plan_job(recipe: PrepareRecipe, limit: int | None = None) -> Job:
         )
     plan = source.plan()
     pairs = plan.pairs if limit is None else plan.pairs[:limit]
-    stages = builtin_stages(recipe.detect, recipe.caption, recipe.segment, recipe.merge, recipe.text, source.labels)
+    stages = guidance_stages(recipe, source.task, source.labels)
+    check_weights(stages)
     store = Store(recipe.output).sub(source.dataset)
     committed = {manifest.shard: manifest for manifest in read_manifests(store, skip_damaged=True)}
+    prints = fingerprints(stages, {"schema_version": SCHEMA_VERSION})
     job = Job(
         recipe=recipe,
         dataset=source.dataset,
         task=source.task,
         store=store,
         stages=tuple(stages),
-        fingerprints=_fingerprints(stages),
+        fingerprints=prints,
         shards=_cut(pairs, recipe.shard.pairs),
         unpaired=plan.unpaired,
         committed=committed,
+        kept={
+            stage.name: StageCache.of(store, stage, print_).shards()
+            for stage, print_ in zip(stages, prints, strict=True)
+        },
     )
     if limit is not None:
         held = sum(len(manifest.keys) for manifest in committed.values())
@@ -109,10 +142,3 @@ def _cut(pairs: Sequence[PairRef], size: int) -> tuple[ShardPlan, ...]:
         for index, start in enumerate(range(0, len(members), size)):
             shards.append(ShardPlan(f"{split}-{index:06d}", tuple(members[start : start + size])))
     return tuple(shards)
-
-
-def _fingerprints(stages: Sequence[Stage[Any]]) -> tuple[str, ...]:
-    chain = [fingerprint("", {"schema_version": SCHEMA_VERSION})]
-    for stage in stages:
-        chain.append(fingerprint(chain[-1], stage.identity()))
-    return tuple(chain[1:])

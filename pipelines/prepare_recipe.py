@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rwkvfusion.stages.caption import CaptionConfig
-from rwkvfusion.stages.detect import DetectConfig
+from rwkvfusion.stages.detect import AnnotatedBoxesConfig, DetectConfig
+from rwkvfusion.stages.encoder import TextEncoderConfig
+from rwkvfusion.stages.florence import FlorenceCaptionConfig, FlorenceDetectConfig
+from rwkvfusion.stages.grounding_dino import GroundingDinoConfig
 from rwkvfusion.stages.merge import MergeConfig
+from rwkvfusion.stages.sam import SamConfig
 from rwkvfusion.stages.sample import Key, Task
-from rwkvfusion.stages.segment import SegmentConfig
+from rwkvfusion.stages.segment import AnnotatedMasksConfig, SegmentConfig
 from rwkvfusion.stages.source import SourceConfig
 from rwkvfusion.stages.text import TextConfig
+
+METHODS: Mapping[str, Mapping[str, str]] = {
+    "builtin": {"detect": "salient", "caption": "measured", "segment": "grabcut", "text": "hashed"},
+    "full": {"detect": "grounding_dino", "caption": "florence2", "segment": "sam", "text": "encoder"},
+}
+"""The method of each stage that `guidance` stands for."""
+
+Detect = Annotated[
+    DetectConfig | GroundingDinoConfig | FlorenceDetectConfig | AnnotatedBoxesConfig, Field(discriminator="method")
+]
+Caption = Annotated[CaptionConfig | FlorenceCaptionConfig, Field(discriminator="method")]
+Segment = Annotated[SegmentConfig | SamConfig | AnnotatedMasksConfig, Field(discriminator="method")]
+Text = Annotated[TextConfig | TextEncoderConfig, Field(discriminator="method")]
 
 
 class _Group(BaseModel):
@@ -44,20 +62,37 @@ class PrepareRecipe(_Group):
     task: Task | None = Field(default=None, description="checked against the layout's; None: the layout's")
     source: SourceConfig
     output: str = Field(default="out", description="folder or URL; the dataset goes into {output}/{name}")
-    guidance: Literal["builtin", "full"] = Field(default="builtin", description="classical methods, or the big models")
-    detect: DetectConfig = DetectConfig()
-    caption: CaptionConfig = CaptionConfig()
-    segment: SegmentConfig = SegmentConfig()
+    guidance: Literal["builtin", "full"] = Field(
+        default="builtin", description="classical methods, or the paper's models; STAGE.method sets one stage apart"
+    )
+    masks: Literal["auto", "annotation", "none"] = Field(
+        default="auto",
+        description="auto: the dataset's own where a pair has them, else detected and segmented, and none for"
+        " sharpening tasks (Sect. 4.1.2); annotation: the dataset's own only; none: no masks",
+    )
+    prompts: Literal["auto"] | tuple[str, ...] = Field(
+        default="auto", description="what an open-set detector looks for; auto: what the caption names"
+    )
+    detect: Detect = DetectConfig()
+    caption: Caption = CaptionConfig()
+    segment: Segment = SegmentConfig()
     merge: MergeConfig = MergeConfig()
-    text: TextConfig = TextConfig()
+    text: Text = TextConfig()
     shard: ShardConfig = ShardConfig()
     quarantine: QuarantineConfig = QuarantineConfig()
     ray: RayConfig = RayConfig()
 
-    @model_validator(mode="after")
-    def _available(self) -> Self:
-        if self.guidance == "full":
-            raise ValueError(
-                "guidance 'full' (Florence-2, Grounding DINO, SAM, T5) is not in this version: use 'builtin'"
-            )
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _methods(cls, values: Any) -> Any:
+        """Where a stage's method is not set, `guidance` and `masks` choose it."""
+        if not isinstance(values, dict):
+            return values
+        chosen = dict(METHODS.get(str(values.get("guidance", "builtin")), METHODS["builtin"]))
+        if values.get("masks") == "annotation":
+            chosen |= {"detect": "annotation", "segment": "annotation"}
+        groups = {stage: values.get(stage, {}) for stage in chosen}
+        filled = {
+            stage: {"method": chosen[stage], **group} for stage, group in groups.items() if isinstance(group, Mapping)
+        }
+        return {**values, **filled}

@@ -85,24 +85,43 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(problem: ErrorDetails, model: type[BaseModel]) -> str:
-    path = [str(part) for part in problem["loc"]]
+    path, inside = _walk(model, [str(part) for part in problem["loc"]])
     where = ".".join(path) or "recipe"
     if problem["type"] == "extra_forbidden":
-        valid = _keys_at(model, path[:-1])
+        valid = sorted({key for m in inside for key in _fields(m)})
         near = difflib.get_close_matches(path[-1], valid, 1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])!r}?" if near else f"valid here: {', '.join(valid)}"
         return f"unknown key {where!r}, {hint}"
+    if problem["type"] == "union_tag_invalid":
+        valid = [text.strip(" '") for text in str(problem["ctx"]["expected_tags"]).split(",")]
+        tag = str(problem["ctx"]["tag"])
+        near = difflib.get_close_matches(tag, valid, 1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{where}.method: there is no {tag!r}; {hint}There is {', '.join(valid)}"
     if problem["type"] == "missing":
         return f"{where!r} is required (give it in the recipe or by --set {where}=...)"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" + ("" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})")
 
 
-def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    models = [model]
-    for part in path:
-        models = [inner for m in models for inner in _models(_fields(m).get(part))]
-    return sorted({key for m in models for key in _fields(m)})
+def _walk(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The keys of a problem's place, without pydantic's names for the members of a union; and the models that its last
+    key is, or should be, a field of."""
+    path: list[str] = []
+    inside = models = [model]
+    for part in loc:
+        chosen = [m for m in models if _method(m) == part]
+        if chosen:
+            models = chosen
+            continue
+        path.append(part)
+        inside, models = models, [inner for m in models for inner in _models(_fields(m).get(part))]
+    return path, inside
+
+
+def _method(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("method")
+    return None if field is None else field.default
 
 
 def _fields(model: type[BaseModel]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ _SHOWN = 5
 
 def plan_facts(job: Job) -> dict[str, Any]:
     """What `prepare` would do."""
+    pending = {shard.name for shard in job.pending}
     return {
         "dataset": job.dataset,
         "task": job.task,
@@ -24,6 +25,7 @@ def plan_facts(job: Job) -> dict[str, Any]:
         "pending": [shard.name for shard in job.pending],
         "stale": list(job.stale),
         "stages": [stage.identity() for stage in job.stages],
+        "kept": {stage: len(shards & pending) for stage, shards in job.kept.items()},
         "unpaired": [{"name": u.name, "reason": u.reason} for u in job.unpaired],
     }
 
@@ -34,9 +36,12 @@ def plan_lines(job: Job) -> list[str]:
     splits = ", ".join(f"{split} {count}" for split, count in facts["splits"].items())
     lines = [
         f"{job.dataset} ({job.task}): {job.n_pairs} pairs ({splits}) in {len(job.shards)} shards -> {job.store.url}",
-        f"guidance {job.recipe.guidance}: " + " -> ".join(stage.name for stage in job.stages),
+        f"guidance {job.recipe.guidance}: " + " -> ".join(_stage_words(stage) for stage in facts["stages"]),
         f"to make: {len(job.pending)} shards; committed already: {len(job.shards) - len(job.pending)}",
     ]
+    kept = [f"{stage} of {count}" for stage, count in facts["kept"].items() if count]
+    if kept:
+        lines.append(f"kept from before, by stage, in shards: {', '.join(kept)}")
     if job.stale:
         lines.append(f"to drop: {len(job.stale)} committed shards that are no longer in the plan")
     if job.unpaired:
@@ -47,6 +52,12 @@ def plan_lines(job: Job) -> list[str]:
     return lines
 
 
+def _stage_words(identity: Mapping[str, Any]) -> str:
+    method, weights = identity["config"].get("method"), identity.get("weights")
+    inner = ", ".join(part for part in (method, weights and weights["model"]) if part)
+    return f"{identity['stage']} ({inner})" if inner else str(identity["stage"])
+
+
 def outcome_lines(outcome: Outcome) -> list[str]:
     """What `prepare` did, for a person."""
     if outcome.shards_made == 0:
@@ -54,7 +65,8 @@ def outcome_lines(outcome: Outcome) -> list[str]:
     else:
         lines = [
             f"committed {outcome.shards_made} shards in {outcome.seconds:.0f} s;"
-            f" the dataset holds {outcome.pairs} pairs in {outcome.shards_made + outcome.shards_kept} shards"
+            f" the dataset holds {outcome.pairs} pairs in {outcome.shards_made + outcome.shards_kept} shards",
+            "stages ran on: " + ", ".join(f"{stage} {count}" for stage, count in outcome.made.items()),
         ]
     if outcome.quarantined:
         lines.append(f"in quarantine: {_counts(outcome.quarantined)} (see {outcome.dataset_url}/_quarantine)")

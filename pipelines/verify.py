@@ -87,7 +87,8 @@ def _check_sample(sample: Sample, manifest: Manifest) -> Iterator[str]:
             continue
         if (height, width, channels) != (image.height, image.width, image.channels):
             yield f"{image.role} is {width}x{height}x{channels}, not what meta.json says"
-    for field in ("caption", "mask", "text"):
+    made_by = {"caption": "caption", "merge": "mask", "text": "text"}
+    for field in (made_by[record.stage] for record in manifest.stages if record.stage in made_by):
         if getattr(sample, field) is None:
             yield f"{field} is missing"
     if sample.mask is not None:

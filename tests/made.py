@@ -21,11 +21,11 @@ def scene(seed: int, height: int = 96, width: int = 128, channels: int = 3) -> n
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
-def write_pairs(root: Path, names: list[str], split: str = "train") -> Path:
+def write_pairs(root: Path, names: list[str], split: str = "train", height: int = 96, width: int = 128) -> Path:
     """Visible-infrared pairs in the layout of MSRS: `{root}/{split}/{vi,ir}/{name}.png`."""
     for seed, name in enumerate(names):
-        visible = scene(seed)
-        infrared = 255 - scene(seed + 1000, channels=1)
+        visible = scene(seed, height, width)
+        infrared = 255 - scene(seed + 1000, height, width, channels=1)
         for folder, array in (("vi", visible), ("ir", infrared[:, :, 0])):
             path = root / split / folder / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

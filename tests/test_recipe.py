@@ -69,6 +69,16 @@ def test_every_built_in_prepare_recipe_is_valid(tmp_path: Path) -> None:
         assert found.output
 
 
-def test_full_guidance_is_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="not in this version"):
-        load_recipe("msrs", PrepareRecipe, ["guidance=full"])
+def test_guidance_chooses_each_method_and_a_stage_can_differ(tmp_path: Path) -> None:
+    def methods(*sets: str) -> list[str]:
+        recipe = load_recipe("vif", PrepareRecipe, ("source.layout=tno", "source.root=x", *sets))
+        return [group.method for group in (recipe.caption, recipe.detect, recipe.segment, recipe.text)]
+
+    assert methods() == ["measured", "salient", "grabcut", "hashed"]
+    assert methods("guidance=full") == ["florence2", "grounding_dino", "sam", "encoder"]
+    assert methods("guidance=full", "text.method=hashed")[3] == "hashed"
+    assert methods("masks=annotation") == ["measured", "annotation", "annotation", "hashed"]
+    with pytest.raises(RecipeError, match=r"detect.method: there is no 'dino'; did you mean 'grounding_dino'"):
+        methods("detect.method=dino")
+    with pytest.raises(RecipeError, match=r"unknown key 'detect.box_treshold', did you mean 'detect.box_threshold'"):
+        methods("guidance=full", "detect.box_treshold=0.1")

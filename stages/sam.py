@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -43,7 +44,11 @@ class SamConfig(AnnotationConfig):
     checkpoint: str = Field(default="vit_h", description="vit_b, vit_l, vit_h; or a path; or a URL, with sha256")
     sha256: str | None = Field(default=None, description="of the checkpoint; None: not checked, only recorded")
     half: bool = Field(default=True, description="half precision on GPUs (bfloat16 where they have it)")
-    boxes_per_call: int = Field(default=32, ge=1, description="boxes of one picture that are segmented at once")
+    boxes_per_call: int | None = Field(
+        default=None,
+        ge=1,
+        description="boxes of one picture at once; None: 32 on a GPU, 1 on a CPU, where more cost more",
+    )
 
     @model_validator(mode="after")
     def _absolute(self) -> Self:
@@ -76,12 +81,12 @@ class SamSegmenter(ModelStage[SamConfig]):
         architecture(self.weights, load_tensors(self.weights))
 
     def load(self) -> None:
-        from segment_anything.utils.amg import calculate_stability_score
-
         weights = self.local()
         package = segment_anything()
+        from segment_anything.utils.amg import calculate_stability_score
+
         tensors = load_tensors(weights)
-        model = package.build_sam._build_sam(**architecture(weights, tensors))
+        model = build(**architecture(weights, tensors))
         model.load_state_dict(tensors)
         self.predictor = package.SamPredictor(model.to(self.device))
         self.stability = calculate_stability_score
@@ -107,8 +112,9 @@ class SamSegmenter(ModelStage[SamConfig]):
         with self.inference():
             self.predictor.set_image(rgb(image))
             prompts = self.predictor.transform.apply_boxes_torch(corners, (image.height, image.width))
-            for start in range(0, len(boxes), self.config.boxes_per_call):
-                part = slice(start, start + self.config.boxes_per_call)
+            size = self.config.boxes_per_call or (32 if self.device == "cuda" else 1)
+            for start in range(0, len(boxes), size):
+                part = slice(start, start + size)
                 for box, (mask, quality, stability) in zip(boxes[part], self._predict(prompts[part]), strict=True):
                     if mask.any():
                         instance = Instance(
@@ -147,15 +153,26 @@ class SamSegmenter(ModelStage[SamConfig]):
             yield (full[0] > sam.mask_threshold).cpu().numpy(), value, float(torch.nan_to_num(stability)[0])
 
 
+def build(**architecture: Any) -> Any:
+    """An untrained network by the package's own builder, which its vit_b, vit_l and vit_h go through."""
+    segment_anything()
+    # The package has a function of the module's name.
+    from segment_anything.build_sam import _build_sam
+
+    return _build_sam(**architecture)
+
+
 def load_tensors(weights: Weights) -> dict[str, Any]:
     """The tensors of a checkpoint, mapped rather than read; WeightsError where it is none."""
     import torch
 
     try:
-        tensors = torch.load(weights.path, map_location="cpu", weights_only=True, mmap=True)
+        # Files of torch before 1.6 are no zip archives and cannot be mapped.
+        mmap = zipfile.is_zipfile(weights.path)
+        tensors = torch.load(weights.path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         # The unpickler's errors are of many kinds; each means that this is not a plain file of tensors.
-        raise WeightsError(_not_sam(weights, str(error).strip().partition("\n")[0])) from error
+        raise WeightsError(_not_sam(weights, "torch does not load it as plain tensors (weights_only)")) from error
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise WeightsError(_not_sam(weights, "it does not hold tensors by name"))
     return tensors
@@ -180,7 +197,7 @@ def architecture(weights: Weights, tensors: Mapping[str, Any]) -> dict[str, Any]
             "encoder_global_attn_indexes": [i for i, table in enumerate(relative) if table.shape[0] == 2 * side - 1],
         }
         with torch.device("meta"):
-            expected = segment_anything().build_sam._build_sam(**found).state_dict()
+            expected = build(**found).state_dict()
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise WeightsError(_not_sam(weights, f"no {error}" if isinstance(error, KeyError) else str(error))) from None
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

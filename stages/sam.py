@@ -47,7 +47,7 @@ class SamConfig(AnnotationConfig):
     boxes_per_call: int | None = Field(
         default=None,
         ge=1,
-        description="boxes of one picture at once; None: 32 on a GPU, 1 on a CPU, where more cost more",
+        description="boxes of one picture at once; None: 32 on a GPU, 1 on a CPU",
     )
 
     @model_validator(mode="after")

@@ -214,6 +214,10 @@ class HubModel:
             if damage := model_folder.damage(path):
                 raise WeightsError(f"{self.option}: {path} {damage}; {self._anew}")
         hashes = model_folder.hashes(folder)
+        for path, digest in hashes.items():
+            # The hub's cache names large files by the hash that the hub gave for them.
+            if self.revision and HEX.fullmatch(path.resolve().name) and path.resolve().name != digest:
+                raise WeightsError(f"{self.option}: {path} is damaged: its SHA-256 is not the hub's; {self._anew}")
         found = model_folder.weights_hash(hashes, weights)
         if self.sha256 not in (None, found):
             what = weights[0].name if len(weights) == 1 else f"the list of {len(weights)} weight files"
@@ -322,9 +326,7 @@ class Checkpoint:
             raise
         except Exception as error:
             # Each protocol's client has its own errors.
-            missing = isinstance(error, FileNotFoundError)
-            reason = "there is no such file" if missing else hub.first_line(error).replace(self.location, self._shown)
-            raise WeightsError(f"{self.option}: could not download {self._shown}: {reason}") from error
+            raise WeightsError(f"{self.option}: could not download {self._shown}: {_reason(error)}") from error
         finally:
             with suppress(OSError):
                 part.unlink()
@@ -352,3 +354,16 @@ def _beside(option: str, name: str) -> str:
 def _check_hash(sha256: str | None, option: str) -> None:
     if sha256 is not None and not HEX.fullmatch(sha256):
         raise WeightsError(f"{_beside(option, 'sha256')}: {sha256!r} is not 64 hexadecimal digits in lower case")
+
+
+def _reason(error: Exception) -> str:
+    """Why a file did not come, without what follows the question mark of its URL."""
+    # fsspec's http calls every refusal a missing file; what the server said is the first cause of it.
+    first: BaseException = error
+    while first.__cause__:
+        first = first.__cause__
+    if status := getattr(first, "status", None):
+        return f"the server answered {status} {getattr(first, 'message', '')}".rstrip()
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return re.sub(r"\?[^\s'\")]*", "", hub.first_line(error))

@@ -10,11 +10,12 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from rwkvfusion.infra.weights import HubModel
-from rwkvfusion.stages.annotation import AnnotationConfig, annotated_boxes
-from rwkvfusion.stages.boxes import best_boxes
-from rwkvfusion.stages.models import ModelConfig, ModelStage
+from rwkvfusion.stages.annotation import annotated_boxes
+from rwkvfusion.stages.boxes import PromptedConfig, best_boxes
+from rwkvfusion.stages.models import ModelConfig, ModelStage, quiet
+from rwkvfusion.stages.phrases import joined, object_name, packed, prompt_of, sentences
 from rwkvfusion.stages.pictures import rgb
-from rwkvfusion.stages.sample import Box, Caption, Name, Sample
+from rwkvfusion.stages.sample import Box, Caption, Image, Name, Sample
 
 CAPTION_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 GROUNDING = "<CAPTION_TO_PHRASE_GROUNDING>"
@@ -47,43 +48,52 @@ class FlorenceCaptionConfig(FlorenceConfig):
         return prompt
 
 
-class FlorenceDetectConfig(FlorenceConfig, AnnotationConfig):
+class FlorenceDetectConfig(FlorenceConfig, PromptedConfig):
     """Settings of Florence-2 as a detector."""
 
     method: Literal["florence2_grounding"] = "florence2_grounding"
-    prompts: tuple[str, ...] = Field(default=(), description="what is looked for; empty: what the caption names")
-    nms_iou: float = Field(default=0.6, gt=0, le=1, description="from here the later of two boxes is dropped")
-    max_boxes: int = Field(default=20, ge=1, description="of each modality")
 
 
 class _Florence:
     """The model with its processor: pictures and prompts in, answers out."""
 
     def __init__(self, stage: ModelStage[Any]) -> None:
-        from transformers import Florence2ForConditionalGeneration, Florence2Processor
-
         weights = stage.local()
         self.stage, self.config = stage, stage.config
-        self.processor = Florence2Processor.from_pretrained(weights.path, local_files_only=True)
-        self.model = stage.pretrained(Florence2ForConditionalGeneration, weights)
+        with quiet():
+            from transformers import CLIPImageProcessorPil, Florence2ForConditionalGeneration, Florence2Processor
+
+            self.processor = stage.pretrained_processor(Florence2Processor, CLIPImageProcessorPil, weights)
+            self.model = stage.pretrained(Florence2ForConditionalGeneration, weights)
+        self.positions = int(self.model.config.text_config.max_position_embeddings)
 
     def ask(self, pictures: Sequence[np.ndarray], prompts: Sequence[str], task: str) -> list[Any]:
         """The answer to each prompt about its picture (H, W, 3): text, or `bboxes` in pixels with `labels`."""
+        if not pictures:
+            return []
         inputs = self.processor(text=list(prompts), images=list(pictures), padding=True, return_tensors="pt")
         with self.stage.inference():
             tokens = self.model.generate(
                 **inputs.to(self.stage.device),
-                max_new_tokens=self.config.max_tokens,
+                max_new_tokens=min(self.config.max_tokens, self.positions - 1),
                 num_beams=self.config.beams,
                 do_sample=False,
             )
         texts = self.processor.batch_decode(tokens, skip_special_tokens=False)
         return [
+            # Answers are padded to the longest of the batch, and the processor takes padding for a part of captions.
             self.processor.post_process_generation(
                 text.replace("<pad>", ""), task=task, image_size=(picture.shape[1], picture.shape[0])
             )[task]
             for text, picture in zip(texts, pictures, strict=True)
         ]
+
+    def texts(self, parts: Sequence[str]) -> list[str]:
+        """`parts` as texts to be grounded, none longer than the model can read beside a picture."""
+        tokenizer = self.processor.tokenizer
+        around = len(tokenizer(self.processor.task_prompts_with_input[GROUNDING])["input_ids"])
+        room = self.positions - self.processor.num_image_tokens - around
+        return [joined(group) for group in packed(parts, lambda text: len(tokenizer(text)["input_ids"]) <= room)]
 
 
 class FlorenceCaption(ModelStage[FlorenceCaptionConfig]):
@@ -101,19 +111,26 @@ class FlorenceCaption(ModelStage[FlorenceCaptionConfig]):
         self.florence = _Florence(self)
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        roles = self.config.roles
-        wanted = [(s, image) for s in samples for image in s.images if roles is None or image.role in roles]
+        wanted = [(sample, image) for sample in samples for image in self._captioned(sample)]
         prompts = [self.config.prompt] * len(wanted)
-        answers = self.florence.ask([rgb(image) for _, image in wanted], prompts, self.config.prompt) if wanted else []
+        answers = self.florence.ask([rgb(image) for _, image in wanted], prompts, self.config.prompt)
         said: dict[str, list[Caption]] = {sample.key: [] for sample in samples}
         for (sample, image), answer in zip(wanted, answers, strict=True):
             said[sample.key].append(Caption(role=image.role, text=answer))
-        return [_captioned(sample, said[sample.key]) for sample in samples]
+        return [
+            sample.replace(
+                captions=tuple(said[sample.key]),
+                caption=" ".join(dict.fromkeys(caption.text for caption in said[sample.key] if caption.text)),
+            )
+            for sample in samples
+        ]
 
-
-def _captioned(sample: Sample, captions: Sequence[Caption]) -> Sample:
-    texts = dict.fromkeys(caption.text for caption in captions if caption.text)
-    return sample.replace(captions=tuple(captions), caption=" ".join(texts))
+    def _captioned(self, sample: Sample) -> list[Image]:
+        roles = self.config.roles
+        images = [image for image in sample.images if roles is None or image.role in roles]
+        if not images:
+            raise ValueError(f"none of the modalities {', '.join(sample.roles)} is in caption.roles")
+        return images
 
 
 class FlorenceDetect(ModelStage[FlorenceDetectConfig]):
@@ -128,7 +145,7 @@ class FlorenceDetect(ModelStage[FlorenceDetectConfig]):
 
     @property
     def requires(self) -> frozenset[str]:
-        return frozenset({"images"} if self.config.prompts else {"images", "caption"})
+        return self.config.requires
 
     def source(self) -> HubModel:
         return _source(self.config, self.name)
@@ -137,26 +154,37 @@ class FlorenceDetect(ModelStage[FlorenceDetectConfig]):
         self.florence = _Florence(self)
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        boxes = {sample.key: list(annotated_boxes(sample, self.config)) for sample in samples}
-        wanted = [
-            (sample, image, self._prompt(sample))
-            for sample in samples
-            for image in sample.images
-            if sample.annotation is None and self._prompt(sample)
-        ]
-        prompts = [GROUNDING + prompt for *_, prompt in wanted]
-        answers = self.florence.ask([rgb(image) for _, image, _ in wanted], prompts, GROUNDING) if wanted else []
-        for (sample, image, _), answer in zip(wanted, answers, strict=True):
-            found = [
-                Box(role=image.role, label=label, score=1.0, x0=x0, y0=y0, x1=x1, y1=y1)
-                for (x0, y0, x1, y1), label in zip(answer["bboxes"], answer["labels"], strict=True)
-            ]
-            boxes[sample.key] += best_boxes(found, image, self.config.nms_iou, self.config.max_boxes)
-        return [sample.replace(boxes=tuple(boxes[sample.key])) for sample in samples]
+        pictures: list[np.ndarray] = []
+        asked: list[tuple[str, str, str]] = []
+        for sample in samples:
+            texts = self._texts(sample)
+            for image in sample.images if texts else ():
+                pictures += [rgb(image)] * len(texts)
+                asked += [(sample.key, image.role, GROUNDING + text) for text in texts]
+        answers = self.florence.ask(pictures, [prompt for *_, prompt in asked], GROUNDING)
+        found: dict[tuple[str, str], list[Box]] = {}
+        for (key, role, _), answer in zip(asked, answers, strict=True):
+            found.setdefault((key, role), []).extend(self._boxes(role, answer))
+        return [sample.replace(boxes=self._best(sample, found)) for sample in samples]
 
-    def _prompt(self, sample: Sample) -> str:
-        prompts = self.config.prompts
-        return ". ".join(prompts) + "." if prompts else (sample.caption or "")
+    def _texts(self, sample: Sample) -> list[str]:
+        if sample.annotation is not None:
+            return []
+        return self.florence.texts(self.config.prompts or sentences(sample.caption or ""))
+
+    def _best(self, sample: Sample, found: dict[tuple[str, str], list[Box]]) -> tuple[Box, ...]:
+        if sample.annotation is not None:
+            return annotated_boxes(sample, self.config)
+        best = (best_boxes(found.get((sample.key, image.role), ()), image, self.config) for image in sample.images)
+        return tuple(box for boxes in best for box in boxes)
+
+    def _boxes(self, role: str, answer: dict[str, Any]) -> list[Box]:
+        boxes = []
+        for (x0, y0, x1, y1), phrase in zip(answer["bboxes"], answer["labels"], strict=True):
+            label = prompt_of(phrase, self.config.prompts) or object_name(phrase, self.config.ignore)
+            if label is not None:
+                boxes.append(Box(role=role, label=label, score=1.0, x0=x0, y0=y0, x1=x1, y1=y1))
+        return boxes
 
 
 def _source(config: FlorenceConfig, stage: str) -> HubModel:

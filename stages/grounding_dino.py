@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
@@ -11,35 +12,54 @@ import numpy as np
 from pydantic import Field
 
 from rwkvfusion.infra.weights import HubModel
-from rwkvfusion.stages.annotation import AnnotationConfig, annotated_boxes
-from rwkvfusion.stages.boxes import best_boxes
-from rwkvfusion.stages.models import ModelConfig, ModelStage
+from rwkvfusion.stages.annotation import annotated_boxes
+from rwkvfusion.stages.boxes import PromptedConfig, best_boxes
+from rwkvfusion.stages.models import ModelConfig, ModelStage, quiet
+from rwkvfusion.stages.phrases import joined, object_name, packed, sentences
 from rwkvfusion.stages.pictures import rgb
 from rwkvfusion.stages.sample import Box, Image, Sample
 
-_SENTENCE = re.compile(r"[^.!?]+")
+_MARKS = re.compile(r"[\s.!?]+")
 
 
-class GroundingDinoConfig(ModelConfig, AnnotationConfig):
+class GroundingDinoConfig(ModelConfig, PromptedConfig):
     """Settings of Grounding DINO."""
 
     method: Literal["grounding_dino"] = "grounding_dino"
     model: str = Field(default="IDEA-Research/grounding-dino-base", description="hub id, or a local folder")
     revision: str | None = "12bdfa3120f3e7ec7b434d90674b3396eccf88eb"
     sha256: str | None = "5548f844c928c4b6f411fa8cbcc2bfa8dbbba437cb1d513975519f93c2a9ed21"
-    prompts: tuple[str, ...] = Field(default=(), description="what is looked for; empty: what the caption names")
     box_threshold: float = Field(default=0.3, ge=0, le=1, description="least score of a box")
     text_threshold: float = Field(default=0.25, ge=0, le=1, description="least score of a word in a box's label")
-    nms_iou: float = Field(default=0.6, gt=0, le=1, description="from here the weaker of two boxes is dropped")
-    max_boxes: int = Field(default=20, ge=1, description="of each modality")
-    ignore: tuple[str, ...] = Field(
-        default=("image", "picture", "photo", "photograph", "background", "scene", "view", "mood", "atmosphere"),
-        description="with prompts from captions: words that name no object; boxes labelled by them alone are dropped",
-    )
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A text to look for. `labels`: of each phrase in it, None where its words are the label; `phrases`: of each token
+    the place of its phrase, -1 for full stops and the tokens around the text; `words`: of each token its word."""
+
+    text: str
+    labels: Sequence[str | None]
+    phrases: np.ndarray
+    words: Sequence[tuple[int, int]]
+
+    def label(self, scores: np.ndarray, threshold: float, ignore: Sequence[str]) -> str | None:
+        """The label of a box whose tokens have these `scores`; None where no word has one above `threshold`."""
+        of_words = np.where(self.phrases >= 0, scores[: len(self.phrases)], 0)
+        phrase = int(self.phrases[of_words.argmax()])
+        said = np.flatnonzero((of_words > threshold) & (self.phrases == phrase)).tolist()
+        if not said or self.labels[phrase] is not None:
+            return self.labels[phrase] if said else None
+        words = dict.fromkeys(self.words[token] for token in said)
+        return object_name(" ".join(self.text[start:end] for start, end in words), ignore)
 
 
 class GroundingDino(ModelStage[GroundingDinoConfig]):
-    """Fills `boxes`. A sample with the dataset's own mask needs no model."""
+    """Fills `boxes`. A sample with the dataset's own mask needs no model.
+
+    A box's score is that of its best token. Its label is the prompt with its best word or, in a caption, the words
+    above `text_threshold` in the sentence with its best word.
+    """
 
     name = "detect"
     version = 1
@@ -47,7 +67,7 @@ class GroundingDino(ModelStage[GroundingDinoConfig]):
 
     @property
     def requires(self) -> frozenset[str]:
-        return frozenset({"images"} if self.config.prompts else {"images", "caption"})
+        return self.config.requires
 
     def source(self) -> HubModel:
         config = self.config
@@ -56,35 +76,42 @@ class GroundingDino(ModelStage[GroundingDinoConfig]):
         )
 
     def load(self) -> None:
-        from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
-
         weights = self.local()
-        self.processor = GroundingDinoProcessor.from_pretrained(weights.path, local_files_only=True)
-        self.model = self.pretrained(GroundingDinoForObjectDetection, weights)
+        with quiet():
+            from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
+            from transformers import GroundingDinoImageProcessorPil as Images
+
+            self.processor = self.pretrained_processor(GroundingDinoProcessor, Images, weights)
+            self.model = self.pretrained(GroundingDinoForObjectDetection, weights)
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        boxes = {sample.key: list(annotated_boxes(sample, self.config)) for sample in samples}
         wanted = [
-            (sample, image, prompt)
-            for sample in samples
-            if sample.annotation is None and (prompt := self.prompt(sample.caption or ""))
+            (place, image, question)
+            for place, sample in enumerate(samples)
+            if sample.annotation is None
+            for question in self.questions(sample.caption or "")
             for image in sample.images
         ]
-        # Pictures or prompts of other sizes would be padded, and padding shows in the last digits.
-        wanted.sort(key=lambda one: (one[1].height, one[1].width, one[2]))
-        for (*_, prompt), group in groupby(wanted, key=lambda one: (one[1].height, one[1].width, one[2])):
+        # Pictures or texts of other sizes would be padded, and padding shows in the last digits.
+        wanted.sort(key=_alike)
+        found: dict[tuple[int, str], list[Box]] = {}
+        for _, group in groupby(wanted, key=_alike):
             members = list(group)
-            found = self.detect([image for _, image, _ in members], prompt)
-            for (sample, _, _), some in zip(members, found, strict=True):
-                boxes[sample.key] += some
-        order = {sample.key: {role: place for place, role in enumerate(sample.roles)} for sample in samples}
-        return [s.replace(boxes=tuple(sorted(boxes[s.key], key=lambda b: order[s.key][b.role]))) for s in samples]
+            boxes = self.detect([image for _, image, _ in members], members[0][2])
+            for (place, image, _), some in zip(members, boxes, strict=True):
+                found.setdefault((place, image.role), []).extend(some)
+        return [sample.replace(boxes=self._best(place, sample, found)) for place, sample in enumerate(samples)]
 
-    def detect(self, images: Sequence[Image], prompt: str) -> list[list[Box]]:
-        """Boxes of each of the `images`, which are of one size, best first."""
-        inputs = self.processor(
-            images=[rgb(image) for image in images], text=[prompt] * len(images), return_tensors="pt"
-        ).to(self.device)
+    def _best(self, place: int, sample: Sample, found: dict[tuple[int, str], list[Box]]) -> tuple[Box, ...]:
+        if sample.annotation is not None:
+            return annotated_boxes(sample, self.config)
+        best = (best_boxes(found.get((place, image.role), ()), image, self.config) for image in sample.images)
+        return tuple(box for boxes in best for box in boxes)
+
+    def detect(self, images: Sequence[Image], question: Question) -> list[list[Box]]:
+        """All boxes above the thresholds in each of the `images`, which are of one size."""
+        pictures, texts = [rgb(image) for image in images], [question.text] * len(images)
+        inputs = self.processor(images=pictures, text=texts, return_tensors="pt").to(self.device)
         with self.inference():
             outputs = self.model(**inputs)
         results = self.processor.post_process_grounded_object_detection(
@@ -94,43 +121,48 @@ class GroundingDino(ModelStage[GroundingDinoConfig]):
             text_threshold=self.config.text_threshold,
             target_sizes=[(image.height, image.width) for image in images],
         )
+        tokens = outputs.logits.sigmoid()
+        # The processor's labels mix words of all phrases with full stops; so only its boxes and scores are taken.
         return [
-            best_boxes(list(self._boxes(image, result)), image, self.config.nms_iou, self.config.max_boxes)
-            for image, result in zip(images, results, strict=True)
+            list(self._boxes(image, question, result, scores[scores.amax(dim=-1) > self.config.box_threshold]))
+            for image, result, scores in zip(images, results, tokens, strict=True)
         ]
 
-    def _boxes(self, image: Image, result: dict[str, Any]) -> Iterable[Box]:
-        corners = result["boxes"].float().cpu().numpy().astype(np.float64)
-        for (x0, y0, x1, y1), score, phrase in zip(
-            corners.tolist(), result["scores"].tolist(), result["text_labels"], strict=True
-        ):
-            label = self._label(phrase)
+    def _boxes(self, image: Image, question: Question, result: Any, tokens: Any) -> Iterator[Box]:
+        rows = zip(result["boxes"].tolist(), result["scores"].tolist(), tokens.float().cpu().numpy(), strict=True)
+        for (x0, y0, x1, y1), score, scores in rows:
+            label = question.label(scores, self.config.text_threshold, self.config.ignore)
             if label is not None:
                 yield Box(role=image.role, label=label, score=score, x0=x0, y0=y0, x1=x1, y1=y1)
 
-    def _label(self, phrase: str) -> str | None:
-        """A box's label: of fixed prompts the one the phrase is of, else the phrase; None where it names no object."""
-        words = phrase.lower().split()
-        if self.config.prompts:
-            shared = {prompt: len(set(words) & set(prompt.lower().split())) for prompt in self.config.prompts}
-            best = max(shared, key=lambda prompt: shared[prompt])
-            return best if shared[best] else phrase or None
-        return None if all(word in self.config.ignore or len(word) < 3 for word in words) else phrase
+    def questions(self, caption: str) -> list[Question]:
+        """What the model is asked: prompts or sentences in lower case, each once, each ended by a full stop.
 
-    def prompt(self, caption: str) -> str:
-        """What the model is asked: phrases or sentences in lower case, each once, each ended by a full stop.
-
-        Sentences beyond the model's longest text are left out.
+        More than its longest text holds is asked in several texts.
         """
-        parts = self.config.prompts or _SENTENCE.findall(caption)
-        asked: list[str] = []
-        for part in dict.fromkeys(" ".join(part.lower().split()).strip(" .,;:") for part in parts):
-            longer = [*asked, part] if part else asked
-            if len(self.processor.tokenizer(_joined(longer))["input_ids"]) > self.model.config.max_text_len:
-                break
-            asked = longer
-        return _joined(asked)
+        prompts: dict[str, str] = {}
+        for prompt in self.config.prompts:
+            prompts.setdefault(" ".join(_MARKS.split(prompt)).strip().lower(), prompt)
+        parts = prompts or dict.fromkeys(part.lower() for part in sentences(caption))
+        groups = packed(list(parts), self._fits)
+        return [self._question(group, [prompts.get(part) for part in group]) for group in groups]
+
+    def _fits(self, text: str) -> bool:
+        return len(self.processor.tokenizer(text)["input_ids"]) <= int(self.model.config.max_text_len)
+
+    def _question(self, parts: Sequence[str], labels: Sequence[str | None]) -> Question:
+        text = joined(parts)
+        tokens = self.processor.tokenizer(text)
+        phrases, words, phrase = [], [], 0
+        for token in range(len(tokens["input_ids"])):
+            word = tokens.token_to_word(token)
+            start, end = (0, 0) if word is None else tokens.word_to_chars(word)
+            asked = text[start:end] not in ("", ".")
+            phrases.append(phrase if asked else -1)
+            words.append((start, end))
+            phrase += text[start:end] == "."
+        return Question(text, labels, np.array(phrases), words)
 
 
-def _joined(parts: Sequence[str]) -> str:
-    return ". ".join(parts) + "." if parts else ""
+def _alike(one: tuple[int, Image, Question]) -> tuple[int, int, str]:
+    return one[1].height, one[1].width, one[2].text

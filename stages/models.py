@@ -85,25 +85,40 @@ class ModelStage(Stage[M]):
 
         transformers fills in missing weights at random and only warns: here that is an error.
         """
-        from transformers.utils import logging
+        import torch
 
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()
         try:
-            model, facts = kind.from_pretrained(
-                weights.path, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
+            with quiet():
+                model, facts = kind.from_pretrained(
+                    weights.path,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    # The files' own type may be half precision, which CPUs are slow in; `inference` sees to GPUs.
+                    dtype=torch.float32,
+                    # So that they are listed rather than raised.
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                )
         except (OSError, RuntimeError, ValueError) as error:
-            raise WeightsError(f"{self.name}: {weights.path}: {str(error).strip().splitlines()[0]}") from error
-        finally:
-            logging.set_verbosity(verbosity)
-        lacking = sorted(map(str, [*facts["missing_keys"], *facts["mismatched_keys"]]))
+            raise WeightsError(f"{self.name}: {weights.path}: {str(error).strip().partition(chr(10))[0]}") from error
+        lacking = sorted({*facts["missing_keys"], *(name for name, *_ in facts["mismatched_keys"])})
         if lacking:
+            some = "1 tensor is" if len(lacking) == 1 else f"{len(lacking)} tensors are"
             raise WeightsError(
-                f"{self.name}: {weights.path} is not a complete {kind.__name__}: {len(lacking)} tensors are missing or"
-                f" of another shape, e.g. {lacking[0]}"
+                f"{self.name}: {weights.path} is not a complete {type(model).__name__}: {some} missing or of another"
+                f" shape, e.g. {lacking[0]}"
             )
         return model.to(self.device).eval()
+
+    def pretrained_processor(self, kind: Any, images: Any, weights: Weights) -> Any:
+        """A transformers processor of class `kind` that prepares pictures by the class `images`, which is to be of PIL.
+
+        By itself it takes torchvision's operators where there are any, and they give other values.
+        """
+        with quiet():
+            found = kind.from_pretrained(weights.path, local_files_only=True)
+            found.image_processor = images.from_pretrained(weights.path, local_files_only=True)
+        return found
 
     @property
     def device(self) -> str:
@@ -121,3 +136,19 @@ class ModelStage(Stage[M]):
         dtype = torch.bfloat16 if half and torch.cuda.is_bf16_supported() else torch.float16
         with torch.inference_mode(), torch.autocast(self.device, dtype=dtype, enabled=half):
             yield
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its progress bars and advice, for what is inside."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from rwkvfusion.infra.model_folder import FILES, INDEX, PICKLES, SINGLE
+
+
+class HubError(Exception):
+    """The hub did not give a model; the message says why and what to do."""
+
 
 def cache() -> Path:
     """Where the hub's own tools keep what they download."""
@@ -30,18 +36,35 @@ def offline() -> str | None:
     return name if name and os.environ[name].upper() in ("1", "ON", "YES", "TRUE") else None
 
 
-def refusal(error: Exception, model: str, revision: str | None) -> str:
-    """Why the hub did not give the model, and what to do about it."""
-    from huggingface_hub.constants import ENDPOINT
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+def endpoint() -> str:
+    """The hub that is asked: $HF_ENDPOINT, else huggingface.co."""
+    from huggingface_hub import constants
 
-    if isinstance(error, GatedRepoError):
-        return f"{model} is gated: accept its terms at {ENDPOINT}/{model}, then run `hf auth login`"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"{ENDPOINT} has no model {model}, or shows it only to its members (`hf auth login`)"
-    if isinstance(error, RevisionNotFoundError):
-        return f"{model} has no revision {revision} on {ENDPOINT}; {ENDPOINT}/{model}/commits/main lists them"
-    return f"could not download {model} at revision {revision} from {ENDPOINT}: {first_line(error)}"
+    return str(constants.ENDPOINT)
+
+
+def command(model: str, revision: str, *more: str) -> str:
+    """What a user may run to download what `download` does."""
+    include = [f'--include "{pattern}"' for pattern in FILES]
+    return " ".join(["hf download", model, "--revision", revision, *include, *more])
+
+
+def download(model: str, revision: str) -> None:
+    """Download what counts of `model` at the commit `revision` into the cache; HubError says why that cannot be."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        there = {file.rfilename for file in HfApi().model_info(model, revision=revision).siblings or ()}
+        if not there & {SINGLE, INDEX}:
+            raise HubError(f"{model} at revision {revision} has no {SINGLE} on the hub; {PICKLES}")
+        if "config.json" not in there:
+            raise HubError(f"{model} at revision {revision} has no config.json on the hub: it is no transformers model")
+        snapshot_download(model, revision=revision, cache_dir=cache(), allow_patterns=FILES, ignore_patterns="*/*")
+    except HubError:
+        raise
+    except Exception as error:
+        # The hub's client raises errors of its own and of two HTTP libraries.
+        raise HubError(_refusal(error, model, revision)) from error
 
 
 def first_line(error: BaseException) -> str:
@@ -51,3 +74,17 @@ def first_line(error: BaseException) -> str:
 
 def _repository(model: str) -> Path:
     return cache() / f"models--{model.replace('/', '--')}"
+
+
+def _refusal(error: Exception, model: str, revision: str) -> str:
+    """Why the hub did not give the model, and what to do about it."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    hub = endpoint()
+    if isinstance(error, GatedRepoError):
+        return f"{model} is gated: accept its terms at {hub}/{model}, then run `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{hub} has no model {model}, or shows it only to its members (`hf auth login`)"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{model} has no revision {revision} on {hub}; {hub}/{model}/commits/main lists them"
+    return f"could not download {model} at revision {revision} from {hub}: {first_line(error)}"

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.hashes import file_hashes, sha256sum
 
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -16,8 +15,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = "pickles (.bin) are not loaded: save the model again with transformers' save_pretrained"
 
 
-class WeightsError(RwkvFusionError, ValueError):
-    """Weights that are missing or not what they should be; the message is one line and says what to do."""
+class FolderError(ValueError):
+    """A file of the folder is not what its name says; the message names it."""
 
 
 def lack(folder: Path) -> str | None:
@@ -67,7 +66,11 @@ def damage(path: Path) -> str | None:
     except SafetensorError as error:
         with path.open("rb") as file:
             pointer = file.read(23) == b"version https://git-lfs"
-        return "is git-lfs's pointer to the weights, not the weights" if pointer else f"is damaged or cut off ({error})"
+        return (
+            "is only git-lfs's pointer to the weights (`git lfs pull` gets them)"
+            if pointer
+            else f"is damaged or cut off ({error})"
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -76,5 +79,5 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise WeightsError(f"{path} is damaged: it is not a JSON object")
+        raise FolderError(f"{path} is damaged: it is not a JSON object")
     return found

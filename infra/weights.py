@@ -18,19 +18,29 @@ from urllib.parse import unquote
 from fsspec.core import split_protocol
 
 from rwkvfusion.infra import hub, model_folder
+from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.hashes import HEX, cache_folder, file_hashes, sha256sum
-from rwkvfusion.infra.model_folder import FILES, INDEX, PICKLES, SINGLE, WeightsError
+from rwkvfusion.infra.model_folder import FILES
 from rwkvfusion.infra.storage import open_file
-
-__all__ = ["Checkpoint", "HubModel", "MissingWeightsError", "Weights", "WeightsError", "absolute_model"]
 
 Say = Callable[[str], None]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+class WeightsError(RwkvFusionError, ValueError):
+    """Weights that are missing or not what they should be; the message is one line and says what to do."""
+
+
 class MissingWeightsError(WeightsError):
-    """Weights that are not on this machine, but may be fetched."""
+    """Weights that are not on this machine, but may be fetched: what is missing, and how to get it."""
+
+    def __init__(self, missing: str, remedy: str) -> None:
+        super().__init__(missing, remedy)
+        self.missing = missing
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 @dataclass(frozen=True)
@@ -91,14 +101,14 @@ class HubModel:
         """
         _check_hash(self.sha256, self.option)
         where = absolute_model(self.model)
-        if os.path.isabs(where):
-            folder, name = self._local(Path(where)), os.path.basename(where)
-        else:
-            folder, name = self._snapshot(), where
         try:
-            return self._checked(folder, name)
+            if os.path.isabs(where):
+                return self._checked(self._local(Path(where)), os.path.basename(where))
+            return self._checked(self._snapshot(), where)
+        except model_folder.FolderError as error:
+            raise WeightsError(f"{self.option}: {error}") from error
         except OSError as error:
-            raise WeightsError(f"{self.option}: cannot read {error.filename or folder}: {error.strerror}") from error
+            raise WeightsError(f"{self.option}: cannot read {error.filename or where}: {error.strerror}") from error
 
     def fetch(self, say: Say = lambda _: None) -> Weights:
         """As `find`; what is missing is downloaded first, at the pinned revision.
@@ -109,22 +119,13 @@ class HubModel:
             return self.find()
         except MissingWeightsError as error:
             if variable := hub.offline():
-                raise MissingWeightsError(f"{error} ({variable} is set: nothing is downloaded here)") from None
-        from huggingface_hub import HfApi, constants, snapshot_download
-
-        say(f"{self.option}: downloading {self._named} from {constants.ENDPOINT}")
+                elsewhere = f"or run `{self._command()}` elsewhere and copy its folder in {hub.cache()} to here"
+                raise MissingWeightsError(error.missing, f"{variable} is set; unset it, {elsewhere}") from None
+        say(f"{self.option}: downloading {self._named} from {hub.endpoint()}")
         try:
-            there = {file.rfilename for file in HfApi().model_info(self.model, revision=self.revision).siblings or ()}
-            if "config.json" in there and not there & {SINGLE, INDEX}:
-                raise WeightsError(f"{self.option}: {self._named} has no {SINGLE} on the hub; {PICKLES}")
-            snapshot_download(
-                self.model, revision=self.revision, cache_dir=hub.cache(), allow_patterns=FILES, ignore_patterns="*/*"
-            )
-        except WeightsError:
-            raise
-        except Exception as error:
-            # The hub's client raises errors of its own and of two HTTP libraries.
-            raise WeightsError(f"{self.option}: {hub.refusal(error, self.model, self.revision)}") from error
+            hub.download(self.model, str(self.revision))
+        except hub.HubError as error:
+            raise WeightsError(f"{self.option}: {error}") from error
         return self.find()
 
     @property
@@ -132,13 +133,11 @@ class HubModel:
         return f"{self.model} at revision {self.revision}"
 
     @property
-    def _command(self) -> str:
-        include = " ".join(f'--include "{pattern}"' for pattern in FILES)
-        return f"hf download {self.model} --revision {self.revision} {include}"
-
-    @property
     def _remedy(self) -> str:
-        return f"run `rwkvfusion fetch RECIPE` with the same settings, or `{self._command}`"
+        return f"run `rwkvfusion fetch RECIPE` with the same settings, or `{self._command()}`"
+
+    def _command(self, *more: str) -> str:
+        return hub.command(self.model, str(self.revision), *more)
 
     def _local(self, folder: Path) -> Path:
         if self.revision is not None:
@@ -179,11 +178,11 @@ class HubModel:
             others = hub.revisions(self.model)
             there = f"; here is {' and '.join(others)}" if others else f"; looked in {hub.cache()}"
             raise MissingWeightsError(
-                f"{self.option}: {self._named} is not on this machine{there}: {self._remedy}"
+                f"{self.option}: {self._named} is not on this machine{there}", self._remedy
             ) from None
         if lack:
             raise MissingWeightsError(
-                f"{self.option}: {self._named} is incomplete on this machine, without {lack}: {self._remedy}"
+                f"{self.option}: {self._named} is incomplete on this machine, without {lack}", self._remedy
             )
         return folder
 
@@ -208,7 +207,7 @@ class HubModel:
         kind = model_folder.model_type(folder)
         if self.types and kind not in self.types:
             what = f"is a {kind!r} model" if kind else "has a config.json without model_type"
-            raise WeightsError(f"{self.model} {what}; {self.option} needs {' or '.join(sorted(self.types))}")
+            raise WeightsError(f"{self.option} needs {' or '.join(sorted(self.types))}, but {self.model} {what}")
         weights = model_folder.weight_files(folder)
         for path in weights:
             if damage := model_folder.damage(path):
@@ -233,7 +232,7 @@ class HubModel:
         if self.revision is None:
             return "copy it anew"
         # The cache keeps the data apart from the snapshot, which links to it: removing the snapshot repairs nothing.
-        return f"fetch it anew with `{self._command} --force-download`"
+        return f"fetch it anew with `{self._command('--force-download')}`"
 
 
 @dataclass(frozen=True)
@@ -258,7 +257,7 @@ class Checkpoint:
         path = self._path
         if not path.is_file():
             if self._remote:
-                raise MissingWeightsError(f"{self.option}: {self._shown} is not on this machine: {self._remedy}")
+                raise MissingWeightsError(f"{self.option}: {self._shown} is not on this machine", self._remedy)
             what = "is a folder, not a checkpoint file" if path.is_dir() else "does not exist"
             raise WeightsError(f"{self.option}: {path} {what}")
         try:
@@ -267,7 +266,7 @@ class Checkpoint:
             raise WeightsError(f"{self.option}: cannot read {path}: {error.strerror}") from error
         if self.sha256 not in (None, found):
             if self._remote:
-                raise MissingWeightsError(f"{self.option}: {path} is damaged: {self._remedy}")
+                raise MissingWeightsError(f"{self.option}: {path} is damaged", self._remedy)
             raise WeightsError(
                 f"{_beside(self.option, 'sha256')}: {path} has SHA-256 {found}, not {self.sha256}: it may be damaged,"
                 " or another model's; copy it anew"
@@ -284,7 +283,8 @@ class Checkpoint:
             return self.find()
         except MissingWeightsError as error:
             if "http" in str(split_protocol(self.location)[0]) and (variable := hub.offline()):
-                raise MissingWeightsError(f"{error} ({variable} is set: nothing is downloaded here)") from None
+                elsewhere = f"or give {self.option} a copy of it"
+                raise MissingWeightsError(error.missing, f"{variable} is set; unset it, {elsewhere}") from None
         say(f"{self.option}: downloading {self._shown}")
         self._download()
         return self.find()

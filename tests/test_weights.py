@@ -196,9 +196,9 @@ def test_weights_of_two_machines_must_be_equal() -> None:
         ({"model.safetensors": b"<html>Sign in</html>"}, {}, ["damaged or cut off"]),
         ({"config.json": b"{"}, {}, ["config.json is damaged"]),
         ({"config.json": b"\xff[]"}, {}, ["config.json is damaged"]),
-        ({"config.json": b"{}"}, {"types": frozenset({"t5"})}, ["without model_type", "caption.model needs t5"]),
+        ({"config.json": b"{}"}, {"types": frozenset({"t5"})}, ["caption.model needs t5", "without model_type"]),
         ({"config.json": b'{"model_type": ["t5"]}'}, {"types": frozenset({"t5"})}, ["without model_type"]),
-        ({"a.txt": b""}, {"types": frozenset({"t5", "bert"})}, ["is a 'florence2' model", "needs bert or t5"]),
+        ({"a.txt": b""}, {"types": frozenset({"t5", "bert"})}, ["needs bert or t5", "is a 'florence2' model"]),
         ({"a.txt": b""}, {"revision": COMMIT}, ["caption.revision", "local folder"]),
         ({"a.txt": b""}, {"sha256": "abc"}, ["caption.sha256: 'abc' is not 64 hexadecimal digits"]),
         (
@@ -215,7 +215,7 @@ def test_a_folder_that_will_not_do(
     folder = write(tmp_path / "tiny", kept)
     model = HubModel(str(folder), option="caption.model", **settings)
     message = refusal(model.find, *words)
-    assert message.startswith(("caption.", str(folder)))
+    assert message.startswith("caption.")
     assert refusal(model.fetch) == message  # the network would not help
 
 
@@ -315,12 +315,14 @@ def test_a_tokenizer_that_did_not_arrive_is_missed(site: Loopback) -> None:
 def test_the_hub_s_refusals(site: Loopback, tmp_path: Path) -> None:
     site.models[MODEL, COMMIT] = FILES
     site.models["owner/pickles", COMMIT] = {"config.json": b"{}", "pytorch_model.bin": b""}
+    site.models["owner/other", COMMIT] = {"model.safetensors": TENSORS}
     site.models["owner/gated", COMMIT] = FILES
     site.gated.add("owner/gated")
     refusal(HubModel(MODEL, OTHER).fetch, f"{MODEL} has no revision {OTHER}", "commits/main")
     refusal(HubModel("owner/nowhere", COMMIT).fetch, "no model owner/nowhere", "hf auth login")
     refusal(HubModel("owner/gated", COMMIT).fetch, "owner/gated is gated", "hf auth login")
     refusal(HubModel("owner/pickles", COMMIT).fetch, "has no model.safetensors on the hub", "not loaded")
+    refusal(HubModel("owner/other", COMMIT).fetch, "has no config.json on the hub")
     site.broken[f"/api/models/{MODEL}/revision/{COMMIT}"] = 403
     refusal(HubModel(MODEL, COMMIT).fetch, "could not download", MODEL)
     snapshot(tmp_path, {"config.json": b"{}"})
@@ -411,7 +413,7 @@ def test_a_checkpoint_from_a_url(site: Loopback, tmp_path: Path, monkeypatch: py
     missing = ["segment.checkpoint", f"{site.url}/a/sam%25.pth", "not on this machine", "rwkvfusion fetch RECIPE"]
     assert "secret" not in refusal(checkpoint.find, *missing, kind=MissingWeightsError)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    refusal(checkpoint.fetch, *missing, "HF_HUB_OFFLINE is set", kind=MissingWeightsError)
+    refusal(checkpoint.fetch, *missing[:-1], "HF_HUB_OFFLINE is set", kind=MissingWeightsError)
     assert site.asked == []
 
     monkeypatch.delenv("HF_HUB_OFFLINE")

@@ -77,7 +77,7 @@ def check_weights(stages: Sequence[Stage[Any]]) -> None:
         try:
             stage.check()
         except RwkvFusionError as error:
-            problems.append(f"{stage.name}: {error}")
+            problems.append(str(error))
     if problems:
         raise WeightsError("\n".join(problems))
 

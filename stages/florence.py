@@ -69,8 +69,6 @@ class _Florence:
 
     def ask(self, pictures: Sequence[np.ndarray], prompts: Sequence[str], task: str) -> list[Any]:
         """The answer to each prompt about its picture (H, W, 3): text, or `bboxes` in pixels with `labels`."""
-        if not pictures:
-            return []
         inputs = self.processor(text=list(prompts), images=list(pictures), padding=True, return_tensors="pt")
         with self.stage.inference():
             tokens = self.model.generate(
@@ -161,7 +159,7 @@ class FlorenceDetect(ModelStage[FlorenceDetectConfig]):
             for image in sample.images if texts else ():
                 pictures += [rgb(image)] * len(texts)
                 asked += [(sample.key, image.role, GROUNDING + text) for text in texts]
-        answers = self.florence.ask(pictures, [prompt for *_, prompt in asked], GROUNDING)
+        answers = self.florence.ask(pictures, [prompt for *_, prompt in asked], GROUNDING) if asked else []
         found: dict[tuple[str, str], list[Box]] = {}
         for (key, role, _), answer in zip(asked, answers, strict=True):
             found.setdefault((key, role), []).extend(self._boxes(role, answer))

@@ -65,6 +65,9 @@ def grounding_dino(path: Path, seed: int = 3) -> Path:
             # Zero at first, so that every box would be the anchor it starts from.
             if "bbox_embed" in name and "layers.2" in name:
                 torch.nn.init.normal_(parameter, std=0.3)
+            # Scores shall differ.
+            if name == "model.decoder.layer_norm.weight":
+                parameter.data *= 0.4
             # Anchors are small: the proposals shall overlap.
             if name == "model.encoder_output_bbox_embed.layers.2.bias":
                 parameter.data[2:] += 2

@@ -24,15 +24,19 @@ from rwkvfusion.stages.stage import Stage, StageConfig
 
 
 class MergeConfig(StageConfig):
-    """Thresholds of the merging; areas are fractions of the picture."""
+    """Thresholds of the merging; areas are fractions of the picture.
+
+    Two masks of one object need not share much: a small one's are soon a third of their side apart. Those of two
+    objects share little, as each holds only the visible pixels. So `match_iou` and `inside` are lax.
+    """
 
     min_predicted_iou: float = Field(default=0.4, ge=0, le=1, description="masks that promise less are dropped")
     min_stability: float = Field(default=0.4, ge=0, le=1, description="masks that are less stable are dropped")
     min_area: float = Field(default=0.0002, ge=0, le=1, description="smaller masks are dropped")
     max_area: float = Field(default=0.8, gt=0, le=1, description="larger masks are dropped")
     duplicate_iou: float = Field(default=0.7, gt=0, le=1, description="from here two masks of one modality are one")
-    match_iou: float = Field(default=0.4, gt=0, le=1, description="from here masks of two modalities are one object")
-    inside: float = Field(default=0.85, gt=0, le=1, description="share of a mask from which it lies inside another")
+    match_iou: float = Field(default=0.25, gt=0, le=1, description="from here masks of two modalities are one object")
+    inside: float = Field(default=0.7, gt=0, le=1, description="share of a mask from which it lies inside another")
     min_visible: float = Field(default=0.3, ge=0, le=1, description="objects of which others leave less are dropped")
     compatible: tuple[tuple[str, ...], ...] = Field(
         default=(("bright region", "dark region"),),
@@ -65,7 +69,7 @@ class MergeMasks(Stage[MergeConfig]):
     """Fills `mask` from `instances`."""
 
     name = "merge"
-    version = 3
+    version = 4
     requires = frozenset({"images", "instances"})
     provides = frozenset({"mask"})
 

@@ -51,6 +51,7 @@ def as_tuples(objects: list[Object]) -> list[tuple[str, float, bytes]]:
 
 
 @given(instances(("visible", "infrared", "depth")), st.randoms(use_true_random=False))
+@settings(deadline=None)
 def test_neither_the_order_nor_the_names_of_modalities_matter(found: list[Instance], random: object) -> None:
     shuffled = list(found)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
@@ -60,6 +61,7 @@ def test_neither_the_order_nor_the_names_of_modalities_matter(found: list[Instan
 
 
 @given(instances())
+@settings(deadline=None)
 def test_no_pixel_is_in_two_objects_and_the_picture_shows_each(found: list[Instance]) -> None:
     objects = merge(found, SHAPE, CONFIG)
     assert len(objects) <= CONFIG.max_objects
@@ -72,6 +74,7 @@ def test_no_pixel_is_in_two_objects_and_the_picture_shows_each(found: list[Insta
 
 
 @given(instances())
+@settings(deadline=None)
 def test_merging_twice_changes_nothing(found: list[Instance]) -> None:
     once = merge(found, SHAPE, CONFIG)
     again = merge([instance(o.mask, "merged", o.predicted_iou, o.label) for o in once], SHAPE, CONFIG)
@@ -79,7 +82,7 @@ def test_merging_twice_changes_nothing(found: list[Instance]) -> None:
 
 
 @given(instances(("visible", "infrared", "depth")))
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 def test_nothing_without_a_twin_is_lost(found: list[Instance]) -> None:
     objects = merge(found, SHAPE, CONFIG)
     masks = [decode_rle(i.rle) for i in found]
@@ -122,6 +125,7 @@ def is_twin(found: list[Instance], masks: list[np.ndarray], n: int, other: int) 
 
 
 @given(instances())
+@settings(deadline=None)
 def test_shared_pixels_equal_a_count_of_them(found: list[Instance]) -> None:
     masks = [decode_rle(i.rle) for i in found]
     counted = [[float((a & b).sum()) for b in masks] for a in masks]
@@ -215,6 +219,7 @@ def test_three_modalities_join_into_one_object() -> None:
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
 def test_run_lengths_round_trip_and_follow_cocos_order(height: int, width: int, seed: int) -> None:
     mask = np.random.default_rng(seed).random((height, width)) < 0.5
     rle = encode_rle(mask)

@@ -14,7 +14,10 @@ from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.tracking import tracking_uri
 
-_PACKAGES = ("torch", "ray", "webdataset", "pyarrow", "mlflow", "numpy", "opencv-python-headless", "s3fs", "boto3")
+_PACKAGES = (
+    "torch", "ray", "webdataset", "pyarrow", "mlflow", "transformers", "segment-anything", "numpy",
+    "opencv-python-headless", "s3fs", "boto3",
+)  # fmt: skip
 _ALIASES = {"wv3": "pansharpening", "pavia": "hmif"}
 
 

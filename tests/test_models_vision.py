@@ -157,7 +157,7 @@ def corners(box: Box) -> tuple[float, float, float, float]:
     return box.x0, box.y0, box.x1, box.y1
 
 
-@pytest.mark.parametrize(("beams", "task"), [(3, "<MORE_DETAILED_CAPTION>"), (1, "<CAPTION>")])
+@pytest.mark.parametrize(("beams", "task"), [(3, "<MORE_DETAILED_CAPTION>"), (1, "<DETAILED_CAPTION>")])
 def test_captions_are_the_librarys(beams: int, task: str) -> None:
     found = good(run(loaded(captioner(beams=beams, prompt=task)), pairs()))
     for sample in found:
@@ -167,6 +167,7 @@ def test_captions_are_the_librarys(beams: int, task: str) -> None:
             assert caption.text == processor.decode(tokens, skip_special_tokens=True).strip()
         assert sample.caption == " ".join(dict.fromkeys(caption.text for caption in sample.captions))
     assert len({caption.text for sample in found for caption in sample.captions}) > 3
+    assert len({len(caption.text.split()) for sample in found for caption in sample.captions}) > 1
 
 
 def test_answers_end_where_they_are_told_to() -> None:
@@ -297,6 +298,17 @@ def test_a_batch_gives_what_one_at_a_time_gives_in_order(make: Any) -> None:
     for sample in good(together):
         (again,) = from_table(to_table([sample]))
         assert again.members() == sample.members()
+
+
+def test_what_can_go_into_one_call_does() -> None:
+    samples = [pair(i, *size) for i, size in enumerate([(48, 64), (64, 48), (48, 64)])]
+    for make, calls in ((captioner, 1), (lambda: dino(prompts=PROMPTS), 2)):
+        stage = loaded(make())
+        seen = []
+        model = stage.model if isinstance(stage, GroundingDino) else stage.florence.model.model.vision_tower
+        model.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        run(stage, samples)
+        assert len(seen) == calls
 
 
 def annotated_pair() -> Sample:

@@ -46,7 +46,8 @@ def pack(stages: Sequence[Stage[Any]], kept: frozenset[str], cluster: Cluster, s
     """The pools of `stages` for a job of `shards` shards; those named in `kept` need no actors.
 
     CPUs are counted, not held, so that on a small machine actors take fractions of them. GPUs are not shared out
-    beyond what they have: PackingError where the smallest pools do not fit their cards.
+    beyond what they have: PackingError where the smallest pools do not fit the cards of this machine. A cluster may
+    grow, so that there they wait.
     """
     running = [stage for stage in stages if stage.name not in kept]
     shrink = min(1.0, max(cluster.cpus - TASK_CPUS, 0.5) / max(wanted_cpus(running) - TASK_CPUS, 1e-9))
@@ -62,7 +63,9 @@ def pack(stages: Sequence[Stage[Any]], kept: frozenset[str], cluster: Cluster, s
             continue
         pools.append(Pool(stage, resources.cpus * shrink, gpus, resources.min_actors, 0))
     least_gpus = sum(pool.gpus * pool.least for pool in pools)
-    _cards(pools, cluster)
+    lacking = _lacking(pools, cluster)
+    if lacking and cluster.local:
+        raise PackingError(f"{lacking}: lower STAGE.resources.gpus or STAGE.resources.min_actors")
     return [_sized(pool, cluster, shards, least_gpus) for pool in pools]
 
 
@@ -79,7 +82,7 @@ def _sized(pool: Pool, cluster: Cluster, shards: int, least_gpus: float) -> Pool
     return Pool(pool.stage, pool.cpus, pool.gpus, pool.least, most)
 
 
-def _cards(pools: Sequence[Pool], cluster: Cluster) -> list[list[tuple[str, float]]]:
+def _cards(pools: Sequence[Pool]) -> list[list[tuple[str, float]]]:
     """Which actors of the smallest pools share which card: first fit, the largest first, as Ray places fractions."""
     cards: list[list[tuple[str, float]]] = []
     actors = [(pool.stage.name, pool.gpus) for pool in pools for _ in range(pool.least) if pool.gpus]
@@ -88,20 +91,26 @@ def _cards(pools: Sequence[Pool], cluster: Cluster) -> list[list[tuple[str, floa
         if room is None:
             cards.append(room := [])
         room.append((name, gpus))
-    needed = sum(max(1.0, sum(g for _, g in card)) for card in cards)
-    if needed > cluster.gpus + 1e-6:
-        each = ", ".join(f"{name} {gpus:g}" for name, gpus in actors)
-        raise PackingError(
-            f"the smallest pools need {needed:g} GPUs ({each}), {cluster.place} has {cluster.gpus:g}:"
-            " lower STAGE.resources.gpus or STAGE.resources.min_actors"
-        )
     return cards
 
 
+def _lacking(pools: Sequence[Pool], cluster: Cluster) -> str | None:
+    """What the smallest pools need beyond the cards there are, in words."""
+    cards = _cards(pools)
+    needed = sum(max(1.0, sum(gpus for _, gpus in card)) for card in cards)
+    if needed <= cluster.gpus + 1e-6:
+        return None
+    each = ", ".join(f"{name} {gpus:g}" for card in cards for name, gpus in card)
+    return f"the smallest pools need {needed:g} GPUs ({each}), {cluster.place} has {cluster.gpus:g}"
+
+
 def packing_lines(pools: Sequence[Pool], cluster: Cluster) -> list[str]:
-    """The pools in words, and what shares each card."""
+    """The pools in words, what shares each card, and what has to wait for the cluster to grow."""
     lines = [f"actors on {cluster}: " + ", ".join(str(pool) for pool in pools)]
-    for number, card in enumerate(_cards(pools, cluster)):
+    for number, card in enumerate(_cards(pools)):
         share = ", ".join(f"{name} {gpus:g}" for name, gpus in card)
         lines.append(f"GPU {number}: {share} (of 1)")
+    lacking = _lacking(pools, cluster)
+    if lacking:
+        lines.append(f"{lacking}: the job waits until there are more")
     return lines

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from rwkvfusion.infra.weights import HubModel
-from rwkvfusion.stages.models import ModelConfig, ModelStage
+from rwkvfusion.stages.models import ModelConfig, ModelStage, quiet
 from rwkvfusion.stages.sample import Sample, Text
 
 
@@ -44,8 +44,11 @@ class TextEncoder(ModelStage[TextEncoderConfig]):
         kind = type(AutoConfig.from_pretrained(weights.path, local_files_only=True))
         # T5 is an encoder and a decoder to AutoModel; here only the encoder is wanted.
         family = AutoModelForTextEncoding if kind in AutoModelForTextEncoding._model_mapping else AutoModel
-        self.tokenizer = AutoTokenizer.from_pretrained(weights.path, local_files_only=True)
-        self.model = self.pretrained(family, weights)
+        with quiet():
+            self.tokenizer = AutoTokenizer.from_pretrained(weights.path, local_files_only=True)
+        # Checkpoints of masked language models have no pooler, which the hidden states do without.
+        model = self.pretrained(family, weights, unused=("pooler.",))
+        self.model = model.get_encoder() if model.config.is_encoder_decoder else model
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
         vectors = self.encode([sample.caption or "" for sample in samples])
@@ -59,9 +62,11 @@ class TextEncoder(ModelStage[TextEncoderConfig]):
         return [next(found) if caption.strip() else empty for caption in captions]
 
     def _encode(self, captions: list[str]) -> list[np.ndarray]:
-        tokens = self.tokenizer(
-            captions, padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="pt"
-        ).to(self.device)
+        # Beyond its own limit a model has no positions, or none it was trained on.
+        longest = min(self.config.max_tokens, self.tokenizer.model_max_length)
+        tokens = self.tokenizer(captions, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(
+            self.device
+        )
         with self.inference():
             hidden = self.model(**tokens).last_hidden_state
         real = tokens["attention_mask"].bool()

@@ -80,10 +80,11 @@ class ModelStage(Stage[M]):
             found.must_equal(self.weights)
         return found
 
-    def pretrained(self, kind: Any, weights: Weights) -> Any:
+    def pretrained(self, kind: Any, weights: Weights, unused: tuple[str, ...] = ()) -> Any:
         """A transformers model of class `kind` with these weights, on the device; WeightsError where any is lacking.
 
-        transformers fills in missing weights at random and only warns: here that is an error.
+        transformers fills in missing weights at random and only warns: here that is an error, except for tensors
+        whose names begin with one of `unused`, which do not shape what is asked of the model.
         """
         import torch
 
@@ -101,7 +102,8 @@ class ModelStage(Stage[M]):
                 )
         except (OSError, RuntimeError, ValueError) as error:
             raise WeightsError(f"{self.name}: {weights.path}: {str(error).strip().partition(chr(10))[0]}") from error
-        lacking = sorted({*facts["missing_keys"], *(name for name, *_ in facts["mismatched_keys"])})
+        failed = {*facts["missing_keys"], *(name for name, *_ in facts["mismatched_keys"])}
+        lacking = sorted(name for name in failed if not name.startswith(unused))
         if lacking:
             some = "1 tensor is" if len(lacking) == 1 else f"{len(lacking)} tensors are"
             raise WeightsError(

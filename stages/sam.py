@@ -43,7 +43,7 @@ class SamConfig(AnnotationConfig):
     method: Literal["sam"] = "sam"
     checkpoint: str = Field(default="vit_h", description="vit_b, vit_l, vit_h; or a path; or a URL, with sha256")
     sha256: str | None = Field(default=None, description="of the checkpoint; None: not checked, only recorded")
-    half: bool = Field(default=True, description="half precision on GPUs (bfloat16 where they have it)")
+    half: bool = Field(default=True, description="half precision on GPUs (bfloat16 where they have it) for pictures")
     boxes_per_call: int | None = Field(
         default=None,
         ge=1,
@@ -104,27 +104,37 @@ class SamSegmenter(ModelStage[SamConfig]):
                 yield from self.segment(image, boxes)
 
     def segment(self, image: Image, boxes: Sequence[Box]) -> list[Instance]:
-        """The masks of the objects in `boxes`, in their order; without those that are empty."""
+        """The masks of the objects in `boxes`, in their order; without those that are empty.
+
+        Of a box only what is in the picture counts; one that lies outside has no mask.
+        """
         import torch
 
+        size = image.height, image.width
+        clipped = [(box, _clipped(box, *size)) for box in boxes]
+        clipped = [(box, corners) for box, corners in clipped if corners[0] < corners[2] and corners[1] < corners[3]]
+        if not clipped:
+            return []
         found = []
-        corners = torch.tensor([[b.x0, b.y0, b.x1, b.y1] for b in boxes], dtype=torch.float, device=self.device)
         with self.inference():
             self.predictor.set_image(rgb(image))
-            prompts = self.predictor.transform.apply_boxes_torch(corners, (image.height, image.width))
-            size = self.config.boxes_per_call or (32 if self.device == "cuda" else 1)
-            for start in range(0, len(boxes), size):
-                part = slice(start, start + size)
-                for box, (mask, quality, stability) in zip(boxes[part], self._predict(prompts[part]), strict=True):
-                    if mask.any():
-                        instance = Instance(
-                            role=image.role,
-                            label=box.label,
-                            predicted_iou=round(min(1.0, max(0.0, quality)), 4),
-                            stability=round(stability, 4),
-                            rle=encode_rle(mask),
-                        )
-                        found.append(instance)
+        # The rest takes little time, and in half precision a box would be off by a pixel or two of the 1024.
+        with torch.inference_mode():
+            self.predictor.features = self.predictor.features.float()
+            corners = torch.tensor([corners for _, corners in clipped], dtype=torch.float, device=self.device)
+            prompts = self.predictor.transform.apply_boxes_torch(corners, size)
+            step = self.config.boxes_per_call or (32 if self.device == "cuda" else 1)
+            parts = (part for start in range(0, len(prompts), step) for part in self._predict(prompts[start:][:step]))
+            for (box, _), (mask, quality, stability) in zip(clipped, parts, strict=True):
+                if mask.any():
+                    instance = Instance(
+                        role=image.role,
+                        label=box.label,
+                        predicted_iou=round(min(1.0, max(0.0, quality)), 4),
+                        stability=round(stability, 4),
+                        rle=encode_rle(mask),
+                    )
+                    found.append(instance)
         self.predictor.reset_image()
         return found
 
@@ -145,12 +155,16 @@ class SamSegmenter(ModelStage[SamConfig]):
         best = quality.argmax(dim=1)
         rows = torch.arange(len(best), device=best.device)
         for logits, value in zip(small[rows, best], quality[rows, best].tolist(), strict=True):
-            full = sam.postprocess_masks(
-                logits[None, None].float(), self.predictor.input_size, self.predictor.original_size
-            )[0]
+            full = sam.postprocess_masks(logits[None, None], self.predictor.input_size, self.predictor.original_size)[0]
             stability = self.stability(full, sam.mask_threshold, 1.0)
             # Nothing above the lower threshold: 0 / 0.
             yield (full[0] > sam.mask_threshold).cpu().numpy(), value, float(torch.nan_to_num(stability)[0])
+
+
+def _clipped(box: Box, height: int, width: int) -> tuple[float, float, float, float]:
+    x0, x1 = (min(max(x, 0.0), float(width)) for x in (box.x0, box.x1))
+    y0, y1 = (min(max(y, 0.0), float(height)) for y in (box.y0, box.y1))
+    return x0, y0, x1, y1
 
 
 def build(**architecture: Any) -> Any:
@@ -204,7 +218,7 @@ def architecture(weights: Weights, tensors: Mapping[str, Any]) -> dict[str, Any]
     wrong = [name for name, tensor in expected.items() if shapes.get(name) != tuple(tensor.shape)]
     wrong += [name for name in shapes if name not in expected]
     if wrong:
-        raise WeightsError(_not_sam(weights, f"{len(wrong)} tensors are missing or differ, e.g. {wrong[0]}"))
+        raise WeightsError(_not_sam(weights, f"of its tensors {len(wrong)} are missing or differ, e.g. {wrong[0]}"))
     return found
 
 

@@ -13,7 +13,6 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 
@@ -40,7 +39,7 @@ def _has_torchvision() -> bool:
     try:
         importlib.import_module("torchvision.transforms.functional")
         importlib.import_module("torchvision.ops.boxes")
-    except (ImportError, RuntimeError):  # RuntimeError: its operators do not fit this torch
+    except (ImportError, RuntimeError, AttributeError, OSError):  # its operators do not fit this torch
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         return False
@@ -53,7 +52,7 @@ def _stubs() -> dict[str, ModuleType]:
     stubs = {name: ModuleType(name) for name in names}
     functional, boxes = stubs["torchvision.transforms.functional"], stubs["torchvision.ops.boxes"]
     functional.resize, functional.to_pil_image = _resize, Image.fromarray  # type: ignore[attr-defined]
-    boxes.box_area, boxes.batched_nms = _box_area, _batched_nms  # type: ignore[attr-defined]
+    boxes.box_area = boxes.batched_nms = _unused  # type: ignore[attr-defined]
     return stubs
 
 
@@ -62,19 +61,6 @@ def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
 
-def _box_area(boxes: Any) -> Any:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
-def _batched_nms(boxes: Any, scores: Any, groups: Any, iou_threshold: float) -> Any:
-    """Indices of the boxes (n, 4) that are kept, best first; boxes of other groups do not suppress each other."""
-    import cv2
-    import torch
-
-    xyxy = boxes.detach().cpu().numpy().astype(np.float64)
-    xywh = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
-    kept = cv2.dnn.NMSBoxesBatched(
-        xywh.tolist(), scores.detach().cpu().tolist(), groups.cpu().tolist(), -np.inf, iou_threshold
-    )
-    order = np.asarray(kept, np.int64).reshape(-1)
-    return torch.as_tensor(order[np.argsort(-scores.detach().cpu().numpy()[order], kind="stable")], device=boxes.device)
+def _unused(*_: Any, **__: Any) -> Any:
+    """What only the package's own SamAutomaticMaskGenerator calls."""
+    raise NotImplementedError("segment-anything was imported without torchvision: it answers prompts only")

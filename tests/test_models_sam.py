@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import textwrap
@@ -59,13 +60,17 @@ def boxes_in(image: Image, count: int, seed: int = 0) -> list[Box]:
     ]
 
 
+def inside(box: Box, image: Image) -> np.ndarray:
+    return np.clip([box.x0, box.y0, box.x1, box.y1], 0, [image.width, image.height] * 2)
+
+
 def direct(stage: SamSegmenter, image: Image, boxes: Sequence[Box]) -> list[tuple[np.ndarray, float]]:
     """The library's own answer to each box: its best mask and that mask's quality."""
     predictor = segment_anything().SamPredictor(stage.predictor.model)
     predictor.set_image(rgb(image))
     found = []
     for box in boxes:
-        masks, quality, _ = predictor.predict(box=np.array([box.x0, box.y0, box.x1, box.y1]), multimask_output=True)
+        masks, quality, _ = predictor.predict(box=inside(box, image), multimask_output=True)
         best = int(quality.argmax())
         found.append((masks[best], float(quality[best])))
     return found
@@ -97,12 +102,29 @@ def test_stability_is_that_of_the_package(stage: SamSegmenter) -> None:
     (box,) = boxes_in(image, 1)
     predictor = segment_anything().SamPredictor(stage.predictor.model)
     predictor.set_image(rgb(image))
-    logits, quality, _ = predictor.predict(
-        box=np.array([box.x0, box.y0, box.x1, box.y1]), multimask_output=True, return_logits=True
-    )
+    logits, quality, _ = predictor.predict(box=inside(box, image), multimask_output=True, return_logits=True)
     wanted = calculate_stability_score(torch.as_tensor(logits[quality.argmax()])[None], 0.0, 1.0)
     (found,) = stage.segment(image, [box])
     assert found.stability == pytest.approx(float(wanted[0]), abs=6e-5)
+
+
+def test_of_a_box_only_what_is_in_the_picture_counts(stage: SamSegmenter) -> None:
+    image = image_of(48, 64, "colour")
+
+    def found(*edges: tuple[float, float, float, float]) -> list[Any]:
+        boxes = [
+            Box(role="visible", label=f"box {i}", score=1, x0=x0, y0=y0, x1=x1, y1=y1)
+            for i, (x0, y0, x1, y1) in enumerate(edges)
+        ]
+        return [(one.label, one.rle, one.predicted_iou) for one in stage.segment(image, boxes)]
+
+    outside = [(70.0, 5.0, 90.0, 20.0), (-9.0, 3.0, 0.0, 9.0), (5.0, 48.0, 9.0, 60.0), (5.0, 9.0, 5.0, 20.0)]
+    assert found(*outside) == []
+    whole = found((0, 0, 64, 48))
+    assert whole
+    assert found((-30, -1, 64.4, 1e6)) == whole
+    assert [label for label, *_ in found(outside[0], (0, 0, 64, 48), outside[1])] == ["box 1"]
+    assert len(found((0, 0, 1, 1), (63.5, 47.5, 64, 48))) <= 2
 
 
 def test_boxes_in_one_call_are_those_one_by_one_but_for_rounding(checkpoint: Path, stage: SamSegmenter) -> None:
@@ -119,12 +141,11 @@ def test_boxes_in_one_call_are_those_one_by_one_but_for_rounding(checkpoint: Pat
         assert instance.predicted_iou == pytest.approx(other.predicted_iou, abs=2e-4)
 
 
-def test_a_picture_is_embedded_once_and_only_where_it_has_boxes(
-    stage: SamSegmenter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    embedded: list[int] = []
-    original = stage.predictor.set_image
-    monkeypatch.setattr(stage.predictor, "set_image", lambda array: (embedded.append(array.shape[1]), original(array)))
+def test_a_picture_is_embedded_once_and_only_where_it_has_boxes(stage: SamSegmenter) -> None:
+    embedded: list[tuple[int, ...]] = []
+    hook = stage.predictor.model.image_encoder.register_forward_pre_hook(
+        lambda _, given: embedded.append(tuple(given[0].shape))
+    )
     images = (image_of(48, 64, "colour"), picture("infrared", scene(5, 48, 64, 1)))
     plain = Sample(key="a", dataset="d", split="train", task="vif", images=images)
     empty = plain.replace(key="b", boxes=())
@@ -136,7 +157,8 @@ def test_a_picture_is_embedded_once_and_only_where_it_has_boxes(
     failed = plain.replace(key="d", boxes=tuple(boxes_in(images[0], 2))).failed("source", "unreadable", "x")
     guided = plain.replace(boxes=tuple(boxes_in(images[0], 5)))
     found = run(stage, [guided, empty, own, failed])
-    assert embedded == [64]
+    hook.remove()
+    assert embedded == [(1, 3, 1024, 1024)]
     assert [sample.key for sample in found] == ["a", "b", "c", "d"]
     assert found[1].instances == ()
     assert found[2].instances is not None
@@ -168,7 +190,7 @@ def test_files_that_are_no_sam_are_refused_before_anything_starts(tmp_path: Path
     tensors = torch.load(checkpoint, weights_only=True)
     tensors.pop("mask_decoder.iou_token.weight")
     torch.save(tensors, tmp_path / "cut.pth")
-    assert "1 tensors are missing or differ, e.g. mask_decoder.iou_token.weight" in refused(tmp_path / "cut.pth")
+    assert "of its tensors 1 are missing or differ, e.g. mask_decoder.iou_token.weight" in refused(tmp_path / "cut.pth")
     torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
     assert "is not a checkpoint of SAM" in refused(tmp_path / "other.pth")
     # A pickle that would run code is not run.
@@ -189,45 +211,51 @@ def test_files_that_are_no_sam_are_refused_before_anything_starts(tmp_path: Path
     assert str(tmp_path / "none.pth") in refused(tmp_path / "none.pth")
 
 
-_IMPORTS = """
+_IMPORTED = """
     import sys
     from rwkvfusion.stages.sam_import import segment_anything
     package = segment_anything()
     left = [name for name in sys.modules if name.partition(".")[0] == "torchvision"]
-    import transformers
-    from transformers import T5EncoderModel
-    import numpy as np
-    from segment_anything.utils.transforms import ResizeLongestSide
-    small = ResizeLongestSide(64).apply_image(np.arange(48 * 96 * 3, dtype=np.uint8).reshape(48, 96, 3))
+    from segment_anything.utils import transforms
     try:
         import torchvision
-        there = getattr(torchvision, "MINE", "real")
-    except ImportError:
-        there = "absent"
-    print(left, small.shape, there, len(sys.argv))
+        there = "there"
+    except (ImportError, RuntimeError) as error:
+        there = type(error).__name__
+    print(len(left), transforms.resize.__module__, there)
+"""
+_TRANSFORMERS = """
+    from transformers import T5EncoderModel
+    from transformers.utils import is_torchvision_available
+    print(is_torchvision_available())
 """
 
 
-def test_stand_ins_for_torchvision_leave_no_trace_and_a_real_one_is_used(tmp_path: Path) -> None:
-    def imported(path: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(_IMPORTS)],
-            capture_output=True, text=True, timeout=120, env={"PYTHONPATH": path, "PATH": "", "HOME": str(tmp_path)},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip().splitlines()[-1]
-
-    import importlib.util
-
-    if importlib.util.find_spec("torchvision") is None:
-        assert imported("") == "[] (32, 64, 3) absent 1"
-    broken = tmp_path / "broken" / "torchvision"
-    broken.mkdir(parents=True)
-    (broken / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
-    code = _IMPORTS.replace("except ImportError", "except RuntimeError")
+def _in_python(code: str, path: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code).partition("import transformers")[0] + "print(left)"],
-        capture_output=True, text=True, timeout=120,
-        env={"PYTHONPATH": str(broken.parent), "PATH": "", "HOME": str(tmp_path)},
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(path), "PATH": "", "HOME": str(path)},
     )  # fmt: skip
-    assert done.stdout.strip() == "[]", done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_stand_ins_for_torchvision_leave_no_trace(tmp_path: Path) -> None:
+    if importlib.util.find_spec("torchvision") is None:
+        wanted = "0 rwkvfusion.stages.sam_import ModuleNotFoundError\nFalse\n"
+        assert _in_python(_IMPORTED + _TRANSFORMERS, tmp_path) == wanted
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    )
+    assert _in_python(_IMPORTED, tmp_path) == "0 rwkvfusion.stages.sam_import RuntimeError\n"
+
+
+def test_a_torchvision_that_works_is_used(tmp_path: Path) -> None:
+    package = tmp_path / "torchvision"
+    for name in ("", "ops", "transforms"):
+        (package / name).mkdir(exist_ok=True)
+        (package / name / "__init__.py").touch()
+    (package / "ops" / "boxes.py").write_text("batched_nms = box_area = None\n")
+    (package / "transforms" / "functional.py").write_text("def resize(): ...\nto_pil_image = None\n")
+    assert _in_python(_IMPORTED, tmp_path) == "5 torchvision.transforms.functional there\n"

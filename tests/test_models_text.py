@@ -71,6 +71,8 @@ def test_long_captions_are_cut_and_a_lacking_tensor_is_an_error(t5: Path, tmp_pa
 
     stage = encoder(t5, max_tokens=6)
     assert len(stage.encode(CAPTIONS)[0]) == 6
+    stage.tokenizer.model_max_length = 4
+    assert len(stage.encode(CAPTIONS)[0]) == 4
     tensors = load_file(t5 / "model.safetensors")
     tensors.pop("encoder.block.1.layer.0.SelfAttention.q.weight")
     for file in t5.iterdir():
@@ -78,6 +80,29 @@ def test_long_captions_are_cut_and_a_lacking_tensor_is_an_error(t5: Path, tmp_pa
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsError, match=r"not a complete T5EncoderModel: 1 tensor is missing .*block.1"):
         encoder(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["bert", "bart"])
+def test_encoders_without_a_pooler_and_those_with_a_decoder(t5: Path, tmp_path: Path, family: str) -> None:
+    from transformers import AutoTokenizer, BartConfig, BartModel, BertConfig, BertModel
+
+    for file in t5.glob("*token*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(t5)
+    torch.manual_seed(0)
+    if family == "bert":
+        small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        model = whole = BertModel(BertConfig(vocab_size=len(tokenizer), **small), add_pooling_layer=False)
+    else:
+        sides = {f"{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("attention_heads", "ffn_dim")}
+        layers = {"encoder_layers": 1, "decoder_layers": 1}
+        whole = BartModel(BartConfig(vocab_size=len(tokenizer), d_model=32, **sides, **layers))
+        model = whole.get_encoder()
+    whole.eval().save_pretrained(tmp_path)
+    found = encoder(tmp_path).encode(CAPTIONS[:1])[0]
+    with torch.no_grad():
+        wanted = model(**tokenizer(CAPTIONS[:1], return_tensors="pt")).last_hidden_state[0].numpy()
+    np.testing.assert_array_equal(found, wanted)
 
 
 def minilm() -> Path:
@@ -107,7 +132,6 @@ def test_captions_of_like_meaning_are_closer_than_others() -> None:
     same = np.array([close[2 * i, 2 * i + 1] for i in range(len(SCENES))])
     others = np.array([[close[i, j] for j in range(len(captions)) if j // 2 != i // 2] for i in range(len(captions))])
     print(f"like {same.round(2)}, unlike mean {others.mean():.2f}, largest {others.max():.2f}")
-    # Each caption's nearest neighbour is the other one of its scene.
-    np.fill_diagonal(close, -1)
-    assert [int(row.argmax()) for row in close] == [i ^ 1 for i in range(len(captions))]
-    assert same.mean() - others.mean() > 0.3
+    # Measured: 0.47 to 0.76, others 0.07 on average and 0.30 at most.
+    assert same.min() > others.max() + 0.1
+    assert same.mean() > others.mean() + 0.4

@@ -37,6 +37,10 @@ class Cluster:
         return (os.cpu_count() or 1) if self.local else int(self.cpus)
 
 
+_own = False
+"""Whether the Ray this process is connected to was started by it."""
+
+
 @contextmanager
 def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]:
     """Connect to `address`, else `RAY_ADDRESS`, else a Ray this process already has, else start a local one.
@@ -44,8 +48,9 @@ def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]
     A local Ray gets at least `cpus` logical CPUs: Ray Data waits for ever, silently, where its actors together
     ask for more than there are. It is shut down at the end; a cluster of others is only left.
     """
+    global _own
     if ray.is_initialized():
-        yield _describe(local=False)
+        yield _describe(local=_own)
         return
     address = address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -61,11 +66,13 @@ def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with _stderr_muted():
         ray.init(**options)
+    _own = not address
     try:
         # Ray prints the deaths of workers on stdout, which belongs to a command's answer.
         with redirect_stdout(sys.stderr):
             yield _describe(local=not address)
     finally:
+        _own = False
         ray.shutdown()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.pipelines.cluster import Cluster
 from rwkvfusion.stages.stage import Stage
+
+if TYPE_CHECKING:  # it takes Ray, and a second, to import
+    from rwkvfusion.pipelines.cluster import Cluster
 
 TASK_CPUS = 2
 """Logical CPUs kept for reading and for committing, which share the cluster with the actors."""
@@ -72,12 +74,8 @@ def pack(stages: Sequence[Stage[Any]], kept: frozenset[str], cluster: Cluster, s
 def _sized(pool: Pool, cluster: Cluster, shards: int, least_gpus: float) -> Pool:
     if pool.least == 0:
         return pool
-    room = int(cluster.cpus) // 2
-    if pool.gpus:
-        room = int(pool.least * cluster.gpus / least_gpus + 1e-6)
-    elif pool.stage.uses_gpu:
-        # Each actor holds the whole model in memory; only real cores make more of them worth it.
-        room = cluster.cores // 2
+    # Stages run side by side, so that more actors than this would only wait for each other.
+    room = int(pool.least * cluster.gpus / least_gpus + 1e-6) if pool.gpus else cluster.cores // 2
     most = max(pool.least, min(pool.stage.config.resources.max_actors, shards, room))
     return Pool(pool.stage, pool.cpus, pool.gpus, pool.least, most)
 

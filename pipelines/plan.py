@@ -6,11 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rwkvfusion.infra.manifest import Manifest, read_manifests
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.pipelines.cluster import Cluster
 from rwkvfusion.pipelines.guidance import check_weights, guidance_stages
 from rwkvfusion.pipelines.packing import Pool, pack, wanted_cpus
 from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
@@ -19,6 +18,9 @@ from rwkvfusion.stages.cache import StageCache
 from rwkvfusion.stages.sample import SCHEMA_VERSION
 from rwkvfusion.stages.source import PairRef, Source, Unpaired
 from rwkvfusion.stages.stage import Stage, fingerprint, fingerprints
+
+if TYPE_CHECKING:  # it takes Ray, and a second, to import
+    from rwkvfusion.pipelines.cluster import Cluster
 
 
 @dataclass(frozen=True)

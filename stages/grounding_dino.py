@@ -94,10 +94,15 @@ class GroundingDino(ModelStage[GroundingDinoConfig]):
         ]
         # Pictures or texts of other sizes would be padded, and padding shows in the last digits.
         wanted.sort(key=_alike)
+        pictures: dict[tuple[int, str], np.ndarray] = {}
+        for place, image, _ in wanted:
+            if (place, image.role) not in pictures:
+                pictures[place, image.role] = rgb(image)
         found: dict[tuple[int, str], list[Box]] = {}
         for _, group in groupby(wanted, key=_alike):
             members = list(group)
-            boxes = self.detect([image for _, image, _ in members], members[0][2])
+            arrays = [pictures[place, image.role] for place, image, _ in members]
+            boxes = self.detect([image for _, image, _ in members], arrays, members[0][2])
             for (place, image, _), some in zip(members, boxes, strict=True):
                 found.setdefault((place, image.role), []).extend(some)
         return [sample.replace(boxes=self._best(place, sample, found)) for place, sample in enumerate(samples)]
@@ -108,10 +113,10 @@ class GroundingDino(ModelStage[GroundingDinoConfig]):
         best = (best_boxes(found.get((place, image.role), ()), image, self.config) for image in sample.images)
         return tuple(box for boxes in best for box in boxes)
 
-    def detect(self, images: Sequence[Image], question: Question) -> list[list[Box]]:
-        """All boxes above the thresholds in each of the `images`, which are of one size."""
-        pictures, texts = [rgb(image) for image in images], [question.text] * len(images)
-        inputs = self.processor(images=pictures, text=texts, return_tensors="pt").to(self.device)
+    def detect(self, images: Sequence[Image], pictures: Sequence[np.ndarray], question: Question) -> list[list[Box]]:
+        """All boxes above the thresholds in each of the `images`, which are of one size and decoded as `pictures`."""
+        texts = [question.text] * len(images)
+        inputs = self.processor(images=list(pictures), text=texts, return_tensors="pt").to(self.device)
         with self.inference():
             outputs = self.model(**inputs)
         results = self.processor.post_process_grounded_object_detection(

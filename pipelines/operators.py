@@ -39,12 +39,17 @@ class ReadPairs:
 
 
 class RunStage:
-    """One guidance stage: a shard is one call, the model is loaded once, for the first sample that is not kept yet."""
+    """One guidance stage: a shard is one call, and the model is loaded once.
 
-    def __init__(self, stage: Stage[Any], fingerprint: str, store: Store) -> None:
+    With `load` at once, as an actor that will need it; else for the first sample that is not kept yet.
+    """
+
+    def __init__(self, stage: Stage[Any], fingerprint: str, store: Store, load: bool = False) -> None:
         self.stage, self.fingerprint = stage, fingerprint
         self.cache = StageCache.of(store, stage, fingerprint)
-        self.loaded = False
+        self.loaded = load
+        if load:
+            stage.load()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         out = []

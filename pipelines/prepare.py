@@ -119,7 +119,7 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster) -> Dataset:
         dataset = _operator(
             dataset,
             RunStage,
-            arguments,
+            (*arguments, True),
             pool.stage.name,
             compute=ActorPoolStrategy(min_size=pool.least, max_size=pool.most),
             num_cpus=pool.cpus,

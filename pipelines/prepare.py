@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
@@ -107,14 +107,17 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster) -> Dataset:
     """The Ray Data plan of `job`: an operator a stage, an actor pool where it has something to make."""
     _quiet()
     rows = [first_row(shard.name, shard.to_json()) for shard in job.pending]
-    # Tasks take no whole CPU from a cluster that is smaller than the actors' demands: they would never be placed.
-    cpus = min(1.0, cluster.cpus / (job.cpus + 1e-9))
+    # Tasks take no whole CPU from a cluster that is smaller than the actors' demands: they would never be placed. On a
+    # machine of our own each logical CPU that is free would start a process for them, and they all import at once.
+    tasks: dict[str, Any] = {"num_cpus": min(1.0, cluster.cpus / (job.cpus + 1e-9))}
+    if cluster.local:
+        tasks["compute"] = TaskPoolStrategy(size=cluster.cores)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    dataset = _operator(dataset, ReadPairs, (job.recipe.source, job.dataset), "read", num_cpus=cpus)
+    dataset = _operator(dataset, ReadPairs, (job.recipe.source, job.dataset), "read", **tasks)
     for pool, print_ in zip(pools, job.fingerprints, strict=True):
         arguments = (pool.stage, print_, job.store)
         if pool.most == 0:
-            dataset = _operator(dataset, RunStage, arguments, pool.stage.name, num_cpus=cpus)
+            dataset = _operator(dataset, RunStage, arguments, pool.stage.name, **tasks)
             continue
         dataset = _operator(
             dataset,
@@ -127,12 +130,12 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster) -> Dataset:
             max_restarts=MAX_RETRIES,
             max_task_retries=MAX_RETRIES,
         )
-    return _operator(dataset, CommitShard, (job.store, job.dataset, job.task, job.fingerprint), "commit", num_cpus=cpus)
+    return _operator(dataset, CommitShard, (job.store, job.dataset, job.task, job.fingerprint), "commit", **tasks)
 
 
 def _operator(dataset: Dataset, operator: type, args: tuple[Any, ...], name: str, **options: Any) -> Dataset:
-    """A Ray Data operator that shows as `name` on the dashboard: an actor pool with `compute`, else tasks."""
-    if "compute" in options:
+    """A Ray Data operator that shows as `name` on the dashboard: tasks, or an actor pool where `compute` is one."""
+    if isinstance(options.get("compute"), ActorPoolStrategy):
         actor = type(name, (operator,), {})
         return dataset.map_batches(actor, fn_constructor_args=args, batch_size=1, batch_format="pyarrow", **options)
     call = operator(*args)

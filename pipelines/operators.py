@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.manifest import QUARANTINE, Manifest, Quarantined, StageRecord, commit_shard
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import Store, sha256
@@ -47,9 +48,14 @@ class RunStage:
     def __init__(self, stage: Stage[Any], fingerprint: str, store: Store, load: bool = False) -> None:
         self.stage, self.fingerprint = stage, fingerprint
         self.cache = StageCache.of(store, stage, fingerprint)
-        self.loaded = load
+        self.loaded = False
+        self.refused: RwkvFusionError | None = None
         if load:
-            stage.load()
+            try:
+                self._load()
+            except RwkvFusionError as error:
+                # Told at the first call: an actor that dies as it starts is started again, and buries what it said.
+                self.refused = error
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         out = []
@@ -74,15 +80,20 @@ class RunStage:
         ]
         todo = [place for place, sample in enumerate(result) if sample is None]
         if todo:
-            if not self.loaded:
-                self.stage.load()
-                self.loaded = True
+            self._load()
             for place, sample in zip(todo, run(self.stage, [samples[place] for place in todo]), strict=True):
                 result[place] = sample
         done = [sample for sample in result if sample is not None]
         if todo:
             self.cache.keep(shard, done)
         return done, len(todo)
+
+    def _load(self) -> None:
+        if self.refused is not None:
+            raise self.refused
+        if not self.loaded:
+            self.stage.load()
+            self.loaded = True
 
 
 class CommitShard:

@@ -7,6 +7,7 @@ pool of actors, so that captioning of one shard and masking of another overlap; 
 from __future__ import annotations
 
 import logging
+import re
 import time
 import warnings
 from collections import Counter
@@ -31,6 +32,9 @@ from rwkvfusion.pipelines.plan import Job
 
 MAX_RETRIES = 2
 """Times a dead worker's task is given to another one; Ray's own default is for ever."""
+
+
+_OURS = re.compile(r"^rwkvfusion(\.\w+)+: ")
 
 
 class PrepareError(RwkvFusionError):
@@ -111,7 +115,7 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster) -> Dataset:
     # machine of our own each logical CPU that is free would start a process for them, and they all import at once.
     tasks: dict[str, Any] = {"num_cpus": min(1.0, cluster.cpus / (job.cpus + 1e-9))}
     if cluster.local:
-        tasks["compute"] = TaskPoolStrategy(size=cluster.cores)
+        tasks["compute"] = TaskPoolStrategy(size=min(cluster.cores, len(rows)))
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     dataset = _operator(dataset, ReadPairs, (job.recipe.source, job.dataset), "read", **tasks)
     for pool, print_ in zip(pools, job.fingerprints, strict=True):
@@ -153,12 +157,14 @@ def _quiet() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # What fails reaches us as an exception, and its message the user.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # The cap on retries goes through arguments that Ray keeps until 2.64; the package is pinned below that.
     warnings.filterwarnings("ignore", category=RayDeprecationWarning)
 
 
 def _cause(error: BaseException) -> str:
-    """The line of Ray's wrapped tracebacks that says what happened."""
+    """The line of Ray's wrapped tracebacks that says what happened; of our own errors the message alone."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    ours = [re.sub(_OURS, "", line) for line in lines if _OURS.match(line)]
+    return [type(error).__name__, *lines, *ours][-1]

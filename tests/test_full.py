@@ -317,3 +317,20 @@ def test_fetch_says_where_the_weights_are(raw: Path, models: dict[str, str], tmp
     for name in ("caption.model", "detect.model", "segment.checkpoint", "text.model"):
         assert models[name] in result.stderr
     assert "needs no models" in run("fetch", "msrs", raw, tmp_path, {"guidance": "builtin"}).stderr
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_weights_that_lack_a_tensor_are_told_in_one_line(
+    raw: Path, models: dict[str, str], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(models["text.model"], tmp_path / "t5") / "model.safetensors"
+    tensors = load_file(broken)
+    tensors.pop("encoder.block.1.layer.0.SelfAttention.q.weight")
+    save_file(tensors, broken, metadata={"format": "pt"})
+    values = {"guidance": "builtin", "masks": "none", "text.method": "encoder", "text.model": str(broken.parent)}
+    result = run("prepare", "msrs", raw, tmp_path / "out", values, "--limit", "1")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith(f"rwkvfusion: text: {broken.parent} is not a complete T5Encoder")
+    assert "Traceback" not in result.output

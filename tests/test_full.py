@@ -320,9 +320,7 @@ def test_fetch_says_where_the_weights_are(raw: Path, models: dict[str, str], tmp
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_weights_that_lack_a_tensor_are_told_in_one_line(
-    raw: Path, models: dict[str, str], tmp_path: Path
-) -> None:
+def test_weights_that_lack_a_tensor_are_told_in_one_line(raw: Path, models: dict[str, str], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     broken = shutil.copytree(models["text.model"], tmp_path / "t5") / "model.safetensors"

@@ -213,6 +213,36 @@ def test_one_bad_sample_is_isolated_in_its_place() -> None:
     assert stage.calls == calls  # failed samples are not tried again
 
 
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's own."""
+
+
+class Hungry(Fragile):
+    """Has room for two samples, and none at all for those called `huge`."""
+
+    def __init__(self, config: StageConfig) -> None:
+        super().__init__(config)
+        self.sizes: list[int] = []
+
+    def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        self.sizes.append(len(samples))
+        if len(samples) > 2 or any(s.key.startswith("huge") for s in samples):
+            raise OutOfMemoryError("no room")
+        return [s.replace(caption="done") for s in samples]
+
+
+def test_memory_that_runs_out_halves_this_batch_and_those_after_it() -> None:
+    keys = [*"abcdefghijklmnop", "huge"]
+    stage = Hungry(StageConfig())
+    found = run(stage, [sample(flat(), flat(91), key) for key in keys])
+    assert [s.key for s in found] == keys
+    assert [s.caption for s in found] == ["done"] * 16 + [None]
+    assert found[-1].error is not None
+    assert found[-1].error.kind == "out_of_memory"
+    # Eight and four are tried once; then nothing is larger than what fitted.
+    assert stage.sizes == [8, 4, *[2] * 8, 1]
+
+
 def test_a_chain_that_cannot_work_is_refused_before_it_starts() -> None:
     detect, caption, *_ = builtin_stages()
     with pytest.raises(StageError, match=r"'caption' needs boxes"):

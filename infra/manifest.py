@@ -126,11 +126,12 @@ def commit_shard(store: Store, manifest: Manifest, tar: bytes) -> None:
     """
     old = read_manifest(store, manifest.shard)
     waiting = {old.tar} if old and old.sha256 is not None else set()
-    if manifest.sha256 is not None and not (old and old.tar == manifest.tar and _is_there(store, manifest)):
+    same = old is not None and (old.tar, old.sha256) == (manifest.tar, manifest.sha256)
+    if manifest.sha256 is not None and not (same and check_shard(store, manifest) is None):
         if waiting:
             interim = manifest.model_copy(update={"file": f"{manifest.shard}.{manifest.sha256[:12]}.tar"})
             waiting.add(interim.tar)
-            if not _is_there(store, interim):
+            if check_shard(store, interim) is not None:
                 _write_checked(store, interim, tar)
             write_manifest(store, interim)
         _write_checked(store, manifest, tar)
@@ -144,10 +145,6 @@ def commit_shard(store: Store, manifest: Manifest, tar: bytes) -> None:
 def interim_tars(store: Store) -> list[str]:
     """Tars that wait to take an older one's place, or did not live to do so."""
     return [name for name in store.files(deep=False) if INTERIM.match(name)]
-
-
-def _is_there(store: Store, manifest: Manifest) -> bool:
-    return store.exists(manifest.tar) and check_shard(store, manifest) is None
 
 
 def _write_checked(store: Store, manifest: Manifest, tar: bytes) -> None:
@@ -196,11 +193,17 @@ def check_shard(store: Store, manifest: Manifest) -> str | None:
     if manifest.sha256 is None:
         return None
     try:
-        data = store.read(manifest.tar)
+        read_shard(store, manifest)
     except StorageError as error:
         return str(error)
-    if len(data) != manifest.size:
-        return f"{store.join(manifest.tar)} has {len(data)} bytes, its manifest says {manifest.size}"
-    if sha256(data) != manifest.sha256:
-        return f"{store.join(manifest.tar)} is not what was committed (SHA-256 differs)"
     return None
+
+
+def read_shard(store: Store, manifest: Manifest) -> bytes:
+    """The shard's tar; StorageError unless it is there, whole and unchanged."""
+    data = store.read(manifest.tar)
+    if len(data) != manifest.size:
+        raise StorageError(f"{store.join(manifest.tar)} has {len(data)} bytes, its manifest says {manifest.size}")
+    if sha256(data) != manifest.sha256:
+        raise StorageError(f"{store.join(manifest.tar)} is not what was committed (SHA-256 differs)")
+    return data

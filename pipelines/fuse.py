@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from rwkvfusion.infra.codec import ImageError, describe
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests
+from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests, read_shard
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fuser import WEIGHTS, Fuser
 from rwkvfusion.model.serving import resolve
@@ -178,20 +178,13 @@ def _committed(store: Store, manifests: Sequence[Manifest], wanted: Collection[s
         if not keys:
             continue
         try:
-            samples = {sample.key: sample for sample in _shard(store, manifest)}
+            samples = {sample.key: sample for sample in unpack(read_shard(store, manifest))}
         except RwkvFusionError as error:
             yield from (Task(key, partial(_fail, str(error))) for key in keys)
             continue
         for key in keys:
             stem = samples[key].images[0].path.rpartition("/")[2].rpartition(".")[0]
             yield Task(stem, partial(samples.__getitem__, key))
-
-
-def _shard(store: Store, manifest: Manifest) -> list[Sample]:
-    data = store.read(manifest.tar)
-    if sha256(data) != manifest.sha256:
-        raise SampleFormatError(f"{store.join(manifest.tar)} is not what was committed (SHA-256 differs)")
-    return list(unpack(data))
 
 
 def _fail(message: str) -> Sample:

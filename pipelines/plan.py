@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ class ShardPlan:
     def to_json(self) -> str:
         return json.dumps([pair.model_dump(mode="json") for pair in self.pairs], sort_keys=True)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hex SHA-256 of the pairs."""
         return sha256(self.to_json().encode())
@@ -41,8 +42,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe put together: its stages with their fingerprints, the shards planned, those still to make, and what
-    each stage has kept of them."""
+    """A recipe put together: its stages with their fingerprints, the shards planned, and those still to make."""
 
     recipe: PrepareRecipe
     dataset: str
@@ -53,14 +53,13 @@ class Job:
     shards: tuple[ShardPlan, ...]
     unpaired: tuple[Unpaired, ...]
     committed: dict[str, Manifest]
-    kept: dict[str, frozenset[str]]
 
     @property
     def fingerprint(self) -> str:
         """Of all stages together: equal where a shard need not be made again."""
         return fingerprint("", self.fingerprints)
 
-    @property
+    @cached_property
     def pending(self) -> tuple[ShardPlan, ...]:
         """Shards that are not committed as this recipe would make them."""
         return tuple(shard for shard in self.shards if not self._is_done(shard))
@@ -80,7 +79,13 @@ class Job:
     def n_pairs(self) -> int:
         return sum(len(shard.pairs) for shard in self.shards)
 
-    @property
+    @cached_property
+    def kept(self) -> dict[str, frozenset[str]]:
+        """The shards of which each stage, by name, has kept something under its fingerprint."""
+        caches = (StageCache.of(self.store, *pair) for pair in zip(self.stages, self.fingerprints, strict=True))
+        return {cache.stage: cache.shards() for cache in caches}
+
+    @cached_property
     def idle(self) -> frozenset[str]:
         """Stages that have kept all they would make: of shards whose pairs are those of the committed one."""
         same = {s.name for s in self.pending if s.name in self.committed and self.committed[s.name].plan == s.digest}
@@ -114,21 +119,16 @@ def plan_job(recipe: PrepareRecipe, limit: int | None = None) -> Job:
     check_weights(stages)
     store = Store(recipe.output).sub(source.dataset)
     committed = {manifest.shard: manifest for manifest in read_manifests(store, skip_damaged=True)}
-    prints = fingerprints(stages, {"schema_version": SCHEMA_VERSION})
     job = Job(
         recipe=recipe,
         dataset=source.dataset,
         task=source.task,
         store=store,
         stages=tuple(stages),
-        fingerprints=prints,
+        fingerprints=fingerprints(stages, {"schema_version": SCHEMA_VERSION}),
         shards=_cut(pairs, recipe.shard.pairs),
         unpaired=plan.unpaired,
         committed=committed,
-        kept={
-            stage.name: StageCache.of(store, stage, print_).shards()
-            for stage, print_ in zip(stages, prints, strict=True)
-        },
     )
     if limit is not None:
         held = sum(len(manifest.keys) for manifest in committed.values())

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from rwkvfusion.infra.codec import ImageError, decode, decode_indices
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.manifest import Manifest, check_shard, open_dataset, read_manifests
-from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests, read_shard
+from rwkvfusion.infra.storage import StorageError, Store, sha256
 from rwkvfusion.stages.sample import Sample
 from rwkvfusion.stages.shards import unpack
 
@@ -61,11 +61,14 @@ def _check_size(store: Store, manifest: Manifest) -> list[str]:
 
 
 def _check_deep(store: Store, manifest: Manifest) -> list[str]:
-    problem = check_shard(store, manifest)
-    if problem or manifest.sha256 is None:
-        return [problem] if problem else []
+    if manifest.sha256 is None:
+        return []
     try:
-        samples = list(unpack(store.read(manifest.tar)))
+        data = read_shard(store, manifest)
+    except StorageError as error:
+        return [str(error)]
+    try:
+        samples = list(unpack(data))
     except RwkvFusionError as error:
         return [f"{manifest.shard}: {error}"]
     found = tuple(sample.key for sample in samples)

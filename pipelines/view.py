@@ -16,8 +16,8 @@ from PIL import Image as Pil
 
 from rwkvfusion.infra.codec import ImageError
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests
-from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests, read_shard
+from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.pipelines.view_draw import draw_head, draw_row, stack
 from rwkvfusion.stages.sample import Sample
 from rwkvfusion.stages.shards import unpack
@@ -149,7 +149,8 @@ def _samples(store: Store, wanted: dict[str, Manifest]) -> Iterator[Sample]:
     for shard in sorted({manifest.shard for manifest in wanted.values()}):
         keys = {key for key, manifest in wanted.items() if manifest.shard == shard}
         manifest = wanted[min(keys)]
-        data = store.read(manifest.tar)
-        if sha256(data) != manifest.sha256:
-            raise ViewError(f"{store.join(manifest.tar)} is not what was committed (SHA-256 differs)")
+        try:
+            data = read_shard(store, manifest)
+        except StorageError as error:
+            raise ViewError(str(error)) from error
         yield from (sample for sample in unpack(data) if sample.key in keys)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from rwkvfusion.infra.codec import decode_indices
-from rwkvfusion.stages.rle import decode_rle
+from rwkvfusion.stages.rle import decode_rle, mask_iou
 from rwkvfusion.stages.sample import Mask, Sample
 
 SAME = 0.4
@@ -88,7 +88,7 @@ def _object_of(mask: np.ndarray, label: str, merged: Sequence[Mark], shape: Shap
     for mark in merged:
         if mark.mask is None or not mark.mask.any():
             continue
-        share = _iou(at_object, mark.mask)
+        share = mask_iou(at_object, mark.mask)
         source = label.lower() == mark.label.lower() and float(at_object[mark.mask].mean()) >= SOURCE
         if share > best and (source or share >= SAME):
             best, number = share, mark.number
@@ -111,11 +111,6 @@ def _boxes(sample: Sample, shapes: Mapping[str, Shape], masks: Mapping[str, list
             if shares and shares[place] >= AROUND and boxes[place].number is None:
                 boxes[place] = replace(boxes[place], number=mark.number)
     return found
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    union = np.count_nonzero(a | b)
-    return float(np.count_nonzero(a & b) / union) if union else 0.0
 
 
 def _box_iou(a: Rectangle, b: Rectangle) -> float:

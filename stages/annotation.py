@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from rwkvfusion.infra.codec import decode_indices
 from rwkvfusion.stages.rle import encode_rle
-from rwkvfusion.stages.sample import Box, Instance, Sample
+from rwkvfusion.stages.sample import Box, Image, Instance, Sample
 from rwkvfusion.stages.stage import StageConfig
 
 UNNAMED = "object"
@@ -30,6 +30,16 @@ def annotated(sample: Sample, config: AnnotationConfig) -> Iterator[Instance]:
     """
     for label, mask, _ in _components(sample, config):
         yield Instance(role=sample.roles[0], label=label, predicted_iou=1.0, stability=1.0, rle=encode_rle(mask))
+
+
+def annotated_or(
+    sample: Sample, config: AnnotationConfig, segment: Callable[[Image, Sequence[Box]], Iterable[Instance]]
+) -> tuple[Instance, ...]:
+    """`annotated` where the sample has a mask of its own, else what `segment` makes of each modality and its boxes."""
+    if sample.annotation is not None:
+        return tuple(annotated(sample, config))
+    boxes = {image.role: [box for box in sample.boxes or () if box.role == image.role] for image in sample.images}
+    return tuple(one for image in sample.images if boxes[image.role] for one in segment(image, boxes[image.role]))
 
 
 def annotated_boxes(sample: Sample, config: AnnotationConfig) -> tuple[Box, ...]:

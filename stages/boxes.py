@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import cv2
 from pydantic import Field
 
-from rwkvfusion.stages.annotation import AnnotationConfig
-from rwkvfusion.stages.sample import Box, Image
+from rwkvfusion.stages.annotation import AnnotationConfig, annotated_boxes
+from rwkvfusion.stages.models import ModelStage
+from rwkvfusion.stages.sample import Box, Image, Sample
 
 
 class PromptedConfig(AnnotationConfig):
@@ -23,10 +25,25 @@ class PromptedConfig(AnnotationConfig):
     nms_iou: float = Field(default=0.6, gt=0, le=1, description="from here the weaker of two boxes is dropped")
     max_boxes: int = Field(default=20, ge=1, description="of each modality")
 
+
+P = TypeVar("P", bound=PromptedConfig)
+
+
+class PromptedDetector(ModelStage[P]):
+    """A detector that is told what to look for. Fills `boxes`; a sample with the dataset's own mask needs no model."""
+
+    name = "detect"
+    provides = frozenset({"boxes"})
+
     @property
     def requires(self) -> frozenset[str]:
-        """Fields of a sample that the detector reads."""
-        return frozenset({"images"} if self.prompts else {"images", "caption"})
+        return frozenset({"images"} if self.config.prompts else {"images", "caption"})
+
+    def best(self, sample: Sample, found: Mapping[str, Sequence[Box]]) -> tuple[Box, ...]:
+        """The sample's boxes, out of all that were found in each modality, by role."""
+        if sample.annotation is not None:
+            return annotated_boxes(sample, self.config)
+        return tuple(box for i in sample.images for box in best_boxes(found.get(i.role, ()), i, self.config))
 
 
 def best_boxes(boxes: Sequence[Box], image: Image, config: PromptedConfig) -> list[Box]:

@@ -10,8 +10,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from rwkvfusion.infra.weights import HubModel
-from rwkvfusion.stages.annotation import annotated_boxes
-from rwkvfusion.stages.boxes import PromptedConfig, best_boxes
+from rwkvfusion.stages.boxes import PromptedConfig, PromptedDetector
 from rwkvfusion.stages.models import ModelConfig, ModelStage, quiet
 from rwkvfusion.stages.phrases import joined, object_name, packed, prompt_of, sentences
 from rwkvfusion.stages.pictures import rgb
@@ -131,19 +130,10 @@ class FlorenceCaption(ModelStage[FlorenceCaptionConfig]):
         return images
 
 
-class FlorenceDetect(ModelStage[FlorenceDetectConfig]):
-    """Fills `boxes` by Florence-2's phrase grounding. It gives no scores, so that all are 1.
+class FlorenceDetect(PromptedDetector[FlorenceDetectConfig]):
+    """Detects by Florence-2's phrase grounding. It gives no scores, so that all are 1."""
 
-    A sample with the dataset's own mask needs no model.
-    """
-
-    name = "detect"
     version = 1
-    provides = frozenset({"boxes"})
-
-    @property
-    def requires(self) -> frozenset[str]:
-        return self.config.requires
 
     def source(self) -> HubModel:
         return _source(self.config, self.name)
@@ -160,21 +150,15 @@ class FlorenceDetect(ModelStage[FlorenceDetectConfig]):
                 pictures += [rgb(image)] * len(texts)
                 asked += [(sample.key, image.role, GROUNDING + text) for text in texts]
         answers = self.florence.ask(pictures, [prompt for *_, prompt in asked], GROUNDING) if asked else []
-        found: dict[tuple[str, str], list[Box]] = {}
+        found: dict[str, dict[str, list[Box]]] = {sample.key: {} for sample in samples}
         for (key, role, _), answer in zip(asked, answers, strict=True):
-            found.setdefault((key, role), []).extend(self._boxes(role, answer))
-        return [sample.replace(boxes=self._best(sample, found)) for sample in samples]
+            found[key].setdefault(role, []).extend(self._boxes(role, answer))
+        return [sample.replace(boxes=self.best(sample, found[sample.key])) for sample in samples]
 
     def _texts(self, sample: Sample) -> list[str]:
         if sample.annotation is not None:
             return []
         return self.florence.texts(self.config.prompts or sentences(sample.caption or ""))
-
-    def _best(self, sample: Sample, found: dict[tuple[str, str], list[Box]]) -> tuple[Box, ...]:
-        if sample.annotation is not None:
-            return annotated_boxes(sample, self.config)
-        best = (best_boxes(found.get((sample.key, image.role), ()), image, self.config) for image in sample.images)
-        return tuple(box for boxes in best for box in boxes)
 
     def _boxes(self, role: str, answer: dict[str, Any]) -> list[Box]:
         boxes = []

@@ -12,9 +12,8 @@ import numpy as np
 from pydantic import Field
 
 from rwkvfusion.infra.weights import HubModel
-from rwkvfusion.stages.annotation import annotated_boxes
-from rwkvfusion.stages.boxes import PromptedConfig, best_boxes
-from rwkvfusion.stages.models import ModelConfig, ModelStage, quiet
+from rwkvfusion.stages.boxes import PromptedConfig, PromptedDetector
+from rwkvfusion.stages.models import ModelConfig, quiet
 from rwkvfusion.stages.phrases import joined, object_name, packed, sentences
 from rwkvfusion.stages.pictures import rgb
 from rwkvfusion.stages.sample import Box, Image, Sample
@@ -54,20 +53,14 @@ class Question:
         return object_name(" ".join(self.text[start:end] for start, end in words), ignore)
 
 
-class GroundingDino(ModelStage[GroundingDinoConfig]):
-    """Fills `boxes`. A sample with the dataset's own mask needs no model.
+class GroundingDino(PromptedDetector[GroundingDinoConfig]):
+    """Detects by Grounding DINO.
 
     A box's score is that of its best token. Its label is the prompt with its best word or, in a caption, the words
     above `text_threshold` in the sentence with its best word.
     """
 
-    name = "detect"
     version = 1
-    provides = frozenset({"boxes"})
-
-    @property
-    def requires(self) -> frozenset[str]:
-        return self.config.requires
 
     def source(self) -> HubModel:
         config = self.config
@@ -98,20 +91,14 @@ class GroundingDino(ModelStage[GroundingDinoConfig]):
         for place, image, _ in wanted:
             if (place, image.role) not in pictures:
                 pictures[place, image.role] = rgb(image)
-        found: dict[tuple[int, str], list[Box]] = {}
+        found: list[dict[str, list[Box]]] = [{} for _ in samples]
         for _, group in groupby(wanted, key=_alike):
             members = list(group)
             arrays = [pictures[place, image.role] for place, image, _ in members]
             boxes = self.detect([image for _, image, _ in members], arrays, members[0][2])
             for (place, image, _), some in zip(members, boxes, strict=True):
-                found.setdefault((place, image.role), []).extend(some)
-        return [sample.replace(boxes=self._best(place, sample, found)) for place, sample in enumerate(samples)]
-
-    def _best(self, place: int, sample: Sample, found: dict[tuple[int, str], list[Box]]) -> tuple[Box, ...]:
-        if sample.annotation is not None:
-            return annotated_boxes(sample, self.config)
-        best = (best_boxes(found.get((place, image.role), ()), image, self.config) for image in sample.images)
-        return tuple(box for boxes in best for box in boxes)
+                found[place].setdefault(image.role, []).extend(some)
+        return [sample.replace(boxes=self.best(sample, boxes)) for sample, boxes in zip(samples, found, strict=True)]
 
     def detect(self, images: Sequence[Image], pictures: Sequence[np.ndarray], question: Question) -> list[list[Box]]:
         """All boxes above the thresholds in each of the `images`, which are of one size and decoded as `pictures`."""

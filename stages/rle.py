@@ -29,6 +29,12 @@ def decode_rle(rle: Rle) -> np.ndarray:
     return np.repeat(values, counts).reshape(rle.height, rle.width, order="F")
 
 
+def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Pixels two boolean masks share over those either has; 0 where neither has any."""
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 0.0
+
+
 class Pieces(NamedTuple):
     """Masks of one size cut along all their edges: within a piece none of them changes.
 

@@ -6,13 +6,13 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from rwkvfusion.infra.weights import Checkpoint, Weights, WeightsError, absolute_model
-from rwkvfusion.stages.annotation import AnnotationConfig, annotated
+from rwkvfusion.stages.annotation import AnnotationConfig, annotated_or
 from rwkvfusion.stages.models import ModelStage
 from rwkvfusion.stages.pictures import rgb
 from rwkvfusion.stages.rle import encode_rle
@@ -50,12 +50,12 @@ class SamConfig(AnnotationConfig):
         description="boxes of one picture at once; None: 32 on a GPU, 1 on a CPU",
     )
 
-    @model_validator(mode="after")
-    def _absolute(self) -> Self:
-        if self.checkpoint not in OFFICIAL and "://" not in self.checkpoint:
-            path = str(Path(absolute_model(self.checkpoint)).absolute())
-            object.__setattr__(self, "checkpoint", path)
-        return self
+    @field_validator("checkpoint")
+    @classmethod
+    def _absolute(cls, checkpoint: str) -> str:
+        # Workers run in other directories than the one a relative path was meant for.
+        known = checkpoint in OFFICIAL or "://" in checkpoint
+        return checkpoint if known else str(Path(absolute_model(checkpoint)).absolute())
 
 
 class SamSegmenter(ModelStage[SamConfig]):
@@ -92,16 +92,7 @@ class SamSegmenter(ModelStage[SamConfig]):
         self.stability = calculate_stability_score
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        return [sample.replace(instances=tuple(self._instances(sample))) for sample in samples]
-
-    def _instances(self, sample: Sample) -> Iterator[Instance]:
-        if sample.annotation is not None:
-            yield from annotated(sample, self.config)
-            return
-        for image in sample.images:
-            boxes = [box for box in sample.boxes or () if box.role == image.role]
-            if boxes:
-                yield from self.segment(image, boxes)
+        return [s.replace(instances=annotated_or(s, self.config, self.segment)) for s in samples]
 
     def segment(self, image: Image, boxes: Sequence[Box]) -> list[Instance]:
         """The masks of the objects in `boxes`, in their order; without those that are empty.

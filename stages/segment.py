@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import cv2
 import numpy as np
 from pydantic import Field
 
-from rwkvfusion.stages.annotation import AnnotationConfig, annotated
+from rwkvfusion.stages.annotation import AnnotationConfig, annotated, annotated_or
 from rwkvfusion.stages.pictures import view
-from rwkvfusion.stages.rle import encode_rle
+from rwkvfusion.stages.rle import encode_rle, mask_iou
 from rwkvfusion.stages.sample import Box, Image, Instance, Sample
 from rwkvfusion.stages.stage import Stage
 
@@ -49,20 +49,12 @@ class BoxSegmenter(Stage[SegmentConfig]):
         cv2.setNumThreads(1)
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        return [sample.replace(instances=tuple(self._instances(sample))) for sample in samples]
+        return [s.replace(instances=annotated_or(s, self.config, self._segment_all)) for s in samples]
 
-    def _instances(self, sample: Sample) -> Iterator[Instance]:
-        if sample.annotation is not None:
-            yield from annotated(sample, self.config)
-            return
-        for image in sample.images:
-            boxes = [box for box in sample.boxes or () if box.role == image.role]
-            if boxes:
-                picture = view(image, self.config.long_side)
-                for box in boxes:
-                    instance = self.segment(image, picture, box)
-                    if instance is not None:
-                        yield instance
+    def _segment_all(self, image: Image, boxes: Sequence[Box]) -> list[Instance]:
+        picture = view(image, self.config.long_side)
+        found = (self.segment(image, picture, box) for box in boxes)
+        return [instance for instance in found if instance is not None]
 
     def segment(self, image: Image, picture: np.ndarray, box: Box) -> Instance | None:
         """The mask of the object in `box`, or None where there is nothing to tell apart. `picture`: its small view."""
@@ -85,8 +77,8 @@ class BoxSegmenter(Stage[SegmentConfig]):
         return Instance(
             role=image.role,
             label=box.label,
-            predicted_iou=round(_iou(mask, placed), 4),
-            stability=round(_iou(mask, strict), 4),
+            predicted_iou=round(mask_iou(mask, placed), 4),
+            stability=round(mask_iou(mask, strict), 4),
             rle=encode_rle(full),
         )
 
@@ -163,8 +155,3 @@ def _grabcut(
     cv2.grabCut(colour, labels, (0, 0, 0, 0), *models, iterations, cv2.GC_INIT_WITH_MASK)
     mask: np.ndarray = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
     return mask
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 0.0

@@ -79,7 +79,7 @@ def span(raw: Path, out: Path, actors: int, kinds: Sequence[type[Slow]]) -> floa
     log.mkdir(parents=True)
     config = SlowConfig(log=str(log), resources=Resources(min_actors=actors, max_actors=actors, cpus=0.5))
     stages: list[Stage[Any]] = [kind(config) for kind in kinds]
-    job = replace(plan_job(recipe), stages=tuple(stages), fingerprints=fingerprints(stages, ""), kept={})
+    job = replace(plan_job(recipe), stages=tuple(stages), fingerprints=fingerprints(stages, ""))
     with by_value():
         prepare(job, say=lambda _: None)
     calls = [[float(t) for t in line.split()] for file in log.iterdir() for line in file.read_text().splitlines()]

@@ -9,10 +9,10 @@ FOLDERS := infra kernels model pipelines stages
 UV := $(BIN)/uv pip install --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench-kernel gpu-check check lint types clean lock
+.PHONY: help install demo test test-slow s3 bench-kernel gpu-check check lint types clean lock
 
 help:            ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(STAMP) ## create .venv and install the package with its pinned dependencies
 
@@ -38,6 +38,9 @@ test: install $(ENCODER) ## the whole test suite (under 10 minutes on 2 cores)
 
 test-slow: install $(ENCODER) ## the tests that take minutes: wheels without compilers, memory of large jobs
 	$(BIN)/pytest -m slow
+
+s3: install      ## an S3 server on the loopback (SeaweedFS) to try jobs on; S3="FOLDER --port N" keeps its data
+	$(BIN)/python tests/seaweed.py $(S3)
 
 bench-kernel: install ## the operator and a network against what their memory and FLOPs cost
 	$(BIN)/python -m rwkvfusion.model.bench $(BENCH)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from seaweed import S3, serve
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -28,3 +30,22 @@ def local_ray() -> Iterator[None]:
 
     with connect(cpus=10):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real S3 server; processes started with its `environment` find it."""
+    with serve(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_url(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty prefix on the server, which this process reaches too while the test runs."""
+    import s3fs
+
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield f"{s3.url}/{uuid4().hex[:12]}"
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from uuid import uuid4
 
 import fsspec
 from fsspec.core import split_protocol, url_to_fs
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from rwkvfusion.infra.errors import RwkvFusionError
 
 JUNK = frozenset({"thumbs.db", ".ds_store", "desktop.ini", "__macosx", ".ipynb_checkpoints"})
+PATIENCE = 60.0
+"""Seconds for which a call that a store fails for the moment is tried again, unless a recipe says otherwise."""
+PART = ".part"
+_LOUD_EVERY = 8
+_LOCAL = frozenset({"file", "local"})
+_PASSING_ON_DISK = frozenset({errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT})
+"""What a network file system says for a while; anything else a disk says, it says again."""
+_LASTING = frozenset({errno.EINVAL, errno.ENOSPC, errno.EROFS, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG,
+                      errno.EMSGSIZE, getattr(errno, "EREMCHG", errno.EINVAL)})  # fmt: skip
+_REFUSALS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_CUT_OFF = frozenset({"IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "RequestTimeout", "NoSuchUpload"})
+"""S3's words for a request that did not arrive whole, or whose answer was lost and which is asked for again."""
+_NETWORK = frozenset({"HTTPClientError", "ClientConnectionError", "ClientPayloadError", "IncompleteReadError",
+                      "ResponseParserError"})  # fmt: skip
+"""Errors of the HTTP clients below fsspec that are not OSErrors, by the names of their classes."""
+_log = logging.getLogger("rwkvfusion.storage")
+T = TypeVar("T")
 
 
 class StorageError(RwkvFusionError):
     """A store could not be reached or an object could not be read or written; the message names its URL."""
 
 
-class MissingError(StorageError):
+class RefusedError(StorageError):
+    """The store answers, and will not: no permission, not a file, no room. Asking again would not help."""
+
+
+class MissingError(RefusedError):
     """There is no object of that name; the store itself answers."""
 
 
@@ -34,7 +58,8 @@ def sha256(data: bytes) -> str:
 def absolute(url: str) -> str:
     """`url` with a local path made absolute (workers run in another directory); other protocols unchanged."""
     protocol, path = split_protocol(url)
-    if protocol not in (None, "file", "local"):
+    if protocol not in (None, *_LOCAL):
+        _no_secrets(protocol, path)
         return url.rstrip("/")
     return str(Path(os.path.expanduser(path)).absolute())
 
@@ -45,20 +70,28 @@ class Store:
 
     Names are relative to the folder, with forward slashes. The object pickles small and opens its file system
     on first use in each process. Endpoint and credentials come from the environment (`AWS_ENDPOINT_URL`, `AWS_*`).
+    A call that fails in passing (no answer, 5xx, cut off) is made again, ever later, for `patience` seconds.
     """
 
     url: str
+    patience: float = PATIENCE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", absolute(self.url))
 
+    @property
+    def _is_local(self) -> bool:
+        return split_protocol(self.url)[0] in (None, *_LOCAL)
+
     def _open(self) -> tuple[Any, str]:
+        is_s3 = self.url.startswith(("s3:", "s3a:"))
         try:
-            # A listing kept from before another process wrote would hide what it wrote.
-            options = {"use_listings_cache": False} if self.url.startswith("s3:") else {}
-            fs, root = url_to_fs(self.url, **options)
+            fs, root = url_to_fs(self.url, **(_s3_options(self.patience) if is_s3 else {}))
         except (ImportError, ValueError) as error:
             raise StorageError(f"cannot open {self.url}: {error} (for s3:// install 'rwkvfusion[s3]')") from None
+        if is_s3:
+            # Its own retries come out of the same patience.
+            fs.retries = 2
         return fs, root.rstrip("/")
 
     def path(self, name: str = "") -> str:
@@ -72,87 +105,144 @@ class Store:
 
     def sub(self, name: str) -> Store:
         """The folder `name` below this one."""
-        return Store(self.join(name))
+        return Store(self.join(name), self.patience)
 
     def exists(self, name: str = "") -> bool:
-        with self._named("look up", name) as (fs, path):
-            return bool(fs.exists(path))
+        return self._call("look up", name, lambda fs, path: bool(fs.exists(path)))
 
     def isdir(self, name: str = "") -> bool:
-        with self._named("look up", name) as (fs, path):
-            return bool(fs.isdir(path))
+        return self._call("look up", name, lambda fs, path: bool(fs.isdir(path)))
 
     def size(self, name: str) -> int:
         """Bytes of the object `name`."""
-        with self._named("look up", name) as (fs, path):
-            return int(fs.size(path))
+        return self._call("look up", name, lambda fs, path: int(fs.size(path)))
 
     def read(self, name: str) -> bytes:
         """The whole object `name`; MissingError where there is none, StorageError where it cannot be read."""
-        with self._named("read", name) as (fs, path):
-            data: bytes = fs.cat_file(path)
-            return data
+        return self._call("read", name, lambda fs, path: bytes(fs.cat_file(path)))
 
     def write(self, name: str, data: bytes) -> None:
         """Write the whole object `name`, making parent folders where the store has folders.
 
         It is there in full or not at all: stores do so by themselves, on a disk it takes a rename.
         """
-        with self._named("write", name) as (fs, path):
-            folder, _, base = path.rpartition("/")
-            fs.makedirs(folder, exist_ok=True)
-            if "file" not in fs.protocol:
-                fs.pipe_file(path, data)
-                return
-            part = f"{folder}/.{base}.{os.getpid()}.part"
-            try:
-                fs.pipe_file(part, data)
-                os.replace(part, path)
-            except BaseException:
-                Path(part).unlink(missing_ok=True)
-                raise
+        if self._is_local:
+            self._call("write", name, lambda fs, path: _write_part(path, data, os.replace))
+        else:
+            self._call("write", name, lambda fs, path: fs.pipe_file(path, data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write the whole object `name` only if there is none: False, and nothing done, where there is another.
+
+        Of several that try at once one succeeds, on a disk and on any S3 that honours If-None-Match.
+        """
+        try:
+            if self._is_local:
+                self._call("write", name, lambda fs, path: _write_part(path, data, _place_new))
+            else:
+                self._call("write", name, lambda fs, path: _create(fs, path, data))
+        except _ThereError:
+            # Ours after all, where the answer to an earlier try was lost.
+            return self.read(name) == data
+        return True
 
     def remove(self, name: str) -> None:
-        with self._named("remove", name) as (fs, path):
-            fs.rm(path)
+        """Remove the object `name`, if there is one."""
+
+        def remove(fs: Any, path: str) -> None:
+            try:
+                fs.rm_file(path)
+            except FileNotFoundError:
+                return
+
+        self._call("remove", name, remove)
 
     def files(self, folder: str = "", *, deep: bool = True) -> list[str]:
         """Names of all files below `folder`, sorted, without hidden files and the litter of file managers."""
-        with self._named("list", folder) as (fs, base):
-            if not fs.isdir(base):
-                return []
-            if "file" in fs.protocol:
-                found = _local_files(base, deep)
-            elif deep:
-                found = fs.find(base)
-            else:
-                found = [entry["name"] for entry in fs.ls(base, detail=True) if entry["type"] == "file"]
-        # Local listings come back absolute, memory:// ones with a leading slash that the root may lack.
-        skip = len(self.path().lstrip("/")) + 1
-        names = [name.lstrip("/")[skip:] for name in found]
-        return sorted(name for name in names if not _is_junk(name))
+        return sorted(name for name in self._find(folder, deep) if not _is_junk(name))
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of each file directly in `folder`, by its name in there."""
+
+        def sizes(fs: Any, path: str) -> dict[str, int]:
+            if not fs.isdir(path):
+                return {}
+            return {_base(e["name"]): int(e["size"]) for e in fs.ls(path, detail=True) if e["type"] == "file"}
+
+        return self._call("list", folder, sizes)
 
     def folders(self, folder: str = "") -> list[str]:
         """Names of the folders directly below `folder`, sorted, without hidden ones."""
-        with self._named("list", folder) as (fs, base):
-            if not fs.isdir(base):
+
+        def folders(fs: Any, path: str) -> list[str]:
+            if not fs.isdir(path):
                 return []
-            listed = fs.ls(base, detail=True)
-            found = [e["name"] for e in listed if e["type"] == "directory" or (e.get("islink") and fs.isdir(e["name"]))]
-        names = [name.rstrip("/").rsplit("/", 1)[-1] for name in found]
+            listed = fs.ls(path, detail=True)
+            return [e["name"] for e in listed if e["type"] == "directory" or (e.get("islink") and fs.isdir(e["name"]))]
+
+        names = [_base(name) for name in self._call("list", folder, folders)]
         return sorted(name for name in names if not _is_junk(name))
 
-    @contextmanager
-    def _named(self, action: str, name: str) -> Iterator[tuple[Any, str]]:
-        """The file system and its path of `name`; whatever goes wrong with them becomes a StorageError with the URL."""
+    def clear_parts(self) -> None:
+        """Remove what writers below this folder left when they died. Nobody may be writing there."""
+        if self._is_local:
+            for name in self._find("", deep=True):
+                if name.endswith(PART) and _base(name).startswith("."):
+                    self.remove(name)
+        elif self.url.startswith(("s3:", "s3a:")):
+            self._call("clear", "", _abort_uploads)
+
+    def _find(self, folder: str, deep: bool) -> list[str]:
+        """Names of all files below `folder`, as the store lists them."""
+
+        def find(fs: Any, path: str) -> list[str]:
+            if not fs.isdir(path):
+                return []
+            if self._is_local:
+                return _local_files(path, deep)
+            if deep:
+                return list(fs.find(path))
+            return [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
+
+        # Local listings come back absolute, memory:// ones with a leading slash that the root may lack.
+        skip = len(self.path().lstrip("/")) + 1
+        return [name.lstrip("/")[skip:] for name in self._call("list", folder, find)]
+
+    def _call(self, action: str, name: str, call: Callable[[Any, str], T]) -> T:
+        """`call` on the file system and its path of `name`, again while it fails in passing.
+
+        What goes wrong for good becomes a StorageError with the URL.
+        """
         fs, root = self._open()
+        path = f"{root}/{name}" if name else root
+        local, url = self._is_local, self.join(name)
+        retrying = Retrying(
+            retry=retry_if_exception(lambda error: _is_passing(error, local)),
+            stop=stop_after_delay(self.patience),
+            wait=wait_random_exponential(multiplier=0.1, max=5),
+            before_sleep=lambda state: _tell(state, f"cannot {action} {url}", self.patience),
+            reraise=True,
+        )
         try:
-            yield fs, f"{root}/{name}" if name else root
+            return retrying(call, fs, path)
+        except _ThereError:
+            raise
         except FileNotFoundError as error:
-            raise MissingError(f"cannot {action} {self.join(name)}: there is no such file") from error
+            raise MissingError(f"cannot {action} {url}: there is no such file") from error
         except Exception as error:
             # Each store's client has its own errors (botocore's are not even OSErrors); callers see one.
-            raise StorageError(f"cannot {action} {self.join(name)}: {_reason(error)}") from error
+            reason = _reason(error)
+            if _is_passing(error, local):
+                spent = retrying.statistics.get("delay_since_first_attempt", 0)
+                tries = retrying.statistics.get("attempt_number", 1)
+                raise StorageError(
+                    f"cannot {action} {url}: {reason} (gave up after {tries} tries in {spent:.0f} s)"
+                ) from error
+            raise RefusedError(f"cannot {action} {url}: {reason}") from error
+
+
+class _ThereError(Exception):
+    """What was to be created is there already."""
 
 
 def open_file(url: str, mode: str = "rb") -> Any:
@@ -173,8 +263,114 @@ def _local_files(base: str, deep: bool) -> list[str]:
     return found
 
 
+def _base(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]
+
+
 def _is_junk(name: str) -> bool:
     return any(part.startswith(".") or part.lower() in JUNK for part in name.split("/"))
+
+
+def _write_part(path: str, data: bytes, place: Callable[[str, str], None]) -> None:
+    """Write beside `path`, then `place` it there at once."""
+    folder = path.rpartition("/")[0]
+    os.makedirs(folder, exist_ok=True)
+    part = f"{folder}/.{uuid4().hex}{PART}"
+    try:
+        with open(part, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            place(part, path)
+        except FileExistsError:
+            raise _ThereError from None
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def _place_new(part: str, path: str) -> None:
+    """FileExistsError where there is a file at `path`."""
+    try:
+        os.link(part, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A disk without hard links: whoever makes the empty file fills it.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        os.replace(part, path)
+
+
+def _create(fs: Any, path: str, data: bytes) -> None:
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        raise _ThereError from None
+    except OSError as error:
+        if _s3_answer(error)[0] in ("PreconditionFailed", "412"):
+            raise _ThereError from None
+        raise
+
+
+def _abort_uploads(fs: Any, path: str) -> None:
+    """Drop the multipart uploads below `path` that nobody finished: they are invisible, and are paid for."""
+    bucket, key, _ = fs.split_path(path)
+    try:
+        listed = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/")
+    except PermissionError:
+        return
+    for upload in listed.get("Uploads") or ():
+        try:
+            fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        except FileNotFoundError:
+            continue
+
+
+def _s3_options(patience: float) -> dict[str, Any]:
+    # A listing kept from before another process wrote would hide what it wrote. One silent call must not use up
+    # all the patience: botocore's own timeouts are 60 s, five times over.
+    seconds = min(max(patience / 4, 1.0), 30.0)
+    config = {"connect_timeout": seconds, "read_timeout": seconds, "retries": {"total_max_attempts": 1}}
+    return {"use_listings_cache": False, "config_kwargs": config}
+
+
+def _is_passing(error: BaseException, local: bool) -> bool:
+    """Whether the same call may succeed a little later."""
+    if local:
+        return isinstance(error, OSError) and error.errno in _PASSING_ON_DISK
+    code, status = _s3_answer(error)
+    if code in _CUT_OFF or status in (408, 429) or status >= 500:
+        return status != 501
+    if isinstance(error, OSError):
+        return not isinstance(error, _REFUSALS) and error.errno not in _LASTING
+    return any(base.__name__ in _NETWORK for base in type(error).__mro__)
+
+
+def _s3_answer(error: BaseException) -> tuple[str, int]:
+    """S3's error code and HTTP status, from the client's error below fsspec's; ("", 0) where there is none."""
+    for one in (error, error.__cause__):
+        response = getattr(one, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return str(response.get("Error", {}).get("Code", "")), int(status or 0)
+    return "", 0
+
+
+def _tell(state: RetryCallState, what: str, patience: float) -> None:
+    """A line for a person who waits, once it takes long: the first is said after about ten seconds."""
+    if state.attempt_number % _LOUD_EVERY == 0 and state.outcome is not None:
+        reason = _reason(state.outcome.exception() or RuntimeError())
+        _log.warning("%s: %s; trying for %.0f s more", what, reason, patience - (state.seconds_since_start or 0))
+
+
+def _no_secrets(protocol: str, path: str) -> None:
+    """Refuse a URL with credentials in it: URLs are written into recipes, manifests and logs."""
+    host = path.split("/", 1)[0]
+    if "@" in host and ":" in host.rpartition("@")[0]:
+        raise StorageError(
+            f"the URL {protocol}://***@{host.rpartition('@')[2]}... holds credentials: leave them out, and set them in"
+            " the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)"
+        )
 
 
 def _reason(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rwkvfusion.infra.codec import ImageError, describe
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.storage import MissingError, Store, absolute, sha256
+from rwkvfusion.infra.storage import PATIENCE, MissingError, Store, absolute, sha256
 from rwkvfusion.stages.layouts import ANY, LAYOUTS, MASK, PAIRED, SPLITS, TARGET, Layout, Place, usual
 from rwkvfusion.stages.pairing import (
     FileRef,
@@ -102,10 +102,10 @@ class Plan(BaseModel):
 class Source:
     """The pairs of a folder or bucket. SourceError where the settings describe no layout; reads nothing yet."""
 
-    def __init__(self, config: SourceConfig, name: str | None = None) -> None:
+    def __init__(self, config: SourceConfig, name: str | None = None, patience: float = PATIENCE) -> None:
         self.config = config
         self.layout = _layout(config)
-        self.store = Store(config.root)
+        self.store = Store(config.root, patience)
         self.task: Task = self.layout.task
         self.dataset = name or config.layout
         self.labels = self.layout.labels
@@ -161,6 +161,11 @@ class Source:
             annotation=extras.get(MASK),
             error=error,
         )
+
+    def unread(self, ref: PairRef, kind: str, message: str) -> Sample:
+        """The pair `ref` without its pictures, to be quarantined for `kind`."""
+        error = SampleError(stage=STAGE, kind=kind, message=message)
+        return Sample(key=ref.key, dataset=self.dataset, split=ref.split, task=self.task, error=error)
 
     def _picture(self, role: str, name: str) -> tuple[Image, np.ndarray]:
         try:

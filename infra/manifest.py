@@ -12,19 +12,25 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, Self
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.storage import MissingError, StorageError, Store, sha256
 
 MANIFESTS = "_manifests"
 QUARANTINE = "_quarantine"
-SHARD_PATTERN = re.compile(r"^(?P<split>[a-z][a-z0-9_]{0,31})-(?P<index>\d{6})$")
-INTERIM = re.compile(r"^[a-z][a-z0-9_]{0,31}-\d{6}\.[0-9a-f]{12}\.tar$")
+KEY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,95}$"
+SHARD_PATTERN = re.compile(r"^(?P<split>[a-z][a-z0-9_]{0,31})-(?P<index>[0-9]{6})$")
+INTERIM = re.compile(r"^[a-z][a-z0-9_]{0,31}-[0-9]{6}\.[0-9a-f]{12}\.tar$")
 """Names of tars that wait to take an older one's place."""
+_TAR = re.compile(r"^[a-z][a-z0-9_]{0,31}-[0-9]{6}(\.[0-9a-f]{12})?\.tar$")
+WRITE_TRIES = 3
+
+
+Key = Annotated[str, StringConstraints(pattern=KEY_PATTERN)]
 
 
 class ManifestError(RwkvFusionError, ValueError):
@@ -63,7 +69,7 @@ class Manifest(BaseModel):
     task: str
     sha256: str | None = Field(description="of the tar")
     size: int = Field(ge=0, description="of the tar, bytes")
-    keys: tuple[str, ...] = Field(description="committed samples, in the tar's order")
+    keys: tuple[Key, ...] = Field(description="committed samples, in the tar's order")
     quarantined: tuple[Quarantined, ...]
     plan: str = Field(description="SHA-256 of the planned pairs")
     fingerprint: str = Field(description="of all stages: equal where the shard need not be made again")
@@ -89,6 +95,11 @@ class Manifest(BaseModel):
         """Count of quarantined samples by kind."""
         return Counter(q.kind for q in self.quarantined)
 
+    def proves_same(self, other: Manifest) -> bool:
+        """Whether `other` stands for the same shard, whatever it took to make it."""
+        effort = {"stages"}
+        return self.model_dump(exclude=effort) == other.model_dump(exclude=effort)
+
     def to_json(self) -> bytes:
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False).encode()
 
@@ -105,26 +116,30 @@ class Manifest(BaseModel):
 
 def write_manifest(store: Store, manifest: Manifest) -> None:
     """Commit the shard: from here on it exists."""
-    store.write(f"{MANIFESTS}/{manifest.shard}.json", manifest.to_json())
+    store.write(_name(manifest.shard), manifest.to_json())
 
 
 def read_manifest(store: Store, shard: str) -> Manifest | None:
-    """The shard's manifest; None where there is none, or one that was cut off while being written."""
-    name = f"{MANIFESTS}/{shard}.json"
+    """The shard's manifest; None where there is none, or one that is damaged: its shard is to be made."""
     try:
-        return Manifest.from_json(store.read(name), store.join(name))
+        return Manifest.from_json(store.read(_name(shard)), store.join(_name(shard)))
     except (MissingError, ManifestError):
         return None
 
 
-def commit_shard(store: Store, manifest: Manifest, tar: bytes) -> None:
-    """Write a shard and then its proof; `tar` is empty where all its samples are in quarantine.
+def commit_shard(store: Store, manifest: Manifest, tar: bytes, check: Callable[[], None] = lambda: None) -> Manifest:
+    """Write a shard and then its proof, and give the proof back; `tar` is empty where all samples are in quarantine.
 
     A shard that was committed before stays readable until the new manifest is there: the new tar is first committed
-    under a name of its own, and takes the old one's place when nothing points to that any more. StorageError where
-    what arrived is not what was sent.
+    under a name of its own, and takes the old one's place when nothing points to that any more. What is there already,
+    and whole, is left as it is. `check` is called before each write and raises where this job must not write any more.
+
+    Raises:
+        StorageError: what arrived is not what was sent, or another job committed the shard meanwhile.
     """
     old = read_manifest(store, manifest.shard)
+    if old is not None and old.proves_same(manifest) and check_shard(store, old) is None:
+        return old
     waiting = {old.tar} if old and old.sha256 is not None else set()
     same = old is not None and (old.tar, old.sha256) == (manifest.tar, manifest.sha256)
     if manifest.sha256 is not None and not (same and check_shard(store, manifest) is None):
@@ -132,26 +147,58 @@ def commit_shard(store: Store, manifest: Manifest, tar: bytes) -> None:
             interim = manifest.model_copy(update={"file": f"{manifest.shard}.{manifest.sha256[:12]}.tar"})
             waiting.add(interim.tar)
             if check_shard(store, interim) is not None:
-                _write_checked(store, interim, tar)
+                _write_checked(store, interim, tar, check)
+            check()
             write_manifest(store, interim)
-        _write_checked(store, manifest, tar)
-    write_manifest(store, manifest)
+        _write_checked(store, manifest, tar, check)
+    check()
+    if old is not None:
+        write_manifest(store, manifest)
+    elif not store.create(_name(manifest.shard), manifest.to_json()):
+        there = read_manifest(store, manifest.shard)
+        if there is not None and not there.proves_same(manifest):
+            raise StorageError(f"{store.join(_name(manifest.shard))} was written by another job meanwhile")
+        # What was in the way is damaged, or says the same.
+        write_manifest(store, manifest)
     if manifest.sha256 is not None:
         waiting.discard(manifest.tar)
     for name in sorted(waiting):
         store.remove(name)
+    return manifest
 
 
-def interim_tars(store: Store) -> list[str]:
-    """Tars that wait to take an older one's place, or did not live to do so."""
-    return [name for name in store.files(deep=False) if INTERIM.match(name)]
+def clear_orphans(store: Store) -> list[str]:
+    """Remove what jobs that died left in the dataset's folder, and name the tars among it.
+
+    Tars that no manifest proves, lists of quarantined pairs of shards that do not exist, and parts of uploads. The
+    caller must be the only writer. Whatever else lies there is left alone.
+    """
+    proofs = read_manifests(store, skip_damaged=True)
+    proved = {manifest.tar for manifest in proofs if manifest.sha256 is not None}
+    shards = {manifest.shard for manifest in proofs}
+    tars = [name for name in sorted(store.sizes()) if _TAR.fullmatch(name) and name not in proved]
+    listed = [name.removesuffix(".jsonl") for name in store.sizes(QUARANTINE)]
+    lists = [f"{QUARANTINE}/{name}.jsonl" for name in listed if SHARD_PATTERN.fullmatch(name) and name not in shards]
+    for name in [*tars, *lists]:
+        store.remove(name)
+    store.clear_parts()
+    return tars
 
 
-def _write_checked(store: Store, manifest: Manifest, tar: bytes) -> None:
-    store.write(manifest.tar, tar)
-    problem = check_shard(store, manifest)
-    if problem:
-        raise StorageError(problem)
+def _name(shard: str) -> str:
+    return f"{MANIFESTS}/{shard}.json"
+
+
+def _write_checked(store: Store, manifest: Manifest, tar: bytes, check: Callable[[], None]) -> None:
+    """Write the tar until it reads back as it was sent: an upload may be cut off without a word."""
+    problem: str | None = None
+    for _ in range(WRITE_TRIES):
+        check()
+        store.write(manifest.tar, tar)
+        problem = check_shard(store, manifest)
+        if problem is None:
+            return
+    raise StorageError(f"{problem}, {WRITE_TRIES} times in a row: this store loses what it is given")
 
 
 def read_manifests(store: Store, splits: Iterable[str] | None = None, *, skip_damaged: bool = False) -> list[Manifest]:
@@ -162,7 +209,7 @@ def read_manifests(store: Store, splits: Iterable[str] | None = None, *, skip_da
     wanted = None if splits is None else set(splits)
     found = []
     for name in store.files(MANIFESTS, deep=False):
-        match = SHARD_PATTERN.match(name.rsplit("/", 1)[-1].removesuffix(".json"))
+        match = SHARD_PATTERN.fullmatch(name.rsplit("/", 1)[-1].removesuffix(".json"))
         if match and (wanted is None or match["split"] in wanted):
             try:
                 found.append(Manifest.from_json(store.read(name), store.join(name)))

@@ -77,15 +77,19 @@ def demo(output: Path, steps: int | None) -> None:
 @click.argument("recipe")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and stop.")
 @click.option("--limit", type=click.IntRange(1), help="Take the first N pairs only.")
+@click.option("--retry-quarantined", is_flag=True, help="Try the pairs again that are in quarantine.")
 @SET
 @JSON
-def prepare(recipe: str, dry_run: bool, limit: int | None, overrides: tuple[str, ...], as_json: bool) -> None:
+def prepare(
+    recipe: str, dry_run: bool, limit: int | None, retry_quarantined: bool, overrides: tuple[str, ...], as_json: bool
+) -> None:
     """Regenerate a dataset: pairs in, WebDataset shards with captions, masks and encoded captions out.
 
     RECIPE is a YAML file or the name of a built-in one (vif, mif, mef, mff, pansharpening, hmif, msrs, m3fd). Run it
     again after a kill or with more pairs: only what is missing is made. With another setting only the stages that it
-    touches run again: what the others made is kept beside the shards. Exit codes: 0 all committed, 3 committed with
-    more in quarantine than the recipe allows, 1 failed.
+    touches run again: what the others made is kept beside the shards. One job at a time writes a dataset; one that
+    died is replaced at once on its own machine, elsewhere after storage.lease_seconds. Exit codes: 0 all committed,
+    3 committed with more in quarantine than the recipe allows, 1 failed.
 
     guidance=full takes the paper's models (Florence-2, Grounding DINO, SAM, T5) instead of the built-in methods;
     `rwkvfusion fetch RECIPE` downloads them once. --dry-run also says how stages share CPUs and GPUs.
@@ -104,7 +108,7 @@ def prepare(recipe: str, dry_run: bool, limit: int | None, overrides: tuple[str,
     from rwkvfusion.pipelines.recipe import load_recipe
     from rwkvfusion.pipelines.report import outcome_lines, plan_facts, plan_lines
 
-    job = plan_job(load_recipe(recipe, PrepareRecipe, overrides), limit)
+    job = plan_job(load_recipe(recipe, PrepareRecipe, overrides), limit, retry=retry_quarantined)
     if dry_run:
         cluster = expect(job.recipe.ray.address, cpus=job.cpus, gpus=any(stage.uses_gpu for stage in job.stages))
         lines = [*plan_lines(job), *packing_lines(job.pack(cluster), cluster)]

@@ -4,50 +4,119 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
+from ray import cloudpickle
 
+from rwkvfusion.infra.attempts import Attempts
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.manifest import QUARANTINE, Manifest, Quarantined, StageRecord, commit_shard
+from rwkvfusion.infra.lease import Fence
+from rwkvfusion.infra.manifest import (
+    QUARANTINE,
+    Manifest,
+    Quarantined,
+    StageRecord,
+    check_shard,
+    commit_shard,
+    read_manifest,
+)
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.pipelines.alone import Death, each_alone
 from rwkvfusion.stages.cache import StageCache
 from rwkvfusion.stages.sample import SCHEMA, SCHEMA_VERSION, Sample, from_table, to_table
 from rwkvfusion.stages.shards import pack
 from rwkvfusion.stages.source import PairRef, Source, SourceConfig
-from rwkvfusion.stages.stage import Stage, run
+from rwkvfusion.stages.stage import Stage, free_memory, run
 
+TRIES = 3
+"""Times a shard may take its worker with it before its samples are worked on one by one."""
 _ROW = pa.schema(
-    [("shard", pa.string()), ("plan", pa.string()), ("samples", pa.large_binary()), ("records", pa.string())]
+    [
+        ("shard", pa.string()),
+        ("plan", pa.string()),
+        ("samples", pa.large_binary()),
+        ("records", pa.string()),
+        ("manifest", pa.string()),
+    ]
 )
 
 
-class ReadPairs:
-    """First operator: the planned files of a shard, read and checked."""
+@dataclass(frozen=True)
+class Target:
+    """What the operators of a job share: the dataset they write, and what they do there."""
 
-    def __init__(self, config: SourceConfig, name: str) -> None:
-        self.source = Source(config, name)
+    store: Store
+    dataset: str
+    task: str
+    fingerprint: str
+    """Of all stages together."""
+    fence: Fence
+    retry: bool = False
+    """Whether samples that failed before are tried again."""
+
+
+class ReadPairs:
+    """First operator: the planned files of a shard, read and checked.
+
+    A shard that this job has committed already passes through: Ray runs what a lost node had made once more.
+    """
+
+    def __init__(self, config: SourceConfig, target: Target) -> None:
+        self.config, self.target = config, target
+        self.source = Source(config, target.dataset, target.store.patience)
+        self.attempts = Attempts(target.store, "read")
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         out = []
         for row in rows.to_pylist():
             start = time.perf_counter()
-            samples = [self.source.read(PairRef.model_validate(ref)) for ref in json.loads(row["plan"])]
+            done = self._committed(row)
+            if done is not None:
+                out.append({**row, "manifest": done.to_json().decode()})
+                continue
+            refs = [PairRef.model_validate(ref) for ref in json.loads(row["plan"])]
+            tries = self.attempts.begin(row["shard"])
+            samples = [self.source.read(ref) for ref in refs] if tries < TRIES else self._one_by_one(refs)
+            self.attempts.end(row["shard"])
             record = StageRecord(stage="source", identity={}, fingerprint="", seconds=_since(start), made=len(samples))
             out.append(_row(row, samples, record))
         return pa.Table.from_pylist(out, schema=_ROW)
+
+    def _committed(self, row: dict[str, Any]) -> Manifest | None:
+        manifest = None if self.target.retry else read_manifest(self.target.store, row["shard"])
+        if manifest is None or manifest.file is not None:
+            return None
+        same = (manifest.plan, manifest.fingerprint) == (sha256(row["plan"].encode()), self.target.fingerprint)
+        return manifest if same and check_shard(self.target.store, manifest) is None else None
+
+    def _one_by_one(self, refs: list[PairRef]) -> list[Sample]:
+        results = each_alone(partial(_reader, self.config, self.target.dataset), refs)
+        return [
+            self.source.unread(ref, "worker_died", f"reading it ended the process, twice: {one}")
+            if isinstance(one, Death)
+            else one
+            for ref, one in zip(refs, results, strict=True)
+        ]
 
 
 class RunStage:
     """One guidance stage: a shard is one call, and the model is loaded once.
 
-    With `load` at once, as an actor that will need it; else for the first sample that is not kept yet.
+    With `load` at once, as an actor that will need it; else for the first sample that is not kept yet. A shard whose
+    worker died three times is gone through sample by sample, each in a process that may die; what kills it twice is
+    quarantined as `worker_died`.
     """
 
-    def __init__(self, stage: Stage[Any], fingerprint: str, store: Store, load: bool = False) -> None:
-        self.stage, self.fingerprint = stage, fingerprint
-        self.cache = StageCache.of(store, stage, fingerprint)
+    def __init__(self, stage: Stage[Any], fingerprint: str, target: Target, load: bool = False) -> None:
+        self.stage, self.fingerprint, self.target = stage, fingerprint, target
+        self.unloaded = cloudpickle.dumps(stage)
+        self.cache = StageCache.of(target.store, stage, fingerprint)
+        self.attempts = Attempts(target.store, stage.name)
         self.loaded = False
         self.refused: RwkvFusionError | None = None
         if load:
@@ -60,6 +129,9 @@ class RunStage:
     def __call__(self, rows: pa.Table) -> pa.Table:
         out = []
         for row in rows.to_pylist():
+            if row["manifest"]:
+                out.append(row)
+                continue
             start = time.perf_counter()
             samples, made = self.process(row["shard"], unpack_samples(row["samples"]))
             record = StageRecord(
@@ -76,17 +148,37 @@ class RunStage:
         """The samples with the stage's fields, and how many of them it ran on."""
         result = [
             sample if sample.error is not None else kept
-            for sample, kept in zip(samples, self.cache.recall(shard, samples), strict=True)
+            for sample, kept in zip(
+                samples, self.cache.recall(shard, samples, errors=not self.target.retry), strict=True
+            )
         ]
         todo = [place for place, sample in enumerate(result) if sample is None]
         if todo:
-            self._load()
-            for place, sample in zip(todo, run(self.stage, [samples[place] for place in todo]), strict=True):
+            tries = self.attempts.begin(shard)
+            made = self._make([samples[place] for place in todo], alone=tries >= TRIES)
+            for place, sample in zip(todo, made, strict=True):
                 result[place] = sample
         done = [sample for sample in result if sample is not None]
         if todo:
             self.cache.keep(shard, done)
+            self.attempts.end(shard)
         return done, len(todo)
+
+    def _make(self, samples: list[Sample], *, alone: bool) -> list[Sample]:
+        if not alone:
+            self._load()
+            return run(self.stage, samples)
+        if self.loaded:
+            # The child loads its own model, and the card may hold one only.
+            self.stage, self.loaded = cloudpickle.loads(self.unloaded), False
+            free_memory()
+        results = each_alone(partial(_runner, self.unloaded), samples)
+        return [
+            sample.failed(self.stage.name, "worker_died", f"the process that worked on it ended, twice: {one}")
+            if isinstance(one, Death)
+            else one
+            for sample, one in zip(samples, results, strict=True)
+        ]
 
     def _load(self) -> None:
         if self.refused is not None:
@@ -99,11 +191,11 @@ class RunStage:
 class CommitShard:
     """Last operator: tar, check, manifest. Gives the manifest back as the row."""
 
-    def __init__(self, store: Store, dataset: str, task: str, fingerprint: str) -> None:
-        self.store, self.dataset, self.task, self.fingerprint = store, dataset, task, fingerprint
+    def __init__(self, target: Target) -> None:
+        self.target = target
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        manifests = [self.commit(row).to_json().decode() for row in rows.to_pylist()]
+        manifests = [row["manifest"] or self.commit(row).to_json().decode() for row in rows.to_pylist()]
         return pa.table({"manifest": pa.array(manifests, pa.string())})
 
     def commit(self, row: dict[str, Any]) -> Manifest:
@@ -112,32 +204,33 @@ class CommitShard:
         tar = pack(good) if good else b""
         manifest = Manifest(
             shard=row["shard"],
-            dataset=self.dataset,
-            task=self.task,
+            dataset=self.target.dataset,
+            task=self.target.task,
             sha256=sha256(tar) if good else None,
             size=len(tar),
             keys=tuple(sample.key for sample in good),
             quarantined=_quarantined(samples, json.loads(row["plan"])),
             plan=sha256(row["plan"].encode()),
-            fingerprint=self.fingerprint,
+            fingerprint=self.target.fingerprint,
             stages=tuple(StageRecord.model_validate(record) for record in json.loads(row["records"])),
             schema_version=SCHEMA_VERSION,
             package_version=package_version(),
             commit=commit(),
         )
+        store, fence = self.target.store, self.target.fence
+        fence.check()
         quarantine = f"{QUARANTINE}/{manifest.shard}.jsonl"
         if manifest.quarantined:
             lines = "".join(q.model_dump_json() + "\n" for q in manifest.quarantined)
-            self.store.write(quarantine, lines.encode())
-        elif self.store.exists(quarantine):
-            self.store.remove(quarantine)
-        commit_shard(self.store, manifest, tar)
-        return manifest
+            store.write(quarantine, lines.encode())
+        else:
+            store.remove(quarantine)
+        return commit_shard(store, manifest, tar, fence.check)
 
 
 def first_row(shard: str, plan: str) -> dict[str, Any]:
     """A shard before anything is read."""
-    return {"shard": shard, "plan": plan, "samples": b"", "records": "[]"}
+    return {"shard": shard, "plan": plan, "samples": b"", "records": "[]", "manifest": ""}
 
 
 def unpack_samples(data: bytes) -> list[Sample]:
@@ -152,6 +245,16 @@ def _row(row: dict[str, Any], samples: list[Sample], record: StageRecord) -> dic
         writer.write_table(to_table(samples))
     records = [*json.loads(row["records"]), record.model_dump()]
     return {**row, "samples": sink.getvalue().to_pybytes(), "records": json.dumps(records)}
+
+
+def _reader(config: SourceConfig, dataset: str) -> Callable[[PairRef], Sample]:
+    return Source(config, dataset).read
+
+
+def _runner(unloaded: bytes) -> Callable[[Sample], Sample]:
+    stage = cloudpickle.loads(unloaded)
+    stage.load()
+    return lambda sample: run(stage, [sample])[0]
 
 
 def _since(start: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,10 @@ class Job:
     shards: tuple[ShardPlan, ...]
     unpaired: tuple[Unpaired, ...]
     committed: dict[str, Manifest]
+    tars: dict[str, int]
+    """Bytes of the files in the dataset's folder."""
+    retry: bool = False
+    """Whether shards with quarantined pairs are made again."""
 
     @property
     def fingerprint(self) -> str:
@@ -66,8 +70,15 @@ class Job:
 
     def _is_done(self, shard: ShardPlan) -> bool:
         manifest = self.committed.get(shard.name)
+        if manifest is None or (self.retry and manifest.quarantined):
+            return False
+        is_whole = manifest.sha256 is None or self.tars.get(manifest.tar) == manifest.size
         done = (shard.digest, self.fingerprint, None)
-        return manifest is not None and (manifest.plan, manifest.fingerprint, manifest.file) == done
+        return is_whole and (manifest.plan, manifest.fingerprint, manifest.file) == done
+
+    def again(self) -> Job:
+        """The same job, seen against what is committed now."""
+        return replace(self, **_found(self.store))
 
     @property
     def stale(self) -> tuple[str, ...]:
@@ -88,6 +99,8 @@ class Job:
     @cached_property
     def idle(self) -> frozenset[str]:
         """Stages that have kept all they would make: of shards whose pairs are those of the committed one."""
+        if self.retry:
+            return frozenset()
         same = {s.name for s in self.pending if s.name in self.committed and self.committed[s.name].plan == s.digest}
         wanted = {shard.name for shard in self.pending}
         return frozenset(name for name, shards in self.kept.items() if wanted <= same & shards)
@@ -102,13 +115,15 @@ class Job:
         return pack(self.stages, self.idle, cluster, len(self.pending))
 
 
-def plan_job(recipe: PrepareRecipe, limit: int | None = None) -> Job:
+def plan_job(recipe: PrepareRecipe, limit: int | None = None, *, retry: bool = False) -> Job:
     """List the source and lay out the job; touches no output.
 
     RecipeError, SourceError, WeightsError where it cannot be done, before anything is started.
-    `limit` takes the first pairs only, and refuses to shrink a dataset that holds more.
+    `limit` takes the first pairs only, and refuses to shrink a dataset that holds more; `retry` tries the quarantined
+    pairs again.
     """
-    source = Source(recipe.source, recipe.name)
+    patience = recipe.storage.give_up_seconds
+    source = Source(recipe.source, recipe.name, patience)
     if recipe.task not in (None, source.task):
         raise RecipeError(
             f"the recipe is for task {recipe.task!r}, layout {recipe.source.layout!r} is for {source.task!r}"
@@ -117,8 +132,7 @@ def plan_job(recipe: PrepareRecipe, limit: int | None = None) -> Job:
     pairs = plan.pairs if limit is None else plan.pairs[:limit]
     stages = guidance_stages(recipe, source.task, source.labels)
     check_weights(stages)
-    store = Store(recipe.output).sub(source.dataset)
-    committed = {manifest.shard: manifest for manifest in read_manifests(store, skip_damaged=True)}
+    store = Store(recipe.output, patience).sub(source.dataset)
     job = Job(
         recipe=recipe,
         dataset=source.dataset,
@@ -128,13 +142,20 @@ def plan_job(recipe: PrepareRecipe, limit: int | None = None) -> Job:
         fingerprints=fingerprints(stages, {"schema_version": SCHEMA_VERSION}),
         shards=_cut(pairs, recipe.shard.pairs),
         unpaired=plan.unpaired,
-        committed=committed,
+        retry=retry,
+        **_found(store),
     )
     if limit is not None:
-        held = sum(len(manifest.keys) for manifest in committed.values())
+        held = sum(len(manifest.keys) for manifest in job.committed.values())
         if held > job.n_pairs:
             raise RecipeError(f"{store.url} holds {held} pairs; --limit {limit} would drop some: use another output")
     return job
+
+
+def _found(store: Store) -> dict[str, Any]:
+    """What is in the dataset's folder, as `Job` has it."""
+    committed = {manifest.shard: manifest for manifest in read_manifests(store, skip_damaged=True)}
+    return {"committed": committed, "tars": store.sizes()}
 
 
 def _cut(pairs: Sequence[PairRef], size: int) -> tuple[ShardPlan, ...]:

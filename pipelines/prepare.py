@@ -22,19 +22,23 @@ from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.manifest import QUARANTINE, Manifest, interim_tars
+from rwkvfusion.infra.lease import Fence, Lease
+from rwkvfusion.infra.manifest import QUARANTINE, Manifest, clear_orphans
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.card import finish_dataset
 from rwkvfusion.pipelines.cluster import Cluster, connect
-from rwkvfusion.pipelines.operators import CommitShard, ReadPairs, RunStage, first_row
+from rwkvfusion.pipelines.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.packing import Pool, packing_lines
 from rwkvfusion.pipelines.plan import Job
 
-MAX_RETRIES = 2
-"""Times a dead worker's task is given to another one; Ray's own default is for ever."""
-
+MAX_RETRIES = 6
+"""Times a dead worker's task is given to another one; Ray's own default is for ever. More than the tries after which a
+shard's samples are worked on one by one: workers also die for no fault of a sample."""
+MAX_RESTARTS = 20
+"""Times an actor is started anew in its life, which is that of the job."""
 
 _OURS = re.compile(r"^rwkvfusion(\.\w+)+: ")
+_RAISED = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception)\b")
 
 
 class PrepareError(RwkvFusionError):
@@ -60,16 +64,22 @@ class Outcome:
 def retire(store: Store, shard: str) -> None:
     """Take a shard back: its proof first, so that nobody reads what is about to change."""
     for name in (f"_manifests/{shard}.json", f"{shard}.tar", f"{QUARANTINE}/{shard}.jsonl"):
-        if store.exists(name):
-            store.remove(name)
+        store.remove(name)
 
 
 def prepare(job: Job, *, on_shard: Callable[[Manifest], None] = lambda _: None, say: Callable[[str], None]) -> Outcome:
     """Make every pending shard of `job`, calling `on_shard` as each is committed, and write the dataset's card.
 
-    PrepareError where the job as a whole fails: what was committed stays.
+    LeaseError where another job has the dataset. PrepareError where the job as a whole fails: what was committed stays.
     """
+    with Lease(job.store, "rwkvfusion prepare", job.recipe.storage.lease_seconds) as lease:
+        return _prepare(job.again(), lease, on_shard, say)
+
+
+def _prepare(job: Job, lease: Lease, on_shard: Callable[[Manifest], None], say: Callable[[str], None]) -> Outcome:
     start = time.perf_counter()
+    for name in clear_orphans(job.store):
+        say(f"removed {name}, which a job that died had left: no manifest proves it")
     pending = job.pending
     manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}
     made = Counter({stage.name: 0 for stage in job.stages})
@@ -80,15 +90,14 @@ def prepare(job: Job, *, on_shard: Callable[[Manifest], None] = lambda _: None, 
             pools = job.pack(cluster)
             say(f"{len(pending)} shards; " + "\n".join(packing_lines(pools, cluster)))
             try:
-                for row in pipeline(job, pools, cluster).iter_rows():
+                for row in pipeline(job, pools, cluster, lease.fence).iter_rows():
                     manifest = Manifest.from_json(row["manifest"].encode(), "result")
                     manifests[manifest.shard] = manifest
                     made.update({record.stage: record.made or 0 for record in manifest.stages})
                     on_shard(manifest)
             except RayError as error:
                 raise PrepareError(_cause(error)) from error
-    for name in interim_tars(job.store):
-        job.store.remove(name)
+    lease.check()
     ordered = [manifests[shard.name] for shard in job.shards]
     if pending or job.stale or not job.store.exists("dataset.json"):
         finish_dataset(job, ordered)
@@ -107,9 +116,10 @@ def prepare(job: Job, *, on_shard: Callable[[Manifest], None] = lambda _: None, 
     )
 
 
-def pipeline(job: Job, pools: list[Pool], cluster: Cluster) -> Dataset:
+def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence) -> Dataset:
     """The Ray Data plan of `job`: an operator a stage, an actor pool where it has something to make."""
     _quiet()
+    target = Target(job.store, job.dataset, job.task, job.fingerprint, fence, job.retry)
     rows = [first_row(shard.name, shard.to_json()) for shard in job.pending]
     # Tasks take no whole CPU from a cluster that is smaller than the actors' demands: they would never be placed. On a
     # machine of our own each logical CPU that is free would start a process for them, and they all import at once.
@@ -117,9 +127,9 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster) -> Dataset:
     if cluster.local:
         tasks["compute"] = TaskPoolStrategy(size=min(cluster.cores, len(rows)))
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    dataset = _operator(dataset, ReadPairs, (job.recipe.source, job.dataset), "read", **tasks)
+    dataset = _operator(dataset, ReadPairs, (job.recipe.source, target), "read", **tasks)
     for pool, print_ in zip(pools, job.fingerprints, strict=True):
-        arguments = (pool.stage, print_, job.store)
+        arguments = (pool.stage, print_, target)
         if pool.most == 0:
             dataset = _operator(dataset, RunStage, arguments, pool.stage.name, **tasks)
             continue
@@ -131,10 +141,10 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster) -> Dataset:
             compute=ActorPoolStrategy(min_size=pool.least, max_size=pool.most),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
-            max_restarts=MAX_RETRIES,
+            max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RETRIES,
         )
-    return _operator(dataset, CommitShard, (job.store, job.dataset, job.task, job.fingerprint), "commit", **tasks)
+    return _operator(dataset, CommitShard, (target,), "commit", **tasks)
 
 
 def _operator(dataset: Dataset, operator: type, args: tuple[Any, ...], name: str, **options: Any) -> Dataset:
@@ -166,5 +176,6 @@ def _quiet() -> None:
 def _cause(error: BaseException) -> str:
     """The line of Ray's wrapped tracebacks that says what happened; of our own errors the message alone."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raised = [line for line in lines if _RAISED.match(line) and not line.startswith("ray.")]
     ours = [re.sub(_OURS, "", line) for line in lines if _OURS.match(line)]
-    return [type(error).__name__, *lines, *ours][-1]
+    return [type(error).__name__, *lines, *raised, *ours][-1]

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rwkvfusion.infra.lease import SECONDS
+from rwkvfusion.infra.storage import PATIENCE
 from rwkvfusion.stages.caption import CaptionConfig
 from rwkvfusion.stages.detect import AnnotatedBoxesConfig, DetectConfig
 from rwkvfusion.stages.encoder import TextEncoderConfig
@@ -49,6 +51,17 @@ class QuarantineConfig(_Group):
     max_fraction: float = Field(default=0.1, ge=0, le=1, description="above it the exit code is 3")
 
 
+class StorageConfig(_Group):
+    """How long a job waits for its stores, and for a job that may be dead."""
+
+    give_up_seconds: float = Field(
+        default=PATIENCE, gt=0, description="how long a call that the store fails in passing is tried again"
+    )
+    lease_seconds: float = Field(
+        default=SECONDS, ge=3, description="a job that was not heard of for so long loses the dataset to the next"
+    )
+
+
 class RayConfig(_Group):
     """Which Ray cluster runs the job."""
 
@@ -80,6 +93,7 @@ class PrepareRecipe(_Group):
     text: Text = TextConfig()
     shard: ShardConfig = ShardConfig()
     quarantine: QuarantineConfig = QuarantineConfig()
+    storage: StorageConfig = StorageConfig()
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="before")

@@ -40,15 +40,16 @@ class StageCache:
         """Names of the shards of which something is kept."""
         return frozenset(name.removesuffix(".arrow") for name in self.store.files(deep=False))
 
-    def recall(self, shard: str, samples: Sequence[Sample]) -> list[Sample | None]:
+    def recall(self, shard: str, samples: Sequence[Sample], *, errors: bool = True) -> list[Sample | None]:
         """The samples with what the stage made of them before; None where it did not, or of other pictures.
 
-        A file that is damaged counts as absent.
+        A file that is damaged counts as absent; without `errors`, so does a sample that failed.
         """
         try:
             with pa.ipc.open_file(self.store.read(f"{shard}.arrow")) as reader:
                 table = reader.read_all()
-            rows = {(row["key"], row["content"]): row for row in table.select(self.schema.names).to_pylist()}
+            found = table.select(self.schema.names).to_pylist()
+            rows = {(row["key"], row["content"]): row for row in found if errors or row["error"] is None}
             return [self._fill(sample, rows.get((sample.key, content_digest(sample)))) for sample in samples]
         except (MissingError, pa.ArrowException, KeyError, ValidationError):
             return [None] * len(samples)

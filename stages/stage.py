@@ -150,7 +150,7 @@ def run(stage: Stage[Any], samples: Sequence[Sample]) -> list[Sample]:
                 result[place] = sample
         if short:
             # Not in the handler: the exception holds what the failed batch had on the card.
-            _free_memory()
+            free_memory()
     return result
 
 
@@ -159,7 +159,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Give back what torch keeps on the card beyond what is in use."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

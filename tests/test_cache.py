@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from datasets import pair
 
+from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.manifest import (
     Manifest,
     check_shard,
+    clear_orphans,
     commit_shard,
-    interim_tars,
     read_manifest,
     read_manifests,
 )
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.pipelines.operators import RunStage
+from rwkvfusion.pipelines.operators import RunStage, Target
 from rwkvfusion.stages.cache import StageCache
 from rwkvfusion.stages.rle import encode_rle
 from rwkvfusion.stages.sample import SCHEMA_VERSION, Box, Instance, Sample, Text
@@ -60,16 +61,21 @@ def store_at(path: Path) -> Store:
     return Store(str(path))
 
 
+def target_at(path: Path, **changes: Any) -> Target:
+    store = store_at(path)
+    return replace(Target(store, "made", "vif", "f" * 64, Fence(store, 0)), **changes)
+
+
 def test_what_is_kept_comes_back_as_it_was_and_is_not_made_again(tmp_path: Path) -> None:
     samples = [pair(i, key=key) for i, key in enumerate(["a", "bad", "c", "d"])]
     samples[3] = samples[3].failed("source", "unreadable", "it was so before")
     first = Boxes(StageConfig())
-    made, count = RunStage(first, "f" * 64, store_at(tmp_path)).process("train-000000", samples)
+    made, count = RunStage(first, "f" * 64, target_at(tmp_path)).process("train-000000", samples)
     assert (count, first.loads) == (3, 1)
     assert made[1].error is not None
     assert made[1].error.stage == "boxes"
     second = Boxes(StageConfig())
-    again, count = RunStage(second, "f" * 64, store_at(tmp_path)).process("train-000000", samples)
+    again, count = RunStage(second, "f" * 64, target_at(tmp_path)).process("train-000000", samples)
     assert again == made
     # 1 and 1.0 are equal, but not as bytes.
     assert [s.members() for s in again if not s.error] == [s.members() for s in made if not s.error]
@@ -78,14 +84,14 @@ def test_what_is_kept_comes_back_as_it_was_and_is_not_made_again(tmp_path: Path)
 
 def test_new_pairs_and_changed_pictures_are_made_and_no_others(tmp_path: Path) -> None:
     samples = [pair(i, key=key) for i, key in enumerate("abc")]
-    RunStage(Boxes(StageConfig()), "f" * 64, store_at(tmp_path)).process("train-000000", samples)
+    RunStage(Boxes(StageConfig()), "f" * 64, target_at(tmp_path)).process("train-000000", samples)
     changed = [pair(9, key="new"), samples[0], pair(8, key="b"), samples[2]]
     stage = Boxes(StageConfig())
-    made, count = RunStage(stage, "f" * 64, store_at(tmp_path)).process("train-000000", changed)
+    made, count = RunStage(stage, "f" * 64, target_at(tmp_path)).process("train-000000", changed)
     assert (sorted(stage.keys), count) == (["b", "new"], 2)
     assert [s.key for s in made] == ["new", "a", "b", "c"]
     other = Boxes(StageConfig())
-    RunStage(other, "e" * 64, store_at(tmp_path)).process("train-000000", changed)
+    RunStage(other, "e" * 64, target_at(tmp_path)).process("train-000000", changed)
     assert len(other.keys) == 4
 
 
@@ -93,13 +99,13 @@ def test_new_pairs_and_changed_pictures_are_made_and_no_others(tmp_path: Path) -
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, damage: str) -> None:
     samples = [pair(i, key=key) for i, key in enumerate("abc")]
     cache = StageCache.of(store_at(tmp_path), Boxes(StageConfig()), "f" * 64)
-    RunStage(Boxes(StageConfig()), "f" * 64, store_at(tmp_path)).process("train-000000", samples)
+    RunStage(Boxes(StageConfig()), "f" * 64, target_at(tmp_path)).process("train-000000", samples)
     assert cache.shards() == {"train-000000"}
     (file,) = tmp_path.rglob("*.arrow")
     data = file.read_bytes()
     file.write_bytes({"cut": data[: len(data) // 2], "tail": data[:-8] + bytes(8), "empty": b""}[damage])
     stage = Boxes(StageConfig())
-    _, count = RunStage(stage, "f" * 64, store_at(tmp_path)).process("train-000000", samples)
+    _, count = RunStage(stage, "f" * 64, target_at(tmp_path)).process("train-000000", samples)
     assert count == 3
     assert cache.recall("train-000000", samples)[0] is not None
 
@@ -180,7 +186,7 @@ def test_a_shard_is_readable_at_every_moment_of_its_replacement(tmp_path: Path, 
     new, new_tar = shard_of({"other": [pair(0), pair(2)], "same": [pair(0), pair(1)], "none": []}[after], "new")
     steps = 0
     while True:
-        store = MortalStore(str(tmp_path / f"{steps}"), [10**6])
+        store = MortalStore(str(tmp_path / f"{steps}"), left=[10**6])
         commit_shard(store, old, old_tar)
         store.left[0] = steps
         try:
@@ -198,7 +204,7 @@ def test_a_shard_is_readable_at_every_moment_of_its_replacement(tmp_path: Path, 
         assert check_shard(store, new) is None
         if finished:
             assert store.files(deep=False) == ([] if after == "none" else ["train-000000.tar"])
-            assert interim_tars(store) == []
+            assert clear_orphans(store) == []
             break
         steps += 1
     assert steps == {"other": 5, "same": 1, "none": 2}[after]

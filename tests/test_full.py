@@ -15,11 +15,12 @@ import tiny_sam_t5
 from click.testing import CliRunner, Result
 from made import write_pairs
 
+from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.manifest import read_manifests
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.guidance import check_weights, guidance_stages
-from rwkvfusion.pipelines.operators import RunStage
+from rwkvfusion.pipelines.operators import RunStage, Target
 from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
 from rwkvfusion.pipelines.verify import verify
 from rwkvfusion.stages.sample import Sample
@@ -199,8 +200,10 @@ def test_models_are_called_only_for_what_changed(
         stages = guidance_stages(checked, source.task, source.labels)
         check_weights(stages)
         samples = [source.read(ref) for ref in source.plan().pairs[:2]]
+        store = Store(str(tmp_path))
+        target = Target(store, "msrs", "vif", "", Fence(store, 0))
         for stage, print_ in zip(stages, fingerprints(stages, ""), strict=True):
-            samples, _ = RunStage(stage, print_, Store(str(tmp_path))).process("train-000000", samples)
+            samples, _ = RunStage(stage, print_, target).process("train-000000", samples)
         assert all(sample.error is None for sample in samples)
         return set(calls)
 

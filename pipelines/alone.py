@@ -1,0 +1,113 @@
+"""Work on one item at a time in a process of its own, for items that kill the process they are worked on in."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
+
+from ray import cloudpickle
+
+from rwkvfusion.infra.errors import RwkvFusionError
+
+T = TypeVar("T")
+R = TypeVar("R")
+TRIES = 2
+"""Times an item may take its process with it: the first may have been killed for another's sake."""
+
+
+class AloneError(RwkvFusionError):
+    """The process dies before it is given anything."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """How the process ended that worked on an item: its exit code, negative for a signal."""
+
+    exit_code: int
+
+    def __str__(self) -> str:
+        if self.exit_code >= 0:
+            return f"exit code {self.exit_code}"
+        name = signal.Signals(-self.exit_code).name
+        return f"signal {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+
+
+def each_alone(make: Callable[[], Callable[[T], R]], items: Iterable[T]) -> Iterator[R | Death]:
+    """What the function that `make` gives makes of each item, in order; Death for one that killed its process twice.
+
+    `make` is called in the child, once for as long as that lives. Raises AloneError where the child dies in there,
+    and whatever `make` or the function raise.
+    """
+    child: _Child[T, R] | None = None
+    try:
+        for item in items:
+            for _ in range(TRIES):
+                child = child or _Child(make)
+                result = child.work(item)
+                if not isinstance(result, Death):
+                    break
+                child = None
+            yield result
+    finally:
+        if child is not None:
+            child.end()
+
+
+class _Child(Generic[T, R]):
+    """A process that was started anew, sharing nothing with this one but a pipe."""
+
+    def __init__(self, make: Callable[[], Callable[[T], R]]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, cloudpickle.dumps(make)), daemon=True)
+        self.process.start()
+        theirs.close()
+        ready = self._answer()
+        if isinstance(ready, Death):
+            raise AloneError(f"a process that was to work on single samples died as it started ({ready})")
+
+    def work(self, item: T) -> R | Death:
+        try:
+            self.pipe.send_bytes(cloudpickle.dumps(item))
+        except OSError:
+            return self._death()
+        answer: R | Death = self._answer()
+        return answer
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.join()
+
+    def _answer(self) -> Any:
+        if self.pipe not in wait([self.pipe, self.process.sentinel]):
+            return self._death()
+        try:
+            failed, value = cloudpickle.loads(self.pipe.recv_bytes())
+        except (EOFError, OSError):
+            return self._death()
+        if failed:
+            raise value
+        return value
+
+    def _death(self) -> Death:
+        self.process.join()
+        self.pipe.close()
+        return Death(self.process.exitcode or 0)
+
+
+def _serve(pipe: Connection, make: bytes) -> None:
+    """The child's life: it ends when its parent closes the pipe, or dies."""
+    try:
+        work = cloudpickle.loads(make)()
+        pipe.send_bytes(cloudpickle.dumps((False, None)))
+        while True:
+            item = cloudpickle.loads(pipe.recv_bytes())
+            pipe.send_bytes(cloudpickle.dumps((False, work(item))))
+    except (EOFError, BrokenPipeError):
+        return
+    except Exception as error:  # noqa: BLE001 - it is raised where the work was asked for
+        pipe.send_bytes(cloudpickle.dumps((True, error)))

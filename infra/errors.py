@@ -3,3 +3,8 @@
 
 class RwkvFusionError(Exception):
     """Something the user can act on: the message says what is wrong and what to do. Shown without a traceback."""
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: what it would obey or hide (escapes, line ends, marks of direction) is written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

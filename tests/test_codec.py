@@ -6,6 +6,7 @@ import contextlib
 import io
 import struct
 import zlib
+from typing import Any
 
 import cv2
 import numpy as np
@@ -182,3 +183,100 @@ def test_what_is_no_picture_is_refused(data: bytes) -> None:
     for reader in (probe, decode_indices):
         with pytest.raises(ImageError):
             reader(data)
+
+
+def _turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(
+    ("form", "options", "stored"),
+    [
+        ("PNG", {}, RGB),
+        ("PNG", {}, DEEP[:, :, 0]),
+        ("JPEG", {}, RGB),
+        ("WEBP", {"lossless": True}, RGB),
+        *(
+            ("TIFF", options, stored)
+            for options in ({}, {"compression": "tiff_lzw"})
+            for stored in (RGB, GREY[:, :, 0], DEEP[:, :, 0])
+        ),
+    ],
+)
+def test_pixels_are_as_stored_whatever_the_orientation(
+    form: str, options: dict[str, Any], stored: np.ndarray, orientation: int
+) -> None:
+    plain, turned = io.BytesIO(), io.BytesIO()
+    Image.fromarray(stored).save(plain, form, **options)
+    Image.fromarray(stored).save(turned, form, exif=_turned(orientation), **options)
+    info, array = describe(turned.getvalue())
+    assert info.orientation == orientation
+    np.testing.assert_array_equal(array, decode(plain.getvalue()))
+    if form == "TIFF" and stored.shape == (20, 30) and stored.dtype == np.uint8:
+        np.testing.assert_array_equal(decode_indices(turned.getvalue()), stored)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_notes_beside_the_pixels_do_not_matter() -> None:
+    junk = saved(RGB, "JPEG", exif=b"Exif\0\0" + b"MM\0*\xff\xff\xff\xff" + bytes(40))
+    assert describe(junk)[0].orientation == 1
+    assert describe(saved(RGB, "PNG", exif=_turned(99)))[0].orientation == 1
+
+
+def test_alpha_and_ink_become_what_is_seen() -> None:
+    inks = np.asarray(Image.fromarray(RGB).convert("CMYK"))
+    np.testing.assert_array_equal(
+        decode(saved(RGB, "TIFF", "CMYK")), np.asarray(Image.fromarray(inks, "CMYK").convert("RGB"))
+    )
+    assert np.abs(decode(saved(RGB, "JPEG", "CMYK", quality=95)).astype(int) - RGB).mean() < 6
+    with pytest.raises(ImageError, match="SEPARATED"):
+        decode(tiff(inks.astype(np.uint16) * 257, photometric="separated"))
+    rows = b"".join(b"\0" + np.dstack([line, line]).astype(">u2").tobytes() for line in DEEP[:, :, 0])
+    header = struct.pack(">IIBBBBB", 30, 20, 16, 4, 0, 0, 0)
+    grey_alpha = (
+        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+    )
+    np.testing.assert_array_equal(decode(grey_alpha), DEEP[:, :, :1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_are_refused(bad: float) -> None:
+    values = RGB.astype(np.float32)
+    values[3, 4, 1] = bad
+    with pytest.raises(ImageError, match="1 of its 1800 values"):
+        decode(tiff(values, photometric="rgb"))
+    # Beyond what 32 bits hold is infinite too.
+    deep = np.zeros((20, 30))
+    deep[0, 0] = 1e300 if np.isinf(bad) else bad
+    with pytest.raises(ImageError, match="1 of its 600 values"):
+        decode(tiff(deep))
+
+
+def test_planes_of_a_cube_are_channels_however_many() -> None:
+    cube = np.arange(31 * 40 * 50, dtype=np.uint16).reshape(31, 40, 50)
+    np.testing.assert_array_equal(decode(tiff(cube, photometric="minisblack")), np.moveaxis(cube, 0, -1))
+
+
+def test_a_strip_that_holds_more_than_its_picture_is_not_unpacked() -> None:
+    packer = zlib.compressobj(1)
+    bomb = b"".join(packer.compress(bytes(2**24)) for _ in range(20)) + packer.flush()
+    entries = [(256, 10), (257, 10), (258, 8), (259, 8), (262, 1), (273, 0), (278, 10), (279, len(bomb))]
+    start = 14 + 12 * len(entries)
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in entries)
+    with pytest.raises(ImageError, match="more than the whole picture"):
+        decode(b"II*\0" + struct.pack("<IH", 8, len(entries)) + tags + bytes(4) + bomb)
+
+
+def test_a_picture_made_to_take_for_ever_is_refused() -> None:
+    scan = b"\xff\xda\0\x08\x01\x01\0\0\0\0"
+    with pytest.raises(ImageError, match="scans"):
+        decode(saved(RGB, "JPEG", progressive=True)[:-2] + scan * 300 + b"\xff\xd9")
+    pages = io.BytesIO()
+    with tifffile.TiffWriter(pages) as writer:
+        for _ in range(1100):
+            writer.write(np.zeros((2, 2), np.uint8), contiguous=False)
+    with pytest.raises(ImageError, match="1100 pages"):
+        decode(pages.getvalue())

@@ -18,10 +18,10 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.manifest import KEY_PATTERN
 
 SCHEMA_VERSION = 1
 MAX_OBJECTS = 20
-KEY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,95}$"
 
 Key = Annotated[str, StringConstraints(pattern=KEY_PATTERN)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]

@@ -13,11 +13,13 @@ from itertools import takewhile
 from pydantic import BaseModel, ConfigDict, Field
 
 from rwkvfusion.infra.codec import EXTENSIONS
+from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.stages.layouts import MASK, SPLITS, TARGET, Layout, Place
 from rwkvfusion.stages.sample import Key, Name
 
 MAX_KEY = 96
+_SHOWN = 4
 
 
 class _Record(BaseModel):
@@ -116,7 +118,9 @@ class NameReader:
         known = before[: self._n_wrapping]
         for part in inner:
             if part not in known and not self._layout.has_inner(part):
-                return Unpaired(name=name, reason=f"lies in a folder `{part}`, which this layout does not have")
+                return Unpaired(
+                    name=name, reason=f"lies in a folder `{printable(part)}`, which this layout does not have"
+                )
         named = match.groupdict().get("split") if match else None
         splits = [named, *(part for part in reversed(before + after) if part.lower() in SPLITS)]
         split = next((SPLITS[part.lower()] for part in splits if part), self._default_split)
@@ -172,7 +176,8 @@ def pair_files(layout: Layout, found: Sequence[Found]) -> tuple[list[Match], lis
 
 
 def _ambiguous(group: Sequence[Found]) -> str:
-    names = ", ".join(sorted(file.name for file in group))
+    names = printable(", ".join(sorted(file.name for file in group)[:_SHOWN]))
+    names += f" and {len(group) - _SHOWN} more" if len(group) > _SHOWN else ""
     return f"one of several files of a modality with the same name ({names}): which belong together cannot be told"
 
 

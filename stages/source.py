@@ -5,17 +5,14 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
-from itertools import combinations
 from typing import Self, get_args
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rwkvfusion.infra.codec import ImageError, describe
-from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.storage import PATIENCE, MissingError, Store, absolute, sha256
+from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.storage import PATIENCE, Store, absolute
 from rwkvfusion.stages.layouts import ANY, LAYOUTS, MASK, PAIRED, SPLITS, TARGET, Layout, Place, usual
+from rwkvfusion.stages.listing import unreadable
 from rwkvfusion.stages.pairing import (
     FileRef,
     Found,
@@ -27,7 +24,8 @@ from rwkvfusion.stages.pairing import (
     make_keys,
     pair_files,
 )
-from rwkvfusion.stages.sample import RESERVED, Image, Name, Sample, SampleError, Task
+from rwkvfusion.stages.reading import Picture, RefusedError, check_pictures, read_picture
+from rwkvfusion.stages.sample import RESERVED, Name, Sample, SampleError, Task
 from rwkvfusion.stages.splits import SplitListError, split_by_lists
 
 __all__ = ["FileRef", "PairRef", "PlaceConfig", "Plan", "Source", "SourceConfig", "SourceError", "Unpaired"]
@@ -64,10 +62,13 @@ class PlaceConfig(_Settings):
 
 
 class SourceConfig(_Settings):
-    """Where pairs come from. All but `layout`, `root` and the splits describe a layout `paired`."""
+    """Where pairs come from. All but `layout`, `root`, `follow_links` and the splits describe a layout `paired`."""
 
     layout: str = Field(description=f"one of {', '.join(sorted(LAYOUTS))}, or {PAIRED}")
     root: str = Field(min_length=1, description="folder or URL that holds the data")
+    follow_links: bool = Field(
+        default=True, description="read what links lead to outside the root too, as where a dataset is linked together"
+    )
     modalities: dict[Name, PlaceConfig] = Field(default={}, description="two or more roles, e.g. visible and infrared")
     target: PlaceConfig | None = Field(default=None, description="the true fused pictures, if there are any")
     mask: PlaceConfig | None = Field(default=None, description="annotated masks, if there are any")
@@ -118,8 +119,15 @@ class Source:
         names, unpaired = self._listing()
         reader = NameReader(self.layout, names, self._default_split())
         read = [reader.read(name) for name in reader.names]
-        found = [one for one in read if isinstance(one, Found)]
         unpaired += [one for one in read if isinstance(one, Unpaired)]
+        found = []
+        for one in read:
+            if isinstance(one, Found):
+                trouble = unreadable(self.store, one.name, follow_links=self.config.follow_links)
+                if trouble is None:
+                    found.append(one)
+                else:
+                    unpaired.append(Unpaired(name=one.name, reason=trouble))
         matches, alone = pair_files(self.layout, found)
         if not matches:
             raise SourceError(self._nothing(names, found))
@@ -135,30 +143,26 @@ class Source:
 
         Raises StorageError where the store does not answer.
         """
-        images: list[Image] = []
-        extras: dict[str, Image] = {}
+        pictures: list[Picture] = []
+        extras: dict[str, Picture] = {}
         error = None
         try:
-            arrays = []
             for file in ref.files:
-                image, array = self._picture(file.role, file.name)
-                images.append(image)
-                arrays.append(array)
+                pictures.append(self._picture(file.role, file.name))
             for role, name in ((TARGET, ref.target), (MASK, ref.annotation)):
                 if name is not None:
-                    extras[role] = self._picture(role, name)[0]
-            _check_sizes([*images, *extras.values()])
-            _check_distinct(images, arrays)
-        except _RefusedError as refused:
+                    extras[role] = self._picture(role, name)
+            check_pictures(pictures, [*extras.values()])
+        except RefusedError as refused:
             error = SampleError(stage=STAGE, kind=refused.kind, message=str(refused))
         return Sample(
             key=ref.key,
             dataset=self.dataset,
             split=ref.split,
             task=self.task,
-            images=tuple(images),
-            target=extras.get(TARGET),
-            annotation=extras.get(MASK),
+            images=tuple(picture.image for picture in pictures),
+            target=extras[TARGET].image if TARGET in extras else None,
+            annotation=extras[MASK].image if MASK in extras else None,
             error=error,
         )
 
@@ -167,15 +171,8 @@ class Source:
         error = SampleError(stage=STAGE, kind=kind, message=message)
         return Sample(key=ref.key, dataset=self.dataset, split=ref.split, task=self.task, error=error)
 
-    def _picture(self, role: str, name: str) -> tuple[Image, np.ndarray]:
-        try:
-            data = self.store.read(name)
-            info, array = describe(data)
-        except MissingError:
-            raise _RefusedError("missing", f"{name} is gone: it was there when the source was listed") from None
-        except ImageError as error:
-            raise _RefusedError("unreadable", f"{name}: {error}") from None
-        return Image(role=role, path=name, data=data, sha256=sha256(data), **asdict(info)), array
+    def _picture(self, role: str, name: str) -> Picture:
+        return read_picture(self.store, role, name, follow_links=self.config.follow_links)
 
     def _listing(self) -> tuple[list[str], list[Unpaired]]:
         """All names that can be written down, and those that cannot (bytes of another encoding than UTF-8)."""
@@ -221,36 +218,14 @@ class Source:
         if found:
             first = {file.place.role: file.name for file in reversed(found)}
             counts = Counter(file.place.role for file in found)
-            seen = ", ".join(f"{counts[role]} {role} (e.g. {name})" for role, name in sorted(first.items()))
+            seen = ", ".join(f"{counts[role]} {role} (e.g. {printable(name)})" for role, name in sorted(first.items()))
             return f"{start}: looked for {looked}; there is {seen}, but no two whose names fit each other"
         folders = {name.rpartition("/")[0] or "the root itself" for name in names if is_picture(name)}
         if len(folders) > 8:
             folders = {f"{folder.split('/')[0]}/..." for folder in folders}
-        more = f" and {len(folders) - 8} more" if len(folders) > 8 else ""
-        there = f"pictures are in {', '.join(sorted(folders)[:8])}{more}" if folders else "there are no pictures"
+        few = printable(", ".join(sorted(folders)[:8])) + (f" and {len(folders) - 8} more" if len(folders) > 8 else "")
+        there = f"pictures are in {few}" if folders else "there are no pictures"
         return f"{start}: looked for {looked}; {there}. Set source.root to the folder above these, or another layout"
-
-
-class _RefusedError(Exception):
-    """A pair that cannot be used, and what kind of fault it has."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-def _check_sizes(images: Sequence[Image]) -> None:
-    if len({(image.height, image.width) for image in images}) > 1:
-        sizes = ", ".join(f"{image.path} is {image.width}x{image.height}" for image in images)
-        raise _RefusedError("size_mismatch", f"the pictures differ in size (width x height): {sizes}")
-
-
-def _check_distinct(images: Sequence[Image], arrays: Sequence[np.ndarray]) -> None:
-    """Grey and the same grey stored as colour are the same picture: (H, W, 1) and (H, W, 3) are compared as such."""
-    for (a, first), (b, second) in combinations(zip(images, arrays, strict=True), 2):
-        comparable = a.channels == b.channels or 1 in (a.channels, b.channels)
-        if comparable and bool((first == second).all()):
-            raise _RefusedError("identical", f"{a.path} and {b.path} hold the same picture")
 
 
 def _pair(match: Match, key: str) -> PairRef:

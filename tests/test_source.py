@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import random
 import re
+import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -189,7 +193,8 @@ def test_a_file_that_went_away_is_missing_but_a_dead_store_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = "memory://dead/store"
-    made = source(write(root, {"vi/a.png": picture(1), "ir/a.png": picture(2)}))
+    config = source(write(root, {"vi/a.png": picture(1), "ir/a.png": picture(2)})).config
+    made = Source(config, patience=0.1)
     (pair,) = made.plan().pairs
     assert made.read(pair).error is None
     fsspec.filesystem("memory").rm("/dead/store/ir/a.png")
@@ -203,6 +208,136 @@ def test_a_file_that_went_away_is_missing_but_a_dead_store_raises(
     monkeypatch.setattr(MemoryFileSystem, "cat_file", unplugged)
     with pytest.raises(StorageError, match="the cable is out"):
         made.read(pair)
+
+
+def special_files(root: Path, outside: Path) -> dict[str, str]:
+    """Beside the good pair `a`: visible files that are none, by the words that they are to be refused with."""
+    write(root, {"vi/a.png": picture(1), "ir/a.png": picture(2)})
+    write(outside, {"x.png": picture(3)})
+    words = {"dangling": "leads nowhere", "itself": "leads to itself", "pipe": "a pipe", "socket": "a socket",
+             "folder": "a folder", "device": "a device", "huge": "no picture of more than"}  # fmt: skip
+    for name in words:
+        write(root, {f"ir/{name}.png": picture(2)})
+    folder = root / "vi"
+    (folder / "dangling.png").symlink_to("no such file")
+    (folder / "itself.png").symlink_to("itself.png")
+    os.mkfifo(folder / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(folder / "socket.png"))
+    (folder / "folder.png").symlink_to(outside)
+    (folder / "device.png").symlink_to("/dev/zero")
+    with (folder / "huge.png").open("wb") as file:
+        file.truncate(2**31)
+    return words
+
+
+def test_what_is_no_file_is_named_and_never_opened(tmp_path: Path) -> None:
+    words = special_files(tmp_path / "root", tmp_path / "far")
+    made = source(tmp_path / "root")
+    plan = made.plan()
+    assert [pair.key for pair in plan.pairs] == ["a"]
+    reasons = {one.name: one.reason for one in plan.unpaired}
+    # A link to a folder is walked into, so that the folder is no file of the listing; its twin is named.
+    for name, reason in words.items():
+        assert "ir/" + name + ".png" in reasons
+        if name != "folder":
+            assert reason in reasons[f"vi/{name}.png"]
+    # The same where they came after the listing.
+    for name, reason in words.items():
+        ref = PairRef.model_validate({"key": "k", "split": "train", "files": [
+            {"role": "visible", "name": f"vi/{name}.png"}, {"role": "infrared", "name": "ir/a.png"}]})  # fmt: skip
+        error = made.read(ref).error
+        assert error is not None
+        assert (error.kind, f"vi/{name}.png" in error.message, reason in error.message) == ("unreadable", True, True)
+
+
+def test_links_out_of_the_root_are_followed_unless_told_not_to(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write(root, {"vi/a.png": picture(1), "ir/a.png": picture(2), "ir/b.png": picture(3), "store/c.png": picture(4),
+                 "ir/c.png": picture(5), "ir/d.png": picture(6)})  # fmt: skip
+    write(tmp_path / "root-2", {"b.png": picture(7), "d/d.png": picture(8)})
+    (root / "vi" / "b.png").symlink_to(tmp_path / "root-2" / "b.png")
+    (root / "vi" / "c.png").symlink_to("../store/c.png")
+    (root / "vi" / "d").symlink_to(tmp_path / "root-2" / "d")
+    (root / "ir" / "d").mkdir()
+    (root / "ir" / "d.png").rename(root / "ir" / "d" / "d.png")
+    assert {pair.key for pair in source(root).plan().pairs} == {"a", "b", "c", "d"}
+    strict = source(root, follow_links=False)
+    plan = strict.plan()
+    assert {pair.key for pair in plan.pairs} == {"a", "c"}
+    refused = {one.name for one in plan.unpaired if "source.follow_links is off" in one.reason}
+    assert refused == {"vi/b.png", "vi/d/d.png"}
+    (outside,) = [pair for pair in source(root).plan().pairs if pair.key == "b"]
+    error = strict.read(outside).error
+    assert error is not None
+    assert "source.follow_links is off" in error.message
+    (tmp_path / "linked").symlink_to(root)
+    assert len(source(tmp_path / "linked", follow_links=False).plan().pairs) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EISDIR])
+def test_a_file_that_the_disk_refuses_is_quarantined_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object, **__: object) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    config = source(write(tmp_path, {"vi/a.png": picture(1), "ir/a.png": picture(2)})).config
+    made = Source(config, patience=0.1)
+    (pair,) = made.plan().pairs
+    monkeypatch.setattr(LocalFileSystem, "cat_file", refuse)
+    error = made.read(pair).error
+    assert error is not None
+    assert (error.kind, "vi/a.png" in error.message) == ("unreadable", True)
+
+
+def test_pictures_that_are_to_be_turned_differently_are_refused(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    out = io.BytesIO()
+    Image.fromarray(scene(1, 16, 24)).save(out, "JPEG", exif=turned)
+    kind, words = refused(tmp_path, {"vi/a.jpg": out.getvalue(), "ir/a.png": picture(2)})
+    assert kind == "orientation_mismatch"
+    assert "vi/a.jpg has 6, ir/a.png has 1" in words
+
+
+HOSTILE = [
+    *("-rf", "a\nb", "a\rb", "\x1b[31mred", "rtl\u202egnp.exe", "🦊", "~", "$(id)", "a\\b", "%2e%2e", "*", "::", "a.."),
+    *("é" * 120, "＿", "\u0085", "line\u2028", "Caf\u00e9", "Cafe\u0301", "!!!"),
+]
+
+
+def test_hostile_names_are_read(tmp_path: Path) -> None:
+    files = {f"vi/{name}.png": picture(i) for i, name in enumerate(HOSTILE)}
+    files |= {f"ir/{name}.png": picture(i, mode="L") for i, name in enumerate(HOSTILE, start=100)}
+    made = source(write(tmp_path, files))
+    plan = made.plan()
+    assert not plan.unpaired
+    assert len({pair.key for pair in plan.pairs}) == len(HOSTILE)
+    for pair in plan.pairs:
+        sample = made.read(pair)
+        assert sample.error is None
+        assert {image.path: image.data for image in sample.images} == {f.name: files[f.name] for f in pair.files}
+
+
+def test_hostile_names_are_never_shown_raw(tmp_path: Path) -> None:
+    files = [f"{folder}/{name}.png" for folder in ("vi", "ir") for name in HOSTILE]
+    made = source(write(tmp_path / "bad", dict.fromkeys(files, b"")))
+    errors = [sample.error for sample in map(made.read, made.plan().pairs)]
+    alone = source(write(tmp_path / "alone", dict.fromkeys([*files[: len(HOSTILE)], "vi/ok.png", "ir/ok.png"], b"")))
+    both = [*files, *(f"{name[:-3]}bmp" for name in files), "vi/ok.png", "ir/ok.png"]
+    twice = source(write(tmp_path / "twice", dict.fromkeys(both, b"")))
+    texts = [error.message for error in errors if error]
+    texts += [one.reason for made in (alone, twice) for one in made.plan().unpaired]
+    assert len(texts) == 6 * len(HOSTILE)
+    assert all(text.isprintable() for text in texts)
+
+
+def test_many_files_of_one_name_do_not_name_each_other_endlessly(tmp_path: Path) -> None:
+    names = ["".join(c.upper() if i >> n & 1 else c for n, c in enumerate("abcdefgh")) for i in range(256)]
+    plan = source(write(tmp_path, dict.fromkeys([*(f"vi/{n}.png" for n in names), "ir/x.png", "vi/x.png"], b""))).plan()
+    assert len(plan.unpaired) == 256
+    assert all("and 252 more" in one.reason for one in plan.unpaired)
 
 
 def test_files_that_cannot_be_told_apart_are_named_not_guessed(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""One pair's files to pictures: read, decoded whole, and checked against each other; nothing about them is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from rwkvfusion.infra.codec import ImageError, ImageInfo, describe
+from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.storage import MissingError, StorageError, Store, sha256
+from rwkvfusion.stages.listing import is_of_the_file, unreadable
+from rwkvfusion.stages.sample import Image
+
+
+class RefusedError(Exception):
+    """A pair that cannot be used, and what kind of fault it has."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a sample holds it, what its bytes say of it, and its pixels."""
+
+    image: Image
+    info: ImageInfo
+    array: np.ndarray
+
+
+def read_picture(store: Store, role: str, name: str, *, follow_links: bool) -> Picture:
+    """RefusedError where this file cannot be used, StorageError where the store does not answer."""
+    shown = printable(name)
+    trouble = unreadable(store, name, follow_links=follow_links)
+    if trouble:
+        raise RefusedError("unreadable", f"{shown} {trouble}")
+    try:
+        data = store.read(name)
+        info, array = describe(data)
+    except MissingError:
+        raise RefusedError("missing", f"{shown} is gone: it was there when the source was listed") from None
+    except ImageError as error:
+        raise RefusedError("unreadable", f"{shown}: {error}") from None
+    except StorageError as error:
+        if is_of_the_file(error, store):
+            raise RefusedError("unreadable", printable(str(error))) from None
+        raise
+    image = Image(
+        role=role, path=name, data=data, sha256=sha256(data), ext=info.ext, height=info.height, width=info.width,
+        channels=info.channels, bit_depth=info.bit_depth,
+    )  # fmt: skip
+    return Picture(image, info, array)
+
+
+def check_pictures(modalities: Sequence[Picture], extras: Sequence[Picture]) -> None:
+    """RefusedError unless all lie on one grid of pixels, and the modalities differ from each other."""
+    pictures = [*modalities, *extras]
+    if len({(picture.info.height, picture.info.width) for picture in pictures}) > 1:
+        sizes = ", ".join(f"{_name(picture)} is {picture.info.width}x{picture.info.height}" for picture in pictures)
+        raise RefusedError("size_mismatch", f"the pictures differ in size (width x height): {sizes}")
+    if len({picture.info.orientation for picture in pictures}) > 1:
+        turns = ", ".join(f"{_name(picture)} has {picture.info.orientation}" for picture in pictures)
+        raise RefusedError(
+            "orientation_mismatch",
+            f"the pictures differ in EXIF orientation, so how they lie on each other cannot be told: {turns}",
+        )
+    for first, second in combinations(modalities, 2):
+        if _same(first.array, second.array):
+            raise RefusedError("identical", f"{_name(first)} and {_name(second)} hold the same picture")
+
+
+def _same(first: np.ndarray, second: np.ndarray) -> bool:
+    """Grey and the same grey stored as colour are the same picture: (H, W, 1) and (H, W, 3) are compared as such."""
+    comparable = first.shape[2] == second.shape[2] or 1 in (first.shape[2], second.shape[2])
+    return comparable and bool((first == second).all())
+
+
+def _name(picture: Picture) -> str:
+    return printable(picture.image.path)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
-from rwkvfusion.infra.codec import ImageError, describe
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.codec import ImageError
+from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests, read_shard
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fuser import WEIGHTS, Fuser
@@ -33,7 +32,8 @@ from rwkvfusion.pipelines.fuse_writer import (
 )
 from rwkvfusion.stages.layouts import Layout, Place
 from rwkvfusion.stages.pairing import Found, is_picture, pair_files
-from rwkvfusion.stages.sample import Image, Sample, SampleFormatError
+from rwkvfusion.stages.reading import check_orientation, open_picture
+from rwkvfusion.stages.sample import Sample, SampleFormatError
 from rwkvfusion.stages.shards import unpack
 
 __all__ = ["FuseError", "FuseSummary", "Model", "PictureProgress", "fuse_dataset", "fuse_folders", "fuse_pair"]
@@ -160,15 +160,15 @@ def _file(url: str) -> File:
 
 def _raw_sample(model: Model, files: Mapping[str, File]) -> Sample:
     """A sample of pictures as they are; an error names the file."""
-    images = []
+    pictures = []
     for role, (store, name) in files.items():
-        data = store.read(name)
         try:
-            info, _ = describe(data)
+            pictures.append(open_picture(role, store.join(name), store.read(name)))
         except ImageError as error:
-            raise ImageError(f"{store.join(name)}: {error}") from None
-        images.append(Image(role=role, path=store.join(name), data=data, sha256=sha256(data), **asdict(info)))
-    return Sample(key="pair", dataset="files", split="test", task=model.fuser.config.task, images=tuple(images))
+            raise ImageError(f"{printable(store.join(name))}: {error}") from None
+    check_orientation(pictures)
+    images = tuple(picture.image for picture in pictures)
+    return Sample(key="pair", dataset="files", split="test", task=model.fuser.config.task, images=images)
 
 
 def _committed(store: Store, manifests: Sequence[Manifest], wanted: Collection[str]) -> Iterator[Task]:

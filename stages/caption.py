@@ -41,7 +41,7 @@ class BuiltinCaption(Stage[CaptionConfig]):
     """
 
     name = "caption"
-    version = 1
+    version = 2
     provides = frozenset({"captions", "caption"})
 
     @property
@@ -90,9 +90,12 @@ def _contrast(plane: np.ndarray) -> str:
 
 def _detail(plane: np.ndarray) -> str:
     """Mean gradient against the spread of the values: fine detail whatever the exposure."""
-    dx, dy = np.abs(np.diff(plane, axis=1)).mean(), np.abs(np.diff(plane, axis=0)).mean()
+    # A picture one pixel wide or high has no gradient along that side.
+    steps = [np.abs(np.diff(plane, axis=axis)) for axis in (1, 0) if plane.shape[axis] > 1]
     return _step(
-        float(dx + dy) / (float(plane.std()) + 4.0), (0.12, 0.3), ("little detail", "some detail", "rich detail")
+        sum(float(step.mean()) for step in steps) / (float(plane.std()) + 4.0),
+        (0.12, 0.3),
+        ("little detail", "some detail", "rich detail"),
     )
 
 

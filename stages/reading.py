@@ -9,13 +9,13 @@ from itertools import combinations
 import numpy as np
 
 from rwkvfusion.infra.codec import ImageError, ImageInfo, describe
-from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.storage import MissingError, StorageError, Store, sha256
 from rwkvfusion.stages.listing import is_of_the_file, unreadable
 from rwkvfusion.stages.sample import Image
 
 
-class RefusedError(Exception):
+class RefusedError(RwkvFusionError):
     """A pair that cannot be used, and what kind of fault it has."""
 
     def __init__(self, kind: str, message: str) -> None:
@@ -40,7 +40,7 @@ def read_picture(store: Store, role: str, name: str, *, follow_links: bool) -> P
         raise RefusedError("unreadable", f"{shown} {trouble}")
     try:
         data = store.read(name)
-        info, array = describe(data)
+        return open_picture(role, name, data)
     except MissingError:
         raise RefusedError("missing", f"{shown} is gone: it was there when the source was listed") from None
     except ImageError as error:
@@ -49,8 +49,13 @@ def read_picture(store: Store, role: str, name: str, *, follow_links: bool) -> P
         if is_of_the_file(error, store):
             raise RefusedError("unreadable", printable(str(error))) from None
         raise
+
+
+def open_picture(role: str, path: str, data: bytes) -> Picture:
+    """Decode and describe the bytes of the file `path`; ImageError where they are no picture."""
+    info, array = describe(data)
     image = Image(
-        role=role, path=name, data=data, sha256=sha256(data), ext=info.ext, height=info.height, width=info.width,
+        role=role, path=path, data=data, sha256=sha256(data), ext=info.ext, height=info.height, width=info.width,
         channels=info.channels, bit_depth=info.bit_depth,
     )  # fmt: skip
     return Picture(image, info, array)
@@ -62,15 +67,20 @@ def check_pictures(modalities: Sequence[Picture], extras: Sequence[Picture]) -> 
     if len({(picture.info.height, picture.info.width) for picture in pictures}) > 1:
         sizes = ", ".join(f"{_name(picture)} is {picture.info.width}x{picture.info.height}" for picture in pictures)
         raise RefusedError("size_mismatch", f"the pictures differ in size (width x height): {sizes}")
+    check_orientation(pictures)
+    for first, second in combinations(modalities, 2):
+        if _same(first.array, second.array):
+            raise RefusedError("identical", f"{_name(first)} and {_name(second)} hold the same picture")
+
+
+def check_orientation(pictures: Sequence[Picture]) -> None:
+    """RefusedError where a viewer would turn one of the pictures of a scene otherwise than the others."""
     if len({picture.info.orientation for picture in pictures}) > 1:
         turns = ", ".join(f"{_name(picture)} has {picture.info.orientation}" for picture in pictures)
         raise RefusedError(
             "orientation_mismatch",
             f"the pictures differ in EXIF orientation, so how they lie on each other cannot be told: {turns}",
         )
-    for first, second in combinations(modalities, 2):
-        if _same(first.array, second.array):
-            raise RefusedError("identical", f"{_name(first)} and {_name(second)} hold the same picture")
 
 
 def _same(first: np.ndarray, second: np.ndarray) -> bool:

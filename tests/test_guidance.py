@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
-from rwkvfusion.infra.codec import decode, decode_indices, describe, encode_png
-from rwkvfusion.infra.storage import sha256
+from rwkvfusion.infra.codec import decode, decode_indices, encode_png
 from rwkvfusion.pipelines.guidance import builtin_stages
 from rwkvfusion.stages.detect import DetectConfig, SalientRegions
 from rwkvfusion.stages.pictures import view
+from rwkvfusion.stages.reading import open_picture
 from rwkvfusion.stages.rle import decode_rle
 from rwkvfusion.stages.sample import Box, Image, Instance, Sample
 from rwkvfusion.stages.segment import BoxSegmenter, SegmentConfig
@@ -27,9 +27,7 @@ SQUARE = (60, 80, 100, 130)  # y0, x0, y1, x1
 
 
 def picture(array: np.ndarray, role: str = "visible") -> Image:
-    data = encode_png(array)
-    info, _ = describe(data)
-    return Image(role=role, path=f"{role}.png", data=data, sha256=sha256(data), **vars(info))
+    return open_picture(role, f"{role}.png", encode_png(array)).image
 
 
 def flat(value: int = 90) -> np.ndarray:

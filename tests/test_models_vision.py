@@ -23,13 +23,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from rwkvfusion.infra.codec import decode, describe, encode_png
-from rwkvfusion.infra.storage import sha256
+from rwkvfusion.infra.codec import decode, encode_png
 from rwkvfusion.infra.weights import WeightsError
 from rwkvfusion.stages.detect import AnnotatedBoxes, AnnotatedBoxesConfig
 from rwkvfusion.stages.florence import FlorenceCaption, FlorenceCaptionConfig, FlorenceDetect, FlorenceDetectConfig
 from rwkvfusion.stages.grounding_dino import GroundingDino, GroundingDinoConfig, Question
 from rwkvfusion.stages.phrases import joined, object_name, packed, prompt_of, sentences
+from rwkvfusion.stages.reading import open_picture
 from rwkvfusion.stages.rle import decode_rle
 from rwkvfusion.stages.sample import Box, Image, Sample, from_table, to_table
 from rwkvfusion.stages.segment import AnnotatedMasks, AnnotatedMasksConfig
@@ -50,9 +50,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def picture(array: np.ndarray, role: str) -> Image:
-    data = encode_png(array)
-    info, _ = describe(data)
-    return Image(role=role, path=f"{role}.png", data=data, sha256=sha256(data), **vars(info))
+    return open_picture(role, f"{role}.png", encode_png(array)).image
 
 
 def pair(number: int, height: int, width: int, deep: bool = False, **more: Any) -> Sample:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
-
-import webdataset as wds
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from typing import Self
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests
 from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.infra.tars import TarFormatError, grouped
 from rwkvfusion.model.config import LUMA_TASKS
 from rwkvfusion.stages.sample import Sample, SampleFormatError
 
@@ -44,24 +41,14 @@ class Shard:
         if sha256(data) != self.manifest.sha256:
             raise DataError(f"{self.url} is not what its manifest proves: size or SHA-256 differ; prepare it again")
         try:
-            samples = [Sample.from_members(key, members) for key, members in _grouped(self.url, data)]
-        except SampleFormatError as error:
+            samples = [Sample.from_members(key, members) for key, members in grouped(data)]
+        except (SampleFormatError, TarFormatError) as error:
             raise DataError(f"{self.url}: {error}") from None
         keys = tuple(sample.key for sample in samples)
         if keys != self.manifest.keys:
             odd = sorted(set(keys) ^ set(self.manifest.keys)) or ["their order"]
             raise DataError(f"{self.url} and its manifest differ in keys: {', '.join(odd[:3])}")
         return samples
-
-
-def _grouped(url: str, data: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """WebDataset's own grouping of a tar's members by key; the bytes stay encoded."""
-
-    def opened() -> Iterator[dict[str, Any]]:
-        yield {"url": url, "stream": io.BytesIO(data)}
-
-    for group in wds.DataPipeline(opened, tar_file_expander, group_by_keys):
-        yield group["__key__"], {name: value for name, value in group.items() if not name.startswith("__")}
 
 
 @dataclass(frozen=True)

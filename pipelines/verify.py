@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rwkvfusion.infra.codec import ImageError, decode, decode_indices
+import numpy as np
+
+from rwkvfusion.infra.codec import ImageError, decode_indices, probe
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests, read_shard
 from rwkvfusion.infra.storage import StorageError, Store, sha256
-from rwkvfusion.stages.sample import Sample
+from rwkvfusion.stages.sample import Image, Sample
 from rwkvfusion.stages.shards import unpack
 
 
@@ -80,22 +82,45 @@ def _check_sample(sample: Sample, manifest: Manifest) -> Iterator[str]:
     if (sample.dataset, sample.split, sample.task) != (manifest.dataset, manifest.split, manifest.task):
         yield "belongs to another dataset, split or task"
     for image in (*sample.images, *([sample.target] if sample.target else [])):
-        if sha256(image.data) != image.sha256:
-            yield f"{image.role} is not the picture that was read (SHA-256 differs)"
-            continue
-        try:
-            height, width, channels = decode(image.data).shape
-        except ImageError as error:
-            yield f"{image.role}: {error}"
-            continue
-        if (height, width, channels) != (image.height, image.width, image.channels):
-            yield f"{image.role} is {width}x{height}x{channels}, not what meta.json says"
+        yield from _check_image(image)
     made_by = {"caption": "caption", "merge": "mask", "text": "text"}
     for field in (made_by[record.stage] for record in manifest.stages if record.stage in made_by):
         if getattr(sample, field) is None:
             yield f"{field} is missing"
+    yield from _check_guidance(sample)
+
+
+def _check_image(image: Image) -> Iterator[str]:
+    if sha256(image.data) != image.sha256:
+        yield f"{image.role} is not the picture that was read (SHA-256 differs)"
+        return
+    try:
+        info = probe(image.data)
+    except ImageError as error:
+        yield f"{image.role}: {error}"
+        return
+    found = (info.ext, info.height, info.width, info.channels, info.bit_depth)
+    if found != (image.ext, image.height, image.width, image.channels, image.bit_depth):
+        depth = f"{info.width}x{info.height}x{info.channels} of {info.bit_depth} bits"
+        yield f"{image.role} is {info.ext}, {depth}, not what meta.json says"
+
+
+def _check_guidance(sample: Sample) -> Iterator[str]:
+    """What does not lie on the pictures, or names one that is not there."""
+    sizes = {image.role: (image.height, image.width) for image in sample.images}
+    for field in ("captions", "boxes", "instances"):
+        if any(part.role not in sizes for part in getattr(sample, field) or ()):
+            yield f"{field} are of a modality that is not there"
+    if any((one.rle.height, one.rle.width) != sizes.get(one.role) for one in sample.instances or ()):
+        yield "instances have another size than their picture"
+    if sample.text is not None and not np.isfinite(sample.text.array()).all():
+        yield "text holds values that are NaN or infinite"
     if sample.mask is not None:
-        indices = decode_indices(sample.mask.png)
+        try:
+            indices = decode_indices(sample.mask.png)
+        except ImageError as error:
+            yield f"mask: {error}"
+            return
         if indices.shape != (sample.images[0].height, sample.images[0].width):
             yield "mask has another size than the picture"
         if int(indices.max(initial=0)) > len(sample.mask.labels):

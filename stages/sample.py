@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,20 +16,29 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.manifest import KEY_PATTERN
 
 SCHEMA_VERSION = 1
 MAX_OBJECTS = 20
+MAX_PIXELS = 2**28
 
 Key = Annotated[str, StringConstraints(pattern=KEY_PATTERN)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 Extension = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{1,8}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Size = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+Run = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
 Task = Literal["vif", "mif", "mef", "mff", "pansharpening", "hmif"]
 RESERVED = frozenset({"target", "caption", "mask", "text", "meta"})
+_ELSEWHERE = frozenset({"annotation", "caption", "error", "text"})
+"""Fields of a sample that its meta.json does not hold."""
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '<f2', 'fortran_order': False, 'shape': \(([0-9]{1,9}), ([0-9]{1,9})\), \} *\n",
+    re.DOTALL,
+)
 
 
 class SampleFormatError(RwkvFusionError, ValueError):
@@ -36,7 +46,7 @@ class SampleFormatError(RwkvFusionError, ValueError):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Image(_Part):
@@ -46,10 +56,10 @@ class Image(_Part):
     path: str = Field(description="name in the source, relative to its root")
     data: bytes = Field(repr=False)
     ext: Extension = Field(description="true format, from the content")
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
-    channels: int = Field(ge=1)
-    bit_depth: int = Field(ge=1)
+    height: Size
+    width: Size
+    channels: Size
+    bit_depth: Size
     sha256: Sha256
 
 
@@ -75,9 +85,15 @@ class Box(_Part):
 class Rle(_Part):
     """A binary mask as COCO's uncompressed run lengths: column-major, the first run counts zeros."""
 
-    height: int
-    width: int
-    counts: tuple[int, ...] = Field(repr=False)
+    height: Size
+    width: Size
+    counts: tuple[Run, ...] = Field(repr=False)
+
+    @model_validator(mode="after")
+    def _filled(self) -> Self:
+        if sum(self.counts) != self.height * self.width or self.height * self.width > MAX_PIXELS:
+            raise ValueError(f"runs of {sum(self.counts)} pixels do not fill a mask of {self.height}x{self.width}")
+        return self
 
 
 class Instance(_Part):
@@ -101,8 +117,8 @@ class Text(_Part):
     """Encoded caption: float16, C order, (tokens, width), only the real tokens."""
 
     data: bytes = Field(repr=False)
-    tokens: int = Field(ge=0)
-    width: int = Field(ge=1)
+    tokens: int = Field(strict=True, ge=0, le=2**20)
+    width: int = Field(strict=True, ge=1, le=2**16)
 
     @model_validator(mode="after")
     def _sized(self) -> Self:
@@ -119,6 +135,20 @@ class Text(_Part):
     def array(self) -> np.ndarray:
         """(tokens, width) float16."""
         return np.frombuffer(self.data, "<f2").reshape(self.tokens, self.width)
+
+    def to_npy(self) -> bytes:
+        """As NumPy's own file."""
+        out = io.BytesIO()
+        np.save(out, self.array(), allow_pickle=False)
+        return out.getvalue()
+
+    @classmethod
+    def from_npy(cls, data: bytes) -> Text:
+        """The inverse; ValueError for an array of another type or shape. Nothing that a header claims is allocated."""
+        header = _NPY.match(data)
+        if header is None or int.from_bytes(data[8:10], "little") != header.end() - 10:
+            raise ValueError("text.npy is not a (tokens, width) array of float16")
+        return cls(data=data[header.end() :], tokens=int(header[1]), width=int(header[2]))
 
 
 class SampleError(_Part):
@@ -186,9 +216,7 @@ class Sample(_Part):
         if self.mask is not None:
             found["mask.png"] = self.mask.png
         if self.text is not None:
-            out = io.BytesIO()
-            np.save(out, self.text.array(), allow_pickle=False)
-            found["text.npy"] = out.getvalue()
+            found["text.npy"] = self.text.to_npy()
         found["meta.json"] = _json(self._meta())
         return {f"{self.key}.{name}": found[name] for name in sorted(found)}
 
@@ -205,33 +233,46 @@ class Sample(_Part):
 
         Raises SampleFormatError naming the key and what is missing or wrong.
         """
+        left = dict(members)
         try:
-            meta = json.loads(_member(key, members, "meta.json"))
+            meta = json.loads(_take(key, left, "meta.json"))
             if meta.pop("schema_version", None) != SCHEMA_VERSION:
                 raise SampleFormatError(f"{key}.meta.json: not of schema version {SCHEMA_VERSION}")
+            if not _ELSEWHERE.isdisjoint(meta):
+                raise SampleFormatError(f"{key}.meta.json: {min(_ELSEWHERE.intersection(meta))} has no place in it")
             for image in [*meta["images"], *([meta["target"]] if meta["target"] else [])]:
-                image["data"] = _member(key, members, f"{image['role']}.{image['ext']}")
+                image["data"] = _take(key, left, f"{image['role']}.{image['ext']}")
             if meta["mask"] is not None:
-                meta["mask"]["png"] = _member(key, members, "mask.png")
-            if "caption.txt" in members:
-                meta["caption"] = members["caption.txt"].decode()
-            if "text.npy" in members:
-                meta["text"] = Text.of(np.lib.format.read_array(io.BytesIO(members["text.npy"]), allow_pickle=False))
+                meta["mask"]["png"] = _take(key, left, "mask.png")
+            if "caption.txt" in left:
+                meta["caption"] = left.pop("caption.txt").decode()
+            if "text.npy" in left:
+                meta["text"] = Text.from_npy(left.pop("text.npy"))
             sample = cls(**meta)
         except SampleFormatError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise SampleFormatError(f"{key}: {error}") from None
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise SampleFormatError(f"{key}: {_in_short(error)}") from None
         if sample.key != key:
             raise SampleFormatError(f"{key}.meta.json: belongs to {sample.key!r}")
+        if left:
+            raise SampleFormatError(f"{key}: member {key}.{min(left)} is not one of its fields")
         return sample
 
 
-def _member(key: str, members: Mapping[str, bytes], name: str) -> bytes:
+def _take(key: str, members: dict[str, bytes], name: str) -> bytes:
     try:
-        return members[name]
+        return members.pop(name)
     except KeyError:
-        raise SampleFormatError(f"{key}: member {key}.{name} is missing") from None
+        raise SampleFormatError(f"{key}: member {key}.{name[:100]} is missing") from None
+
+
+def _in_short(error: Exception) -> str:
+    """One line: pydantic's own words quote all that it was given."""
+    if not isinstance(error, ValidationError):
+        return (str(error) or type(error).__name__).split("\n")[0][:300]
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])[:100]}: {first['msg']}"[:300]
 
 
 def _json(value: Any) -> bytes:

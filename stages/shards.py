@@ -6,6 +6,7 @@ import io
 import tarfile
 from collections.abc import Iterator, Sequence
 
+from rwkvfusion.infra.tars import TarFormatError, grouped
 from rwkvfusion.stages.sample import Sample, SampleFormatError
 
 
@@ -32,20 +33,8 @@ def pack(samples: Sequence[Sample]) -> bytes:
 
 def unpack(data: bytes) -> Iterator[Sample]:
     """The samples of a tar made by `pack`, in order; SampleFormatError for anything else."""
-    key, members = None, dict[str, bytes]()
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for info in tar:
-                base, dot, name = info.name.partition(".")
-                file = tar.extractfile(info)
-                if not dot or file is None:
-                    raise SampleFormatError(f"tar member {info.name!r} is not a sample's")
-                if base != key:
-                    if key is not None:
-                        yield Sample.from_members(key, members)
-                    key, members = base, {}
-                members[name] = file.read()
-    except tarfile.TarError as error:
-        raise SampleFormatError(f"not a readable tar: {error}") from None
-    if key is not None:
-        yield Sample.from_members(key, members)
+        for key, members in grouped(data):
+            yield Sample.from_members(key, members)
+    except TarFormatError as error:
+        raise SampleFormatError(str(error)) from None

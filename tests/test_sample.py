@@ -52,8 +52,8 @@ def images(role: st.SearchStrategy[str]) -> st.SearchStrategy[Image]:
     )
 
 
-RLES = st.builds(
-    Rle, height=st.integers(1, 9), width=st.integers(1, 9), counts=st.lists(st.integers(0, 81), max_size=6).map(tuple)
+RLES = st.lists(st.integers(0, 9), min_size=1, max_size=6).map(
+    lambda runs: Rle(height=1, width=sum(runs) + 1, counts=(*runs, 1))
 )
 MASKS = st.builds(Mask, png=st.just(encode_png(scene(3, 4, 5, 1))), labels=st.lists(WORDS, max_size=20).map(tuple))
 TEXTS = st.builds(

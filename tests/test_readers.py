@@ -179,7 +179,7 @@ BYTES = {
         made([(tarfile.TarInfo("a" * 90 + "-" + "b" * 20 + ".png"), b"")])
     ),
 }
-WORDS = {"sparse": "is not a sample's", "claims 8 GB": "claims 8589934591 bytes", "text of 10^12": "(tokens, width)"}
+WORDS = {"sparse": "is not a sample's", "text of float32": "(tokens, width) array of float16"}
 ALL = {**{name: made(change(listed(SAMPLES))) for name, change in WRONG.items()}, **BYTES}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,7 +14,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, printable
+
+MAX_CHARACTERS = 100_000
+"""Of a recipe: PyYAML takes seconds for these."""
+_SHOWN = 8
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = _shown.maxlong = 200
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -34,9 +43,9 @@ def load_recipe(path: str, model: type[M], overrides: Sequence[str] = ()) -> M:
     """
     name, text = _read(path)
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+        values = _parse(text)
+    except _NotYamlError as error:
+        raise RecipeError(f"{name} is not YAML: {error}") from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -46,17 +55,51 @@ def load_recipe(path: str, model: type[M], overrides: Sequence[str] = ()) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(problem, model) for problem in error.errors()]
-        raise RecipeError(f"{name}: " + "; ".join(dict.fromkeys(lines))) from None
+        problems = error.errors()
+        lines = list(dict.fromkeys(_explain(problem, model) for problem in problems[:_SHOWN]))
+        lines += [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise RecipeError(f"{name}: {printable('; '.join(lines))}") from None
+
+
+class _NotYamlError(Exception):
+    """Text that is no YAML, or more of it than settings need."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them stand for more than any memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, "aliases are not supported: write it out", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+def _parse(text: str) -> Any:
+    if len(text) > MAX_CHARACTERS:
+        raise _NotYamlError(f"more than {MAX_CHARACTERS} characters are no recipe")
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
+    except yaml.YAMLError as error:
+        raise _NotYamlError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise _NotYamlError("it is nested too deeply") from None
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        # PyYAML lets through what its types raise: a date of month 13, a number of too many digits, an empty `!!int`.
+        raise _NotYamlError(f"a value cannot be read: {error}") from None
 
 
 def _read(path: str) -> tuple[str, str]:
-    file = Path(path).expanduser()
-    if file.is_file():
-        try:
-            return path, file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise RecipeError(f"{path} is not a text file: a recipe is YAML in UTF-8") from None
+    file = Path(os.path.expanduser(path))
+    try:
+        if file.is_file():
+            with file.open(encoding="utf-8") as opened:
+                return path, opened.read(MAX_CHARACTERS + 1)
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path} is not a text file: a recipe is YAML in UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path[:200]}: {error.strerror}") from None
     wanted = path if path.endswith(".yaml") else f"{path}.yaml"
     known = builtin_recipes()
     if wanted in known:
@@ -71,8 +114,8 @@ def _set(values: dict[str, Any], override: str) -> None:
     if not equals or not all(key.split(".")):
         raise RecipeError(f"--set takes a.b=value, not {override!r}")
     try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
+        value = _parse(text) if text else ""
+    except _NotYamlError:
         value = text
     *parents, last = key.split(".")
     place = values
@@ -101,7 +144,8 @@ def _explain(problem: ErrorDetails, model: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"{where!r} is required (give it in the recipe or by --set {where}=...)"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" + ("" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})")
+    given = "" if isinstance(problem["input"], dict) else f" (got {_shown.repr(problem['input'])})"
+    return f"{where}: {message}{given}"
 
 
 def _walk(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], list[type[BaseModel]]]:

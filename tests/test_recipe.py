@@ -44,6 +44,24 @@ def test_overrides_reach_nested_fields_and_keep_their_types(tmp_path: Path) -> N
         ("output: a\n", ["shard=3"], ["shard", "3"]),
         ("- a\n- b\n", [], ["must be a mapping"]),
         ("output: [\n", [], ["is not YAML"]),
+        ("a: &a [x, x]\nb: &b [*a, *a]\noutput: *b\n", [], ["aliases are not supported", "line 2"]),
+        ("output: &a [*a]\n", [], ["aliases are not supported"]),
+        ("[" * 3000, [], ["nested too deeply"]),
+        ("output: " + "{a: " * 3000, [], ["nested too deeply"]),
+        ("output: " + "9" * 5000, [], ["a value cannot be read"]),
+        ("output: 2024-13-45\n", [], ["month must be in 1..12"]),
+        ('output: !!int ""\n', [], ["a value cannot be read"]),
+        ("output: !!timestamp x\n", [], ["a value cannot be read"]),
+        ("output: !!bool x\n", [], ["a value cannot be read"]),
+        ("output: !!python/name:os.system\n", [], ["is not YAML", "os.system"]),
+        ("output: a\0b\n", [], ["is not YAML", "#x0000"]),
+        ("output:\n\t- a\n", [], ["is not YAML", "'\\t'"]),
+        ("output: 2024-01-01\n", [], ["output", "datetime.date"]),
+        ("output: a\n1: 2\nnull: 3\n", [], ["1: Keys should be strings", "None: Keys"]),
+        ("output: a\nshard: {pairs: [" + "x, " * 9000 + "]}\n", [], ["shard.pairs", "..."]),
+        ("x" * 100_001, [], ["more than 100000 characters"]),
+        ("output: a\n" + "".join(f"k{n}: 1\n" for n in range(3000)), [], ["'k0'", "and 2992 more"]),
+        ('output: a\n"\\x1b[31m": 1\n', [], ["unknown key '\\x1b[31m'"]),
     ],
 )
 def test_a_bad_recipe_names_the_key_and_the_way_out(
@@ -53,7 +71,20 @@ def test_a_bad_recipe_names_the_key_and_the_way_out(
         load_recipe(recipe(tmp_path, text), Outer, overrides)
     for word in words:
         assert word in str(error.value)
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 2000
+
+
+def test_overrides_that_are_no_yaml_are_text(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "output: out\n")
+    for text in ("*.png", "a: b: c", "[" * 3000, "9" * 5000, "!!int x", "%2e"):
+        assert load_recipe(path, Outer, [f"output={text}"]).output == text
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/r.yaml", "a\0b", "x" * 5000, "/dev", "/dev/null/x", "", "~"])
+def test_a_path_that_is_none_is_a_missing_recipe(path: str) -> None:
+    with pytest.raises(RecipeError):
+        load_recipe(path, Outer)
 
 
 def test_a_missing_recipe_lists_the_built_in_ones() -> None:

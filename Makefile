@@ -9,7 +9,7 @@ FOLDERS := infra kernels model pipelines stages
 UV := $(BIN)/uv pip install --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow s3 bench-kernel gpu-check check lint types clean lock
+.PHONY: help install demo test test-slow soak s3 bench-kernel gpu-check check lint types clean lock
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,7 +37,10 @@ test: install $(ENCODER) ## the whole test suite (under 10 minutes on 2 cores)
 	$(BIN)/pytest -m "not slow"
 
 test-slow: install $(ENCODER) ## the tests that take minutes: wheels without compilers, memory of large jobs
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and not soak"
+
+soak: install    ## kill prepare 30 times on an S3 server, and compare the dataset with an untouched one (15 minutes)
+	$(BIN)/pytest -m soak -s
 
 s3: install      ## an S3 server on the loopback (SeaweedFS) to try jobs on; S3="FOLDER --port N" keeps its data
 	$(BIN)/python tests/seaweed.py $(S3)

@@ -28,3 +28,9 @@ class Attempts:
     def end(self, shard: str) -> None:
         """Note that the work is done."""
         self.store.remove(shard)
+
+
+def forget_attempts(store: Store) -> None:
+    """Remove all counts below the folder `store`, where nothing is begun any more."""
+    for name in store.files(ATTEMPTS):
+        store.remove(name)

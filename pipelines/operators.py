@@ -189,14 +189,14 @@ class RunStage:
 
 
 class CommitShard:
-    """Last operator: tar, check, manifest. Gives the manifest back as the row."""
+    """Last operator: tar, check, manifest. A row comes back as the manifest and the records of what was done now."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         manifests = [row["manifest"] or self.commit(row).to_json().decode() for row in rows.to_pylist()]
-        return pa.table({"manifest": pa.array(manifests, pa.string())})
+        return pa.table({"manifest": pa.array(manifests, pa.string()), "records": rows.column("records")})
 
     def commit(self, row: dict[str, Any]) -> Manifest:
         samples = unpack_samples(row["samples"])

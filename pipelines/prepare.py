@@ -6,6 +6,7 @@ pool of actors, so that captioning of one shard and masking of another overlap; 
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -21,6 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
+from rwkvfusion.infra.attempts import forget_attempts
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence, Lease
 from rwkvfusion.infra.manifest import QUARANTINE, Manifest, clear_orphans
@@ -93,11 +95,12 @@ def _prepare(job: Job, lease: Lease, on_shard: Callable[[Manifest], None], say: 
                 for row in pipeline(job, pools, cluster, lease.fence).iter_rows():
                     manifest = Manifest.from_json(row["manifest"].encode(), "result")
                     manifests[manifest.shard] = manifest
-                    made.update({record.stage: record.made or 0 for record in manifest.stages})
+                    made.update({record["stage"]: record["made"] for record in json.loads(row["records"])})
                     on_shard(manifest)
             except RayError as error:
                 raise PrepareError(_cause(error)) from error
     lease.check()
+    forget_attempts(job.store)
     ordered = [manifests[shard.name] for shard in job.shards]
     if pending or job.stale or not job.store.exists("dataset.json"):
         finish_dataset(job, ordered)

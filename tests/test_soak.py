@@ -1,0 +1,206 @@
+"""Thirty kills at random moments of `prepare` on a real S3 server: the dataset is that of a run nobody touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from made import write_pairs
+from seaweed import S3
+
+from rwkvfusion.infra.manifest import Manifest, read_manifests
+from rwkvfusion.infra.storage import Store
+from rwkvfusion.pipelines.verify import verify
+
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(1500)]
+KILLS = {"driver": 10, "actor": 10, "raylet": 10}
+PAIRS, PER_SHARD = 240, 2
+ACTORS = ("ray::MapWorker", "ray::MapBatches")
+END_SECONDS = 90
+"""What a driver without its raylet, or the processes of a driver that was killed, may take to end."""
+
+
+class Job:
+    """One process of `rwkvfusion prepare`, and what it started."""
+
+    def __init__(self, bucket: str, output: str, environment: Mapping[str, str], log: Path) -> None:
+        sets = ["source.layout=msrs", f"source.root={bucket}/raw", f"output={bucket}/{output}"]
+        words = [word for one in (*sets, f"shard.pairs={PER_SHARD}") for word in ("--set", one)]
+        command = [sys.executable, "-m", "rwkvfusion.pipelines.cli", "prepare", "vif.yaml", *words]
+        self.log = log
+        with log.open("wb") as sink:
+            self.process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink)
+        self.began = time.monotonic()
+        self.family: set[psutil.Process] = set()
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def look(self) -> list[psutil.Process]:
+        """Its processes now; all that there ever were are remembered."""
+        try:
+            found = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        self.family.update(found)
+        return found
+
+    def victims(self, kind: str) -> list[psutil.Process]:
+        """Processes of that kind that can be killed now."""
+        if kind == "driver":
+            return [psutil.Process(self.process.pid)]
+        found = []
+        for process in self.look():
+            try:
+                name = (process.cmdline() or [""])[0]
+            except psutil.Error:
+                continue
+            if name.endswith("/raylet") if kind == "raylet" else name.startswith(ACTORS):
+                found.append(process)
+        return found
+
+    def end(self) -> None:
+        """Wait until it ended and left nothing running."""
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"the driver does not end:\n{self.text()}") from None
+        _, alive = psutil.wait_procs(self.family, timeout=END_SECONDS)
+        for process in alive:
+            process.kill()
+        assert not alive, f"left running: {alive}"
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+
+def seen_at(store: Store) -> dict[str, tuple[bytes, str, str]]:
+    """What each committed shard is now: its manifest, and when that and its tar were written last."""
+    import s3fs
+
+    fs = s3fs.S3FileSystem(use_listings_cache=False)
+    when = {}
+    for folder in ("", "_manifests"):
+        path = store.path(folder)
+        for entry in fs.ls(path, detail=True) if fs.exists(path) else ():
+            when[entry["name"].removeprefix(store.path() + "/")] = str(entry.get("LastModified"))
+    return {
+        m.shard: (store.read(f"_manifests/{m.shard}.json"), when[f"_manifests/{m.shard}.json"], when[m.tar])
+        for m in read_manifests(store)
+    }
+
+
+def without_effort(manifest: Manifest) -> dict[str, Any]:
+    """A manifest but for how long it took, and on how many samples."""
+    facts = manifest.model_dump(mode="json")
+    for record in facts["stages"]:
+        del record["seconds"], record["made"]
+    return facts
+
+
+def contents(store: Store) -> dict[str, Any]:
+    """All that makes a dataset: tars and lists byte for byte, manifests but for the effort."""
+    found: dict[str, Any] = {m.shard: without_effort(m) for m in read_manifests(store)}
+    for name in store.files():
+        if not name.startswith(("_manifests/", "_cache/", "_lease/")):
+            found[name] = store.read(name)
+    return found
+
+
+def quiet_run(job: Job) -> tuple[float, float]:
+    """Of a run that nobody touches the seconds to its first shard, and those from there to its end."""
+    while job.is_running() and "committed: " not in job.text():
+        time.sleep(0.1)
+    first = time.monotonic() - job.began
+    assert job.process.wait(900) == 0, job.text()
+    return first, time.monotonic() - job.began - first
+
+
+def pause(start: float, work: float) -> float:
+    """Seconds of work in the middle of which a kill falls, so that all of them together leave some for the last run."""
+    lives, inside = KILLS["driver"] + KILLS["raylet"], KILLS["actor"]
+    seconds = 0.5
+    while lives * seconds**2 / 2 / (0.8 * start + seconds) + inside * seconds / 2 < 0.5 * work:
+        seconds += 0.25
+    return seconds
+
+
+def kill_one(job: Job, kind: str, when: float, rng: random.Random) -> str:
+    """Kill a process of that kind of `job`, at `when` or as soon as there is one; what it was."""
+    while True:
+        assert job.is_running(), f"it ended before it could be killed:\n{job.text()}"
+        victims = job.victims(kind)
+        if time.monotonic() >= when and victims:
+            victim = rng.choice(victims)
+            try:
+                what = victim.cmdline()[0] if kind == "actor" else kind
+                victim.kill()
+            except (psutil.Error, IndexError):
+                continue
+            return what
+        time.sleep(0.05)
+
+
+def test_thirty_kills_change_nothing(s3: S3, s3_url: str, tmp_path: Path) -> None:
+    rng = random.Random(os.environ.get("SOAK_SEED", "0"))
+    environment = {**os.environ, **s3.environment}
+    write_pairs(tmp_path / "raw", [f"{i:05d}D" for i in range(PAIRS)], height=192, width=256)
+    import s3fs
+
+    s3fs.S3FileSystem().put(f"{tmp_path}/raw/", f"{s3_url}/raw/", recursive=True)
+    start, work = quiet_run(Job(s3_url, "quiet", environment, tmp_path / "quiet.log"))
+    middle = pause(start, work)
+    print(f"\nuntouched: {start:.0f} s to the first shard, then {work:.0f} s; kills within {middle:.1f} s of that")
+
+    begun = time.monotonic()
+    order = [kind for kind, count in KILLS.items() for _ in range(count)]
+    rng.shuffle(order)
+    killed, deaths, runs = Counter[str](), Counter[str](), 0
+    seen: dict[str, tuple[bytes, str, str]] = {}
+    store, expected = Store(f"{s3_url}/soaked/msrs"), Store(f"{s3_url}/quiet/msrs")
+    job: Job | None = None
+    for kind in order:
+        low, high = 0.0, middle
+        if job is None:
+            runs += 1
+            job = Job(s3_url, "soaked", environment, tmp_path / f"run{runs}.log")
+            low, high = 0.2 * start, start + middle
+        what = kill_one(job, kind, time.monotonic() + rng.uniform(low, high), rng)
+        killed[kind] += 1
+        deaths[what] += 1
+        if kind != "actor":
+            job.end()
+            job = None
+        now = seen_at(store)
+        assert {shard: now.get(shard) for shard in seen} == seen, f"a committed shard was written again after {what}"
+        seen = now
+        print(f"kill {sum(killed.values()):2d}: {what}, {len(seen)} shards there, {time.monotonic() - begun:.0f} s")
+    job = job or Job(s3_url, "soaked", environment, tmp_path / f"run{runs + 1}.log")
+    assert job.process.wait(600) == 0, job.text()
+    seconds = time.monotonic() - begun
+
+    assert dict(killed) == KILLS
+    assert {shard: seen_at(store)[shard] for shard in seen} == seen
+    found, wanted = contents(store), contents(expected)
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+    keys = Counter(key for manifest in read_manifests(store) for key in manifest.keys)
+    assert len(keys) == PAIRS
+    assert set(keys.values()) == {1}
+    report = verify(store.url, deep=True)
+    assert report.clean, report.problems
+    facts = {"kills": dict(killed), "processes": dict(deaths), "runs": runs + 1, "seconds": round(seconds),
+             "shards": len(read_manifests(store)), "pairs": len(keys), "lost": 0, "duplicated": 0,
+             "committed shards written again": 0}  # fmt: skip
+    print(json.dumps(facts, indent=1))

@@ -31,8 +31,8 @@ _LASTING = frozenset({errno.EINVAL, errno.ENOSPC, errno.EROFS, errno.EPERM, errn
 _REFUSALS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _CUT_OFF = frozenset({"IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "RequestTimeout", "NoSuchUpload"})
 """S3's words for a request that did not arrive whole, or whose answer was lost and which is asked for again."""
-_NETWORK = frozenset({"HTTPClientError", "ClientConnectionError", "ClientPayloadError", "IncompleteReadError",
-                      "ResponseParserError"})  # fmt: skip
+_NETWORK = frozenset({"HTTPClientError", "ConnectionError", "ClientConnectionError", "ClientPayloadError",
+                      "IncompleteReadError", "ResponseParserError"})  # fmt: skip
 """Errors of the HTTP clients below fsspec that are not OSErrors, by the names of their classes."""
 _log = logging.getLogger("rwkvfusion.storage")
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import fsspec
 from fsspec.core import split_protocol, url_to_fs
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from rwkvfusion.infra.errors import RwkvFusionError
 
@@ -218,8 +218,8 @@ class Store:
         local, url = self._is_local, self.join(name)
         retrying = Retrying(
             retry=retry_if_exception(lambda error: _is_passing(error, local)),
-            stop=stop_after_delay(self.patience),
-            wait=wait_random_exponential(multiplier=0.1, max=5),
+            stop=stop_before_delay(self.patience),
+            wait=wait_random_exponential(multiplier=0.1, max=min(self.patience / 4, 5)),
             before_sleep=lambda state: _tell(state, f"cannot {action} {url}", self.patience),
             reraise=True,
         )

@@ -12,20 +12,20 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 
 from rwkvfusion.infra.attempts import forget_attempts
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence, Lease
-from rwkvfusion.infra.manifest import QUARANTINE, Manifest, clear_orphans
+from rwkvfusion.infra.manifest import QUARANTINE, Manifest, StageRecord, clear_orphans
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.card import finish_dataset
 from rwkvfusion.pipelines.cluster import Cluster, connect
@@ -36,6 +36,8 @@ from rwkvfusion.pipelines.plan import Job
 MAX_RETRIES = 6
 """Times a dead worker's task is given to another one; Ray's own default is for ever. More than the tries after which a
 shard's samples are worked on one by one: workers also die for no fault of a sample."""
+MAX_FAILURES = 3
+"""Times in a row that the whole pipeline may fail for want of a part of the cluster, with no shard made in between."""
 MAX_RESTARTS = 20
 """Times an actor is started anew in its life, which is that of the job."""
 
@@ -82,34 +84,25 @@ def _prepare(job: Job, lease: Lease, on_shard: Callable[[Manifest], None], say: 
     start = time.perf_counter()
     for name in clear_orphans(job.store):
         say(f"removed {name}, which a job that died had left: no manifest proves it")
-    pending = job.pending
-    manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}
-    made = Counter({stage.name: 0 for stage in job.stages})
     for name in job.stale:
         retire(job.store, name)
-    if pending:
-        with connect(job.recipe.ray.address, cpus=job.cpus) as cluster:
-            pools = job.pack(cluster)
-            say(f"{len(pending)} shards; " + "\n".join(packing_lines(pools, cluster)))
-            try:
-                for row in pipeline(job, pools, cluster, lease.fence).iter_rows():
-                    manifest = Manifest.from_json(row["manifest"].encode(), "result")
-                    manifests[manifest.shard] = manifest
-                    made.update({record["stage"]: record["made"] for record in json.loads(row["records"])})
-                    on_shard(manifest)
-            except RayError as error:
-                raise PrepareError(_cause(error)) from error
+    manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}
+    made = Counter({stage.name: 0 for stage in job.stages})
+    for manifest, records in _run(job, lease, say):
+        manifests[manifest.shard] = manifest
+        made.update({record.stage: record.made or 0 for record in records})
+        on_shard(manifest)
     lease.check()
     forget_attempts(job.store)
     ordered = [manifests[shard.name] for shard in job.shards]
-    if pending or job.stale or not job.store.exists("dataset.json"):
+    if job.pending or job.stale or not job.store.exists("dataset.json"):
         finish_dataset(job, ordered)
     reasons = sum((manifest.reasons for manifest in ordered), Counter[str]())
     too_many = sum(reasons.values()) > job.recipe.quarantine.max_fraction * job.n_pairs
     return Outcome(
         dataset_url=job.store.url,
-        shards_made=len(pending),
-        shards_kept=len(ordered) - len(pending),
+        shards_made=len(job.pending),
+        shards_kept=len(ordered) - len(job.pending),
         made={stage.name: made[stage.name] for stage in job.stages},
         pairs=sum(len(manifest.keys) for manifest in ordered),
         quarantined=dict(sorted(reasons.items())),
@@ -117,6 +110,39 @@ def _prepare(job: Job, lease: Lease, on_shard: Callable[[Manifest], None], say: 
         seconds=time.perf_counter() - start,
         exit_code=3 if too_many else 0,
     )
+
+
+def _run(job: Job, lease: Lease, say: Callable[[str], None]) -> Iterator[tuple[Manifest, list[StageRecord]]]:
+    """Make what is pending, giving each shard's manifest and what was done for it now.
+
+    Where a part of the cluster dies and Ray does not get over it, begin anew with what is not committed then.
+    """
+    left = {shard.name for shard in job.pending}
+    failures = 0
+    while left:
+        try:
+            with connect(job.recipe.ray.address, cpus=job.cpus) as cluster:
+                pools = job.pack(cluster)
+                say(f"{len(left)} shards; " + "\n".join(packing_lines(pools, cluster)))
+                for row in pipeline(job, pools, cluster, lease.fence).iter_rows():
+                    manifest = Manifest.from_json(row["manifest"].encode(), "result")
+                    records = [StageRecord.model_validate(record) for record in json.loads(row["records"])]
+                    failures = 0
+                    left.discard(manifest.shard)
+                    yield manifest, records
+        except RayTaskError as error:
+            raise PrepareError(_cause(error)) from error
+        except (RayError, ConnectionError) as error:
+            failures += 1
+            if failures > MAX_FAILURES:
+                raise PrepareError(f"{_cause(error)} ({failures} times in a row, and no shard in between)") from error
+            lease.check()
+            say(f"a part of Ray died: {_cause(error)[:200]}\ngoing on with what is not committed")
+            job = job.again()
+            # What is there now but was not told is told now: its row was lost on the way.
+            for name in sorted(left - {shard.name for shard in job.pending}):
+                left.discard(name)
+                yield job.committed[name], []
 
 
 def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence) -> Dataset:

@@ -169,6 +169,12 @@ class Lease:
         return self.record.model_dump_json(indent=1).encode()
 
 
+def holder(store: Store) -> LeaseRecord | None:
+    """Who is writing below `store` now, as far as can be seen."""
+    record = _read(store, _newest(store))
+    return None if record is None or record.is_free else record
+
+
 def _file(number: int) -> str:
     return f"{LEASES}/{number:08d}.json"
 

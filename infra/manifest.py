@@ -13,6 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -28,6 +29,7 @@ INTERIM = re.compile(r"^[a-z][a-z0-9_]{0,31}-[0-9]{6}\.[0-9a-f]{12}\.tar$")
 """Names of tars that wait to take an older one's place."""
 _TAR = re.compile(r"^[a-z][a-z0-9_]{0,31}-[0-9]{6}(\.[0-9a-f]{12})?\.tar$")
 WRITE_TRIES = 3
+READERS = 16
 
 
 Key = Annotated[str, StringConstraints(pattern=KEY_PATTERN)]
@@ -167,15 +169,14 @@ def commit_shard(store: Store, manifest: Manifest, tar: bytes, check: Callable[[
     return manifest
 
 
-def clear_orphans(store: Store) -> list[str]:
-    """Remove what jobs that died left in the dataset's folder, and name the tars among it.
+def clear_orphans(store: Store, proofs: Iterable[Manifest]) -> list[str]:
+    """Remove what jobs that died left beside the shards that `proofs` are of, and name the tars among it.
 
     Tars that no manifest proves, lists of quarantined pairs of shards that do not exist, and parts of uploads. The
     caller must be the only writer. Whatever else lies there is left alone.
     """
-    proofs = read_manifests(store, skip_damaged=True)
-    proved = {manifest.tar for manifest in proofs if manifest.sha256 is not None}
-    shards = {manifest.shard for manifest in proofs}
+    shards = {manifest.shard: manifest.tar for manifest in proofs}
+    proved = set(shards.values())
     tars = [name for name in sorted(store.sizes()) if _TAR.fullmatch(name) and name not in proved]
     listed = [name.removesuffix(".jsonl") for name in store.sizes(QUARANTINE)]
     lists = [f"{QUARANTINE}/{name}.jsonl" for name in listed if SHARD_PATTERN.fullmatch(name) and name not in shards]
@@ -207,16 +208,18 @@ def read_manifests(store: Store, splits: Iterable[str] | None = None, *, skip_da
     `skip_damaged` takes a damaged one for absent: it was cut off while being written, and its shard is to be made.
     """
     wanted = None if splits is None else set(splits)
+    matches = (SHARD_PATTERN.fullmatch(name.removesuffix(".json")) for name in store.sizes(MANIFESTS))
+    names = sorted(_name(match[0]) for match in matches if match and (wanted is None or match["split"] in wanted))
     found = []
-    for name in store.files(MANIFESTS, deep=False):
-        match = SHARD_PATTERN.fullmatch(name.rsplit("/", 1)[-1].removesuffix(".json"))
-        if match and (wanted is None or match["split"] in wanted):
+    # A store answers many at once as fast as one.
+    with ThreadPoolExecutor(READERS) as pool:
+        for name, data in zip(names, pool.map(store.read, names), strict=True):
             try:
-                found.append(Manifest.from_json(store.read(name), store.join(name)))
+                found.append(Manifest.from_json(data, store.join(name)))
             except ManifestError:
                 if not skip_damaged:
                     raise
-    return sorted(found, key=lambda m: m.shard)
+    return found
 
 
 def open_dataset(url: str) -> Store:

@@ -82,7 +82,7 @@ def prepare(job: Job, *, on_shard: Callable[[Manifest], None] = lambda _: None, 
 
 def _prepare(job: Job, lease: Lease, on_shard: Callable[[Manifest], None], say: Callable[[str], None]) -> Outcome:
     start = time.perf_counter()
-    for name in clear_orphans(job.store):
+    for name in clear_orphans(job.store, job.committed.values()):
         say(f"removed {name}, which a job that died had left: no manifest proves it")
     for name in job.stale:
         retire(job.store, name)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from rwkvfusion.infra.lease import holder
 from rwkvfusion.pipelines.plan import Job
 from rwkvfusion.pipelines.prepare import Outcome
 
@@ -69,7 +70,10 @@ def outcome_lines(outcome: Outcome) -> list[str]:
             "stages ran on: " + ", ".join(f"{stage} {count}" for stage, count in outcome.made.items()),
         ]
     if outcome.quarantined:
-        lines.append(f"in quarantine: {_counts(outcome.quarantined)} (see {outcome.dataset_url}/_quarantine)")
+        lines.append(
+            f"in quarantine: {_counts(outcome.quarantined)} (see {outcome.dataset_url}/_quarantine;"
+            " --retry-quarantined tries them again)"
+        )
     if outcome.exit_code == 3:
         lines.append("that is more than quarantine.max_fraction of the recipe allows (exit code 3)")
     lines.append(outcome.dataset_url)
@@ -93,7 +97,14 @@ def status_facts(job: Job) -> dict[str, Any]:
                 "bytes": manifest.size if manifest else 0,
             }
         )
-    return {"dataset": job.dataset, "url": job.store.url, "shards": shards, "stale": list(job.stale)}
+    writer = holder(job.store)
+    return {
+        "dataset": job.dataset,
+        "url": job.store.url,
+        "shards": shards,
+        "stale": list(job.stale),
+        "writer": None if writer is None else str(writer),
+    }
 
 
 def status_lines(job: Job) -> list[str]:
@@ -108,6 +119,8 @@ def status_lines(job: Job) -> list[str]:
     lines.append(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
     if job.stale:
         lines.append(f"{len(job.stale)} committed shards are no longer in the plan; the next run drops them")
+    if facts["writer"]:
+        lines.append(f"being written by {facts['writer']}")
     return lines
 
 

@@ -8,6 +8,7 @@ It keeps what it was given through a kill, checks signatures, and honours If-Non
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import shutil
@@ -91,8 +92,16 @@ def _start(folder: Path, port: int) -> S3:
     command += ["-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     with (folder / "weed.log").open("wb") as log:
         # A group of its own, so that Ctrl-C in a terminal reaches us first.
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, start_new_session=True, preexec_fn=_die_with_parent
+        )
     return S3(f"http://127.0.0.1:{port}", process)
+
+
+def _die_with_parent() -> None:
+    """A test run that is killed stops no server; Linux does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _stop(server: S3) -> None:

@@ -149,6 +149,8 @@ def test_of_two_jobs_one_works_and_a_killed_one_is_replaced_at_once(raw: Path, t
     )
     wait_for(lambda: list(out.rglob("_manifests/*.json")))
     assert winner.poll() is None
+    status = CliRunner().invoke(main, ["status", *settings(raw, out, 1)]).output
+    assert f"being written by process {winner.pid} on" in status
     winner.kill()
     winner.communicate()
     orphan = out / "msrs" / "train-000007.tar"

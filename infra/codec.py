@@ -87,6 +87,8 @@ def describe(data: bytes) -> tuple[ImageInfo, np.ndarray]:
     except Exception as error:  # noqa: BLE001 - decoders raise anything on hostile bytes; ours is the one type callers see
         raise ImageError(_why(error, data)) from None
     height, width, channels = array.shape
+    if not array.size:
+        raise ImageError(f"damaged picture: {width}x{height} of {channels} channels")
     return ImageInfo(ext, height, width, channels, array.dtype.itemsize * 8, orientation), array
 
 

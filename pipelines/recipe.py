@@ -18,7 +18,7 @@ from rwkvfusion.infra.errors import RwkvFusionError, printable
 
 MAX_CHARACTERS = 100_000
 """Of a recipe: PyYAML takes seconds for these."""
-_SHOWN = 8
+_SHOWN, _LONGEST = 8, 600
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = _shown.maxlong = 200
@@ -50,13 +50,15 @@ def load_recipe(path: str, model: type[M], overrides: Sequence[str] = ()) -> M:
         values = {}
     if not isinstance(values, dict):
         raise RecipeError(f"{name} must be a mapping of settings, not a {type(values).__name__}")
+    if sum(map(len, overrides)) > MAX_CHARACTERS:
+        raise RecipeError(f"--set of more than {MAX_CHARACTERS} characters in all: write them into the recipe")
     for override in overrides:
         _set(values, override)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         problems = error.errors()
-        lines = list(dict.fromkeys(_explain(problem, model) for problem in problems[:_SHOWN]))
+        lines = list(dict.fromkeys(_explain(problem, model)[:_LONGEST] for problem in problems[:_SHOWN]))
         lines += [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise RecipeError(f"{name}: {printable('; '.join(lines))}") from None
 
@@ -112,7 +114,7 @@ def _read(path: str) -> tuple[str, str]:
 def _set(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise RecipeError(f"--set takes a.b=value, not {override!r}")
+        raise RecipeError(f"--set takes a.b=value, not {_shown.repr(override)}")
     try:
         value = _parse(text) if text else ""
     except _NotYamlError:

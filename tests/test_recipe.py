@@ -42,6 +42,8 @@ def test_overrides_reach_nested_fields_and_keep_their_types(tmp_path: Path) -> N
         ("output: a\nshard: {pairs: many}\n", [], ["shard.pairs", "'many'"]),
         ("output: a\n", ["shard.pairs"], ["--set takes a.b=value"]),
         ("output: a\n", ["shard=3"], ["shard", "3"]),
+        ("output: a\n", ["output=" + "[]," * 20_000] * 2, ["more than 100000 characters"]),
+        ("output: a\n", ["a." * 9000], ["--set takes", "..."]),
         ("- a\n- b\n", [], ["must be a mapping"]),
         ("output: [\n", [], ["is not YAML"]),
         ("a: &a [x, x]\nb: &b [*a, *a]\noutput: *b\n", [], ["aliases are not supported", "line 2"]),

@@ -11,9 +11,12 @@ from rwkvfusion.stages.sample import Sample, SampleFormatError
 
 
 def pack(samples: Sequence[Sample]) -> bytes:
-    """A tar of the samples: members sorted, mtime 0, no owners, so that equal samples give equal bytes."""
+    """A tar of the samples: sorted by key, then by field, mtime 0, no owners: equal samples give equal bytes.
+
+    By whole names `a-b.png` would come before `a.png`, and the samples in another order than their keys.
+    """
     members: dict[str, bytes] = {}
-    for sample in samples:
+    for sample in sorted(samples, key=lambda sample: sample.key):
         if sample.error is not None:
             raise SampleFormatError(f"{sample.key}: a failed sample belongs in quarantine, not in a shard")
         for name, data in sample.members().items():
@@ -23,11 +26,11 @@ def pack(samples: Sequence[Sample]) -> bytes:
     out = io.BytesIO()
     # PAX rather than USTAR: a key of 96 characters and its member's suffix pass USTAR's limit of 100.
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name in sorted(members):
+        for name, data in members.items():
             info = tarfile.TarInfo(name)
-            info.size = len(members[name])
+            info.size = len(data)
             info.mode = 0o644
-            tar.addfile(info, io.BytesIO(members[name]))
+            tar.addfile(info, io.BytesIO(data))
     return out.getvalue()
 
 

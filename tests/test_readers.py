@@ -212,6 +212,16 @@ def test_what_is_no_shard_is_refused_by_every_reader(name: str, tmp_path: Path) 
         Shard(store, proof).read()
 
 
+def test_samples_lie_in_the_order_of_their_keys(tmp_path: Path) -> None:
+    keys = ["a", "a-b", "a0", "a_b"]
+    shard = [pair(seed, 16, 24, key=key) for seed, key in enumerate(keys)]
+    assert pack(shard[::-1]) == pack(shard)
+    assert [sample.key for sample in unpack(pack(shard))] == keys
+    store = Store(write_dataset(tmp_path, [shard]))
+    assert verify(store.url, deep=True).problems == ()
+    assert [sample.key for sample in Shard(store, read_manifests(store)[0]).read()] == keys
+
+
 def png(height: int, width: int, claims: tuple[int, int] | None = None) -> bytes:
     data = bytearray(encode_png(np.ones((height, width), np.uint8)))
     if claims:

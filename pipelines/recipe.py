@@ -20,8 +20,8 @@ MAX_CHARACTERS = 100_000
 """Of a recipe: PyYAML takes seconds for these."""
 _SHOWN, _LONGEST = 8, 600
 
-_shown = reprlib.Repr()
-_shown.maxstring = _shown.maxother = _shown.maxlong = 200
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 200
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -114,7 +114,7 @@ def _read(path: str) -> tuple[str, str]:
 def _set(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise RecipeError(f"--set takes a.b=value, not {_shown.repr(override)}")
+        raise RecipeError(f"--set takes a.b=value, not {_short.repr(override)}")
     try:
         value = _parse(text) if text else ""
     except _NotYamlError:
@@ -146,7 +146,7 @@ def _explain(problem: ErrorDetails, model: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"{where!r} is required (give it in the recipe or by --set {where}=...)"
     message = problem["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], dict) else f" (got {_shown.repr(problem['input'])})"
+    given = "" if isinstance(problem["input"], dict) else f" (got {_short.repr(problem['input'])})"
     return f"{where}: {message}{given}"
 
 

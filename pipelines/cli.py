@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import click
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.provenance import package_version
 
 # Commands import what they need when they run: `--help` answers at once, and `fuse` needs no Ray.
@@ -298,7 +298,7 @@ def fuse(
         click.echo(json.dumps(asdict(summary)))
     else:
         for skipped in summary.skipped:
-            click.echo(f"skipped {skipped.name}: {skipped.reason}", err=True)
+            click.echo(f"skipped {printable(skipped.name)}: {skipped.reason}", err=True)
         click.echo(f"{len(summary.written)} fused, {len(summary.skipped)} skipped -> {output}")
     sys.exit(summary.exit_code)
 

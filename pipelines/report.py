@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.lease import holder
 from rwkvfusion.pipelines.plan import Job
 from rwkvfusion.pipelines.prepare import Outcome
@@ -47,7 +48,7 @@ def plan_lines(job: Job) -> list[str]:
         lines.append(f"to drop: {len(job.stale)} committed shards that are no longer in the plan")
     if job.unpaired:
         lines.append(f"{len(job.unpaired)} files pair with nothing:")
-        lines += [f"  {u.name}: {u.reason}" for u in job.unpaired[:_SHOWN]]
+        lines += [f"  {printable(u.name)}: {u.reason}" for u in job.unpaired[:_SHOWN]]
         if len(job.unpaired) > _SHOWN:
             lines.append(f"  ... and {len(job.unpaired) - _SHOWN} more (all of them in dataset.json)")
     return lines

@@ -18,6 +18,7 @@ from rwkvfusion.pipelines.plan import Job, plan_job
 from rwkvfusion.pipelines.prepare import prepare
 from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe, QuarantineConfig
 from rwkvfusion.pipelines.recipe import load_recipe
+from rwkvfusion.pipelines.report import plan_lines
 from rwkvfusion.pipelines.verify import verify
 from rwkvfusion.stages.sample import Sample
 from rwkvfusion.stages.shards import unpack
@@ -68,6 +69,9 @@ def test_good_pairs_are_committed_and_every_bad_file_is_named(
     reasons = {u.name: u.reason for u in planned.unpaired}
     assert {name for name, words in mess.unpaired.items() if words not in reasons.get(name, "")} == set()
     assert all(reason.isprintable() for reason in reasons.values())
+    hostile = [one for one in planned.unpaired if not one.name.isprintable()]
+    assert hostile
+    assert all(line.isprintable() for line in plan_lines(replace(planned, unpaired=(*hostile[:3],))))
 
     assert verify(outcome.dataset_url, deep=True).problems == ()
     # Where more may be in quarantine all is well, and nothing is made again.

@@ -18,6 +18,7 @@ from rwkvfusion.infra.errors import RwkvFusionError, printable
 
 MAX_CHARACTERS = 100_000
 """Of a recipe: PyYAML takes seconds for these."""
+MAX_DEPTH = 50
 _SHOWN, _LONGEST = 8, 600
 
 _short = reprlib.Repr()
@@ -68,14 +69,20 @@ class _NotYamlError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases: a few lines of them stand for more than any memory holds."""
+    """YAML of settings: without aliases, as a few lines of them stand for more than any memory holds, and not deep."""
+
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        mark = self.peek_event().start_mark
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(
-                None, None, "aliases are not supported: write it out", self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported: write it out", mark)
+        if self.depth >= MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, "it is nested too deeply", mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _parse(text: str) -> Any:
@@ -85,8 +92,6 @@ def _parse(text: str) -> Any:
         return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
     except yaml.YAMLError as error:
         raise _NotYamlError(" ".join(str(error).split())) from None
-    except RecursionError:
-        raise _NotYamlError("it is nested too deeply") from None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         # PyYAML lets through what its types raise: a date of month 13, a number of too many digits, an empty `!!int`.
         raise _NotYamlError(f"a value cannot be read: {error}") from None

@@ -1,8 +1,16 @@
 """The root of the errors whose message is written for the person at the terminal."""
 
+from rwkvfusion.infra.secrets import redacted
+
 
 class RwkvFusionError(Exception):
-    """Something the user can act on: the message says what is wrong and what to do. Shown without a traceback."""
+    """Something the user can act on: the message says what is wrong and what to do. Shown without a traceback.
+
+    Credentials are taken out of the message, wherever it came from.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 def printable(text: str) -> str:

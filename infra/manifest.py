@@ -19,7 +19,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.storage import MissingError, StorageError, Store, sha256
+from rwkvfusion.infra.storage import MissingError, RefusedError, StorageError, Store, sha256
 
 MANIFESTS = "_manifests"
 QUARANTINE = "_quarantine"
@@ -37,6 +37,10 @@ Key = Annotated[str, StringConstraints(pattern=KEY_PATTERN)]
 
 class ManifestError(RwkvFusionError, ValueError):
     """A dataset that cannot be read as one; the message names the URL and what to do."""
+
+
+class DamagedError(RefusedError):
+    """A shard whose tar is not what its manifest proves."""
 
 
 class StageRecord(BaseModel):
@@ -244,16 +248,19 @@ def check_shard(store: Store, manifest: Manifest) -> str | None:
         return None
     try:
         read_shard(store, manifest)
-    except StorageError as error:
+    except DamagedError as error:
         return str(error)
     return None
 
 
 def read_shard(store: Store, manifest: Manifest) -> bytes:
-    """The shard's tar; StorageError unless it is there, whole and unchanged."""
-    data = store.read(manifest.tar)
+    """The shard's tar. DamagedError unless it is there, whole and unchanged; StorageError if that cannot be known."""
+    try:
+        data = store.read(manifest.tar)
+    except MissingError:
+        raise DamagedError(f"{store.join(manifest.tar)} is gone: its manifest says it was committed") from None
     if len(data) != manifest.size:
-        raise StorageError(f"{store.join(manifest.tar)} has {len(data)} bytes, its manifest says {manifest.size}")
+        raise DamagedError(f"{store.join(manifest.tar)} has {len(data)} bytes, its manifest says {manifest.size}")
     if sha256(data) != manifest.sha256:
-        raise StorageError(f"{store.join(manifest.tar)} is not what was committed (SHA-256 differs)")
+        raise DamagedError(f"{store.join(manifest.tar)} is not what was committed (SHA-256 differs)")
     return data

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.secrets import redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -112,7 +113,7 @@ class Tracker:
         """Settings, nested as they are: `recipe.yaml` whole, and `a.b` = text cut to the length that MLflow takes."""
         from mlflow.entities import Param
 
-        plain = json.loads(json.dumps(values, default=str))
+        plain = _without_secrets(values)
         with _translated(self.uri):
             self._client.log_text(
                 self.run_id, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), "recipe.yaml"
@@ -126,7 +127,9 @@ class Tracker:
         from mlflow.entities import RunTag
 
         with _translated(self.uri):
-            self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in values.items()])
+            self._client.log_batch(
+                self.run_id, tags=[RunTag(key, redacted(str(value))) for key, value in values.items()]
+            )
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """One point on the curve of each name."""
@@ -146,7 +149,7 @@ class Tracker:
     def json(self, name: str, value: Any) -> None:
         """A JSON value as the artifact `{name}.json`."""
         with _translated(self.uri):
-            self._client.log_dict(self.run_id, value, f"{name}.json")
+            self._client.log_dict(self.run_id, _without_secrets(value), f"{name}.json")
 
     def finish(self, status: Literal["FINISHED", "FAILED"] = "FINISHED") -> None:
         """End the run."""
@@ -175,6 +178,15 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     if uri.startswith(_SQLITE):
         location = (Path(uri.removeprefix(_SQLITE)).parent / ARTIFACTS).as_uri()
     return str(client.create_experiment(name, artifact_location=location))
+
+
+def _without_secrets(value: Any) -> Any:
+    """A plain copy in which every text is redacted."""
+    if isinstance(value, Mapping):
+        return {redacted(str(key)): _without_secrets(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_secrets(inner) for inner in value]
+    return value if value is None or isinstance(value, (bool, int, float)) else redacted(str(value))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

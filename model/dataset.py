@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests
+from rwkvfusion.infra.manifest import DamagedError, Manifest, open_dataset, read_manifests, read_shard
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.infra.tars import TarFormatError, grouped
 from rwkvfusion.model.config import LUMA_TASKS
@@ -36,10 +36,14 @@ class Shard:
         return self.store.join(self.manifest.tar)
 
     def read(self) -> list[Sample]:
-        """Every sample, in the tar's order. DataError unless the tar is byte for byte what was committed."""
-        data = self.store.read(self.manifest.tar)
-        if sha256(data) != self.manifest.sha256:
-            raise DataError(f"{self.url} is not what its manifest proves: size or SHA-256 differ; prepare it again")
+        """Every sample, in the tar's order. DataError unless the tar is byte for byte what was committed.
+
+        StorageError where the store does not answer.
+        """
+        try:
+            data = read_shard(self.store, self.manifest)
+        except DamagedError as error:
+            raise DataError(f"{error}; run prepare on {self.store.url} again") from None
         try:
             samples = [Sample.from_members(key, members) for key, members in grouped(data)]
         except (SampleFormatError, TarFormatError) as error:

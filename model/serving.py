@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.provenance import commit
-from rwkvfusion.infra.storage import Store
-from rwkvfusion.infra.tracking import tracking_uri, using
+from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.infra.tracking import TrackingError, tracking_uri, using
 from rwkvfusion.model.fuser import CONFIG, WEIGHTS, Fuser, FuserConfig
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 ARTIFACT = "fuser"
+HASH = "weights_sha256"
+"""Tag of a version: hex SHA-256 of its weights."""
 _PYFUNC_FILE = Path(__file__).with_name("pyfunc_model.py")
 _REQUIRED = ("rwkvfusion", "mlflow", "torch", "safetensors", "numpy", "pandas")
 _ALIAS, _VERSION = "@", "/"
@@ -66,8 +68,9 @@ def log_and_register(
 ) -> RegisteredVersion:
     """Log the fuser in `fuser_folder` to the run, register it as a new version of `name`, then point `alias` at it.
 
-    The version appears once all its files are stored. `example` is one row of the pyfunc; `metrics` become tags of the
-    version, as `metric.NAME`. TrackingError where MLflow refuses, FuserError where the folder holds no fuser.
+    The version appears once all its files are stored and were read back. `example` is one row of the pyfunc; `metrics`
+    become tags of the version, as `metric.NAME`. TrackingError where MLflow refuses or loses a part of a file,
+    FuserError where the folder holds no fuser.
     """
     fuser = Fuser.load(fuser_folder)
     config = fuser.config
@@ -75,8 +78,9 @@ def log_and_register(
         # Saved anew: MLflow takes a folder whole, with whatever else lies in it.
         fuser.save(Path(scratch) / ARTIFACT)
         model_uri = _log(client, config, Path(scratch) / ARTIFACT, run_id, example)
+        weights = _check_stored(Path(scratch) / ARTIFACT, model_uri)
         _ensure_registered(client, name)
-        tags = {"task": config.task, "roles": " ".join(config.roles), "commit": commit() or "unknown"}
+        tags = {"task": config.task, "roles": " ".join(config.roles), "commit": commit() or "unknown", HASH: weights}
         tags |= {f"metric.{metric}": f"{value:.6g}" for metric, value in (metrics or {}).items()}
         version = client.create_model_version(
             name, model_uri, run_id, tags=tags, model_id=model_uri.removeprefix("models:/")
@@ -107,6 +111,21 @@ def _log(client: MlflowClient, config: FuserConfig, folder: Path, run_id: str, e
         pip_requirements=[f"{package}=={metadata.version(package).partition('+')[0]}" for package in _REQUIRED],
     )
     return str(logged.model_uri)
+
+
+def _check_stored(folder: Path, model_uri: str) -> str:
+    """Read the fuser's files back from MLflow; hex SHA-256 of the weights. TrackingError where they differ."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=scratch))
+        there = {file.name: file.read_bytes() for file in local.rglob(f"{ARTIFACT}/*")}
+        for file in folder.iterdir():
+            if there.get(file.name) != file.read_bytes():
+                raise TrackingError(f"{model_uri}: {file.name} was not stored whole; nothing is registered")
+        if not (local / "MLmodel").is_file():
+            raise TrackingError(f"{model_uri}: MLmodel was not stored; nothing is registered")
+    return sha256((folder / WEIGHTS).read_bytes())
 
 
 def _ensure_registered(client: MlflowClient, name: str) -> None:
@@ -160,12 +179,13 @@ def _from_mlflow(client: MlflowClient, uri: str) -> ModelSource:
     from mlflow.exceptions import MlflowException
 
     rest = uri.removeprefix("models:/")
-    source = ModelSource(Path(), uri)
+    source, proof = ModelSource(Path(), uri), None
     if rest != uri and (_ALIAS in rest or _VERSION in rest):
         found = _version(client, uri, rest)
         source = ModelSource(
             Path(), f"models:/{found.name}/{found.version}", found.name, str(found.version), found.run_id
         )
+        proof = found.tags.get(HASH)
     elif rest != uri and not rest.startswith("m-"):
         raise ServingError(f"{uri} names no version: add @ALIAS or /VERSION. {_known(client)}")
     try:
@@ -173,8 +193,11 @@ def _from_mlflow(client: MlflowClient, uri: str) -> ModelSource:
     except (MlflowException, OSError) as error:
         raise ServingError(f"the files of {source.uri} cannot be read: {error}") from error
     files = [str(file.relative_to(local)) for file in local.rglob("*") if file.is_file()]
+    folder = local / _fuser_folder(files, uri)
+    if proof is not None and sha256((folder / WEIGHTS).read_bytes()) != proof:
+        raise ServingError(f"{source.uri}: {WEIGHTS} is not what was registered (SHA-256 differs)")
     run_id = source.run_id or (uri.split("/")[1] if uri.startswith("runs:/") else None)
-    return ModelSource(local / _fuser_folder(files, uri), source.uri, source.name, source.version, run_id)
+    return ModelSource(folder, source.uri, source.name, source.version, run_id)
 
 
 def _version(client: MlflowClient, uri: str, rest: str) -> Any:

@@ -5,6 +5,7 @@ All that is random is a function of seed, rank and step, so a checkpoint needs n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -180,17 +181,21 @@ class Trainer:
         return network.eval()
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint to `folder`, which is made where it is missing."""
+        """Write a checkpoint to `folder`, which is made where it is missing; the state last, as proof of the rest."""
         folder.mkdir(parents=True, exist_ok=True)
-        _save(self.network.state_dict(), folder / MODEL)
-        _save(self.ema, folder / EMA)
-        _save(self._optimizer_tensors(), folder / OPTIMIZER)
-        (folder / STATE).write_text(json.dumps(self._state(), indent=1, sort_keys=True) + "\n")
+        tensors = {MODEL: self.network.state_dict(), EMA: self.ema, OPTIMIZER: self._optimizer_tensors()}
+        for name, values in tensors.items():
+            _save(values, folder / name)
+        state = {**self._state(), "files": {name: _file_sha256(folder / name) for name in tensors}}
+        (folder / STATE).write_text(json.dumps(state, indent=1, sort_keys=True) + "\n")
 
     def load(self, folder: Path) -> None:
         """Go on exactly where `save` was called. CheckpointError for a folder of another training, or damaged."""
         try:
             state = json.loads((folder / STATE).read_text())
+            damaged = [name for name, digest in state["files"].items() if _file_sha256(folder / name) != digest]
+            if damaged:
+                raise CheckpointError(f"{folder} is damaged, or was not stored whole: {', '.join(damaged)}")
             differs = [name for name, value in self._identity().items() if state.get(name) != value]
             if differs:
                 raise CheckpointError(f"{folder / STATE} is of another training: {', '.join(differs)} differ")
@@ -229,6 +234,11 @@ class Trainer:
             # AdamW keeps its counter of steps on the CPU.
             place = "cpu" if moment == "step" else self.device
             self.optimizer.state[parameters[name]][moment] = value.to(place)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -12,6 +12,7 @@ import click
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.provenance import package_version
+from rwkvfusion.infra.secrets import redacted
 
 # Commands import what they need when they run: `--help` answers at once, and `fuse` needs no Ray.
 
@@ -228,7 +229,7 @@ def train(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     result = run_train(load_recipe(recipe, TrainRecipe, overrides))
     if as_json:
-        click.echo(json.dumps(asdict(result)))
+        click.echo(redacted(json.dumps(asdict(result))))
 
 
 @main.command()

@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+import ray
 import torch
+from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from rwkvfusion.infra.codec import decode
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import absolute
 from rwkvfusion.infra.tracking import Tracker
 from rwkvfusion.model.config import LUMA_TASKS
@@ -35,7 +38,7 @@ from rwkvfusion.pipelines.train_board import Progress, make_board
 from rwkvfusion.pipelines.train_plan import TrainJob, TrainPlan, open_job, plan_training
 from rwkvfusion.pipelines.train_progress import StepProgress, watched
 from rwkvfusion.pipelines.train_recipe import TrainRecipe
-from rwkvfusion.pipelines.train_worker import WorkerSpec, make_trainer, train_worker
+from rwkvfusion.pipelines.train_worker import WorkerSpec, make_trainer, memory_knobs, train_worker
 from rwkvfusion.stages.sample import Sample
 
 
@@ -72,7 +75,8 @@ def train(
     plan = plan_training(recipe)
     job = open_job(plan)
     begun = "going on with" if job.resumed else "recording"
-    say(f"{len(plan.data)} pairs for {plan.data.task}; {begun} run {job.run.run_id} at {job.run.uri}")
+    where = redacted(job.run.uri)
+    say(f"{len(plan.data)} pairs for {plan.data.task}; {begun} run {job.run.run_id} at {where}")
     tracker = Tracker(job.run.uri, job.run.run_id)
     try:
         with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch:
@@ -128,7 +132,9 @@ def _fit(
             with watched(board, progress):
                 result = workers.fit()
         except TrainingFailedError as error:
-            raise TrainingError(_reason(error)) from error
+            raise TrainingError(ray.get(board.given_up.remote()) or _reason(error, recipe)) from error
+        if (reason := ray.get(board.given_up.remote())) is not None:
+            raise TrainingError(reason)
         if result.checkpoint is None or result.metrics is None:
             raise TrainingError(f"the workers left no checkpoint in {recipe.output}")
         trainer = make_trainer(plan, torch.device("cpu"), rank=0, world=1)
@@ -146,14 +152,17 @@ def _use_gpu(recipe: TrainRecipe, cluster: Cluster) -> bool:
     return wanted
 
 
-def _reason(error: TrainingFailedError) -> str:
+def _reason(error: TrainingFailedError, recipe: TrainRecipe) -> str:
     """What the first worker said, without Ray's wrappers."""
     if not isinstance(error, WorkerGroupError):
         return str(error)
     cause: BaseException = next(iter(error.worker_failures.values()))
     while not isinstance(cause, RwkvFusionError) and (inner := getattr(cause, "cause", None) or cause.__cause__):
         cause = inner
-    return f"a worker failed: {str(cause).strip().splitlines()[-1]}"
+    said = f"a worker failed: {str(cause).strip().splitlines()[-1]}"
+    if isinstance(cause, RayError):
+        said += f" (where it was killed for want of memory, {memory_knobs(recipe)})"
+    return said
 
 
 def _fuser(plan: TrainPlan, trainer: Trainer) -> Fuser:

@@ -20,10 +20,19 @@ class Progress:
 
 
 class Board:
-    """Rank 0 pins its progress here for the driver; only the newest counts."""
+    """Rank 0 pins its progress here for the driver; only the newest counts. Any rank may say why going on is no use."""
 
     def __init__(self) -> None:
         self.newest: Progress | None = None
+        self.verdict: str | None = None
+
+    def give_up(self, reason: str) -> None:
+        """What went wrong would go wrong again: workers that are started anew need not try. The first reason counts."""
+        self.verdict = self.verdict or reason
+
+    def given_up(self) -> str | None:
+        """The reason, if there is one."""
+        return self.verdict
 
     def pin(self, progress: Progress) -> None:
         self.newest = progress

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from rwkvfusion.infra.provenance import commit, package_version
-from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError, start_run, using
+from rwkvfusion.infra.storage import MissingError, Store, sha256
+from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError, start_run, tracking_uri, using
 from rwkvfusion.model.config import LUMA_TASKS, NetworkConfig, preset
 from rwkvfusion.model.data import Loader
 from rwkvfusion.model.dataset import Survey, TrainingSet
@@ -115,11 +116,12 @@ class TrainJob:
 def open_job(plan: TrainPlan) -> TrainJob:
     """Go on with the unfinished attempt at `plan`, or begin a new one with a run of its own."""
     store = Store(plan.recipe.output).sub(plan.name)
-    before: Mapping[str, Any] = json.loads(store.read(JOB)) if store.exists(JOB) else {"attempt": 0, "finished": True}
-    if not before["finished"]:
-        run = RunInfo(**before["run"])
+    before = _read_record(store)
+    if before is not None and not before.finished:
+        # Where the tracking is, the recipe says: with a password perhaps, which is not written down.
+        run = RunInfo(before.run_id, tracking_uri(plan.recipe.tracking.uri), before.experiment)
         if _exists(run):
-            return TrainJob(store, run, before["attempt"], resumed=True)
+            return TrainJob(store, run, before.attempt, resumed=True)
     run = start_run(
         plan.recipe.tracking.uri,
         plan.recipe.tracking.experiment,
@@ -128,14 +130,36 @@ def open_job(plan: TrainPlan) -> TrainJob:
         _tags(plan),
     )
     Tracker(run.uri, run.run_id).json("data", plan.data.fingerprints)
-    job = TrainJob(store, run, before["attempt"] + 1, resumed=False)
+    job = TrainJob(store, run, before.attempt + 1 if before else 1, resumed=False)
     store.write(JOB, _record(job, finished=False))
     return job
 
 
+class _Record(BaseModel):
+    """What `job.json` says of the newest attempt."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    attempt: int = Field(ge=1)
+    run_id: str
+    experiment: str
+    finished: bool
+
+
 def _record(job: TrainJob, *, finished: bool) -> bytes:
-    record = {"attempt": job.attempt, "run": dataclasses.asdict(job.run), "finished": finished}
-    return json.dumps(record, indent=1, sort_keys=True).encode()
+    record = _Record(attempt=job.attempt, run_id=job.run.run_id, experiment=job.run.experiment, finished=finished)
+    return record.model_dump_json(indent=1).encode()
+
+
+def _read_record(store: Store) -> _Record | None:
+    try:
+        return _Record.model_validate_json(store.read(JOB))
+    except MissingError:
+        return None
+    except ValidationError:
+        raise RecipeError(
+            f"{store.join(JOB)} is damaged, so that the run it belonged to is not known: remove {store.url} and"
+            f" {store.url}-NNN to begin anew"
+        ) from None
 
 
 def _exists(run: RunInfo) -> bool:

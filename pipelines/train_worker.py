@@ -12,19 +12,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
-from ray.train import Checkpoint, get_checkpoint, get_context, report
+from ray.train import Checkpoint, get_all_reported_checkpoints, get_checkpoint, get_context, report
 from ray.train.torch import get_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.storage import RefusedError, StorageError
 from rwkvfusion.infra.tracking import RunInfo, Tracker
 from rwkvfusion.model.data import Loader
 from rwkvfusion.model.network import RWKVFusion
 from rwkvfusion.model.preview import strip
-from rwkvfusion.model.trainer import Trainer, learning_rate
+from rwkvfusion.model.trainer import CheckpointError, Trainer, TrainingError, learning_rate
 from rwkvfusion.pipelines.train_board import Progress
 from rwkvfusion.pipelines.train_plan import TrainPlan
+from rwkvfusion.pipelines.train_recipe import TrainRecipe
 
 EXAMPLES = 2
 """Samples whose fused pictures are recorded."""
@@ -40,15 +44,29 @@ class WorkerSpec:
 
 
 def train_worker(config: dict[str, WorkerSpec]) -> None:
-    """Train from the last checkpoint, or from the start, to the last step. Runs in each of Ray Train's workers."""
+    """Train from the last checkpoint, or from the start, to the last step. Runs in each of Ray Train's workers.
+
+    What would go wrong again (data, settings, memory) is told to the board, so that it is not tried again.
+    """
     spec = config["spec"]
+    if ray.get(spec.board.given_up.remote()):
+        return
+    try:
+        _train(spec)
+    except (RwkvFusionError, MemoryError, RuntimeError) as error:
+        reason = lasting_reason(error, spec.plan.recipe)
+        if reason is None:
+            raise
+        ray.get(spec.board.give_up.remote(reason))
+        raise TrainingError(reason) from error
+
+
+def _train(spec: WorkerSpec) -> None:
     recipe, context = spec.plan.recipe, get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(recipe.threads)
     trainer = make_trainer(spec.plan, get_device(), rank=rank, world=world)
-    if (checkpoint := get_checkpoint()) is not None:
-        with checkpoint.as_directory() as folder:
-            trainer.load(Path(folder))
+    _resume(trainer)
     loader = spec.plan.loader(rank, world)
     recorder = Recorder(spec, trainer, loader) if rank == 0 else None
     for batch in islice(loader.stream(trainer.done), recipe.steps - trainer.done):
@@ -57,6 +75,44 @@ def train_worker(config: dict[str, WorkerSpec]) -> None:
             recorder.after_step(values)
         if trainer.done % recipe.checkpoint_every == 0 or trainer.done == recipe.steps:
             _checkpoint(trainer, float(values["loss"]), write=rank == 0)
+
+
+def _resume(trainer: Trainer) -> None:
+    """Load the last checkpoint that is whole, if there is any; all ranks come to the same one."""
+    newest = get_checkpoint()
+    if newest is None:
+        return
+    older = [reported.checkpoint for reported in get_all_reported_checkpoints()]
+    problem: CheckpointError | None = None
+    for checkpoint in [newest, *(one for one in reversed(older) if one.path != newest.path)]:
+        try:
+            with checkpoint.as_directory() as folder:
+                trainer.load(Path(folder))
+            return
+        except (CheckpointError, FileNotFoundError) as error:
+            problem = problem or CheckpointError(f"{checkpoint.path}: {error}")
+    if problem is not None:
+        raise problem
+
+
+def lasting_reason(error: BaseException, recipe: TrainRecipe) -> str | None:
+    """What to tell a person of an error that starting anew would not cure; None for any other."""
+    out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    if out_of_memory:
+        return f"out of memory: {memory_knobs(recipe)}"
+    # A store that did not answer may do so by the time the workers are back.
+    if isinstance(error, StorageError) and not isinstance(error, RefusedError):
+        return None
+    return str(error) if isinstance(error, RwkvFusionError) else None
+
+
+def memory_knobs(recipe: TrainRecipe) -> str:
+    """What to turn where memory is short."""
+    height, width = recipe.data.crop
+    return (
+        f"lower data.batch (now {recipe.data.batch}) or data.crop (now [{height}, {width}]) for the network's part,"
+        f" data.cache_mb (now {recipe.data.cache_mb}) and data.mix (now {recipe.data.mix}) for the data's"
+    )
 
 
 def make_trainer(plan: TrainPlan, device: torch.device, *, rank: int, world: int) -> Trainer:

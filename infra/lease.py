@@ -14,7 +14,7 @@ import re
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,6 +28,8 @@ from rwkvfusion.infra.storage import MissingError, StorageError, Store
 LEASES = "_lease"
 SECONDS = 60.0
 """How long a lease is good for after it was last renewed, unless a recipe says otherwise."""
+RELEASE_SECONDS = 2.0
+"""How long a job that failed tries to give its lease back."""
 _NAME = re.compile(r"^(\d{8})\.json$")
 
 
@@ -142,7 +144,11 @@ class Lease:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join()
+        if error is not None:
+            # It may be the store that failed: its patience was waited for, and is not once more.
+            self.store = replace(self.store, patience=min(self.store.patience, RELEASE_SECONDS))
+            self.fence = replace(self.fence, store=self.store)
+        self._thread.join(self.store.patience)
         # The file stays: the next number must be higher than any there was. A store that is down frees it by time.
         with contextlib.suppress(StorageError, LeaseError):
             self._write(released=True)

@@ -21,6 +21,9 @@ from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
+import pytest
+from seaweed import environment
+
 Kind = Literal["error", "slow_down", "reset", "lost", "cut_answer", "cut_upload", "delay", "hang"]
 """error: 500. slow_down: 503. reset: the connection breaks before the server hears of the request. lost: the server
 does it, and the connection breaks before its answer. cut_answer: it breaks in the middle of the answer. cut_upload: in
@@ -34,11 +37,12 @@ _XML = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>by 
 
 @dataclass(frozen=True)
 class Asked:
-    """One request, and what befell it; `path` with its query."""
+    """One request, when it came and what befell it; `path` with its query."""
 
     method: str
     path: str
     fault: Kind | None
+    time: float
 
 
 class Faults:
@@ -47,7 +51,7 @@ class Faults:
     Of the requests that `where(method, path)` picks, a share `rate` meets a fault, `times` at most, drawn from `kinds`
     by `seed`. The order of requests is the clients', so the seed fixes how many faults there are and of which kinds,
     not which calls meet them. `down` makes every request fail that way until it is None again; `down_after` sets it
-    to "reset" once so many requests have come.
+    to `down_as` once so many requests have come.
     """
 
     def __init__(
@@ -61,9 +65,10 @@ class Faults:
         times: int | None = None,
         delay: float = 0.2,
         down_after: int | None = None,
+        down_as: Kind = "reset",
     ) -> None:
         self.target, self.rate, self.kinds, self.where, self.delay = target, rate, kinds, where, delay
-        self.times, self.down_after = times, down_after
+        self.times, self.down_after, self.down_as = times, down_after, down_as
         self.down: Kind | None = None
         self.asked: list[Asked] = []
         self.closing = threading.Event()
@@ -96,9 +101,9 @@ class Faults:
         """What befalls this request."""
         with self._lock:
             if self.down_after is not None and len(self.asked) >= self.down_after:
-                self.down = self.down or "reset"
+                self.down = self.down or self.down_as
             fault = self.down or self._planned(method, path, has_body)
-            self.asked.append(Asked(method, path, fault))
+            self.asked.append(Asked(method, path, fault, time.monotonic()))
             return fault
 
     def _planned(self, method: str, path: str, has_body: bool) -> Kind | None:
@@ -108,6 +113,15 @@ class Faults:
         if self.times is not None:
             self.times -= 1
         return self._random.choice(kinds)
+
+
+def lead(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """From now on this process takes `endpoint` for the store."""
+    import s3fs
+
+    for name, value in environment(endpoint).items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 class _Server(ThreadingHTTPServer):

@@ -234,3 +234,53 @@ def test_a_model_on_object_storage(fuser: Fuser, tmp_path: Path) -> None:
     source = resolve("memory://bucket/fuser")
     loaded = Fuser.load(source.folder)
     assert all(torch.equal(a, b) for a, b in zip(loaded.network.parameters(), fuser.network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("fault", ["cut", "error"])
+def test_a_version_whose_files_are_not_all_there_never_appears(
+    run: RunInfo, fuser: Fuser, cells: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The store of artifacts loses the end of a file without a word, or fails in the middle of the upload."""
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    log = LocalArtifactRepository.log_artifacts
+
+    def lossy(self: LocalArtifactRepository, local_dir: str, artifact_path: str | None = None) -> None:
+        weights = next(Path(local_dir).rglob("model.safetensors"))
+        if fault == "error":
+            raise OSError(28, "No space left on device")
+        data = weights.read_bytes()
+        weights.write_bytes(data[: len(data) // 2])
+        log(self, local_dir, artifact_path)
+
+    fuser.save(tmp_path / "trained")
+    example = {role: cells[role] for role in ("visible", "infrared")}
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifacts", lossy)
+    with pytest.raises(TrackingError, match=r"not stored whole|No space left"):
+        log_and_register(
+            tmp_path / "trained", uri=run.uri, run_id=run.run_id, name="lossy", alias="candidate", example=example
+        )
+    with using(run.uri) as client:
+        assert not client.search_model_versions("name = 'lossy'")
+
+
+def test_weights_that_changed_after_registration_are_refused(
+    run: RunInfo, fuser: Fuser, cells: dict[str, bytes], tmp_path: Path
+) -> None:
+    fuser.save(tmp_path / "trained")
+    example = {role: cells[role] for role in ("visible", "infrared")}
+    version = log_and_register(
+        tmp_path / "trained", uri=run.uri, run_id=run.run_id, name="changed", alias="candidate", example=example
+    )
+    assert resolve("models:/changed@candidate", run.uri).version == version.version
+    with using(run.uri) as client:
+        model = client.get_logged_model(
+            client.get_model_version("changed", version.version).source.removeprefix("models:/")
+        )
+    (weights,) = Path(model.artifact_location.removeprefix("file://")).rglob("model.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    resolve_anew = "models:/changed/" + version.version
+    with pytest.raises(ServingError, match="not what was registered"):
+        resolve(resolve_anew, run.uri)

@@ -140,6 +140,7 @@ def kill_one(job: Job, kind: str, when: float, rng: random.Random) -> str:
     """Kill a process of that kind of `job`, at `when` or as soon as there is one; what it was."""
     while True:
         assert job.is_running(), f"it ended before it could be killed:\n{job.text()}"
+        job.look()
         victims = job.victims(kind)
         if time.monotonic() >= when and victims:
             victim = rng.choice(victims)

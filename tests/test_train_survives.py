@@ -133,6 +133,7 @@ def test_kills_of_a_worker_and_of_the_job_change_no_loss_on_s3(s3: S3, s3_url: s
     assert len(versions) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_a_shard_that_goes_away_under_the_training_ends_it_with_its_name(
     local_ray: None, tmp_path: Path, damage: str

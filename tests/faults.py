@@ -51,7 +51,7 @@ class Faults:
     Of the requests that `where(method, path)` picks, a share `rate` meets a fault, `times` at most, drawn from `kinds`
     by `seed`. The order of requests is the clients', so the seed fixes how many faults there are and of which kinds,
     not which calls meet them. `down` makes every request fail that way until it is None again; `down_after` sets it
-    to `down_as` once so many requests have come.
+    to "reset" once so many requests have come.
     """
 
     def __init__(
@@ -65,10 +65,9 @@ class Faults:
         times: int | None = None,
         delay: float = 0.2,
         down_after: int | None = None,
-        down_as: Kind = "reset",
     ) -> None:
         self.target, self.rate, self.kinds, self.where, self.delay = target, rate, kinds, where, delay
-        self.times, self.down_after, self.down_as = times, down_after, down_as
+        self.times, self.down_after = times, down_after
         self.down: Kind | None = None
         self.asked: list[Asked] = []
         self.closing = threading.Event()
@@ -101,7 +100,7 @@ class Faults:
         """What befalls this request."""
         with self._lock:
             if self.down_after is not None and len(self.asked) >= self.down_after:
-                self.down = self.down or self.down_as
+                self.down = self.down or "reset"
             fault = self.down or self._planned(method, path, has_body)
             self.asked.append(Asked(method, path, fault, time.monotonic()))
             return fault

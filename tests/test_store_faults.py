@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from faults import PASSING, Faults, Kind, lead
 from seaweed import BUCKET, KEY, S3, SECRET
 
-from rwkvfusion.infra.storage import StorageError, Store
+from rwkvfusion.infra.storage import RefusedError, StorageError, Store
 
 
 def client(endpoint: str) -> Any:
@@ -256,3 +259,21 @@ def test_a_large_object_whose_part_never_arrives_is_not_there_at_all(
     store.clear_parts()
     assert uploads(s3, s3_url) == []
     assert store.read("old") == b"what was there"
+
+
+def test_a_folder_that_is_not_ours_is_refused_at_once() -> None:
+    # Not below pytest's own folder, which others may not even enter.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        store, me = Store(folder, 30), os.geteuid()
+        start = time.monotonic()
+        if me == 0:
+            os.seteuid(65534)
+        try:
+            for call in (lambda: store.write("x", b"x"), lambda: store.create("a/x", b"x")):
+                with pytest.raises(RefusedError, match=rf"cannot write {folder}/\S+: Permission denied"):
+                    call()
+        finally:
+            os.seteuid(me)
+        assert time.monotonic() - start < 5
+        assert store.files() == []

@@ -50,7 +50,7 @@ class StageRecord(BaseModel):
     stage: str
     identity: dict[str, Any]
     fingerprint: str
-    seconds: float
+    seconds: float = Field(ge=0, allow_inf_nan=False)
     made: int | None = Field(default=None, ge=0, description="samples it ran on; what it made of the rest was kept")
 
 

@@ -36,7 +36,7 @@ $(ENCODER): $(STAMP)
 test: install $(ENCODER) ## the whole test suite (under 10 minutes on 2 cores)
 	$(BIN)/pytest -m "not slow"
 
-test-slow: install $(ENCODER) ## the tests that take minutes: wheels without compilers, memory of large jobs
+test-slow: install $(ENCODER) ## the tests that take minutes: kills, failing stores, wheels without compilers, memory (40 minutes)
 	$(BIN)/pytest -m "slow and not soak"
 
 soak: install    ## kill prepare 30 times on an S3 server, and compare the dataset with an untouched one (15 minutes)

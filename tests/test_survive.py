@@ -76,6 +76,7 @@ def poisoned(log: Path) -> Stage[StageConfig]:
     return Poisoned(StageConfig())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_sample_that_kills_its_worker_is_quarantined_and_can_be_tried_again(raw: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
@@ -168,6 +169,7 @@ def test_of_two_jobs_one_works_and_a_killed_one_is_replaced_at_once(raw: Path, t
     assert [path.name for path in out.rglob("_lease/*")] == ["00000002.json"]
 
 
+@pytest.mark.slow
 def test_a_node_may_die(raw: Path, tmp_path: Path) -> None:
     """Two nodes on one machine; the one without the driver dies when some shards are there."""
     code = """

@@ -113,6 +113,7 @@ class Loader:
     Args:
         roles: role of each modality as `Survey.roles` gives them; samples of others are refused (DataError).
         text_width: width of the network's text input.
+        channels: of each modality and of the target; None where any number will do, because only luma is taken.
     """
 
     def __init__(
@@ -123,10 +124,12 @@ class Loader:
         roles: tuple[str, ...],
         text_width: int,
         seed: int,
+        channels: tuple[int, ...] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.data, self.config, self.text_width, self.seed, self.rank = data, config, text_width, seed, rank
+        self.channels = channels
         self.places = tuple(frozenset(role.split("|")) for role in roles)
         sizes = [len(shard.manifest.keys) for shard in data.shards]
         self.order = EpochOrder(sizes, seed=seed, rank=rank, world=world, mix=config.mix)
@@ -184,20 +187,38 @@ class Loader:
         held = self._held.get(place)
         if held is not None:
             return held
-        shard, index = place
-        sample = self._shards.get(self.data.shards[shard])[index]
-        if len(sample.roles) != len(self.places) or any(
-            role not in place for role, place in zip(sample.roles, self.places, strict=True)
-        ):
-            wanted = ", ".join("|".join(sorted(place)) for place in self.places)
-            raise DataError(f"{sample.key} has {', '.join(sample.roles)}, this training takes {wanted} (data.roles)")
-        decoded = Decoded.of(sample)
+        shard, index = self.data.shards[place[0]], place[1]
+        sample = self._shards.get(shard)[index]
+        try:
+            self._check(sample)
+            decoded = Decoded.of(sample)
+            self._check_arrays(decoded)
+        except DataError as error:
+            raise DataError(f"{shard.url}: {error}") from None
         # Samples come round once an epoch: throwing out the oldest would throw out what is needed next.
         with self._lock:
             if decoded.nbytes <= self._room and place not in self._held:
                 self._held[place] = decoded
                 self._room -= decoded.nbytes
         return decoded
+
+    def _check(self, sample: Sample) -> None:
+        """DataError where `sample` is not what the network was made for; the survey saw a few shards only."""
+        if len(sample.roles) != len(self.places) or any(
+            role not in place for role, place in zip(sample.roles, self.places, strict=True)
+        ):
+            wanted = ", ".join("|".join(sorted(place)) for place in self.places)
+            raise DataError(f"{sample.key} has {', '.join(sample.roles)}, this training takes {wanted} (data.roles)")
+        if sample.text is not None and sample.text.width != self.text_width:
+            raise DataError(f"{sample.key}: text of width {sample.text.width}, the network's is {self.text_width}")
+        if self.data.task not in LUMA_TASKS and sample.target is None:
+            raise DataError(f"{sample.key} has no target, from which {self.data.task} is learnt")
+
+    def _check_arrays(self, sample: Decoded) -> None:
+        _unit(sample)
+        found = tuple(array.shape[2] for array in (*sample.images, sample.target) if array is not None)
+        if self.channels is not None and found != self.channels:
+            raise DataError(f"{sample.key}: {found} channels (the target's last), this training takes {self.channels}")
 
     def _augmented(self, sample: Decoded, rng: np.random.Generator) -> Decoded:
         unit, (height, width) = _unit(sample), self.config.crop
@@ -273,9 +294,7 @@ def collate(samples: list[Decoded], task: str, text_width: int) -> Batch:
         if sample.mask is not None:
             mask[i] = torch.from_numpy(np.ascontiguousarray(sample.mask))
         if sample.text is not None:
-            tokens, width = sample.text.shape
-            if width != text_width:
-                raise DataError(f"{sample.key}: the text is of width {width}, the network's is {text_width}")
+            tokens = len(sample.text)
             text[i, :tokens] = torch.from_numpy(sample.text.astype(np.float32))
             text_mask[i, :tokens] = True
     images = tuple(_stacked(samples, [s.images[m] for s in samples], task) for m in range(len(samples[0].images)))

@@ -98,13 +98,14 @@ class TrainingSet:
 
     def survey(self) -> Survey:
         """Look into a few shards of each dataset. DataError where samples differ in what a network fixes."""
-        samples: list[Sample] = []
+        found: list[tuple[Shard, Sample]] = []
         for url in self.fingerprints:
             shards = [shard for shard in self.shards if shard.store.url == url]
             count = min(SURVEYED_SHARDS, len(shards))
             for i in range(count):
-                samples += shards[i * (len(shards) - 1) // max(count - 1, 1)].read()
-        return Survey.of(samples)
+                shard = shards[i * (len(shards) - 1) // max(count - 1, 1)]
+                found += [(shard, sample) for sample in shard.read()]
+        return Survey.of(found)
 
 
 @dataclass(frozen=True)
@@ -121,28 +122,32 @@ class Survey:
     example: Sample
 
     @classmethod
-    def of(cls, samples: Sequence[Sample]) -> Self:
-        """From samples that have been read."""
-        first = samples[0]
+    def of(cls, found: Sequence[tuple[Shard, Sample]]) -> Self:
+        """From samples that have been read, each with the shard it is in."""
+        first = found[0][1]
         places: list[set[str]] = [set() for _ in first.images]
         channels = [0] * len(first.images)
-        for sample in samples:
+        text_width: int | None = None
+        for shard, sample in found:
+            where = f"{shard.url}: {sample.key}"
             if len(sample.images) != len(places):
-                raise DataError(f"{sample.key} has {len(sample.images)} modalities, {first.key} has {len(places)}")
+                raise DataError(f"{where} has {len(sample.images)} modalities, {first.key} has {len(places)}")
             for i, image in enumerate(sample.images):
+                if any(image.role in place for place in (*places[:i], *places[i + 1 :])):
+                    raise DataError(f"{where}: samples differ in the order of their modalities: {image.role} moves")
                 places[i].add(image.role)
                 channels[i] = max(channels[i], image.channels)
-        twice = {role for i, place in enumerate(places) for other in places[:i] for role in place & other}
-        if twice:
-            raise DataError(f"samples differ in the order of their modalities: {', '.join(sorted(twice))} moves")
-        widths = {sample.text.width for sample in samples if sample.text is not None}
-        if len(widths) > 1:
-            raise DataError(f"encoded captions differ in width: {', '.join(map(str, sorted(widths)))}")
+            if sample.text is not None:
+                text_width = text_width or sample.text.width
+                if sample.text.width != text_width:
+                    raise DataError(
+                        f"{where}: its encoded caption is of width {sample.text.width}, others' of {text_width}"
+                    )
         return cls(
             roles=tuple("|".join(sorted(place)) for place in places),
             channels=tuple(channels),
-            text_width=next(iter(widths), None),
-            has_target=all(sample.target is not None for sample in samples),
+            text_width=text_width,
+            has_target=all(sample.target is not None for _, sample in found),
             example=first,
         )
 

@@ -100,6 +100,8 @@ class Trainer:
         self.done = 0
         """Steps taken: the number of the next one."""
         self.skipped = 0
+        self.last_loss = torch.full((), math.nan)
+        """Of the last step, the mean over all ranks; not a number before the first."""
         self._skipped_in_a_row = 0
         self._bf16 = optim.precision == "bf16" or (optim.precision == "auto" and self.device.type == "cuda")
 
@@ -124,6 +126,7 @@ class Trainer:
             values /= dist.get_world_size()
         self._update(finite=bool(torch.isfinite(values[0]) & torch.isfinite(norm)))
         self.done += 1
+        self.last_loss = values[0]
         return {"loss": values[0], **dict(zip(terms, values[1:], strict=True)), "gradient_norm": norm.detach()}
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Terms]:
@@ -192,31 +195,39 @@ class Trainer:
     def load(self, folder: Path) -> None:
         """Go on exactly where `save` was called. CheckpointError for a folder of another training, or damaged."""
         try:
-            state = json.loads((folder / STATE).read_text())
-            damaged = [name for name, digest in state["files"].items() if _file_sha256(folder / name) != digest]
-            if damaged:
-                raise CheckpointError(f"{folder} is damaged, or was not stored whole: {', '.join(damaged)}")
-            differs = [name for name, value in self._identity().items() if state.get(name) != value]
-            if differs:
-                raise CheckpointError(f"{folder / STATE} is of another training: {', '.join(differs)} differ")
-            self.network.load_state_dict(load_file(folder / MODEL))
-            average = load_file(folder / EMA)
-            moments = load_file(folder / OPTIMIZER)
-            self.ema = {name: average[name].to(self.device) for name in self.ema}
-            self.done, self.skipped = int(state["done"]), int(state["skipped"])
-            self._skipped_in_a_row = int(state["skipped_in_a_row"])
-        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+            state = self._proved(folder)
+            network, average, moments = (load_file(folder / name) for name in (MODEL, EMA, OPTIMIZER))
+            average = {name: average[name].to(self.device) for name in self.ema}
+            counts = [int(state[name]) for name in ("done", "skipped", "skipped_in_a_row")]
+            last_loss = torch.tensor(float(state["last_loss"]))
+            self.network.load_state_dict(network)
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{folder} is no checkpoint of this training: {error}") from None
+        self.ema, self.last_loss = average, last_loss
+        self.done, self.skipped, self._skipped_in_a_row = counts
         self._restore_optimizer(moments)
+
+    def _proved(self, folder: Path) -> dict[str, Any]:
+        """The state, once every file is found to be the one it was written with."""
+        state = json.loads((folder / STATE).read_text())
+        if not isinstance(state, dict) or not isinstance(files := state.get("files"), dict):
+            raise CheckpointError(f"{folder / STATE} does not say what belongs to it")
+        damaged = [name for name in (MODEL, EMA, OPTIMIZER) if files.get(name) != _file_sha256(folder / name)]
+        if damaged:
+            raise CheckpointError(f"{folder} is damaged, or was not stored whole: {', '.join(damaged)}")
+        differs = [name for name, value in self._identity().items() if state.get(name) != value]
+        if differs:
+            raise CheckpointError(f"{folder / STATE} is of another training: {', '.join(differs)} differ")
+        return state
 
     def _identity(self) -> dict[str, Any]:
         return {"total": self.total, "seed": self.seed, "task": self.task}
 
     def _state(self) -> dict[str, Any]:
         counts = {"done": self.done, "skipped": self.skipped, "skipped_in_a_row": self._skipped_in_a_row}
-        return {**self._identity(), **counts}
+        return {**self._identity(), **counts, "last_loss": float(self.last_loss)}
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         """`PARAMETER/exp_avg` and so on; a parameter that never had a gradient has none."""

@@ -18,7 +18,7 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.data import Batch, Loader, LoaderConfig
 from rwkvfusion.model.dataset import DataError, TrainingSet
 from rwkvfusion.model.order import EpochOrder
-from rwkvfusion.stages.sample import Sample
+from rwkvfusion.stages.sample import Sample, Text
 
 SMALL = LoaderConfig(crop=(16, 24), batch=3, prefetch=0)
 ROLES = ("visible", "infrared")
@@ -198,18 +198,45 @@ def test_only_what_manifests_prove_is_read(tmp_path: Path) -> None:
 def test_samples_that_do_not_go_together_are_named(tmp_path: Path) -> None:
     swapped = pair(1).replace(images=tuple(reversed(pair(1).images)))
     url = write_dataset(tmp_path / "swapped", [[pair(0), swapped]])
-    with pytest.raises(DataError, match="order of their modalities"):
+    with pytest.raises(DataError, match=r"swapped/train-000000\.tar: pair-0001: .* order of their modalities"):
         TrainingSet.open([url], ["train"]).survey()
     damaged = pair(3)
     visible = damaged.images[0].model_copy(update={"data": damaged.images[0].data[:-40]})
     url = write_dataset(tmp_path / "damaged", [[damaged.replace(images=(visible, damaged.images[1]))]])
-    with pytest.raises(DataError, match="pair-0003: visible"):
+    with pytest.raises(DataError, match=r"train-000000\.tar: pair-0003: visible"):
         loader(TrainingSet.open([url], ["train"])).batch(0)
     other = [pair(5), pair(6).replace(images=(picture("near", np.zeros((48, 64, 1), np.uint8)), pair(6).images[1]))]
     data = TrainingSet.open([write_dataset(tmp_path / "other", [other])], ["train"])
-    with pytest.raises(DataError, match="pair-0006 has near, infrared"):
+    with pytest.raises(DataError, match=r"train-000000\.tar: pair-0006 has near, infrared"):
         [loader(data).batch(step) for step in range(2)]
     assert data.survey().roles == ("near|visible", "infrared")
+
+
+@pytest.mark.parametrize("odd", ["text", "channels", "target", "no target"])
+def test_what_the_survey_did_not_see_is_named_with_its_shard(tmp_path: Path, odd: str) -> None:
+    """Of six shards the survey looks into four, and not into the third."""
+    pan, low, whole = (np.full(shape, 9, np.uint8) for shape in ((32, 48, 1), (8, 12, 3), (32, 48, 3)))
+
+    def sample(key: str, *, odd: str = "") -> Sample:
+        return Sample(
+            key=key, dataset="made", split="train", task="pansharpening",
+            images=(picture("pan", pan), picture("ms", low[:, :, :1] if odd == "channels" else low)),
+            target=None if odd == "no target" else picture("target", whole[:, :, :1] if odd == "target" else whole),
+            text=Text.of(np.zeros((2, 7 if odd == "text" else 4))),
+        )  # fmt: skip
+
+    shards = [[sample(f"s{i}", odd=odd if i == 2 else "")] for i in range(6)]
+    data = TrainingSet.open([write_dataset(tmp_path, shards, "pansharpening")], ["train"])
+    survey = data.survey()
+    batches = Loader(data, SMALL, roles=survey.roles, text_width=4, channels=(1, 3, 3), seed=0)
+    says = {
+        "text": "text of width 7, the network's is 4",
+        "channels": r"\(1, 1, 3\) channels .* takes \(1, 3, 3\)",
+        "target": r"\(1, 3, 1\) channels .* takes \(1, 3, 3\)",
+        "no target": "has no target",
+    }
+    with pytest.raises(DataError, match=rf"train-000002\.tar: s2:? {says[odd]}"):
+        [batches.batch(step) for step in range(batches.steps_per_epoch)]
 
 
 def test_a_dataset_in_memory_reads_like_a_folder(made: TrainingSet) -> None:

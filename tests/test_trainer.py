@@ -83,6 +83,39 @@ def test_another_trainings_checkpoint_is_refused(batches: list[Batch], tmp_path:
         trainer().load(tmp_path)
 
 
+def test_a_checkpoint_that_is_not_whole_is_refused(batches: list[Batch], tmp_path: Path) -> None:
+    """Whatever is cut off, changed or missing: in each file, and in the proof itself."""
+    one = trainer()
+    one.step(batches[0])
+    one.save(tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    state = json.loads((tmp_path / "state.json").read_text())
+    for path, whole in files.items():
+        changed = bytearray(whole)
+        changed[len(whole) // 2] ^= 8
+        for left in (whole[: len(whole) // 2], whole[:-1], b"", bytes(changed)):
+            # The proof ends with a line break, which proves nothing.
+            if path.suffix == ".json" and left in (whole[:-1], bytes(changed)):
+                continue
+            path.write_bytes(left)
+            with pytest.raises(CheckpointError, match=str(tmp_path)):
+                trainer().load(tmp_path)
+        path.write_bytes(whole)
+        path.unlink()
+        with pytest.raises(CheckpointError, match=path.name):
+            trainer().load(tmp_path)
+        path.write_bytes(whole)
+    without = {name: value for name, value in state["files"].items() if name != "ema.safetensors"}
+    for broken in ([], None, 3, {**state, "files": {}}, {**state, "files": [1]}, {**state, "files": without}):
+        (tmp_path / "state.json").write_text(json.dumps(broken))
+        with pytest.raises(CheckpointError, match=str(tmp_path)):
+            trainer().load(tmp_path)
+    (tmp_path / "state.json").write_bytes(files[tmp_path / "state.json"])
+    again = trainer()
+    again.load(tmp_path)
+    assert float(again.last_loss) == float(one.last_loss)
+
+
 def test_steps_without_finite_gradients_change_nothing_and_end_the_run(batches: list[Batch]) -> None:
     one = trainer(40, max_skipped=3)
     one.step(batches[0])

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,7 +40,8 @@ class RunInfo:
     """A run that exists: enough for any process to add to it."""
 
     run_id: str
-    uri: str
+    # It may hold a password, and what Ray is given it also writes into its logs.
+    uri: str = field(repr=False)
     experiment: str
 
 
@@ -66,16 +67,14 @@ def using(uri: str) -> Iterator[MlflowClient]:
     """
     _hush()
     import mlflow
-    from mlflow.exceptions import MlflowException
 
     # MLflow keeps its URIs in the environment too, and reads them there where none was set.
     before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
-        yield mlflow.MlflowClient(uri, uri)
-    except (MlflowException, OSError) as error:
-        raise TrackingError(f"MLflow at {uri}: {error}") from error
+        with _translated(uri):
+            yield mlflow.MlflowClient(uri, uri)
     finally:
         mlflow.set_tracking_uri(None)
         mlflow.set_registry_uri(None)
@@ -99,6 +98,40 @@ def start_run(
         tracker.params(params)
         tracker.tags(tags)
     return RunInfo(run_id, where, experiment)
+
+
+def run_exists(run: RunInfo) -> bool:
+    """Whether the run is there and not deleted. TrackingError where that cannot be known."""
+    from mlflow.exceptions import MlflowException
+
+    with using(run.uri) as client:
+        try:
+            return bool(client.get_run(run.run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run as MLflow has it; `status` is MLflow's own word."""
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+
+
+def find_run(uri: str | None, experiment: str, tag: str, value: str) -> FoundRun | None:
+    """The newest run of `experiment` whose `tag` is `value` (letters and digits)."""
+    with using(tracking_uri(uri)) as client:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return None
+        runs = client.search_runs(
+            [found.experiment_id], f"tags.{tag} = '{value}'", order_by=["attributes.start_time DESC"], max_results=1
+        )
+        return FoundRun(runs[0].info.run_id, runs[0].info.status, dict(runs[0].data.tags)) if runs else None
 
 
 class Tracker:
@@ -160,11 +193,13 @@ class Tracker:
 @contextmanager
 def _translated(uri: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as error:
-        raise TrackingError(f"MLflow at {uri}: {error}") from error
+    except (MlflowException, SQLAlchemyError, ModuleNotFoundError, OSError) as error:
+        # Not `from error`: its text names the URI with its password, and a traceback shows it.
+        raise TrackingError(f"MLflow at {uri}: {error}") from None
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:

@@ -6,6 +6,7 @@ indices) and `text` (.npy of float16 (tokens, width)). It gives one binary colum
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,40 +69,69 @@ def log_and_register(
 ) -> RegisteredVersion:
     """Log the fuser in `fuser_folder` to the run, register it as a new version of `name`, then point `alias` at it.
 
-    The version appears once all its files are stored and were read back. `example` is one row of the pyfunc; `metrics`
-    become tags of the version, as `metric.NAME`. TrackingError where MLflow refuses or loses a part of a file,
-    FuserError where the folder holds no fuser.
+    The version appears once all its files are stored and were read back. Called again for the same run and weights, it
+    only moves the alias. `example` is one row of the pyfunc; `metrics` become tags of the version, as `metric.NAME`.
+    TrackingError where MLflow refuses or loses a part of a file, FuserError where the folder holds no fuser.
     """
     fuser = Fuser.load(fuser_folder)
     config = fuser.config
     with using(uri) as client, tempfile.TemporaryDirectory() as scratch:
         # Saved anew: MLflow takes a folder whole, with whatever else lies in it.
-        fuser.save(Path(scratch) / ARTIFACT)
-        model_uri = _log(client, config, Path(scratch) / ARTIFACT, run_id, example)
-        weights = _check_stored(Path(scratch) / ARTIFACT, model_uri)
-        _ensure_registered(client, name)
-        tags = {"task": config.task, "roles": " ".join(config.roles), "commit": commit() or "unknown", HASH: weights}
-        tags |= {f"metric.{metric}": f"{value:.6g}" for metric, value in (metrics or {}).items()}
-        version = client.create_model_version(
-            name, model_uri, run_id, tags=tags, model_id=model_uri.removeprefix("models:/")
-        ).version
+        folder = Path(scratch) / ARTIFACT
+        fuser.save(folder)
+        weights = sha256((folder / WEIGHTS).read_bytes())
+        version = _registered_before(client, name, run_id, weights)
+        if version is None:
+            model_uri = _log(client, config, folder, run_id, example)
+            _ensure_registered(client, name)
+            tags = {
+                "task": config.task,
+                "roles": " ".join(config.roles),
+                "commit": commit() or "unknown",
+                HASH: weights,
+            }
+            tags |= {f"metric.{metric}": f"{value:.6g}" for metric, value in (metrics or {}).items()}
+            made = client.create_model_version(
+                name, model_uri, run_id, tags=tags, model_id=model_uri.removeprefix("models:/")
+            )
+            version = str(made.version)
         client.set_registered_model_alias(name, alias, version)
-    return RegisteredVersion(name, str(version), f"models:/{name}/{version}")
+    return RegisteredVersion(name, version, f"models:/{name}/{version}")
+
+
+def _registered_before(client: MlflowClient, name: str, run_id: str, weights: str) -> str | None:
+    """The version of `name` with these weights of this run: a job that died may have got this far."""
+    found = [v for v in client.search_model_versions(f"run_id = '{run_id}'") if v.name == name]
+    return next((str(v.version) for v in found if v.tags.get(HASH) == weights), None)
 
 
 def _log(client: MlflowClient, config: FuserConfig, folder: Path, run_id: str, example: Mapping[str, bytes]) -> str:
-    """Store the pyfunc and its files; its `models:/m-...` URI."""
+    """Store the pyfunc and its files, and see that they are there; its `models:/m-...` URI."""
+    from mlflow.exceptions import MlflowException
+
+    # Made beforehand: with no run of its own, MLflow would put the model into its default experiment.
+    entry = client.create_logged_model(client.get_run(run_id).info.experiment_id, name="model", source_run_id=run_id)
+    try:
+        uri = _upload(entry.model_id, config, folder, run_id, example)
+        _check_stored(folder, uri)
+    except BaseException:
+        # What of it is stored stays, marked; no version points there. A job that is killed leaves it PENDING.
+        with contextlib.suppress(MlflowException, OSError):
+            client.finalize_logged_model(entry.model_id, "FAILED")
+        raise
+    return uri
+
+
+def _upload(model_id: str, config: FuserConfig, folder: Path, run_id: str, example: Mapping[str, bytes]) -> str:
     import mlflow
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
     from mlflow.models import Model
 
-    # Made beforehand: with no run of its own, MLflow would put the model into its default experiment.
-    entry = client.create_logged_model(client.get_run(run_id).info.experiment_id, name="model", source_run_id=run_id)
     logged = Model.log(
         artifact_path=None,
         flavor=mlflow.pyfunc,
         name="model",
-        model_id=entry.model_id,
+        model_id=model_id,
         run_id=run_id,
         python_model=str(_PYFUNC_FILE),
         artifacts={ARTIFACT: str(folder)},
@@ -113,19 +143,22 @@ def _log(client: MlflowClient, config: FuserConfig, folder: Path, run_id: str, e
     return str(logged.model_uri)
 
 
-def _check_stored(folder: Path, model_uri: str) -> str:
-    """Read the fuser's files back from MLflow; hex SHA-256 of the weights. TrackingError where they differ."""
+def _check_stored(folder: Path, model_uri: str) -> None:
+    """Read the model back from MLflow. TrackingError where a file of the fuser or of its pyfunc is not as it was."""
     import mlflow
+    from mlflow.exceptions import MlflowException
 
+    expected = {f"{ARTIFACT}/{file.name}": file.read_bytes() for file in folder.iterdir()}
+    expected[_PYFUNC_FILE.name] = _PYFUNC_FILE.read_bytes()
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=scratch))
-        there = {file.name: file.read_bytes() for file in local.rglob(f"{ARTIFACT}/*")}
-        for file in folder.iterdir():
-            if there.get(file.name) != file.read_bytes():
-                raise TrackingError(f"{model_uri}: {file.name} was not stored whole; nothing is registered")
-        if not (local / "MLmodel").is_file():
-            raise TrackingError(f"{model_uri}: MLmodel was not stored; nothing is registered")
-    return sha256((folder / WEIGHTS).read_bytes())
+        for name, data in expected.items():
+            if not any(found.read_bytes() == data for found in local.rglob(name)):
+                raise TrackingError(f"{model_uri}: {name} was not stored whole; nothing is registered")
+        try:
+            mlflow.models.Model.load(str(local))
+        except (MlflowException, OSError, TypeError, ValueError) as error:
+            raise TrackingError(f"{model_uri}: MLmodel was not stored whole; nothing is registered: {error}") from None
 
 
 def _ensure_registered(client: MlflowClient, name: str) -> None:

@@ -6,6 +6,7 @@ whole job was killed, goes on with the run it began.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -23,9 +24,10 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from rwkvfusion.infra.codec import decode
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.lease import Lease
 from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import absolute
-from rwkvfusion.infra.tracking import Tracker
+from rwkvfusion.infra.tracking import Tracker, TrackingError
 from rwkvfusion.model.config import LUMA_TASKS
 from rwkvfusion.model.dataset import TrainingSet
 from rwkvfusion.model.fuser import Fuser, FuserConfig
@@ -35,7 +37,9 @@ from rwkvfusion.model.trainer import Trainer, TrainingError
 from rwkvfusion.pipelines.cluster import Cluster, connect
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.train_board import Progress, make_board
-from rwkvfusion.pipelines.train_plan import TrainJob, TrainPlan, open_job, plan_training
+from rwkvfusion.pipelines.train_checkpoints import settle
+from rwkvfusion.pipelines.train_job import TrainJob, open_job
+from rwkvfusion.pipelines.train_plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train_progress import StepProgress, watched
 from rwkvfusion.pipelines.train_recipe import TrainRecipe
 from rwkvfusion.pipelines.train_worker import WorkerSpec, make_trainer, memory_knobs, train_worker
@@ -69,43 +73,53 @@ def train(
         say: takes lines for a person.
 
     Raises:
-        RwkvFusionError: a recipe or data that cannot be used, before any cluster starts; TrainingError where the
-            workers failed more often than `max_failures`. The same recipe then goes on from the last checkpoint.
+        RwkvFusionError: a recipe or data that cannot be used, before any cluster starts; LeaseError where the same
+            training is under way; TrainingError where the workers failed more often than `max_failures`. The same
+            recipe then goes on from the last checkpoint.
     """
     plan = plan_training(recipe)
-    job = open_job(plan)
+    # Two at once would write the same checkpoints into one run.
+    with Lease(plan.store, "rwkvfusion train") as lease:
+        return _train(plan, open_job(plan), lease, progress or StepProgress(), say)
+
+
+def _train(
+    plan: TrainPlan, job: TrainJob, lease: Lease, progress: Callable[[Progress], None], say: Callable[[str], None]
+) -> TrainResult:
     begun = "going on with" if job.resumed else "recording"
     where = redacted(job.run.uri)
     say(f"{len(plan.data)} pairs for {plan.data.task}; {begun} run {job.run.run_id} at {where}")
     tracker = Tracker(job.run.uri, job.run.run_id)
     try:
         with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch:
-            trainer, loss = _fit(plan, job, progress or StepProgress(), say)
-            metrics = {"loss": loss}
+            trainer = _fit(plan, job, progress, say)
+            metrics = {"loss": float(trainer.last_loss)}
             folder = Path(scratch) / "fuser"
             fuser = _fuser(plan, trainer)
             fuser.save(folder)
             metrics |= final_metrics(fuser, plan)
+            lease.check()
             tracker.metrics({f"final_{name}": value for name, value in metrics.items()}, trainer.done)
             version = _register(plan, job, folder, metrics)
     except BaseException:
         # The record of the attempt stays open: the same recipe goes on with this run.
-        tracker.finish("FAILED")
+        with contextlib.suppress(TrackingError):
+            tracker.finish("FAILED")
         raise
     tracker.finish()
     job.finish()
-    alias = recipe.register_as.alias
+    alias = plan.recipe.register_as.alias
     say(f"{version.name} version {version.version} is @{alias}: models:/{version.name}@{alias}")
     return TrainResult(
         job.run.run_id, job.run.uri, version.name, version.version, version.uri, alias, trainer.done, metrics
     )
 
 
-def _fit(
-    plan: TrainPlan, job: TrainJob, progress: Callable[[Progress], None], say: Callable[[str], None]
-) -> tuple[Trainer, float]:
-    """Run the workers to the last step: a trainer with their last checkpoint, and the loss there."""
+def _fit(plan: TrainPlan, job: TrainJob, progress: Callable[[Progress], None], say: Callable[[str], None]) -> Trainer:
+    """Run the workers to the last step: a trainer with their last checkpoint."""
     recipe = plan.recipe
+    for line in settle(job.checkpoints(plan)):
+        say(line)
     # Ray Train's default of 2 s between looks at the workers is felt at each start, checkpoint and death.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # On a busy machine the workers' imports alone pass its default of 60 s, and it would start them anew for ever.
@@ -132,15 +146,15 @@ def _fit(
             with watched(board, progress):
                 result = workers.fit()
         except TrainingFailedError as error:
-            raise TrainingError(ray.get(board.given_up.remote()) or _reason(error, recipe)) from error
+            raise TrainingError(ray.get(board.given_up.remote()) or _reason(error, plan)) from None
         if (reason := ray.get(board.given_up.remote())) is not None:
             raise TrainingError(reason)
-        if result.checkpoint is None or result.metrics is None:
+        if result.checkpoint is None:
             raise TrainingError(f"the workers left no checkpoint in {recipe.output}")
         trainer = make_trainer(plan, torch.device("cpu"), rank=0, world=1)
         with result.checkpoint.as_directory() as folder:
             trainer.load(Path(folder))
-        return trainer, float(result.metrics["loss"])
+        return trainer
 
 
 def _use_gpu(recipe: TrainRecipe, cluster: Cluster) -> bool:
@@ -152,17 +166,30 @@ def _use_gpu(recipe: TrainRecipe, cluster: Cluster) -> bool:
     return wanted
 
 
-def _reason(error: TrainingFailedError, recipe: TrainRecipe) -> str:
-    """What the first worker said, without Ray's wrappers."""
+def _reason(error: TrainingFailedError, plan: TrainPlan) -> str:
+    """What the workers said, without Ray's wrappers: our own error before a death, a death before what it caused."""
     if not isinstance(error, WorkerGroupError):
-        return str(error)
-    cause: BaseException = next(iter(error.worker_failures.values()))
-    while not isinstance(cause, RwkvFusionError) and (inner := getattr(cause, "cause", None) or cause.__cause__):
-        cause = inner
-    said = f"a worker failed: {str(cause).strip().splitlines()[-1]}"
-    if isinstance(cause, RayError):
-        said += f" (where it was killed for want of memory, {memory_knobs(recipe)})"
+        return redacted(str(error))
+    causes = sorted((_unwrapped(failure) for failure in error.worker_failures.values()), key=_weight)
+    said = f"a worker failed: {(str(causes[0]).strip() or type(causes[0]).__name__).splitlines()[-1]}"
+    if isinstance(causes[0], RayError):
+        said += f" (where it was killed for want of memory, {memory_knobs(plan)})"
     return said
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """The exception that Ray's wrappers are about."""
+    while not isinstance(error, RwkvFusionError):
+        inner = [getattr(error, name, None) for name in ("_base_exc", "health_check_failure", "cause", "__cause__")]
+        below = next((one for one in inner if isinstance(one, BaseException)), None)
+        if below is None:
+            break
+        error = below
+    return error
+
+
+def _weight(error: BaseException) -> int:
+    return 0 if isinstance(error, RwkvFusionError) else 1 if isinstance(error, RayError) else 2
 
 
 def _fuser(plan: TrainPlan, trainer: Trainer) -> Fuser:

@@ -1,4 +1,4 @@
-"""What a training will be, settled and checked before anything starts, and the record that lets it be resumed."""
+"""What a training will be, settled and checked before anything starts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from rwkvfusion.infra.provenance import commit, package_version
-from rwkvfusion.infra.storage import MissingError, Store, sha256
-from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError, start_run, tracking_uri, using
+from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.config import LUMA_TASKS, NetworkConfig, preset
 from rwkvfusion.model.data import Loader
 from rwkvfusion.model.dataset import Survey, TrainingSet
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.train_recipe import TrainRecipe
-
-JOB = "job.json"
 
 
 @dataclass(frozen=True)
@@ -38,6 +32,11 @@ class TrainPlan:
         return f"{self.title}-{sha256(proof.encode())[:10]}"
 
     @property
+    def store(self) -> Store:
+        """The folder of what is known of its attempts; their checkpoints lie beside it."""
+        return Store(self.recipe.output).sub(self.name)
+
+    @property
     def title(self) -> str:
         """The run's name for people."""
         return self.recipe.tracking.run_name or f"train-{self.data.task}"
@@ -49,11 +48,14 @@ class TrainPlan:
 
     def loader(self, rank: int, world: int) -> Loader:
         """Batches of one worker."""
+        network = self.network
+        luma_only = self.data.task in LUMA_TASKS
         return Loader(
             self.data,
             self.recipe.data,
             roles=self.survey.roles,
-            text_width=self.network.text_width,
+            text_width=network.text_width,
+            channels=None if luma_only else (*network.in_channels, network.out_channels),
             seed=self.recipe.seed,
             rank=rank,
             world=world,
@@ -93,92 +95,3 @@ def _network(recipe: TrainRecipe, task: str, survey: Survey) -> NetworkConfig:
         return dataclasses.replace(config, **changes)
     except ValueError as error:
         raise RecipeError(f"network: {error}") from None
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """One attempt at a plan: its MLflow run and its folder below `output`. `resumed` if it was begun before."""
-
-    store: Store
-    run: RunInfo
-    attempt: int
-    resumed: bool
-
-    def folder(self, plan: TrainPlan) -> str:
-        """Name of the folder of this attempt's checkpoints."""
-        return f"{plan.name}-{self.attempt:03d}"
-
-    def finish(self) -> None:
-        """Note that nothing is left to resume."""
-        self.store.write(JOB, _record(self, finished=True))
-
-
-def open_job(plan: TrainPlan) -> TrainJob:
-    """Go on with the unfinished attempt at `plan`, or begin a new one with a run of its own."""
-    store = Store(plan.recipe.output).sub(plan.name)
-    before = _read_record(store)
-    if before is not None and not before.finished:
-        # Where the tracking is, the recipe says: with a password perhaps, which is not written down.
-        run = RunInfo(before.run_id, tracking_uri(plan.recipe.tracking.uri), before.experiment)
-        if _exists(run):
-            return TrainJob(store, run, before.attempt, resumed=True)
-    run = start_run(
-        plan.recipe.tracking.uri,
-        plan.recipe.tracking.experiment,
-        plan.title,
-        plan.recipe.model_dump(mode="json", by_alias=True),
-        _tags(plan),
-    )
-    Tracker(run.uri, run.run_id).json("data", plan.data.fingerprints)
-    job = TrainJob(store, run, before.attempt + 1 if before else 1, resumed=False)
-    store.write(JOB, _record(job, finished=False))
-    return job
-
-
-class _Record(BaseModel):
-    """What `job.json` says of the newest attempt."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    attempt: int = Field(ge=1)
-    run_id: str
-    experiment: str
-    finished: bool
-
-
-def _record(job: TrainJob, *, finished: bool) -> bytes:
-    record = _Record(attempt=job.attempt, run_id=job.run.run_id, experiment=job.run.experiment, finished=finished)
-    return record.model_dump_json(indent=1).encode()
-
-
-def _read_record(store: Store) -> _Record | None:
-    try:
-        return _Record.model_validate_json(store.read(JOB))
-    except MissingError:
-        return None
-    except ValidationError:
-        raise RecipeError(
-            f"{store.join(JOB)} is damaged, so that the run it belonged to is not known: remove {store.url} and"
-            f" {store.url}-NNN to begin anew"
-        ) from None
-
-
-def _exists(run: RunInfo) -> bool:
-    try:
-        with using(run.uri) as client:
-            return bool(client.get_run(run.run_id).info.lifecycle_stage == "active")
-    except TrackingError:
-        return False
-
-
-def _tags(plan: TrainPlan) -> dict[str, str]:
-    """What a person searches runs by."""
-    fingerprints = plan.data.fingerprints
-    return {
-        "task": plan.data.task,
-        "roles": " ".join(plan.survey.roles),
-        "datasets": " ".join(fingerprints),
-        "dataset_fingerprint": " ".join(fingerprints.values()),
-        "pairs": str(len(plan.data)),
-        "commit": commit() or "unknown",
-        "package_version": package_version(),
-    }

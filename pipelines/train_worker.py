@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 import torch
+import torch.distributed as dist
 from ray.train import Checkpoint, get_all_reported_checkpoints, get_checkpoint, get_context, report
 from ray.train.torch import get_device
 from torch import Tensor, nn
@@ -21,14 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.storage import RefusedError, StorageError
-from rwkvfusion.infra.tracking import RunInfo, Tracker
+from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError
 from rwkvfusion.model.data import Loader
 from rwkvfusion.model.network import RWKVFusion
 from rwkvfusion.model.preview import strip
 from rwkvfusion.model.trainer import CheckpointError, Trainer, TrainingError, learning_rate
 from rwkvfusion.pipelines.train_board import Progress
 from rwkvfusion.pipelines.train_plan import TrainPlan
-from rwkvfusion.pipelines.train_recipe import TrainRecipe
 
 EXAMPLES = 2
 """Samples whose fused pictures are recorded."""
@@ -54,11 +54,14 @@ def train_worker(config: dict[str, WorkerSpec]) -> None:
     try:
         _train(spec)
     except (RwkvFusionError, MemoryError, RuntimeError) as error:
-        reason = lasting_reason(error, spec.plan.recipe)
-        if reason is None:
-            raise
-        ray.get(spec.board.give_up.remote(reason))
-        raise TrainingError(reason) from error
+        reason = lasting_reason(error, spec.plan)
+        if reason is not None:
+            ray.get(spec.board.give_up.remote(reason))
+            raise TrainingError(reason) from None
+        if isinstance(error, RwkvFusionError):
+            # Ray shows tracebacks as they are: what libraries say below our message may hold a credential.
+            raise error from None
+        raise
 
 
 def _train(spec: WorkerSpec) -> None:
@@ -67,6 +70,7 @@ def _train(spec: WorkerSpec) -> None:
     torch.set_num_threads(recipe.threads)
     trainer = make_trainer(spec.plan, get_device(), rank=rank, world=world)
     _resume(trainer)
+    check_agreement(trainer)
     loader = spec.plan.loader(rank, world)
     recorder = Recorder(spec, trainer, loader) if rank == 0 else None
     for batch in islice(loader.stream(trainer.done), recipe.steps - trainer.done):
@@ -74,44 +78,61 @@ def _train(spec: WorkerSpec) -> None:
         if recorder is not None:
             recorder.after_step(values)
         if trainer.done % recipe.checkpoint_every == 0 or trainer.done == recipe.steps:
-            _checkpoint(trainer, float(values["loss"]), write=rank == 0)
+            _checkpoint(trainer, write=rank == 0)
 
 
 def _resume(trainer: Trainer) -> None:
-    """Load the last checkpoint that is whole, if there is any; all ranks come to the same one."""
+    """Load the last checkpoint that is whole, if there is any."""
     newest = get_checkpoint()
     if newest is None:
         return
-    older = [reported.checkpoint for reported in get_all_reported_checkpoints()]
-    problem: CheckpointError | None = None
-    for checkpoint in [newest, *(one for one in reversed(older) if one.path != newest.path)]:
-        try:
-            with checkpoint.as_directory() as folder:
-                trainer.load(Path(folder))
-            return
-        except (CheckpointError, FileNotFoundError) as error:
-            problem = problem or CheckpointError(f"{checkpoint.path}: {error}")
+    problem = _load(trainer, newest)
     if problem is not None:
-        raise problem
+        older = [reported.checkpoint for reported in get_all_reported_checkpoints()]
+        if all(_load(trainer, one) is not None for one in reversed(older) if one.path != newest.path):
+            raise problem
 
 
-def lasting_reason(error: BaseException, recipe: TrainRecipe) -> str | None:
+def _load(trainer: Trainer, checkpoint: Checkpoint) -> CheckpointError | None:
+    """What keeps `checkpoint` from being loaded; None where it was."""
+    try:
+        with checkpoint.as_directory() as folder:
+            trainer.load(Path(folder))
+    except (CheckpointError, FileNotFoundError) as error:
+        return CheckpointError(f"{checkpoint.path}: {error}")
+    return None
+
+
+def check_agreement(trainer: Trainer) -> None:
+    """RuntimeError where ranks do not go on from the same step: one of them could not read what others could."""
+    if not dist.is_initialized():
+        return
+    ends = torch.tensor([trainer.done, -trainer.done], device=trainer.device)
+    dist.all_reduce(ends, dist.ReduceOp.MAX)
+    first, last = -int(ends[1]), int(ends[0])
+    if first != last:
+        raise RuntimeError(f"ranks go on from different checkpoints: of step {first} and of step {last}")
+
+
+def lasting_reason(error: BaseException, plan: TrainPlan) -> str | None:
     """What to tell a person of an error that starting anew would not cure; None for any other."""
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
     if out_of_memory:
-        return f"out of memory: {memory_knobs(recipe)}"
-    # A store that did not answer may do so by the time the workers are back.
-    if isinstance(error, StorageError) and not isinstance(error, RefusedError):
+        return f"out of memory: {memory_knobs(plan)}"
+    # A store or a server that did not answer may do so by the time the workers are back.
+    if isinstance(error, (StorageError, TrackingError)) and not isinstance(error, RefusedError):
         return None
     return str(error) if isinstance(error, RwkvFusionError) else None
 
 
-def memory_knobs(recipe: TrainRecipe) -> str:
-    """What to turn where memory is short."""
+def memory_knobs(plan: TrainPlan) -> str:
+    """What to turn where memory is short, with what it is now."""
+    recipe = plan.recipe
     height, width = recipe.data.crop
     return (
-        f"lower data.batch (now {recipe.data.batch}) or data.crop (now [{height}, {width}]) for the network's part,"
-        f" data.cache_mb (now {recipe.data.cache_mb}) and data.mix (now {recipe.data.mix}) for the data's"
+        f"lower data.batch (now {recipe.data.batch}), data.crop (now [{height}, {width}]) or network.width (now"
+        f" {plan.network.width}) for the network's part; data.cache_mb (now {recipe.data.cache_mb}), data.mix (now"
+        f" {recipe.data.mix}) or workers (now {recipe.workers}, each with its own) for the machine's"
     )
 
 
@@ -137,9 +158,9 @@ def make_trainer(plan: TrainPlan, device: torch.device, *, rank: int, world: int
     )
 
 
-def _checkpoint(trainer: Trainer, loss: float, *, write: bool) -> None:
+def _checkpoint(trainer: Trainer, *, write: bool) -> None:
     """Hand a checkpoint to Ray Train, which stores it; every rank must call it."""
-    metrics = {"step": trainer.done, "loss": loss}
+    metrics = {"step": trainer.done, "loss": float(trainer.last_loss)}
     if not write:
         report(metrics)
         return

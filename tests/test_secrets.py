@@ -19,7 +19,8 @@ from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.infra.tracking import Tracker, start_run, using
 from rwkvfusion.pipelines.recipe import _Loader
-from rwkvfusion.pipelines.train_plan import open_job, plan_training
+from rwkvfusion.pipelines.train_job import open_job
+from rwkvfusion.pipelines.train_plan import plan_training
 from rwkvfusion.pipelines.train_recipe import TrainRecipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -255,13 +255,65 @@ def test_a_version_whose_files_are_not_all_there_never_appears(
 
     fuser.save(tmp_path / "trained")
     example = {role: cells[role] for role in ("visible", "infrared")}
-    monkeypatch.setattr(LocalArtifactRepository, "log_artifacts", lossy)
-    with pytest.raises(TrackingError, match=r"not stored whole|No space left"):
-        log_and_register(
-            tmp_path / "trained", uri=run.uri, run_id=run.run_id, name="lossy", alias="candidate", example=example
+
+    def register() -> RegisteredVersion:
+        return log_and_register(
+            tmp_path / "trained", uri=run.uri, run_id=run.run_id, name=fault, alias="candidate", example=example
         )
+
     with using(run.uri) as client:
-        assert not client.search_model_versions("name = 'lossy'")
+        experiment = client.get_run(run.run_id).info.experiment_id
+        before = {model.model_id for model in client.search_logged_models([experiment])}
+        with monkeypatch.context() as patched:
+            patched.setattr(LocalArtifactRepository, "log_artifacts", lossy)
+            with pytest.raises(TrackingError, match=r"not stored whole|No space left"):
+                register()
+        assert not client.search_model_versions(f"name = '{fault}'")
+        (broken,) = [m for m in client.search_logged_models([experiment]) if m.model_id not in before]
+        assert broken.status == "FAILED"
+        # Made good, and a job that died after the version goes on with that one.
+        assert (register().version, register().version) == ("1", "1")
+        assert str(client.get_model_version_by_alias(fault, "candidate").version) == "1"
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from rwkvfusion.model.serving import log_and_register
+
+def die(self, local_dir, artifact_path=None):
+    shutil.copytree(Path(local_dir) / "artifacts", Path(self.artifact_dir) / "artifacts", dirs_exist_ok=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+LocalArtifactRepository.log_artifacts = die
+folder, uri, run_id, pictures = sys.argv[1:]
+example = {role: Path(pictures, role).read_bytes() for role in ("visible", "infrared")}
+log_and_register(Path(folder), uri=uri, run_id=run_id, name="killed", alias="candidate", example=example)
+"""
+
+
+def test_a_job_killed_while_it_stores_a_model_leaves_no_version(
+    run: RunInfo, fuser: Fuser, cells: dict[str, bytes], tmp_path: Path
+) -> None:
+    fuser.save(tmp_path / "trained")
+    example = {role: cells[role] for role in ("visible", "infrared")}
+    for role, data in example.items():
+        (tmp_path / role).write_bytes(data)
+    words = [str(tmp_path / "trained"), run.uri, run.run_id, str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -9, done.stderr
+    with using(run.uri) as client:
+        models = client.search_logged_models([client.get_run(run.run_id).info.experiment_id])
+        (half,) = [model for model in models if model.status == "PENDING"]
+        assert list(Path(half.artifact_location.removeprefix("file://")).rglob("model.safetensors"))
+        assert not client.search_model_versions("name = 'killed'")
+    with pytest.raises(ServingError, match="no model models:/killed@candidate"):
+        resolve("models:/killed@candidate", run.uri)
+    version = log_and_register(
+        tmp_path / "trained", uri=run.uri, run_id=run.run_id, name="killed", alias="candidate", example=example
+    )
+    assert resolve("models:/killed@candidate", run.uri).version == version.version == "1"
 
 
 def test_weights_that_changed_after_registration_are_refused(

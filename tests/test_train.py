@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,26 @@ import pytest
 from datasets import pair, pairs, write_dataset
 from mlflow import MlflowClient
 from ranks import losses
+from ray.exceptions import OutOfMemoryError
+from ray.train import CheckpointConfig
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
+from ray.train.v2._internal.execution.storage import StorageContext
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from rwkvfusion.infra.codec import decode
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.lease import Lease, LeaseError
+from rwkvfusion.infra.storage import Store
+from rwkvfusion.infra.tracking import TrackingError
 from rwkvfusion.model.fuser import Fuser
 from rwkvfusion.model.serving import resolve
 from rwkvfusion.pipelines.recipe import RecipeError, load_recipe
-from rwkvfusion.pipelines.train import train
+from rwkvfusion.pipelines.train import _reason, train
 from rwkvfusion.pipelines.train_board import Progress
-from rwkvfusion.pipelines.train_plan import open_job, plan_training
+from rwkvfusion.pipelines.train_checkpoints import SNAPSHOT, settle
+from rwkvfusion.pipelines.train_job import open_job
+from rwkvfusion.pipelines.train_plan import plan_training
 from rwkvfusion.pipelines.train_recipe import TrainRecipe
 
 STEPS = 40
@@ -111,6 +124,92 @@ def test_an_unfinished_job_is_gone_on_with(tmp_path: Path) -> None:
     # A run that is no longer there cannot be gone on with.
     MlflowClient(fresh.run.uri).delete_run(fresh.run.run_id)
     assert open_job(plan).run != fresh.run
+
+
+def test_a_record_that_was_cut_off_is_found_again_in_mlflow(tmp_path: Path) -> None:
+    plan = plan_training(settings(tmp_path, write_dataset(tmp_path / "made", pairs(4, 4))))
+    first = open_job(plan)
+    whole = plan.store.read("job.json")
+    first.checkpoints(plan).write("checkpoint_1/state.json", b"{}")
+    for left in (b"", whole[:-9], b"null", b"\xff\x00", whole.replace(b"1", b'"x"', 1)):
+        plan.store.write("job.json", left)
+        again = open_job(plan)
+        assert (again.run, again.attempt, again.resumed) == (first.run, 1, True)
+    # What MLflow does not know either is begun anew, in a folder of its own.
+    Store(plan.recipe.output).write(f"{plan.name}-007/x", b"")
+    fresh = open_job(plan)
+    assert (fresh.run == first.run, fresh.attempt, fresh.resumed) == (False, 8, False)
+
+
+def test_one_training_is_not_run_twice_at_once(tmp_path: Path) -> None:
+    recipe = settings(tmp_path, write_dataset(tmp_path / "made", pairs(4, 4)))
+    with Lease(plan_training(recipe).store, "rwkvfusion train"), pytest.raises(LeaseError, match="being written by"):
+        train(recipe)
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def saved(store: Store, name: str, done: int) -> None:
+    """A checkpoint as the trainer writes it, but for the tensors."""
+    state = {"done": done, "last_loss": done / 10, "files": {"model.safetensors": "0"}}
+    store.write(f"{name}/model.safetensors", b"tensors")
+    store.write(f"{name}/state.json", json.dumps(state).encode())
+
+
+def known_to_ray(folder: Path) -> list[tuple[str, float]]:
+    """Names and losses of the checkpoints that Ray Train starts with, by its own code; the latest last."""
+    storage = StorageContext(storage_path=str(folder.parent), experiment_dir_name=folder.name)
+    manager = CheckpointManager(CheckpointConfig(num_to_keep=2), storage)
+    latest = manager.latest_checkpoint_result
+    results = manager.best_checkpoint_results
+    assert latest == (results[-1] if results else None)
+    return [(Path(result.checkpoint.path).name, result.metrics["loss"]) for result in results]
+
+
+def test_rays_list_of_checkpoints_is_mended(tmp_path: Path) -> None:
+    """Ray writes it in place and refuses to start from half of one, or from one that names what is gone."""
+    store = Store(str(tmp_path / "attempt"))
+    assert settle(store) == []
+    for name, done in (("checkpoint_b", 8), ("checkpoint_a", 4), ("checkpoint_c", 12)):
+        saved(store, name, done)
+    store.remove("checkpoint_c/model.safetensors")
+    expected = [("checkpoint_a", 0.4), ("checkpoint_b", 0.8)]
+    # No list at all: killed before the first was written. A checkpoint that is not all there is none.
+    assert len(settle(store)) == 2
+    assert known_to_ray(tmp_path / "attempt") == expected
+    assert not store.files("checkpoint_c")
+    assert settle(store) == []
+    whole = store.read(SNAPSHOT)
+    for length in range(0, len(whole), 7):
+        store.write(SNAPSHOT, whole[:length])
+        assert len(settle(store)) == 1
+        assert known_to_ray(tmp_path / "attempt") == expected
+    # One that was being stored when the job died is not in the list.
+    saved(store, "checkpoint_d", 16)
+    assert [line.partition(":")[0] for line in settle(store)] == [f"removed {store.url}/checkpoint_d"]
+    assert known_to_ray(tmp_path / "attempt") == expected
+    for file in store.files("checkpoint_b"):
+        store.remove(file)
+    assert len(settle(store)) == 1
+    assert known_to_ray(tmp_path / "attempt") == expected[:1]
+
+
+def test_what_workers_died_of_is_told_in_one_line(tmp_path: Path) -> None:
+    plan = plan_training(settings(tmp_path, write_dataset(tmp_path / "made", pairs(4, 4))))
+    lost = RuntimeError("Connection closed by peer")
+    died = WorkerHealthCheckFailedError(
+        "health check failed", OutOfMemoryError("Task was killed: node is low on memory")
+    )
+    ours = UserExceptionWithTraceback(TrackingError("MLflow at x: no answer"), "Traceback ...")
+    for failures, says in (
+        (
+            {0: lost, 1: died},
+            "worker failed: Task was killed: .*data.batch .now 4.*network.width .now 8.*workers .now 2",
+        ),
+        ({0: lost, 1: ours}, "^a worker failed: MLflow at x: no answer$"),
+        ({0: lost}, "^a worker failed: Connection closed by peer$"),
+        ({0: RuntimeError()}, "^a worker failed: RuntimeError$"),
+    ):
+        assert re.search(says, _reason(WorkerGroupError("x", failures), plan))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -17,13 +18,16 @@ import torch
 import yaml
 from datasets import pairs, write_dataset
 from mlflow import MlflowClient
-from ranks import losses
+from ranks import disagreement, losses
 from seaweed import S3
 
 from rwkvfusion.infra.storage import MissingError, StorageError, Store
+from rwkvfusion.infra.tracking import TrackingError
 from rwkvfusion.model.dataset import DataError
 from rwkvfusion.model.trainer import CheckpointError, TrainingError
 from rwkvfusion.pipelines.train import train
+from rwkvfusion.pipelines.train_board import Progress
+from rwkvfusion.pipelines.train_checkpoints import SNAPSHOT
 from rwkvfusion.pipelines.train_plan import plan_training
 from rwkvfusion.pipelines.train_recipe import TrainRecipe
 from rwkvfusion.pipelines.train_worker import lasting_reason
@@ -90,6 +94,19 @@ def curve(folder: Path) -> dict[int, list[float]]:
     return points
 
 
+def damage_newest(store: Store) -> tuple[int, int]:
+    """Cut Ray's list of checkpoints, and a file of the newest one; steps of that one and of the one before."""
+    (listed,) = [name for name in store.files() if name.endswith(SNAPSHOT)]
+    whole = store.read(listed)
+    store.write(listed, whole[: len(whole) // 2])
+    states = [name for name in store.files() if name.endswith("/state.json")]
+    steps = {json.loads(store.read(name))["done"]: name.removesuffix("state.json") for name in states}
+    before, newest = sorted(steps)[-2:]
+    weights = store.read(f"{steps[newest]}optimizer.safetensors")
+    store.write(f"{steps[newest]}optimizer.safetensors", weights[:-100])
+    return newest, before
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_kills_of_a_worker_and_of_the_job_change_no_loss_on_s3(s3: S3, s3_url: str, tmp_path: Path) -> None:
@@ -115,6 +132,7 @@ def test_kills_of_a_worker_and_of_the_job_change_no_loss_on_s3(s3: S3, s3_url: s
     psutil.wait_procs(family, timeout=60)
     before = {step: points[0] for step, points in curve(tmp_path).items()}
     assert max(before) < STEPS, "it was over before it could be killed"
+    newest, whole = damage_newest(Store(f"{s3_url}/train"))
     again = Training(tmp_path, environment)
     assert again.process.wait(400) == 0, again.log.read_text()
     assert "going on with run" in again.log.read_text()
@@ -127,10 +145,16 @@ def test_kills_of_a_worker_and_of_the_job_change_no_loss_on_s3(s3: S3, s3_url: s
     }
     again_made = [step for step, points in made.items() if len(points) > 1]
     print(f"kills: worker after step {worker_step}, job after step {job_step}; steps made twice: {again_made}")
-    assert again_made
+    # The one that was cut was passed over, and the one before was taken.
+    assert set(range(whole + 1, newest + 1)) <= set(again_made)
     assert len(made[1]) == 1
     versions = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_model_versions("name = 'rwkvfusion-vif'")
     assert len(versions) == 1
+    # Neither what was said nor what was stored holds the key of the store.
+    stored = Store(f"{s3_url}")
+    secret = s3.environment["AWS_SECRET_ACCESS_KEY"].encode()
+    assert not [name for name in stored.files() if name and secret in stored.read(name)]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_bytes()]
 
 
 @pytest.mark.slow
@@ -158,15 +182,45 @@ def test_a_shard_that_goes_away_under_the_training_ends_it_with_its_name(
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.slow
+def test_a_worker_that_the_kernel_kills_for_its_memory_says_what_to_turn(local_ray: None, tmp_path: Path) -> None:
+    """The kernel gives no reason: it is one SIGKILL among others."""
+    url = write_dataset(tmp_path / "made", pairs(16, 2))
+    given = values(tmp_path, url, str(tmp_path / "train"), steps=2000, checkpoint_every=500, max_failures=0)
+
+    def kill(progress: Progress) -> None:
+        if psutil.pid_exists(progress.pid):
+            psutil.Process(progress.pid).kill()
+
+    with pytest.raises(
+        TrainingError, match=r"a worker failed: .*want of memory, lower data\.batch \(now 2\)"
+    ) as caught:
+        train(TrainRecipe.model_validate(given), progress=kill, say=lambda _: None)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_ranks_that_could_not_read_the_same_checkpoint_do_not_train(tmp_path: Path) -> None:
+    said = disagreement(plan_training(plain(tmp_path)), tmp_path)
+    assert said == ["ranks go on from different checkpoints: of step 0 and of step 1"] * 2
+
+
+def plain(folder: Path) -> TrainRecipe:
+    url = write_dataset(folder / "made", pairs(4, 2))
+    return TrainRecipe.model_validate(values(folder, url, str(folder / "train")))
+
+
 def test_which_failures_last(tmp_path: Path) -> None:
-    recipe = TrainRecipe.model_validate(values(tmp_path, "x", "y"))
+    plan = plan_training(plain(tmp_path))
     cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
     for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), cpu):
-        reason = lasting_reason(error, recipe)
+        reason = lasting_reason(error, plan)
         assert reason is not None
-        assert all(text in reason for text in ("data.batch (now 2)", "data.crop (now [32, 32])", "data.cache_mb"))
-    assert lasting_reason(DataError("shard x"), recipe) == "shard x"
-    assert lasting_reason(CheckpointError("damaged"), recipe) == "damaged"
-    assert lasting_reason(MissingError("gone"), recipe) == "gone"
-    assert lasting_reason(StorageError("no answer"), recipe) is None
-    assert lasting_reason(RuntimeError("Connection closed by peer"), recipe) is None
+        knobs = ("data.batch (now 2)", "data.crop (now [32, 32])", "network.width (now 8)", "workers (now 2")
+        assert all(text in reason for text in knobs)
+    assert lasting_reason(DataError("shard x"), plan) == "shard x"
+    assert lasting_reason(CheckpointError("damaged"), plan) == "damaged"
+    assert lasting_reason(MissingError("gone"), plan) == "gone"
+    assert lasting_reason(StorageError("no answer"), plan) is None
+    assert lasting_reason(TrackingError("no answer"), plan) is None
+    assert lasting_reason(RuntimeError("Connection closed by peer"), plan) is None

@@ -1,0 +1,122 @@
+"""The record of a training's attempts, which lets one that died be gone on with."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rwkvfusion.infra.provenance import commit, package_version
+from rwkvfusion.infra.storage import MissingError, Store, sha256
+from rwkvfusion.infra.tracking import RunInfo, Tracker, find_run, run_exists, start_run, tracking_uri
+from rwkvfusion.pipelines.train_plan import TrainPlan
+
+JOB = "job.json"
+TRAINING, ATTEMPT = "training", "attempt"
+"""Tags of a run: which training it is an attempt at, and the number of the attempt."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One attempt at a plan: its MLflow run and its folder below `output`. `resumed` if it was begun before."""
+
+    store: Store
+    run: RunInfo
+    attempt: int
+    resumed: bool
+
+    def folder(self, plan: TrainPlan) -> str:
+        """Name of the folder of this attempt's checkpoints."""
+        return f"{plan.name}-{self.attempt:03d}"
+
+    def checkpoints(self, plan: TrainPlan) -> Store:
+        """The folder of this attempt's checkpoints."""
+        return Store(plan.recipe.output).sub(self.folder(plan))
+
+    def finish(self) -> None:
+        """Note that nothing is left to resume."""
+        self.store.write(JOB, _record(self, finished=True))
+
+
+def open_job(plan: TrainPlan) -> TrainJob:
+    """Go on with the unfinished attempt at `plan`, or begin a new one with a run of its own."""
+    store = plan.store
+    before = _read_record(plan)
+    if before is not None and not before.finished:
+        # Where the tracking is, the recipe says: with a password perhaps, which is not written down.
+        run = RunInfo(before.run_id, tracking_uri(plan.recipe.tracking.uri), before.experiment)
+        if run_exists(run):
+            return TrainJob(store, run, before.attempt, resumed=True)
+    attempt = max(_newest_folder(plan), before.attempt if before else 0) + 1
+    run = start_run(
+        plan.recipe.tracking.uri,
+        plan.recipe.tracking.experiment,
+        plan.title,
+        plan.recipe.model_dump(mode="json", by_alias=True),
+        {**_tags(plan), TRAINING: _training(plan), ATTEMPT: str(attempt)},
+    )
+    Tracker(run.uri, run.run_id).json("data", plan.data.fingerprints)
+    job = TrainJob(store, run, attempt, resumed=False)
+    store.write(JOB, _record(job, finished=False))
+    return job
+
+
+class _Record(BaseModel):
+    """What `job.json` says of the newest attempt."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    attempt: int = Field(ge=1)
+    run_id: str
+    experiment: str
+    finished: bool
+
+
+def _record(job: TrainJob, *, finished: bool) -> bytes:
+    record = _Record(attempt=job.attempt, run_id=job.run.run_id, experiment=job.run.experiment, finished=finished)
+    return record.model_dump_json(indent=1).encode()
+
+
+def _read_record(plan: TrainPlan) -> _Record | None:
+    """The newest attempt; of a record that is damaged, as MLflow has it."""
+    try:
+        return _Record.model_validate_json(plan.store.read(JOB))
+    except MissingError:
+        return None
+    except ValidationError:
+        found = find_run(plan.recipe.tracking.uri, plan.recipe.tracking.experiment, TRAINING, _training(plan))
+        attempt = "" if found is None else found.tags.get(ATTEMPT, "")
+        if found is None or not attempt.isdecimal() or int(attempt) < max(_newest_folder(plan), 1):
+            return None
+        return _Record(
+            attempt=int(attempt),
+            run_id=found.run_id,
+            experiment=plan.recipe.tracking.experiment,
+            finished=found.status == "FINISHED",
+        )
+
+
+def _training(plan: TrainPlan) -> str:
+    """Names a training in MLflow: its folder, in letters that need no quoting."""
+    return sha256(plan.store.url.encode())[:16]
+
+
+def _newest_folder(plan: TrainPlan) -> int:
+    """Highest number of an attempt whose checkpoints are there; 0 where there are none."""
+    pattern = re.compile(re.escape(plan.name) + r"-(\d{3,})")
+    found = (pattern.fullmatch(name) for name in Store(plan.recipe.output).folders())
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+def _tags(plan: TrainPlan) -> dict[str, str]:
+    """What a person searches runs by."""
+    fingerprints = plan.data.fingerprints
+    return {
+        "task": plan.data.task,
+        "roles": " ".join(plan.survey.roles),
+        "datasets": " ".join(fingerprints),
+        "dataset_fingerprint": " ".join(fingerprints.values()),
+        "pairs": str(len(plan.data)),
+        "commit": commit() or "unknown",
+        "package_version": package_version(),
+    }

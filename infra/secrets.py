@@ -9,7 +9,7 @@ import traceback
 from types import TracebackType
 from urllib.parse import quote
 
-_USERINFO = re.compile(
+USERINFO = re.compile(
     r"([a-zA-Z][\w+.-]{0,30}://)([^\s/@:\[]{0,128}):(?!\d+(?:[/\s]|$))[^\s@]{1,256}@(?:[^\s/@]{0,256}@)*"
 )
 """`://USER:PASSWORD@`, also where the password holds a raw `@` or `/`; a port before a path with an `@` is none."""
@@ -28,7 +28,7 @@ _LEAST = 8
 
 def redacted(text: str) -> str:
     """`text` without passwords in URLs, tokens, and what the environment holds under names such as `*_SECRET_*`."""
-    text = _USERINFO.sub(r"\1\2:***@", text)
+    text = USERINFO.sub(r"\1\2:***@", text)
     text = _SHAPES.sub("***", _SAID.sub(r"\1***", text))
     for value in _from_environment():
         text = text.replace(value, "***")

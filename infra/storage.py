@@ -17,6 +17,7 @@ from fsspec.core import split_protocol, url_to_fs
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.secrets import USERINFO
 
 JUNK = frozenset({"thumbs.db", ".ds_store", "desktop.ini", "__macosx", ".ipynb_checkpoints"})
 PATIENCE = 60.0
@@ -365,10 +366,11 @@ def _tell(state: RetryCallState, what: str, patience: float) -> None:
 
 def _no_secrets(protocol: str, path: str) -> None:
     """Refuse a URL with credentials in it: URLs are written into recipes, manifests and logs."""
-    host = path.split("/", 1)[0]
-    if "@" in host and ":" in host.rpartition("@")[0]:
+    url = f"{protocol}://{path}"
+    if found := USERINFO.match(url):
+        host = url[found.end() :].split("/", 1)[0]
         raise StorageError(
-            f"the URL {protocol}://***@{host.rpartition('@')[2]}... holds credentials: leave them out, and set them in"
+            f"the URL {protocol}://***@{host}... holds credentials: leave them out, and set them in"
             " the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)"
         )
 

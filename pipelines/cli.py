@@ -12,7 +12,7 @@ import click
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.provenance import package_version
-from rwkvfusion.infra.secrets import redacted
+from rwkvfusion.infra.secrets import redact_tracebacks, redacted
 
 # Commands import what they need when they run: `--help` answers at once, and `fuse` needs no Ray.
 
@@ -54,6 +54,7 @@ def main() -> None:
     Train:         rwkvfusion train train_vif_small.yaml --set data.url=out/tno
     Use:           rwkvfusion fuse --model models:/rwkvfusion-vif@candidate A.png B.png -o OUT.png
     """
+    redact_tracebacks()
 
 
 def _say(text: str) -> None:

@@ -58,7 +58,9 @@ class NetworkOverrides(_Group):
 class TrackingConfig(_Group):
     """Where MLflow records the run."""
 
-    uri: str | None = Field(default=None, description="None: MLFLOW_TRACKING_URI, else mlflow.db in this folder")
+    uri: str | None = Field(
+        default=None, repr=False, description="None: MLFLOW_TRACKING_URI, else mlflow.db in this folder"
+    )
     experiment: str = "rwkvfusion"
     run_name: str | None = Field(default=None, description="None: train-TASK")
 

@@ -34,7 +34,7 @@ $(ENCODER): $(STAMP)
 	@touch $@
 
 test: install $(ENCODER) ## the whole test suite (under 10 minutes on 2 cores)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow"
 
 test-slow: install $(ENCODER) ## the tests that take minutes: kills, failing stores, wheels without compilers, memory (40 minutes)
 	$(BIN)/pytest -m "slow and not soak"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ def test_only_what_kills_its_process_twice_is_lost(tmp_path: Path) -> None:
 
         def work(item: str) -> tuple[str, int]:
             if item == "segfault":
+                faulthandler.disable()  # it would say so at length
                 os.kill(os.getpid(), signal.SIGSEGV)
             if item == "exit":
                 os._exit(7)

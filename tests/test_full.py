@@ -119,6 +119,7 @@ def test_all_four_models_fill_complete_shards(full: tuple[Path, dict[str, int]])
     assert "they do not recognise objects" not in card
 
 
+@pytest.mark.slow
 def test_only_what_a_setting_touches_runs_again(
     full: tuple[Path, dict[str, int]], raw: Path, models: dict[str, str], tmp_path: Path
 ) -> None:
@@ -322,6 +323,7 @@ def test_fetch_says_where_the_weights_are(raw: Path, models: dict[str, str], tmp
     assert "needs no models" in run("fetch", "msrs", raw, tmp_path, {"guidance": "builtin"}).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_weights_that_lack_a_tensor_are_told_in_one_line(raw: Path, models: dict[str, str], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file

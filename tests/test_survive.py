@@ -134,6 +134,7 @@ def test_a_picture_that_was_mended_is_taken_in_when_asked(tmp_path: Path) -> Non
     assert tars(tmp_path / "out") == tars(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_of_two_jobs_one_works_and_a_killed_one_is_replaced_at_once(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     args = ("prepare", *settings(raw, out, 1))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,6 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+
+from rwkvfusion.infra.errors import RwkvFusionError
+
+_ANSWER_SECONDS = 10
+
+
+class ClusterError(RwkvFusionError):
+    """No Ray: none answers at the address, or one of our own did not start."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,8 @@ def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]
     """Connect to `address`, else `RAY_ADDRESS`, else a Ray this process already has, else start a local one.
 
     A local Ray gets at least `cpus` logical CPUs: Ray Data waits for ever, silently, where its actors together
-    ask for more than there are. It is shut down at the end; a cluster of others is only left.
+    ask for more than there are. It is shut down at the end; a cluster of others is only left. ClusterError where
+    there is none.
     """
     global _own
     if ray.is_initialized():
@@ -57,6 +68,7 @@ def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address:
+        _probe(address)
         options["address"] = address
     else:
         # A token guards clusters that others can reach; this one listens on the loopback and ends with us.
@@ -64,8 +76,14 @@ def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]
         options |= {"address": "local", "num_cpus": _logical(cpus), "include_dashboard": False}
     # Ray's errors reach us as exceptions; what its core prints besides would bury our own lines.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with _stderr_muted():
-        ray.init(**options)
+    try:
+        with _stderr_muted():
+            ray.init(**options)
+    except Exception as error:
+        # Ray raises nothing more special where a part of it dies while it starts.
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        place = f"no Ray cluster to be used at {address}" if address else "Ray did not start on this machine"
+        raise ClusterError(f"{place}: {said[0]}") from error
     _own = not address
     try:
         # Ray prints the deaths of workers on stdout, which belongs to a command's answer.
@@ -90,6 +108,19 @@ def expect(address: str | None = None, *, cpus: float = 0, gpus: bool = False) -
 
         found = torch.cuda.device_count()
     return Cluster(cpus=_logical(cpus), gpus=found, local=True)
+
+
+def _probe(address: str) -> None:
+    """Ask whether anybody listens at HOST:PORT: Ray itself would go on asking for minutes."""
+    if (found := re.fullmatch(r"(?:ray://)?\[?([^/\s]+?)\]?:(\d{1,5})", address)) is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), _ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address}: {error}. Start one there with `ray start --head`, or leave the"
+            " address out to use a Ray of our own on this machine"
+        ) from None
 
 
 def _logical(cpus: float) -> int:

@@ -28,7 +28,7 @@ from rwkvfusion.infra.lease import Fence, Lease
 from rwkvfusion.infra.manifest import QUARANTINE, Manifest, StageRecord, clear_orphans
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.card import finish_dataset
-from rwkvfusion.pipelines.cluster import Cluster, connect
+from rwkvfusion.pipelines.cluster import Cluster, ClusterError, connect
 from rwkvfusion.pipelines.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.packing import Pool, packing_lines
 from rwkvfusion.pipelines.plan import Job
@@ -118,10 +118,11 @@ def _run(job: Job, lease: Lease, say: Callable[[str], None]) -> Iterator[tuple[M
     Where a part of the cluster dies and Ray does not get over it, begin anew with what is not committed then.
     """
     left = {shard.name for shard in job.pending}
-    failures = 0
+    failures, begun = 0, False
     while left:
         try:
             with connect(job.recipe.ray.address, cpus=job.cpus) as cluster:
+                begun = True
                 pools = job.pack(cluster)
                 say(f"{len(left)} shards; " + "\n".join(packing_lines(pools, cluster)))
                 for row in pipeline(job, pools, cluster, lease.fence).iter_rows():
@@ -132,7 +133,9 @@ def _run(job: Job, lease: Lease, say: Callable[[str], None]) -> Iterator[tuple[M
                     yield manifest, records
         except RayTaskError as error:
             raise PrepareError(_cause(error)) from error
-        except (RayError, ConnectionError) as error:
+        except (RayError, ConnectionError, ClusterError) as error:
+            if isinstance(error, ClusterError) and not begun:
+                raise
             failures += 1
             if failures > MAX_FAILURES:
                 raise PrepareError(f"{_cause(error)} ({failures} times in a row, and no shard in between)") from error

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from rwkvfusion.pipelines.cli import main
+from rwkvfusion.pipelines.cluster import ClusterError, connect
 
 
 def test_help_is_quick_to_import() -> None:
@@ -48,3 +49,18 @@ def test_a_mistake_gives_one_message_and_no_traceback(tmp_path: Path, args: list
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr
+
+
+def test_a_cluster_that_cannot_be_used_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(**_: object) -> None:
+        raise Exception("The current node timed out.\nMore of it.")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with (
+        pytest.raises(ClusterError, match=r"answers at 127\.0\.0\.1:9: .*refused.* `ray start"),
+        connect("127.0.0.1:9"),
+    ):
+        pass
+    monkeypatch.setattr("ray.init", dies)
+    with pytest.raises(ClusterError, match=r"did not start on this machine: The current node timed out\.$"), connect():
+        pass

@@ -23,8 +23,8 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.verify import verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(1500)]
-KILLS = {"driver": 6, "actor": 18, "raylet": 6}
-PAIRS, PER_SHARD = 240, 2
+KILLS = {"driver": 4, "actor": 22, "raylet": 4}
+PAIRS, PER_SHARD = 300, 2
 ACTORS = ("ray::MapWorker", "ray::MapBatches")
 END_SECONDS = 90
 """What a driver without its raylet, or the processes of a driver that was killed, may take to end."""
@@ -128,23 +128,18 @@ def quiet_run(job: Job) -> tuple[float, float]:
     return first, time.monotonic() - job.began - first
 
 
-def pause(start: float, work: float) -> float:
-    """Seconds of work in the middle of which a kill falls, so that all of them together leave some for the last run."""
-    lives, inside = KILLS["driver"] + KILLS["raylet"], KILLS["actor"]
-    seconds = 0.5
-    while lives * seconds**2 / 2 / (0.8 * start + seconds) + inside * seconds / 2 < 0.5 * work:
-        seconds += 0.25
-    return seconds
+def kill_one(
+    job: Job, kind: str, store: Store, shards: int, when: float, later: float, rng: random.Random
+) -> str | None:
+    """Kill a process of that kind of `job`; what it was, None if the job ended with an error before.
 
-
-def kill_one(job: Job, kind: str, when: float, rng: random.Random) -> str | None:
-    """Kill a process of that kind of `job`, at `when` or as soon as there is one; what it was. None if it failed."""
-    while True:
-        if not job.is_running():
-            assert job.process.returncode != 0, f"it was done before it could be killed:\n{job.text()}"
-            assert "rwkvfusion: " in job.text() or "Raylet is terminated" in job.text(), job.text()
-            return None
+    At the time `when`, or once `shards` are committed; `later` seconds after that, or as soon as there is a victim.
+    """
+    while job.is_running() and (time.monotonic() < when or len(store.files("_manifests")) < shards):
         job.look()
+        time.sleep(0.2)
+    when = time.monotonic() + later
+    while job.is_running():
         victims = job.victims(kind)
         if time.monotonic() >= when and victims:
             victim = rng.choice(victims)
@@ -155,6 +150,9 @@ def kill_one(job: Job, kind: str, when: float, rng: random.Random) -> str | None
                 continue
             return what
         time.sleep(0.05)
+    assert job.process.returncode != 0, f"it was done before it could be killed:\n{job.text()}"
+    assert "rwkvfusion: " in job.text() or "Raylet is terminated" in job.text(), job.text()
+    return None
 
 
 def test_thirty_kills_change_nothing(s3: S3, s3_url: str, tmp_path: Path) -> None:
@@ -165,8 +163,7 @@ def test_thirty_kills_change_nothing(s3: S3, s3_url: str, tmp_path: Path) -> Non
 
     s3fs.S3FileSystem().put(f"{tmp_path}/raw/", f"{s3_url}/raw/", recursive=True)
     start, work = quiet_run(Job(s3_url, "quiet", environment, tmp_path / "quiet.log"))
-    middle = pause(start, work)
-    print(f"\nuntouched: {start:.0f} s to the first shard, then {work:.0f} s; kills within {middle:.1f} s of that")
+    print(f"\nuntouched: {start:.0f} s to the first shard, then {work:.0f} s")
 
     begun = time.monotonic()
     order = [kind for kind, count in KILLS.items() for _ in range(count)]
@@ -177,15 +174,16 @@ def test_thirty_kills_change_nothing(s3: S3, s3_url: str, tmp_path: Path) -> Non
     job: Job | None = None
     last = "driver"
     for kind in order:
-        low, high = (0.0, middle) if last == "actor" else (0.2 * start, start + middle)
-        when = time.monotonic() + rng.uniform(low, high)
-        what = None
+        # Half of the kills fall just after one more shard was committed, while there are enough of them to go.
+        more = len(seen) + 1 if rng.random() < 0.5 and len(seen) < 0.7 * PAIRS / PER_SHARD else 0
+        when = time.monotonic() + (rng.uniform(0.2, 1) * start if last != "actor" and not more else 0)
+        later, what = rng.uniform(0, 2), None
         while what is None:
             if job is None or not job.is_running():
                 # Without its raylet a job goes on with another Ray, or ends; so it may with many dead in a row.
                 runs += 1
                 job = Job(s3_url, "soaked", environment, tmp_path / f"run{runs}.log")
-            what = kill_one(job, kind, when, rng)
+            what = kill_one(job, kind, store, more, when, later, rng)
         last = kind
         killed[kind] += 1
         deaths[what] += 1

@@ -32,7 +32,7 @@ from rwkvfusion.pipelines.train_plan import plan_training
 from rwkvfusion.pipelines.train_recipe import TrainRecipe
 from rwkvfusion.pipelines.train_worker import lasting_reason
 
-STEPS = 60
+STEPS = 160
 
 
 def values(folder: Path, url: str, output: str, **changes: Any) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def test_kills_of_a_worker_and_of_the_job_change_no_loss_on_s3(s3: S3, s3_url: s
         return bool(known) and max(curve(tmp_path), default=0) >= steps
 
     training = Training(tmp_path, environment)
-    worker_step, job_step = rng.randrange(8, 20), rng.randrange(30, 50)
+    worker_step, job_step = rng.randrange(8, 20), rng.randrange(40, 80)
     training.wait(lambda: registered(worker_step))
     rng.choice(training.workers()).kill()
     training.wait(lambda: registered(job_step))

@@ -74,6 +74,8 @@ class Decoded:
     target: np.ndarray | None
     mask: np.ndarray | None
     text: np.ndarray | None
+    scales: tuple[float | None, ...] = ()
+    """Value that counts as 1 in each picture, the target's last; none given: the largest of each type."""
 
     @classmethod
     def of(cls, sample: Sample) -> Self:
@@ -86,6 +88,7 @@ class Decoded:
             target=arrays[-1] if sample.target else None,
             mask=_decoded(sample.key, "mask", decode_indices, sample.mask.png) if sample.mask else None,
             text=sample.text.array() if sample.text else None,
+            scales=tuple(picture.scale for picture in pictures),
         )
 
     @property
@@ -297,17 +300,17 @@ def collate(samples: list[Decoded], task: str, text_width: int) -> Batch:
             tokens = len(sample.text)
             text[i, :tokens] = torch.from_numpy(sample.text.astype(np.float32))
             text_mask[i, :tokens] = True
-    images = tuple(_stacked(samples, [s.images[m] for s in samples], task) for m in range(len(samples[0].images)))
+    images = tuple(_stacked(samples, [s.images[m] for s in samples], m, task) for m in range(len(samples[0].images)))
     targets = [sample.target for sample in samples if sample.target is not None]
-    target = _stacked(samples, targets, task) if len(targets) == len(samples) else None
+    target = _stacked(samples, targets, -1, task) if len(targets) == len(samples) else None
     return Batch(tuple(sample.key for sample in samples), images, mask, text, text_mask, target)
 
 
-def _stacked(samples: list[Decoded], arrays: list[np.ndarray], task: str) -> Tensor:
+def _stacked(samples: list[Decoded], arrays: list[np.ndarray], place: int, task: str) -> Tensor:
     planes = []
     for sample, array in zip(samples, arrays, strict=True):
         try:
-            image = to_planes(array)
+            image = to_planes(array, sample.scales[place] if sample.scales else None)
         except ValueError as error:
             raise DataError(f"{sample.key}: a picture holds {error}") from None
         planes.append(luma(image) if task in LUMA_TASKS else image)

@@ -120,6 +120,8 @@ class Survey:
     """Width of the encoded captions; None where there are none."""
     has_target: bool
     example: Sample
+    scales: tuple[float | None, ...] = ()
+    """Value that counts as 1 in each modality, as in the example."""
 
     @classmethod
     def of(cls, found: Sequence[tuple[Shard, Sample]]) -> Self:
@@ -149,6 +151,7 @@ class Survey:
             text_width=text_width,
             has_target=all(sample.target is not None for _, sample in found),
             example=first,
+            scales=tuple(image.scale for image in first.images),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -45,14 +45,25 @@ class FuserConfig(BaseModel):
     )
     network: dict[str, Any] = Field(description="fields of NetworkConfig")
     luma_only: bool = Field(description="the network sees and gives luma, and chroma is fused beside it by weight")
+    scales: tuple[Annotated[float, Field(gt=0)] | None, ...] = Field(
+        default=(), description="value that counts as 1 in each input, where pictures do not say; null: their type's"
+    )
     version: int = Field(default=FORMAT_VERSION, ge=FORMAT_VERSION, le=FORMAT_VERSION, description="of these files")
 
     @classmethod
-    def of(cls, network: RWKVFusion, task: Task, roles: tuple[str, ...], *, luma_only: bool) -> FuserConfig:
+    def of(
+        cls,
+        network: RWKVFusion,
+        task: Task,
+        roles: tuple[str, ...],
+        *,
+        luma_only: bool,
+        scales: tuple[float | None, ...] = (),
+    ) -> FuserConfig:
         """The config of a network that is there."""
         # As JSON has it, so that a config read back is equal.
         fields = json.loads(json.dumps(dataclasses.asdict(network.config)))
-        return cls(task=task, roles=roles, network=fields, luma_only=luma_only)
+        return cls(task=task, roles=roles, network=fields, luma_only=luma_only, scales=scales)
 
     @property
     def places(self) -> tuple[tuple[str, ...], ...]:
@@ -71,6 +82,10 @@ class Fuser:
         if len(config.roles) != len(channels):
             raise FuserError(
                 f"the network takes {len(channels)} modalities, the config names {', '.join(config.roles)}"
+            )
+        if len(config.scales) not in (0, len(channels)):
+            raise FuserError(
+                f"the network takes {len(channels)} modalities, the config has {len(config.scales)} scales"
             )
         if config.luma_only and (set(channels) | {network.config.out_channels} != {1}):
             raise FuserError(f"a luma network has single channels, not {channels} -> {network.config.out_channels}")
@@ -108,18 +123,24 @@ class Fuser:
         return cls(network.to(device), config)
 
     def fuse(
-        self, images: Mapping[str, np.ndarray], mask: np.ndarray | None = None, text: np.ndarray | None = None
+        self,
+        images: Mapping[str, np.ndarray],
+        mask: np.ndarray | None = None,
+        text: np.ndarray | None = None,
+        scales: Mapping[str, float | None] | None = None,
     ) -> np.ndarray:
         """Fuse one set of pictures of one scene.
 
         Args:
-            images: by role, (H, W, C) or (H, W), uint8, uint16, or floats on 0-1. A sharpening model takes its
-                low-resolution modality at a whole fraction of the size of the other.
+            images: by role, (H, W, C) or (H, W), uint8, uint16, or floats (on 0-1 where they have no scale). A
+                sharpening model takes its low-resolution modality at a whole fraction of the size of the other.
             mask: (H, W) object indices, 0 = background.
             text: (tokens, width) encoded caption.
+            scales: by role, the value that counts as 1, None for the largest of its type; by default the model's own.
 
         Returns:
-            (H, W, C) of the first modality's type, rounded half to even. A luma model gives three channels where a
+            (H, W, C), of the type and scale of the first modality, of a sharpening model of the one that it sharpens;
+            rounded half to even. A luma model gives three channels where a
             modality shows colour, and one where all are grey (also those that store grey as three equal channels).
 
         Raises:
@@ -127,14 +148,16 @@ class Fuser:
         """
         chosen = self._choose(images)
         height, width, unit = _common_size(chosen, same=self.config.luma_only)
-        planes = [_planes(role, image) for role, image in chosen.items()]
+        known = self._scales(chosen) if scales is None else {role: scales.get(role) for role in chosen}
+        planes = [_planes(role, image, known[role]) for role, image in chosen.items()]
         guidance = self._guidance(mask, text, height, width)
         with torch.inference_mode():
             inputs = [luma(image) for image in planes] if self.config.luma_only else planes
             fused = fuse_tiled(lambda window: self._forward(inputs, *guidance, window, height), height, width, unit)
             if self.config.luma_only:
                 fused = with_chroma(torch.from_numpy(fused), planes).numpy()
-        return from_planes(fused, next(iter(chosen.values())).dtype)
+        role = list(chosen)[self.network.config.residual or 0]
+        return from_planes(fused, chosen[role].dtype, known[role])
 
     def fuse_sample(self, sample: Sample) -> np.ndarray:
         """Fuse a prepared sample with its mask and text. FuserError as `fuse`, ImageError for damaged pictures."""
@@ -142,7 +165,11 @@ class Fuser:
             {image.role: decode(image.data) for image in sample.images},
             None if sample.mask is None else decode_indices(sample.mask.png),
             None if sample.text is None else sample.text.array(),
+            {image.role: image.scale for image in sample.images},
         )
+
+    def _scales(self, roles: Iterable[str]) -> dict[str, float | None]:
+        return dict(zip(roles, self.config.scales or (None,) * len(self.config.roles), strict=True))
 
     def _choose(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The pictures in the network's order."""
@@ -199,9 +226,9 @@ class Fuser:
         return np.asarray(fused)
 
 
-def _planes(role: str, image: np.ndarray) -> Tensor:
+def _planes(role: str, image: np.ndarray, scale: float | None) -> Tensor:
     try:
-        return to_planes(image)
+        return to_planes(image, scale)
     except ValueError as error:
         raise FuserError(f"{role} holds {error}") from None
 

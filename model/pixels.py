@@ -15,30 +15,39 @@ from rwkvfusion.infra.codec import ImageError, encode_png
 from rwkvfusion.model.colour import fuse_chroma, rgb_to_ycbcr, ycbcr_to_rgb
 
 
-def to_planes(image: np.ndarray) -> Tensor:
-    """(H, W, C) or (H, W) uint8, uint16 or floats on 0-1 to (C, H, W) float32 on 0-1.
+def to_planes(image: np.ndarray, scale: float | None = None) -> Tensor:
+    """(H, W, C) or (H, W) uint8, uint16 or floats to (C, H, W) float32, in which `scale` is 1.
 
-    The range is the type's own, never the picture's, so that a dark picture stays dark. ValueError for other types
-    and for floats outside 0-1, in words that complete "the picture holds".
+    None: the largest value of the type, 1.0 for floats. The range is never the picture's own, so that a dark picture
+    stays dark; values above a declared scale (1041 in a 10-bit scene) are kept. ValueError for other types, and for
+    floats that are not finite or, without a scale, outside 0-1; in words that complete "the picture holds".
     """
     planes = image[:, :, None] if image.ndim == 2 else image
     if image.dtype in (np.uint8, np.uint16):
-        scaled = planes.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+        scaled = planes.astype(np.float32) / np.float32(scale or np.iinfo(image.dtype).max)
     elif image.dtype.kind != "f":
         raise ValueError(f"{image.dtype}; a picture is of uint8, uint16 or floats")
     else:
         low, high = float(image.min()), float(image.max())
-        if not (low >= 0 and high <= 1):
+        if scale is None and not (low >= 0 and high <= 1):
             raise ValueError(f"floats from {low:g} to {high:g}; floats must be scaled to 0-1")
-        scaled = planes.astype(np.float32)
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError("floats that are not finite")
+        scaled = planes.astype(np.float32) / np.float32(scale or 1)
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
 
-def from_planes(planes: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """(C, H, W) on 0-1 to (H, W, C) of `dtype`: clipped, and rounded half to even where that holds integers."""
-    values = np.clip(planes.astype(np.float64), 0, 1)
-    if dtype.kind != "f":
-        values = np.rint(values * np.iinfo(dtype).max)
+def from_planes(planes: np.ndarray, dtype: np.dtype[Any], scale: float | None = None) -> np.ndarray:
+    """(C, H, W) in which 1 is `scale` to (H, W, C) of `dtype`: the inverse of `to_planes`.
+
+    Integers are rounded half to even and clipped to the type's range; floats to 0-1 where they have no scale.
+    """
+    values = planes.astype(np.float64)
+    if dtype.kind == "f":
+        values = np.clip(values, 0, 1) if scale is None else values * scale
+    else:
+        largest = np.iinfo(dtype).max
+        values = np.clip(np.rint(values * (scale or largest)), 0, largest)
     return np.ascontiguousarray(values.astype(dtype).transpose(1, 2, 0))
 
 

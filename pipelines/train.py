@@ -195,7 +195,10 @@ def _weight(error: BaseException) -> int:
 def _fuser(plan: TrainPlan, trainer: Trainer) -> Fuser:
     network = trainer.averaged()
     task = plan.survey.example.task
-    return Fuser(network, FuserConfig.of(network, task, plan.survey.roles, luma_only=task in LUMA_TASKS))
+    return Fuser(
+        network,
+        FuserConfig.of(network, task, plan.survey.roles, luma_only=task in LUMA_TASKS, scales=plan.survey.scales),
+    )
 
 
 def final_metrics(fuser: Fuser, plan: TrainPlan) -> dict[str, float]:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.manifest import KEY_PATTERN
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_OBJECTS = 20
 MAX_PIXELS = 2**28
 
@@ -61,6 +61,9 @@ class Image(_Part):
     channels: Size
     bit_depth: Size
     sha256: Sha256
+    scale: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="value that counts as 1; None: the largest of its type (255, 65535, 1.0)"
+    )
 
 
 class Caption(_Part):

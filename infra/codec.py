@@ -125,6 +125,32 @@ def encode_png(array: np.ndarray) -> bytes:
     return bytes(buffer.tobytes())
 
 
+def display_bands(n_bands: int) -> list[int]:
+    """Which bands of `n_bands` show as red, green and blue; one for grey.
+
+    By the usual orders of satellites (blue, green, red, near infrared; WorldView's eight) and of cubes that begin in the
+    blue.
+    """
+    if n_bands < 3:
+        return [0]
+    if n_bands == 3:
+        return [0, 1, 2]
+    if n_bands == 8:
+        return [4, 2, 1]
+    return [2, 1, 0] if n_bands < 16 else [n_bands // 2, n_bands * 3 // 10, n_bands // 12]
+
+
+def encode_tiff(array: np.ndarray) -> bytes:
+    """Encode (H, W, C), uint8, uint16 or float32 of any number of bands, as a plain TIFF: the same bytes everywhere."""
+    if array.dtype not in (np.uint8, np.uint16, np.float32):
+        raise ImageError(f"TIFF values of type {array.dtype} are not supported")
+    out = io.BytesIO()
+    plane = array[:, :, 0] if array.shape[2] == 1 else array
+    options = {"photometric": "minisblack", "metadata": None, "software": None, "byteorder": "<"}
+    tifffile.imwrite(out, plane, planarconfig="contig" if plane.ndim == 3 else None, **options)
+    return out.getvalue()
+
+
 def _open(data: bytes) -> Image.Image:
     """The picture's header; only decoders of our formats are tried."""
     if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > _MAX_SCANS:
@@ -226,7 +252,9 @@ def _read_tiff(data: bytes) -> tuple[str, int, np.ndarray]:
             _check_strips(data, page, member)
         array = series.asarray(maxworkers=1)
         axes, n_alpha = series.axes, _n_alpha(page)
-    if array.ndim == 3 and axes[0] in "SCQI" and array.shape[0] < min(array.shape[1:]):
+    # Planes of samples are bands however many; other leading axes are only where they are fewer than the pixels.
+    few = array.ndim == 3 and axes[0] in "CQI" and array.shape[0] < min(array.shape[1:])
+    if few or (array.ndim == 3 and axes[0] == "S"):
         array = np.moveaxis(array, 0, -1)
     if array.ndim not in (2, 3):
         raise ImageError(f"a TIFF of shape {array.shape} is not one picture")

@@ -7,6 +7,8 @@ import colorsys
 import numpy as np
 from torch import Tensor
 
+from rwkvfusion.infra.codec import display_bands
+
 _GAP = 4
 _OPACITY = 0.45
 
@@ -27,11 +29,13 @@ def strip(images: tuple[Tensor, ...], fused: Tensor, mask: Tensor) -> np.ndarray
 
 
 def _shown(image: Tensor, size: tuple[int, ...]) -> np.ndarray:
-    """Three channels as colour, one as grey, others by their first, middle and last band."""
-    last = image.shape[0] - 1
-    bands = {0: [0, 0, 0], 2: [0, 1, 2]}.get(last, [last, last // 2, 0])
+    """One band as grey, three as colour; of more those that show as colour, brightened where they are dark."""
+    bands = (display_bands(image.shape[0]) * 3)[:3]
     ratio = size[0] // image.shape[1]
-    picture = np.rint(image[bands].clamp(0, 1).numpy() * 255).astype(np.uint8).transpose(1, 2, 0)
+    values = image[bands].clamp(0, 1).numpy()
+    if image.shape[0] > 3:
+        values = np.clip(values / max(float(np.percentile(values, 99)), 1e-3), 0, 1)
+    picture = np.rint(values * 255).astype(np.uint8).transpose(1, 2, 0)
     return picture.repeat(ratio, axis=0).repeat(ratio, axis=1)
 
 

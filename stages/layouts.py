@@ -10,6 +10,7 @@ from functools import cached_property
 from rwkvfusion.stages.sample import Task
 
 TARGET, MASK = "target", "mask"
+ARRAY_EXTENSIONS = frozenset({"mat", "h5", "hdf5"})
 SPLITS: Mapping[str, str] = {
     "train": "train",
     "training": "train",
@@ -93,6 +94,14 @@ class Layout:
     ignored: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
     kind_in_key: bool = False
+    extensions: frozenset[str] = frozenset()
+    """Of files that hold arrays; none: the files are pictures."""
+    is_scene: bool = False
+    """Whether pictures without a target are scenes, that are cut and degraded into pairs (see stages.scenes)."""
+    unused: tuple[str, ...] = ()
+    """How the stems of pictures end that are of no use."""
+    scale: float | None = None
+    """Value of integers that usually counts as 1; None: the largest of their type."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -117,6 +126,18 @@ class Layout:
 
 _VIF = (Place("visible", ("vi", "vis", "visible")), Place("infrared", ("ir", "infrared")))
 _MSRS_CLASSES = ("car", "person", "bike", "curve", "car stop", "guardrail", "color cone", "bump")
+
+_PAN_NAMES, _MS_NAMES = ("pan", "panchromatic"), ("ms", "mss", "mul", "multispectral", "xs")
+
+
+def _named(role: str, names: tuple[str, ...]) -> tuple[Place, ...]:
+    """In a folder of one of the names, or with one at an end of the file's own name."""
+    ends = tuple(f"{sign}{name}{number}" for name in names for sign in ("", "_", "-", ".") for number in ("", "1", "2"))
+    starts = tuple(f"{name}{sign}" for name in names for sign in ("_", "-", "."))
+    return Place(role, names), Place(role, suffixes=ends), Place(role, prefixes=starts)
+
+
+_PAN_AND_MS = (*_named("pan", _PAN_NAMES), *_named("ms", _MS_NAMES), *_named(TARGET, ("gt", "target")))
 
 LAYOUTS: Mapping[str, Layout] = {
     "msrs": Layout(
@@ -152,6 +173,16 @@ LAYOUTS: Mapping[str, Layout] = {
     "mefb": Layout("mef", (Place("under", suffixes=("_A",)), Place("over", suffixes=("_B",))), inner=(ANY,)),
     "mfifb": Layout("mff", (Place("near", suffixes=("_A",)), Place("far", suffixes=("_B",))), inner=(ANY,)),
     "lytro": Layout("mff", (Place("near", suffixes=("_1", "-A")), Place("far", suffixes=("_2", "-B"))), inner=(ANY,)),
+    "pancollection": Layout("pansharpening", _PAN_AND_MS, extensions=ARRAY_EXTENSIONS, scale=2047.0),
+    "psdata3": Layout(
+        "pansharpening",
+        (Place("pan", suffixes=("_pan",)), Place("ms", suffixes=("_lr",)), Place(TARGET, suffixes=("_mul",))),
+        inner=(ANY,),
+        unused=("_lr_u", "_pan_d"),
+        scale=1023.0,
+    ),
+    "geotiff": Layout("pansharpening", _PAN_AND_MS, inner=(ANY,), is_scene=True),
+    "hscube": Layout("hmif", (Place("ms"), Place("hs")), extensions=ARRAY_EXTENSIONS, scale=10_000.0),
 }
 """Layouts by name. A dataset of another shape is described in the recipe, as layout `paired`."""
 

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,6 +34,28 @@ class FileRef(_Record):
     name: str
 
 
+class ArrayRef(_Record):
+    """An array of a file, and what its axes are (see stages.axes)."""
+
+    name: str
+    axes: str
+
+
+class Cut(_Record):
+    """Which part of its files a pair is, where it is not their whole: a picture of a stack, or a window of a scene.
+
+    `window` and `region` are (top, left, height, width) in pixels of the scene's grid (see stages.scenes); nothing
+    outside the region is looked at. `protocol`: given (as they are, with the target), full (as they are, without),
+    reduced (Wald's).
+    """
+
+    protocol: Literal["given", "full", "reduced"]
+    arrays: dict[str, ArrayRef] = {}
+    index: int | None = None
+    window: tuple[int, int, int, int] | None = None
+    region: tuple[int, int, int, int] | None = None
+
+
 class PairRef(_Record):
     """One pair as planned, before anything of it is read. `files` are the modalities, in the layout's order."""
 
@@ -41,6 +64,7 @@ class PairRef(_Record):
     files: tuple[FileRef, ...] = Field(min_length=2)
     target: str | None = None
     annotation: str | None = None
+    cut: Cut | None = None
 
 
 class Unpaired(_Record):

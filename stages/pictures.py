@@ -5,14 +5,14 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from rwkvfusion.infra.codec import decode
+from rwkvfusion.infra.codec import decode, display_bands
 from rwkvfusion.stages.sample import Image
 
 
 def view(image: Image, long_side: int) -> np.ndarray:
     """The picture decoded to 8 bits and shrunk to `long_side` pixels at most: (h, w, 1) or (h, w, 3) uint8 RGB.
 
-    Deeper values are scaled by their 0.5th and 99.5th percentile; of more than three bands the first three are taken.
+    Deeper values are scaled by their 0.5th and 99.5th percentile; of more than three bands three are taken.
     """
     array = _eight_bits(decode(image.data))
     if array.shape[2] == 3 and bool((array == array[:, :, :1]).all()):
@@ -32,7 +32,7 @@ def rgb(image: Image) -> np.ndarray:
 
 def _eight_bits(array: np.ndarray) -> np.ndarray:
     if array.shape[2] not in (1, 3):
-        array = array[:, :, : 3 if array.shape[2] > 3 else 1]
+        array = array[:, :, display_bands(array.shape[2])]
     if array.dtype != np.uint8:
         low, high = np.percentile(array, (0.5, 99.5))
         array = np.clip((array - low) * (255.0 / max(high - low, 1e-9)), 0, 255).astype(np.uint8)

@@ -25,11 +25,15 @@ from rwkvfusion.stages.pairing import (
     pair_files,
 )
 from rwkvfusion.stages.reading import Picture, RefusedError, check_pictures, read_picture
-from rwkvfusion.stages.sample import RESERVED, Name, Sample, SampleError, Task
+from rwkvfusion.stages.sample import RESERVED, Image, Name, Sample, SampleError, Task
+from rwkvfusion.stages.scene_plan import FULL, ScenePlanner
+from rwkvfusion.stages.scenes import SceneConfig
+from rwkvfusion.stages.sharpening import CutReader, check_sharpening, known_scale
 from rwkvfusion.stages.splits import SplitListError, split_by_lists
 
 __all__ = ["FileRef", "PairRef", "PlaceConfig", "Plan", "Source", "SourceConfig", "SourceError", "Unpaired"]
 STAGE = "source"
+SHARPENING = frozenset({"pansharpening", "hmif"})
 
 
 class SourceError(RwkvFusionError, ValueError):
@@ -66,6 +70,7 @@ class SourceConfig(_Settings):
 
     layout: str = Field(description=f"one of {', '.join(sorted(LAYOUTS))}, or {PAIRED}")
     root: str = Field(min_length=1, description="folder or URL that holds the data")
+    scene: SceneConfig = SceneConfig()
     follow_links: bool = Field(
         default=True, description="read what links lead to outside the root too, as where a dataset is linked together"
     )
@@ -110,6 +115,7 @@ class Source:
         self.task: Task = self.layout.task
         self.dataset = name or config.layout
         self.labels = self.layout.labels
+        self._cuts = CutReader(self.store, self.layout, config.scene)
 
     def plan(self) -> Plan:
         """List the source and pair its names: a function of the listing and the settings alone.
@@ -117,6 +123,9 @@ class Source:
         Raises SourceError where there is nothing to pair, StorageError where the store cannot be reached.
         """
         names, unpaired = self._listing()
+        if self.layout.extensions:
+            return self._plan_sharpening(names, [], unpaired)
+        names = [name for name in names if not name.rpartition(".")[0].endswith(self.layout.unused)]
         reader = NameReader(self.layout, names, self._default_split())
         read = [reader.read(name) for name in reader.names]
         unpaired += [one for one in read if isinstance(one, Unpaired)]
@@ -131,6 +140,8 @@ class Source:
         matches, alone = pair_files(self.layout, found)
         if not matches:
             raise SourceError(self._nothing(names, found))
+        if self.task in SHARPENING:
+            return self._plan_sharpening([], matches, [*unpaired, *alone])
         # Keys come before the choice of splits, so that they do not depend on it.
         keys = make_keys({match.name: self._key_text(match) for match in matches})
         chosen, unknown = self._choose(matches)
@@ -147,22 +158,43 @@ class Source:
         extras: dict[str, Picture] = {}
         error = None
         try:
+            if ref.cut is not None:
+                images, target = self._cuts.read(ref, ref.cut)
+                return self._sample(ref, images, target)
             for file in ref.files:
                 pictures.append(self._picture(file.role, file.name))
             for role, name in ((TARGET, ref.target), (MASK, ref.annotation)):
                 if name is not None:
                     extras[role] = self._picture(role, name)
+            if self.task in SHARPENING:
+                check_sharpening(pictures, extras.get(TARGET))
+                scale = known_scale(self.config.scene, self.layout, ref.files[-1].name, pictures[-1].array)
+                images = [picture.image.model_copy(update={"scale": scale}) for picture in pictures]
+                target = extras[TARGET].image.model_copy(update={"scale": scale}) if TARGET in extras else None
+                return self._sample(ref, images, target)
             check_pictures(pictures, [*extras.values()])
         except RefusedError as refused:
             error = SampleError(stage=STAGE, kind=refused.kind, message=str(refused))
+        images = [picture.image for picture in pictures]
+        target = extras[TARGET].image if TARGET in extras else None
+        return self._sample(ref, images, target, extras[MASK].image if MASK in extras else None, error)
+
+    def _sample(
+        self,
+        ref: PairRef,
+        images: Sequence[Image],
+        target: Image | None,
+        annotation: Image | None = None,
+        error: SampleError | None = None,
+    ) -> Sample:
         return Sample(
             key=ref.key,
             dataset=self.dataset,
             split=ref.split,
             task=self.task,
-            images=tuple(picture.image for picture in pictures),
-            target=extras[TARGET].image if TARGET in extras else None,
-            annotation=extras[MASK].image if MASK in extras else None,
+            images=tuple(images),
+            target=target,
+            annotation=annotation,
             error=error,
         )
 
@@ -195,6 +227,36 @@ class Source:
     def _key_text(self, match: Match) -> str:
         text = match.stem or match.inner.rsplit("/", 1)[-1]
         return f"{'-'.join(reversed([*match.files]))}_{text}" if self.layout.kind_in_key else text
+
+    def _plan_sharpening(self, names: Sequence[str], matches: Sequence[Match], unpaired: Sequence[Unpaired]) -> Plan:
+        """Pairs of files that hold arrays, of scenes, and of pictures with their target as they are."""
+        config = self.config
+        default = config.default_split or SPLITS.get(self.store.url.rsplit("/", 1)[-1].lower())
+        planner = ScenePlanner(self.store, self.task, config.scene, default)
+        files = [name for name in names if name.rpartition(".")[2].lower() in self.layout.extensions]
+        planned, whole, others = planner.plan(sorted(files), matches, scenes=self.layout.is_scene)
+        unpaired = [*unpaired, *others]
+        if not planned and not whole:
+            raise SourceError(self._no_scene(unpaired))
+        texts = {one.name: one.text for one in planned}
+        texts |= {one.name: self._key_text(one) + (FULL if one.split.endswith(FULL) else "") for one in whole}
+        keys = make_keys(texts)
+        pairs = [PairRef(key=keys[one.name], split=one.split, files=one.files, cut=one.cut) for one in planned]
+        pairs += [_pair(match, keys[match.name]) for match in whole]
+        chosen = [pair for pair in pairs if not config.splits or pair.split in config.splits]
+        return Plan(
+            pairs=tuple(sorted(chosen, key=lambda pair: (pair.split, pair.key))),
+            unpaired=tuple(sorted(unpaired, key=lambda one: one.name)),
+            n_left_out=len(pairs) - len(chosen),
+        )
+
+    def _no_scene(self, unpaired: Sequence[Unpaired]) -> str:
+        start = f"no pair of layout {self.config.layout!r} below {self.store.url}: "
+        if unpaired:
+            more = f"; and {len(unpaired) - 4} more" if len(unpaired) > 4 else ""
+            return start + "; ".join(f"{printable(one.name)}: {one.reason}" for one in unpaired[:4]) + more
+        kinds = " or ".join(f".{extension}" for extension in sorted(self.layout.extensions))
+        return f"{start}no file there ends in {kinds}. Set source.root to the folder above them, or another layout"
 
     def _choose(self, matches: list[Match]) -> tuple[list[Match], list[Unpaired]]:
         """The pairs that the settings of the splits ask for, and the lines of the lists that name no pair."""

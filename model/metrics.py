@@ -6,7 +6,8 @@ can be checked against it; tables in another convention (per RGB channel, bits, 
 
 Every metric takes any number of sources, at least one; with one source it is that metric against a reference.
 None returns NaN. On flat images: MI, EN, SD, SF and AG are 0; VIF counts a flat source as fully kept (1.0), as
-CDDFuse's evaluator does; Qabf is 0.0 where no source has an edge; PSNR is infinite where nothing differs.
+CDDFuse's evaluator does; Qabf is 0.0 where no source has an edge; Qcv takes a flat plane for black; PSNR is infinite
+where nothing differs.
 """
 
 import difflib
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from rwkvfusion.model.metrics_qcv import qcv
 from rwkvfusion.model.metrics_sources import mutual_information, psnr, qabf, ssim, vif
 from rwkvfusion.model.metrics_statistics import average_gradient, entropy, spatial_frequency, standard_deviation
 
@@ -47,6 +49,7 @@ METRICS: dict[str, Metric] = {
         Metric("VIF", vif, "max", "visual information fidelity (VIFp), sum over sources"),
         Metric("SF", lambda fused, _: spatial_frequency(fused), "max", "spatial frequency of the fused image"),
         Metric("Qabf", qabf, "max", "Xydeas-Petrovic edge transfer, 0-1"),
+        Metric("Qcv", qcv, "min", "Chen-Varshney, difference to the sources as seen by an eye, 0 is best"),
         Metric("SSIM", ssim, "max", "structural similarity, 7x7, range 255, sum over sources"),
         Metric("PSNR", psnr, "max", "peak signal-to-noise ratio, dB, of the mean squared error over sources"),
         Metric("EN", lambda fused, _: entropy(fused), "max", "entropy of the fused image, bits"),

@@ -13,6 +13,7 @@ import click
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.secrets import redact_tracebacks, redacted
+from rwkvfusion.pipelines.cli_evaluate import evaluate
 
 # Commands import what they need when they run: `--help` answers at once, and `fuse` needs no Ray.
 
@@ -305,51 +306,7 @@ def fuse(
     sys.exit(summary.exit_code)
 
 
-def _named(value: str) -> tuple[str, str]:
-    name, equals, folder = value.partition("=")
-    if not (name and equals and folder):
-        raise click.BadParameter(f"{value!r}: give NAME=DIR", param_hint="--fused")
-    return name, folder
-
-
-@main.command()
-@click.option("--a", "folder_a", required=True, metavar="DIR", help="Folder of the first sources.")
-@click.option("--b", "folder_b", required=True, metavar="DIR", help="Folder of the second sources.")
-@click.option(
-    "--fused", "fused", multiple=True, metavar="NAME=DIR", help="Fused pictures to score; may be given many times."
-)
-@click.option(
-    "--convention",
-    type=click.Choice(["y"]),
-    default="y",
-    show_default=True,
-    help="y: BT.601 luma in 0-255, MATLAB forms, MI in nats, sums over the sources.",
-)
-@click.option("--json", "json_file", metavar="FILE", help="Write {NAME: {METRIC: mean}} here; - for stdout.")
-def evaluate(folder_a: str, folder_b: str, fused: tuple[str, ...], convention: str, json_file: str | None) -> None:
-    """Score folders of fused pictures against their sources; the same file stem means the same pair.
-
-    The trivial answers (each source alone, mean, maximum) are always in the table: a method below them has not
-    fused anything.
-
-    \b
-    rwkvfusion evaluate --a data/vi --b data/ir --fused ours=fused --json scores.json
-    """
-    from rwkvfusion.infra.storage import Store
-    from rwkvfusion.pipelines.evaluate import evaluate_folders, table_lines
-
-    table = evaluate_folders(folder_a, folder_b, dict(_named(value) for value in fused))
-    text = json.dumps(table.means, indent=1)
-    if json_file == "-":
-        click.echo(text)
-        return
-    if json_file:
-        path = Path(json_file).absolute()
-        Store(str(path.parent)).write(path.name, text.encode())
-    click.echo("\n".join(table_lines(table.means)))
-    click.echo(f"means over {table.pairs} pairs, convention {convention}; * marks the best")
-    if table.left_out:
-        click.echo(f"left out, not in every folder: {', '.join(table.left_out[:5])} ({len(table.left_out)} in all)")
+main.add_command(evaluate)
 
 
 @main.command()

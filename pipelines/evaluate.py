@@ -1,78 +1,79 @@
-"""`evaluate`: mean metrics of folders of fused pictures against their sources, with the floor beside them."""
+"""`evaluate` on folders: mean metrics of fused pictures against their sources, with the floor beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
 
 from rwkvfusion.infra.codec import EXTENSIONS, ImageError, decode
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.storage import Store
-from rwkvfusion.model.metrics import METRICS, evaluate, luma
+from rwkvfusion.model.config import SHARPENING_TASKS
+from rwkvfusion.model.metrics import METRICS
+from rwkvfusion.pipelines.evaluate_luma import LumaScorer, baselines
+from rwkvfusion.pipelines.evaluate_scene import EvaluateError, Picture, Scene, Scorer
+from rwkvfusion.pipelines.evaluate_table import Means, Table, table_lines
+
+__all__ = ["EvaluateError", "OnScene", "Table", "baselines", "evaluate_folders", "scorer_for", "table_lines"]
+
+OnScene = Callable[[int, int], None]
+"""Called after each scene with the number of those done, and of all."""
 
 
-class EvaluateError(RwkvFusionError):
-    """Folders that cannot be compared; the message says which file or folder is the cause."""
+def scorer_for(
+    task: str, *, metrics: Sequence[str] = tuple(METRICS), floor: bool = True, sensor: str = "generic"
+) -> Scorer:
+    """What scores scenes of `task`: `metrics` and `floor` are of the luma tasks, `sensor` of pansharpening."""
+    if task not in SHARPENING_TASKS:
+        return LumaScorer(metrics, floor=floor)
+    # Imported here: the luma tasks need none of it.
+    from rwkvfusion.pipelines.evaluate_sharpening import SharpeningScorer
 
-
-@dataclass(frozen=True)
-class Table:
-    """{name: {metric: mean}} over the pairs that every folder has."""
-
-    means: dict[str, dict[str, float]]
-    pairs: int
-    left_out: tuple[str, ...]
-
-
-def baselines(sources: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """The floor every fused picture must be held against: each source alone, their mean, their maximum (luma)."""
-    planes = np.stack([luma(source) for source in sources])
-    alone = {f"source {chr(97 + i)} alone": plane for i, plane in enumerate(planes)}
-    made = alone | {"mean": np.rint(planes.mean(axis=0)), "maximum": planes.max(axis=0)}
-    return {name: plane.astype(np.uint8) for name, plane in made.items()}
+    return SharpeningScorer(task, sensor)
 
 
 def evaluate_folders(
-    a: str, b: str, fused: Mapping[str, str], metrics: Sequence[str] = tuple(METRICS), *, floor: bool = True
+    a: str,
+    b: str,
+    fused: Mapping[str, str],
+    metrics: Sequence[str] = tuple(METRICS),
+    *,
+    floor: bool = True,
+    task: str = "vif",
+    target: str | None = None,
+    scale: float | None = None,
+    sensor: str = "generic",
+    on_scene: OnScene | None = None,
 ) -> Table:
     """Score each folder of `fused` (name -> URL) on the pairs of `a` and `b`, matched by file stem.
 
-    Stems that are not in every folder are left out and named. EvaluateError where nothing is left to compare.
+    Args:
+        a: URL of the first sources; of a sharpening task, of those of high resolution.
+        b: URL of the second sources, or of those of low resolution.
+        target: URL of the true fused pictures, where there are any.
+        scale: the value that counts as 1 in all pictures; None for the largest of their types.
+        sensor: see `infra.mtf`.
+
+    Raises:
+        EvaluateError: nothing is left to compare, or pictures do not fit; the message names the folder or the file.
+
+    Stems that are not in every folder are left out and named.
     """
-    folders = {"a": a, "b": b, **{f"fused {name}": url for name, url in fused.items()}}
+    folders = {"a": a, "b": b, **({"target": target} if target else {})}
+    folders |= {f"fused {name}": url for name, url in fused.items()}
     listed = {name: _stems(url) for name, url in folders.items()}
     shared = sorted(set.intersection(*(set(stems) for stems in listed.values())))
     if not shared:
         counts = ", ".join(f"{name} {len(stems)}" for name, stems in listed.items())
         raise EvaluateError(f"no file stem is in every folder (pictures found: {counts})")
     left_out = sorted(set.union(*(set(stems) for stems in listed.values())) - set(shared))
-    scores: dict[str, list[dict[str, float]]] = {}
-    for stem in shared:
-        pictures = {name: _read(folders[name], stems[stem]) for name, stems in listed.items()}
-        sources = [pictures.pop("a"), pictures.pop("b")]
-        rows = baselines(sources) if floor else {}
-        rows |= {name.removeprefix("fused "): picture for name, picture in pictures.items()}
-        for name, picture in rows.items():
-            try:
-                scores.setdefault(name, []).append(evaluate(picture, sources, metrics))
-            except ValueError as error:
-                raise EvaluateError(f"{stem}, {name}: {error}") from None
-    means = {name: {m: float(np.mean([s[m] for s in rows])) for m in metrics} for name, rows in scores.items()}
-    return Table(means, len(shared), tuple(left_out))
-
-
-def table_lines(means: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """The table as aligned text; `*` marks the best of each metric."""
-    names = list(next(iter(means.values()))) if means else []
-    wide = max((len(name) for name in means), default=0)
-    better = {m: (max if METRICS[m].better == "max" else min)(row[m] for row in means.values()) for m in names}
-    yield " " * wide + "".join(f"{m:>9} " for m in names).rstrip()
-    for name, row in means.items():
-        yield (
-            f"{name:<{wide}}" + "".join(f"{row[m]:>9.3f}{'*' if row[m] == better[m] else ' '}" for m in names)
-        ).rstrip()
+    scorer, means = scorer_for(task, metrics=metrics, floor=floor, sensor=sensor), Means()
+    for done, stem in enumerate(shared, start=1):
+        pictures = {name: _read(folders[name], stems[stem], scale) for name, stems in listed.items()}
+        scene = Scene(stem, (pictures.pop("a"), pictures.pop("b")), pictures.pop("target", None))
+        means.add(scorer(scene, {name.removeprefix("fused "): picture for name, picture in pictures.items()}))
+        if on_scene:
+            on_scene(done, len(shared))
+    return Table(means.parts(), tuple(left_out), "not in every folder")
 
 
 def _stems(url: str) -> dict[str, str]:
@@ -83,9 +84,9 @@ def _stems(url: str) -> dict[str, str]:
     return {name.rpartition(".")[0]: name for name in names}
 
 
-def _read(url: str, name: str) -> np.ndarray:
+def _read(url: str, name: str, scale: float | None) -> Picture:
     store = Store(url)
     try:
-        return decode(store.read(name))
+        return Picture(store.join(name), decode(store.read(name)), scale)
     except ImageError as error:
-        raise EvaluateError(f"{store.join(name)}: {error}") from None
+        raise EvaluateError(f"{printable(store.join(name))}: {error}") from None

@@ -1,0 +1,185 @@
+"""The command `evaluate`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import click
+from click.core import ParameterSource
+from tqdm import tqdm
+
+# As in cli.py: what is heavy is imported when the command runs.
+
+_TASKS = ("vif", "mif", "mef", "mff", "pansharpening", "hmif")
+# A URI may hold an `=` of its own, but behind one of these, which are then in no NAME.
+_IN_URI = frozenset("/:")
+_OF_FOLDERS = ("folder_a", "folder_b", "fused", "target", "task", "scale")
+_OF_DATASETS = ("dataset", "models", "name", "splits", "limit", "tracking_uri")
+
+
+@click.command()
+@click.option("--a", "folder_a", metavar="DIR", help="Folder of the first sources; of sharpening: high resolution.")
+@click.option("--b", "folder_b", metavar="DIR", help="Folder of the second sources; of sharpening: low resolution.")
+@click.option(
+    "--fused", "fused", multiple=True, metavar="NAME=DIR", help="Fused pictures to score; may be given many times."
+)
+@click.option("--target", metavar="DIR", help="Folder of the true fused pictures, where there are any.")
+@click.option("--task", type=click.Choice(_TASKS), default="vif", show_default=True, help="What the folders hold.")
+@click.option(
+    "--scale",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="VALUE",
+    help="Of folders: the value that counts as 1, e.g. 2047 for 11 bit.  [default: the largest of the type]",
+)
+@click.option("--dataset", metavar="URL", help="A prepared dataset whose samples the models fuse.")
+@click.option(
+    "--model", "models", multiple=True, metavar="[NAME=]URI", help="As in `fuse`; may be given many times, by NAME."
+)
+@click.option("--name", default="model", show_default=True, help="What the --model that has no NAME is called.")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    help="Of the dataset: this split; may be given many times.  [default: those that begin with test, else all]",
+)
+@click.option("--limit", type=click.IntRange(1), help="Of the dataset: N samples, evenly spread.")
+@click.option(
+    "--sensor",
+    default="generic",
+    show_default=True,
+    help="Of pansharpening without targets: whose low-pass filter (wv3, qb ...).",
+)
+@click.option("--tracking-uri", metavar="URI", help="MLflow to ask for the models; default as MLflow's own.")
+@click.option(
+    "--convention",
+    type=click.Choice(["y"]),
+    default="y",
+    show_default=True,
+    help="y: BT.601 luma in 0-255, MATLAB forms, MI in nats, sums over the sources.",
+)
+@click.option("--json", "json_file", metavar="FILE", help="Write {NAME: {METRIC: mean}} here; - for stdout.")
+@click.pass_context
+def evaluate(
+    context: click.Context,
+    folder_a: str | None,
+    folder_b: str | None,
+    fused: tuple[str, ...],
+    target: str | None,
+    task: str,
+    scale: float | None,
+    dataset: str | None,
+    models: tuple[str, ...],
+    name: str,
+    splits: tuple[str, ...],
+    limit: int | None,
+    sensor: str,
+    tracking_uri: str | None,
+    convention: str,
+    json_file: str | None,
+) -> None:
+    """Score fused pictures, or models on a prepared dataset, with the trivial answers beside them.
+
+    Two forms: folders of pictures, in which the same file stem means the same pair; or a dataset of `prepare`, which
+    each model fuses sample by sample, with the samples' own captions and masks.
+
+    \b
+    task              compared with    metrics
+    vif mif mef mff   the sources      MI VIF SF Qabf Qcv SSIM PSNR EN SD AG
+                      a target if any  PSNR_ref SSIM_ref
+    pansharpening     a target         PSNR SAM ERGAS SSIM Q2n SCC (reduced resolution)
+                      without one      Dl Ds HQNR (full resolution)
+    hmif              a target         PSNR SAM ERGAS SSIM Q2n SCC
+
+    A table for each kind of comparison, one JSON for all. The trivial answers (each source alone, mean, maximum; of
+    sharpening bicubic, Brovey, GSA) are always there: a method below them has not fused anything.
+
+    \b
+    rwkvfusion evaluate --a data/vi --b data/ir --fused ours=fused --json scores.json
+    rwkvfusion evaluate --a near --b far --target all_in_focus --task mff --fused ours=fused
+    rwkvfusion evaluate --a pan --b ms --target gt --task pansharpening --scale 2047 --fused ours=fused
+    rwkvfusion evaluate --model models:/rwkvfusion-vif@candidate --dataset out/msrs
+    rwkvfusion evaluate --model new=models:/pan@candidate --model old=models:/pan@champion \\
+        --dataset s3://bucket/wv3 --split test_full --sensor wv3 --limit 20 --json -
+    """
+    from rwkvfusion.infra.storage import Store
+    from rwkvfusion.pipelines.evaluate import evaluate_folders
+    from rwkvfusion.pipelines.evaluate_dataset import choose_samples, evaluate_dataset
+
+    given = {p.name: p.opts[0] for p in context.command.params if _is_given(context, p)}
+    of_folders, of_datasets = ([given[n] for n in names if n in given] for names in (_OF_FOLDERS, _OF_DATASETS))
+    if of_folders and of_datasets:
+        raise click.UsageError(f"{', '.join(of_folders)}: of folders; {', '.join(of_datasets)}: of a dataset; give one")
+    if dataset is not None:
+        from rwkvfusion.pipelines.fuse import open_model
+
+        uris = _by_name(models, "--model", name)
+        chosen = choose_samples(dataset, splits or None, limit)
+        click.echo(f"scoring {chosen.line}", err=True)
+        fusers = {called: open_model(uri, tracking=tracking_uri).fuser for called, uri in uris.items()}
+        with _Progress("sample") as progress:
+            table = evaluate_dataset(fusers, chosen, sensor=sensor, on_scene=progress)
+    elif folder_a is not None and folder_b is not None:
+        folders = _by_name(fused, "--fused")
+        with _Progress("pair") as progress:
+            table = evaluate_folders(
+                folder_a, folder_b, folders, task=task, target=target, scale=scale, sensor=sensor, on_scene=progress
+            )
+    else:
+        raise click.UsageError("give either --a DIR and --b DIR, or --dataset URL")
+    if json_file == "-":
+        click.echo(table.to_json())
+        click.echo("".join(f"{line}\n" for line in table.notes), err=True, nl=False)
+        return
+    if json_file:
+        path = Path(json_file).absolute()
+        Store(str(path.parent)).write(path.name, table.to_json().encode())
+    # Off a terminal the width is COLUMNS, or 100.
+    click.echo("\n".join(table.lines(shutil.get_terminal_size((100, 24)).columns)))
+
+
+class _Progress:
+    """Counts on stderr: a bar on a terminal, else a line every half minute."""
+
+    def __init__(self, unit: str) -> None:
+        self._bar = tqdm(unit=unit, disable=not sys.stderr.isatty(), leave=False)
+        self._unit = unit
+        self._said = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._bar.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        self._bar.total = total
+        self._bar.update()
+        if self._bar.disable and time.monotonic() - self._said > 30:
+            self._said = time.monotonic()
+            click.echo(f"{done}/{total} {self._unit}s scored", err=True)
+
+
+def _is_given(context: click.Context, parameter: click.Parameter) -> bool:
+    name = parameter.name
+    return name is not None and context.get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
+def _by_name(values: Sequence[str], option: str, default: str | None = None) -> dict[str, str]:
+    """NAME=WHERE of an option that may be given many times; `default` names one without."""
+    found: dict[str, str] = {}
+    for value in values:
+        name, equals, where = value.partition("=")
+        if default is not None and (not equals or _IN_URI & set(name)):
+            name, where = default, value
+        if not (name and where):
+            raise click.BadParameter(f"{value!r}: give NAME=DIR", param_hint=option)
+        if name in found:
+            raise click.BadParameter(f"two are called {name!r}: give each a NAME= of its own", param_hint=option)
+        found[name] = where
+    return found

@@ -1,0 +1,81 @@
+"""What `evaluate` scores: the pictures of one scene, from files or from a prepared sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from rwkvfusion.infra.errors import RwkvFusionError, printable
+
+
+class EvaluateError(RwkvFusionError):
+    """Pictures that cannot be compared; the message says which file, folder or sample is the cause."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Decoded values (H, W, C), the value that counts as 1 (None: the largest of their type), and a name for errors."""
+
+    name: str
+    values: np.ndarray
+    scale: float | None = None
+
+    @property
+    def peak(self) -> float:
+        """The value that counts as 1."""
+        if self.scale is not None:
+            return self.scale
+        return 1.0 if self.values.dtype.kind == "f" else float(np.iinfo(self.values.dtype).max)
+
+    @property
+    def unit(self) -> np.ndarray:
+        """The values as `model.metrics` takes them: as they are without a scale, else floats on 0-1."""
+        return self.values if self.scale is None else np.clip(self.values / self.scale, 0.0, 1.0)
+
+    def in_units_of(self, other: Picture) -> np.ndarray:
+        """The values, on the scale of `other`."""
+        return self.values if self.peak == other.peak else self.values * (other.peak / self.peak)
+
+    @property
+    def size(self) -> str:
+        """Its name, width x height and bands, as errors tell them."""
+        height, width, bands = self.values.shape
+        return f"{printable(self.name)} is {width}x{height} of {bands} band{'' if bands == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The sources of one scene and, where there is one, the true fused picture."""
+
+    name: str
+    sources: tuple[Picture, ...]
+    target: Picture | None = None
+
+
+Scores = dict[str, dict[str, dict[str, float]]]
+"""{what is compared with: {name: {metric: score}}}; a scene without a target has no scores against it."""
+
+
+class Scorer(Protocol):
+    """Scores the fused pictures of one scene, by name, with the trivial answers beside them."""
+
+    def __call__(self, scene: Scene, fused: Mapping[str, Picture]) -> Scores:
+        """EvaluateError names what does not fit."""
+
+
+def with_floor(floor: Mapping[str, Picture], fused: Mapping[str, Picture]) -> dict[str, Picture]:
+    """Both, the floor first; EvaluateError where one of `fused` is called as a line of the floor."""
+    for name in fused:
+        if name in floor:
+            raise EvaluateError(f"{name!r} is the name of a line that is always in the table: give another NAME")
+    return {**floor, **fused}
+
+
+def check_size(picture: Picture, height: int, width: int, bands: tuple[int, ...], fits: str) -> None:
+    """EvaluateError unless `picture` is of that size and one of those numbers of bands; `fits` says why it must be."""
+    if picture.values.shape[:2] != (height, width) or picture.values.shape[2] not in bands:
+        wanted = f"{width}x{height} of {' or '.join(map(str, bands))} band{'' if bands == (1,) else 's'}"
+        raise EvaluateError(f"{picture.size}, but must be {wanted}: {fits}; nothing is resized here")

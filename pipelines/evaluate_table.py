@@ -1,0 +1,146 @@
+"""Means of scores, and the table of them that a person reads."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from rwkvfusion.model.metrics import METRICS
+from rwkvfusion.pipelines.evaluate_scene import Scores
+
+WIDTH = 100
+LOWER_IS_BETTER = frozenset({metric.name for metric in METRICS.values() if metric.better == "min"}) | {
+    "SAM",
+    "ERGAS",
+    "Dl",
+    "Ds",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """{name: {metric: mean}} over `pairs` scenes, which were all compared in the way that `how` says."""
+
+    how: str
+    pairs: int
+    means: dict[str, dict[str, float]]
+
+    def lines(self, width: int = WIDTH) -> Iterator[str]:
+        """The table, and a line that says what it is."""
+        yield from table_lines(self.means, width)
+        metrics = next(iter(self.means.values()), {})
+        lower = [metric for metric in metrics if metric in LOWER_IS_BETTER]
+        legend = f"; lower is better: {', '.join(lower)}" if lower else ""
+        pairs = "1 pair" if self.pairs == 1 else f"{self.pairs} pairs"
+        yield f"means over {pairs} {self.how}; * marks the best{legend}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What `evaluate` found. `left_out`: names of what was not scored, for the reason in `why_left_out`."""
+
+    parts: tuple[Part, ...]
+    left_out: tuple[str, ...] = ()
+    why_left_out: str = ""
+
+    @property
+    def means(self) -> dict[str, dict[str, float]]:
+        """{name: {metric: mean}} of all parts: each metric over the scenes that it is defined for."""
+        merged: dict[str, dict[str, float]] = {}
+        for part in self.parts:
+            for name, row in part.means.items():
+                merged.setdefault(name, {}).update(row)
+        return merged
+
+    def to_json(self) -> str:
+        """`means` as JSON; null for a mean that is not a finite number."""
+        finite = {
+            name: {metric: mean if math.isfinite(mean) else None for metric, mean in row.items()}
+            for name, row in self.means.items()
+        }
+        return json.dumps(finite, indent=1, ensure_ascii=False, allow_nan=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, in words."""
+        if not self.left_out:
+            return ()
+        return (f"left out, {self.why_left_out}: {', '.join(self.left_out[:5])} ({len(self.left_out)} in all)",)
+
+    def lines(self, width: int = WIDTH) -> Iterator[str]:
+        """All parts, and what was left out."""
+        for i, part in enumerate(self.parts):
+            if i:
+                yield ""
+            yield from part.lines(width)
+        yield from self.notes
+
+
+class Means:
+    """Gathers the scores of scene after scene; holds numbers only."""
+
+    def __init__(self) -> None:
+        self._scores: dict[str, dict[str, dict[str, list[float]]]] = {}
+
+    def add(self, scores: Scores) -> None:
+        """Take in the scores of one scene."""
+        for how, rows in scores.items():
+            for name, row in rows.items():
+                for metric, score in row.items():
+                    self._scores.setdefault(how, {}).setdefault(name, {}).setdefault(metric, []).append(score)
+
+    def parts(self) -> tuple[Part, ...]:
+        """The means so far."""
+        made = []
+        for how, rows in self._scores.items():
+            means = {name: {m: float(np.mean(scores)) for m, scores in row.items()} for name, row in rows.items()}
+            pairs = max(len(scores) for row in rows.values() for scores in row.values())
+            made.append(Part(how, pairs, means))
+        return tuple(made)
+
+
+def table_lines(means: Mapping[str, Mapping[str, float]], width: int = WIDTH) -> Iterator[str]:
+    """The table {name: {metric: mean}} as aligned text; `*` marks the best of each metric.
+
+    Columns that `width` characters have no room for follow below, in a block of their own.
+    """
+    names = max((len(name) for name in means), default=0)
+    metrics = list(next(iter(means.values()))) if means else []
+    columns = [_column(metric, [row[metric] for row in means.values()]) for metric in metrics]
+    for i, block in enumerate(_blocks([len(column[0]) for column in columns], width - names)):
+        if i:
+            yield ""
+        for name, cells in zip(("", *means), zip(*(columns[j] for j in block), strict=True), strict=True):
+            yield (f"{name:<{names}}" + "".join(cells)).rstrip()
+
+
+def _column(metric: str, values: Sequence[float]) -> list[str]:
+    """Head and cells, all of one width."""
+    known = [value for value in values if not math.isnan(value)]
+    best = (min if metric in LOWER_IS_BETTER else max)(known, default=math.nan)
+    cells = [metric + " ", *(f"{value:.3f}{'*' if value == best else ' '}" for value in values)]
+    wide = max(map(len, cells)) + 1
+    return [cell.rjust(wide) for cell in cells]
+
+
+def _blocks(widths: Sequence[int], room: int) -> list[list[int]]:
+    """The columns in as few groups as fit into `room` (one column at least in each), about equally wide."""
+    fewest = len(_filled(widths, room))
+    return next(blocks for narrow in count() if len(blocks := _filled(widths, narrow)) == fewest)
+
+
+def _filled(widths: Sequence[int], room: int) -> list[list[int]]:
+    blocks: list[list[int]] = []
+    left = 0
+    for column, wide in enumerate(widths):
+        if not blocks or wide > left:
+            blocks.append([])
+            left = room
+        blocks[-1].append(column)
+        left -= wide
+    return blocks

@@ -128,8 +128,8 @@ def encode_png(array: np.ndarray) -> bytes:
 def display_bands(n_bands: int) -> list[int]:
     """Which bands of `n_bands` show as red, green and blue; one for grey.
 
-    By the usual orders of satellites (blue, green, red, near infrared; WorldView's eight) and of cubes that begin in the
-    blue.
+    By the usual orders of satellites (blue, green, red, near infrared; WorldView's eight) and of cubes that begin in
+    the blue.
     """
     if n_bands < 3:
         return [0]

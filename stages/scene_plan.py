@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.mtf import gains_for
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.stages.arrays import ArrayFile
 from rwkvfusion.stages.axes import MIN_CUBE_BANDS, AxesError, View, cube, solve
@@ -34,7 +35,7 @@ ALIASES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "target": ("gt", "ref", "reference", "hrhsi", "hr_hsi"),
     },
 }
-"""Names of arrays by what they are, in the order of preference, in lower case. Upsampled ones (lms, HSI_up) are not used."""
+"""Names of arrays by what they are, the preferred first, in lower case; upsampled ones (lms, HSI_up) are not used."""
 ROLES: Mapping[str, tuple[str, str]] = {"pansharpening": ("pan", "ms"), "hmif": ("ms", "hs")}
 
 
@@ -82,7 +83,7 @@ class ScenePlanner:
         try:
             with open_arrays(self._store, name) as file:
                 return list(self._of_arrays(name, file))
-        except RwkvFusionError as error:
+        except (RwkvFusionError, ValueError) as error:
             return Unpaired(name=name, reason=str(error))
 
     def geotiffs(self, match: Match) -> list[Planned] | Unpaired:
@@ -92,7 +93,7 @@ class ScenePlanner:
             with TiffPair(self._store, *match.files.values()) as scene:
                 stem = match.stem or match.inner.rpartition("/")[2]
                 return list(self._of_scene(scene, scene.ratio, match.name, stem, said_split(match.name), files, {}))
-        except RwkvFusionError as error:
+        except (RwkvFusionError, ValueError) as error:
             return Unpaired(name=match.name, reason=str(error))
 
     def _of_arrays(self, name: str, file: ArrayFile) -> Iterator[Planned]:
@@ -148,6 +149,7 @@ class ScenePlanner:
     def _of_scene(self, scene: Scene, ratio: int, name: str, stem: str, said: str | None, files: tuple[FileRef, ...],
                   refs: Mapping[str, ArrayRef]) -> Iterator[Planned]:  # fmt: skip
         config, is_cube = self._config, isinstance(scene, ArrayCube)
+        gains_for(config.sensor, scene.n_bands)
         split = said or self._default_split
         holdout = {} if split else config.holdout
         protocols = (
@@ -170,7 +172,7 @@ class ScenePlanner:
 
 
 def said_split(name: str) -> str | None:
-    """The split that a file's own name begins with (`train_wv3.h5`), or else that of the deepest folder that is one's."""
+    """The split that a file's own name begins with (`train_wv3.h5`), else that of the deepest folder that is one's."""
     *folders, file = name.lower().split("/")
     words = [re.split(r"[_.\-(]", file)[0], *reversed([re.split(r"[_\-]", folder)[0] for folder in folders])]
     return next((SPLITS[word] for word in words if word in SPLITS), None)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import partial
 from io import BytesIO
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import rasterio
@@ -83,9 +81,10 @@ class SceneConfig(BaseModel):
 
 
 class Scene(ABC):
-    """Pictures of one scene. `scale`: what the file declares as 1, if it does."""
+    """Pictures of one scene. `scale`: what the file declares as 1, if it does; `n_bands`: of what is sharpened."""
 
     scale: float | None = None
+    n_bands: int
 
     @property
     @abstractmethod
@@ -129,6 +128,7 @@ class ArrayPair(PairScene):
     def __init__(self, file: ArrayFile, high: View, low: View) -> None:
         self._file, self._high, self._low = file, high, low
         self.ratio = high.size[0] // low.size[0]
+        self.n_bands = low.length("C")
         bits = file.number("L")
         self.scale = None if bits is None else float(2**bits - 1)
 
@@ -159,6 +159,7 @@ class ArrayCube(CubeScene):
         self._kept = _selected_bands(file, n_bands)
         centres = wavelengths(name, n_bands, self._kept, config.wavelengths)
         self.response = response_matrix(config.response, centres, n_bands if self._kept is None else len(self._kept))
+        self.n_bands = self.response.shape[1]
         self.scale = file.number("maxValue")
         self._whole: np.ndarray | None = None
 
@@ -207,6 +208,7 @@ class TiffPair(PairScene):
                 f"{printable(high)} is {columns}x{rows} and {printable(low)} {low_columns}x{low_rows} (width x height):"
                 " the sizes must differ by one whole ratio of 2 or more"
             )
+        self.n_bands = self._low.count
         bits = self._low.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
         self.scale = float(2 ** int(bits) - 1) if bits else None
 

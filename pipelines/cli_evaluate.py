@@ -53,7 +53,7 @@ _OF_DATASETS = ("dataset", "models", "name", "splits", "limit", "tracking_uri")
     "--sensor",
     default="generic",
     show_default=True,
-    help="Of pansharpening without targets: whose low-pass filter (wv3, qb ...).",
+    help="Of pansharpening without targets: whose low-pass filter (WV3, QB, GE1 ...).",
 )
 @click.option("--tracking-uri", metavar="URI", help="MLflow to ask for the models; default as MLflow's own.")
 @click.option(
@@ -105,7 +105,7 @@ def evaluate(
     rwkvfusion evaluate --a pan --b ms --target gt --task pansharpening --scale 2047 --fused ours=fused
     rwkvfusion evaluate --model models:/rwkvfusion-vif@candidate --dataset out/msrs
     rwkvfusion evaluate --model new=models:/pan@candidate --model old=models:/pan@champion \\
-        --dataset s3://bucket/wv3 --split test_full --sensor wv3 --limit 20 --json -
+        --dataset s3://bucket/wv3 --split test_full --sensor WV3 --limit 20 --json -
     """
     from rwkvfusion.infra.storage import Store
     from rwkvfusion.pipelines.evaluate import evaluate_folders

@@ -1,4 +1,4 @@
-"""Sharpening metrics against the toolbox's loops written out, their bounds and invariances; baselines on made scenes."""
+"""Sharpening metrics against the toolbox's loops written out, their bounds and invariances; and the baselines."""
 
 from __future__ import annotations
 

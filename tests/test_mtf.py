@@ -13,7 +13,7 @@ GAINS = sorted({gain for sensor in SENSORS.values() for gain in (*sensor.ms, sen
 
 
 def toolbox_kernel(gain: float, ratio: int) -> np.ndarray:
-    """genMTF as published: the Gaussian sampled in frequency, an inverse transform by its definition, fwind1's window."""
+    """genMTF as published: the Gaussian sampled in frequency, its inverse transform in full, fwind1's window."""
     n = 41
     alpha = np.sqrt((n * (1 / ratio / 2)) ** 2 / (-2 * np.log(gain)))
     axis = np.arange(-20, 21)

@@ -146,8 +146,15 @@ def encode_tiff(array: np.ndarray) -> bytes:
         raise ImageError(f"TIFF values of type {array.dtype} are not supported")
     out = io.BytesIO()
     plane = array[:, :, 0] if array.shape[2] == 1 else array
-    options = {"photometric": "minisblack", "metadata": None, "software": None, "byteorder": "<"}
-    tifffile.imwrite(out, plane, planarconfig="contig" if plane.ndim == 3 else None, **options)
+    tifffile.imwrite(
+        out,
+        plane,
+        photometric="minisblack",
+        planarconfig="contig" if plane.ndim == 3 else None,
+        metadata=None,
+        software=False,
+        byteorder="<",
+    )
     return out.getvalue()
 
 

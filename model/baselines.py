@@ -70,7 +70,7 @@ def _hypersharpened(high: Cube, low: Cube, expanded: Cube, ratio: int) -> Cube:
 def _regressed(given: Cube, wanted: Cube) -> Cube:
     """Least squares of the bands of `wanted` on those of `given` and a constant: (given + 1, wanted)."""
     weights, *_ = np.linalg.lstsq(_with_one(given).reshape(-1, given.shape[2] + 1), wanted.reshape(-1, wanted.shape[2]))
-    return weights
+    return np.asarray(weights, dtype=np.float64)
 
 
 def _with_one(image: Cube) -> Cube:

@@ -29,12 +29,14 @@ from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import absolute
 from rwkvfusion.infra.tracking import Tracker, TrackingError
 from rwkvfusion.model.config import LUMA_TASKS
-from rwkvfusion.model.dataset import TrainingSet
+from rwkvfusion.model.dataset import DataError, TrainingSet
 from rwkvfusion.model.fuser import Fuser, FuserConfig
 from rwkvfusion.model.metrics import evaluate
+from rwkvfusion.model.metrics_sharpening import against_reference
 from rwkvfusion.model.serving import RegisteredVersion, log_and_register
 from rwkvfusion.model.trainer import Trainer, TrainingError
 from rwkvfusion.pipelines.cluster import Cluster, connect
+from rwkvfusion.pipelines.evaluate_scene import Picture
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.train_board import Progress, make_board
 from rwkvfusion.pipelines.train_checkpoints import settle
@@ -202,20 +204,28 @@ def _fuser(plan: TrainPlan, trainer: Trainer) -> Fuser:
 
 
 def final_metrics(fuser: Fuser, plan: TrainPlan) -> dict[str, float]:
-    """Mean scores of the first `final_pairs` pairs; of luma tasks only, which need no reference."""
+    """Mean scores of the first `final_pairs` pairs: against the sources, of sharpening tasks against the targets."""
     config = plan.recipe.data
-    if fuser.config.task not in LUMA_TASKS or not config.final_pairs:
+    if not config.final_pairs:
         return {}
     data = TrainingSet.open(config.all_urls, config.final_splits or config.splits)
     samples: list[Sample] = []
     for shard in data.shards:
         if len(samples) < config.final_pairs:
             samples += shard.read()
-    scores = [
-        evaluate(fuser.fuse_sample(sample), [decode(image.data) for image in sample.images])
-        for sample in samples[: config.final_pairs]
-    ]
+    scores = [_scores(fuser, sample) for sample in samples[: config.final_pairs]]
     return {name: fmean(score[name] for score in scores) for name in scores[0]}
+
+
+def _scores(fuser: Fuser, sample: Sample) -> dict[str, float]:
+    fused = fuser.fuse_sample(sample)
+    if sample.task in LUMA_TASKS:
+        return evaluate(fused, [decode(image.data) for image in sample.images])
+    if sample.target is None:
+        raise DataError(f"{sample.key} has no target to be scored against: choose data.final_splits with targets")
+    target = Picture(sample.key, decode(sample.target.data), sample.target.scale)
+    ratio = sample.images[0].height // sample.images[-1].height
+    return against_reference(fused, target.values, ratio=max(ratio, 1), peak=target.peak)
 
 
 def _register(plan: TrainPlan, job: TrainJob, folder: Path, metrics: dict[str, float]) -> RegisteredVersion:

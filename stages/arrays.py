@@ -100,7 +100,8 @@ class ArrayFile:
         return float(self.read(name).ravel()[0]) if header is not None and math.prod(header.shape) == 1 else None
 
     def _load(self, name: str, header: Header) -> np.ndarray:
-        array = np.asarray(scipy.io.loadmat(self._rewound(), variable_names=[name])[name])
+        source: Any = self._rewound()
+        array = np.asarray(scipy.io.loadmat(source, variable_names=[name])[name])
         if array.shape != header.shape or array.dtype.kind not in "biuf":
             raise ArrayFileError(f"{name} is announced as {header} and is {array.shape} {array.dtype}")
         return array

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.mtf import gains_for
@@ -110,8 +111,8 @@ class ScenePlanner:
                     raise SceneError(
                         "a pair of MS and HS without target: there is nothing to learn from or to score with"
                     )
-                scene = ArrayPair(file, views["high"], views["low"])
-                yield from self._of_scene(scene, scene.ratio, name, stem, split, files, refs)
+                pair = ArrayPair(file, views["high"], views["low"])
+                yield from self._of_scene(pair, pair.ratio, name, stem, split, files, refs)
                 return
             if "target" not in views and self._task == "hmif":
                 raise SceneError("pairs of MS and HS without target: there is nothing to learn from or to score with")
@@ -152,7 +153,7 @@ class ScenePlanner:
         gains_for(config.sensor, scene.n_bands)
         split = said or self._default_split
         holdout = {} if split else config.holdout
-        protocols = (
+        protocols: tuple[Literal["full", "reduced"], ...] = (
             ("reduced",) if is_cube else ("reduced", "full") if config.protocol == "auto" else (config.protocol,)
         )
         if min(scene.size) < ratio:

@@ -98,7 +98,8 @@ def degrade(
     height, width, bands = image.shape
     if height % ratio or width % ratio:
         raise ValueError(f"{width}x{height} pixels are no multiple of the ratio {ratio}")
-    per_band = [float(gains)] * bands if isinstance(gains, int | float) else [float(gain) for gain in gains]
+    per_band = [float(gains)] if isinstance(gains, int | float) else [float(gain) for gain in gains]
+    per_band = per_band * bands if len(per_band) == 1 else per_band
     if len(per_band) != bands:
         raise ValueError(f"{len(per_band)} gains for {bands} bands")
     place = (ratio - 1) / 2 if align == "centre" else float(ratio // 2)

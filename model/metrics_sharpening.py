@@ -30,20 +30,24 @@ _SSIM_SIDE = 11
 class SharpeningMetric:
     """What a column is, and which direction is better."""
 
+    name: str
     better: Literal["max", "min"]
     summary: str
 
 
 SHARPENING_METRICS: Mapping[str, SharpeningMetric] = {
-    "PSNR": SharpeningMetric("max", "peak signal-to-noise ratio, dB, mean of the bands"),
-    "SAM": SharpeningMetric("min", "spectral angle mapper, degrees, mean of the pixels that are not zero"),
-    "ERGAS": SharpeningMetric("min", "relative global error in synthesis, 100 / ratio (Wald 2000)"),
-    "SSIM": SharpeningMetric("max", "structural similarity, Gaussian window of 11x11, mean of the bands"),
-    "Q2n": SharpeningMetric("max", "hypercomplex quality index on 32x32 blocks (Garzelli and Nencini 2009)"),
-    "SCC": SharpeningMetric("max", "spatial correlation: cosine of the Sobel magnitudes of all bands"),
-    "Dl": SharpeningMetric("min", "spectral distortion D_lambda: 1 - Q2n of the low-passed result (Khan 2009)"),
-    "Ds": SharpeningMetric("min", "spatial distortion D_s, q = 1, on 32x32 blocks (Alparone 2008)"),
-    "HQNR": SharpeningMetric("max", "hybrid quality without reference, (1 - Dl)(1 - Ds)"),
+    metric.name: metric
+    for metric in (
+        SharpeningMetric("PSNR", "max", "peak signal-to-noise ratio, dB, mean of the bands"),
+        SharpeningMetric("SAM", "min", "spectral angle mapper, degrees, mean of the pixels that are not zero"),
+        SharpeningMetric("ERGAS", "min", "relative global error in synthesis, 100 / ratio (Wald 2000)"),
+        SharpeningMetric("SSIM", "max", "structural similarity, Gaussian window of 11x11, mean of the bands"),
+        SharpeningMetric("Q2n", "max", "hypercomplex quality index on 32x32 blocks (Garzelli and Nencini 2009)"),
+        SharpeningMetric("SCC", "max", "spatial correlation: cosine of the Sobel magnitudes of all bands"),
+        SharpeningMetric("Dl", "min", "spectral distortion D_lambda: 1 - Q2n of the low-passed result (Khan 2009)"),
+        SharpeningMetric("Ds", "min", "spatial distortion D_s, q = 1, on 32x32 blocks (Alparone 2008)"),
+        SharpeningMetric("HQNR", "max", "hybrid quality without reference, (1 - Dl)(1 - Ds)"),
+    )
 }
 
 
@@ -195,12 +199,15 @@ def _ssim(fused: Cube, target: Cube, peak: float) -> float:
 
 
 def _scc(fused: Cube, target: Cube) -> float:
-    edges = []
-    for picture in (fused, target):
-        gradients = (ndimage.sobel(picture, axis=axis, mode="nearest") for axis in (0, 1))
-        edges.append(np.hypot(*gradients)[1:-1, 1:-1].ravel())
-    norm = np.linalg.norm(edges[0]) * np.linalg.norm(edges[1])
-    return float(edges[0] @ edges[1] / norm) if norm else 1.0
+    a, b = (np.stack([_edges(picture[:, :, i]) for i in range(picture.shape[2])]) for picture in (fused, target))
+    norm = np.linalg.norm(a) * np.linalg.norm(b)
+    return float((a * b).sum() / norm) if norm else 1.0
+
+
+def _edges(plane: Cube) -> Cube:
+    """Sobel magnitudes; as in the toolbox the rim is cut off first, and zeros lie beyond what is left."""
+    inner = plane[1:-1, 1:-1]
+    return np.asarray(np.hypot(*(ndimage.sobel(inner, axis=axis, mode="constant") for axis in (0, 1))))
 
 
 def _uqi(first: Cube, second: Cube) -> float:

@@ -102,7 +102,7 @@ def evaluate(
     \b
     rwkvfusion evaluate --a data/vi --b data/ir --fused ours=fused --json scores.json
     rwkvfusion evaluate --a near --b far --target all_in_focus --task mff --fused ours=fused
-    rwkvfusion evaluate --a pan --b ms --target gt --task pansharpening --scale 2047 --fused ours=fused
+    rwkvfusion evaluate --task pansharpening --a pan --b ms --target gt --scale 2047 --fused me=out
     rwkvfusion evaluate --model models:/rwkvfusion-vif@candidate --dataset out/msrs
     rwkvfusion evaluate --model new=models:/pan@candidate --model old=models:/pan@champion \\
         --dataset s3://bucket/wv3 --split test_full --sensor WV3 --limit 20 --json -

@@ -14,12 +14,9 @@ from rwkvfusion.model.metrics import METRICS
 from rwkvfusion.pipelines.evaluate_scene import Scores
 
 WIDTH = 100
-LOWER_IS_BETTER = frozenset({metric.name for metric in METRICS.values() if metric.better == "min"}) | {
-    "SAM",
-    "ERGAS",
-    "Dl",
-    "Ds",
-}
+# The metrics of sharpening are named, not imported: they bring torch with them.
+_SHARPENING_LOWER = frozenset({"SAM", "ERGAS", "Dl", "Ds"})
+LOWER_IS_BETTER = _SHARPENING_LOWER | {metric.name for metric in METRICS.values() if metric.better == "min"}
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,12 @@ from made import scene
 from rwkvfusion.infra.codec import decode, probe
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.fuser import Fuser, FuserConfig
+from rwkvfusion.model.metrics import METRICS
+from rwkvfusion.model.metrics_sharpening import SHARPENING_METRICS
 from rwkvfusion.model.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.pixels import encode_picture
 from rwkvfusion.pipelines.cli import main
+from rwkvfusion.pipelines.evaluate_table import LOWER_IS_BETTER
 from rwkvfusion.stages.sample import Image, Sample, Task
 
 FLOOR = ["bicubic", "Brovey", "GSA"]
@@ -155,6 +158,12 @@ def test_sources_on_another_scale_are_brought_to_one(tmp_path: Path) -> None:
     swapped = plain.replace(images=plain.images[::-1])
     third = scores_of("--dataset", write_dataset(tmp_path / "c", [[swapped]], "pansharpening", "test"))
     assert third == first
+
+
+def test_the_table_knows_which_way_is_better() -> None:
+    metrics = [*METRICS.values(), *SHARPENING_METRICS.values()]
+    assert {metric.name for metric in metrics if metric.better == "min"} == LOWER_IS_BETTER
+    assert set(SHARPENING_METRICS) == {*REDUCED, *FULL}
 
 
 def test_hmif_without_targets_is_left_out_or_an_error(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ import errno
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from uuid import uuid4
 
 import fsspec
@@ -131,6 +132,13 @@ class Store:
             self._call("write", name, lambda fs, path: _write_part(path, data, os.replace))
         else:
             self._call("write", name, lambda fs, path: fs.pipe_file(path, data))
+
+    def put(self, name: str, path: str) -> None:
+        """Write the file at the local `path` as the object `name`, without holding it in memory; as `write` does."""
+        if self._is_local:
+            self._call("write", name, lambda fs, target: _copy_part(path, target))
+        else:
+            self._call("write", name, lambda fs, target: fs.put_file(path, target))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write the whole object `name` only if there is none: False, and nothing done, where there is another.
@@ -274,12 +282,22 @@ def _is_junk(name: str) -> bool:
 
 def _write_part(path: str, data: bytes, place: Callable[[str, str], None]) -> None:
     """Write beside `path`, then `place` it there at once."""
+    _fill_part(path, lambda file: file.write(data), place)
+
+
+def _copy_part(source: str, path: str) -> None:
+    """Copy the file `source` beside `path`, then put it there at once."""
+    with open(source, "rb") as opened:
+        _fill_part(path, lambda file: shutil.copyfileobj(opened, file, 2**20), os.replace)
+
+
+def _fill_part(path: str, fill: Callable[[BinaryIO], object], place: Callable[[str, str], None]) -> None:
     folder = path.rpartition("/")[0]
     os.makedirs(folder, exist_ok=True)
     part = f"{folder}/.{uuid4().hex}{PART}"
     try:
         with open(part, "xb") as file:
-            file.write(data)
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -20,7 +20,7 @@ from rwkvfusion.infra.codec import decode, decode_indices
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.model.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.pixels import from_planes, luma, to_planes, with_chroma
-from rwkvfusion.model.tiles import Window, fuse_tiled
+from rwkvfusion.model.tiles import SCENE_PIXELS, Window, fuse_tiled, strips
 from rwkvfusion.stages.sample import Sample, Task
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -158,6 +158,53 @@ class Fuser:
                 fused = with_chroma(torch.from_numpy(fused), planes).numpy()
         role = list(chosen)[self.network.config.residual or 0]
         return from_planes(fused, chosen[role].dtype, known[role])
+
+    def fuse_scene(
+        self,
+        read: Callable[[Window], Mapping[str, np.ndarray]],
+        height: int,
+        width: int,
+        unit: int,
+        text: np.ndarray | None = None,
+        max_pixels: int = SCENE_PIXELS,
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Sharpen a scene of any size, as (rows, (rows, W, C)) from top to bottom; holds one row of tiles.
+
+        Args:
+            read: gives the pictures by role of a window in pixels of the result; the low-resolution one is read where
+                the window lies on it. Types and scales as in `fuse`.
+            height, width: of the result, multiples of `unit`, the ratio of the resolutions.
+            text: (tokens, width) encoded caption.
+            max_pixels: of a tile.
+
+        Raises:
+            FuserError: as `fuse`, and for a model of another kind of task.
+        """
+        sharpened = self.network.config.residual
+        if sharpened is None:
+            raise FuserError(f"a model for {self.config.task} does not sharpen: give it pictures, not scenes")
+        role = self.config.places[sharpened][0]
+        _, tokens = self._guidance(None, text, height, width)
+        dtype: np.dtype[Any] | None = None
+        scale: float | None = None
+
+        def fuse(window: Window) -> np.ndarray:
+            nonlocal dtype, scale, role
+            chosen = self._choose(read(window))
+            known = self._scales(chosen)
+            role = list(chosen)[sharpened]
+            dtype, scale = chosen[role].dtype, known[role]
+            planes = [_planes(name, image, known[name]) for name, image in chosen.items()]
+            whole = (slice(0, window[0].stop - window[0].start), slice(0, window[1].stop - window[1].start))
+            with torch.inference_mode():
+                return self._forward(planes, None, tokens, whole, whole[0].stop)
+
+        # Strided convolutions, windows and pooling then see the same pixels together in every tile.
+        grid = math.lcm(unit, self.network.config.multiple)
+        step = grid if height % grid == 0 and width % grid == 0 else unit
+        for rows, fused in strips(fuse, height, width, step, max_pixels):
+            assert dtype is not None
+            yield rows, from_planes(fused, dtype, scale)
 
     def fuse_sample(self, sample: Sample) -> np.ndarray:
         """Fuse a prepared sample with its mask and text. FuserError as `fuse`, ImageError for damaged pictures."""

@@ -20,9 +20,9 @@ from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests, re
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fuser import WEIGHTS, Fuser
 from rwkvfusion.model.serving import resolve
+from rwkvfusion.pipelines.fuse_scene import File, FuseError, is_scene
 from rwkvfusion.pipelines.fuse_writer import (
     Fused,
-    FuseError,
     FuseSummary,
     Model,
     OnPicture,
@@ -39,7 +39,6 @@ from rwkvfusion.stages.shards import unpack
 __all__ = ["FuseError", "FuseSummary", "Model", "PictureProgress", "fuse_dataset", "fuse_folders", "fuse_pair"]
 
 RawGuidance = Literal["none", "builtin"]
-File = tuple[Store, str]
 
 
 def open_model(uri: str, device: str | None = None, tracking: str | None = None) -> Model:
@@ -66,7 +65,7 @@ def fuse_pair(model: Model, urls: Sequence[str], out: str, guidance: RawGuidance
     elif not stem or extension.lower() not in ("png", "tif", "tiff"):
         raise FuseError(f"{out}: a fused picture is written as .png or .tif (or into a folder that is there)")
     writer = PictureWriter(model, folder, guidance, extension or None)
-    return writer.run([Task(stem, partial(_raw_sample, model, files))], 1)
+    return writer.run([_task(model, stem, files)], 1)
 
 
 def fuse_folders(
@@ -100,7 +99,7 @@ def fuse_folders(
     tasks = []
     for pair in sorted(pairs, key=lambda pair: pair.name):
         files = {role: (Store(folders[role]), name.partition("/")[2]) for role, name in pair.files.items()}
-        tasks.append(Task(files[roles[0]][1].rpartition(".")[0], partial(_raw_sample, model, files)))
+        tasks.append(_task(model, files[roles[0]][1].rpartition(".")[0], files))
     skipped = [Skipped(one.name, one.reason) for one in sorted(alone, key=lambda one: one.name)]
     return PictureWriter(model, Store(out), guidance).run(tasks, len(tasks) + len(skipped), on_picture, skipped)
 
@@ -156,6 +155,10 @@ class PictureProgress:
 def _file(url: str) -> File:
     folder, _, name = Store(url).url.rpartition("/")
     return Store(folder or "/"), name
+
+
+def _task(model: Model, name: str, files: Mapping[str, File]) -> Task:
+    return Task(name, partial(_raw_sample, model, files), files if is_scene(model.fuser, files) else None)
 
 
 def _raw_sample(model: Model, files: Mapping[str, File]) -> Sample:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,15 +14,12 @@ from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fuser import Fuser
 from rwkvfusion.model.pixels import encode_picture
 from rwkvfusion.model.serving import ModelSource
+from rwkvfusion.pipelines.fuse_scene import RASTERS, File, FuseError, fuse_scene, overview
 from rwkvfusion.stages.sample import Sample
 from rwkvfusion.stages.stage import Stage, run
 
 Guidance = Literal["none", "builtin", "sample"]
 """Where mask and text come from: nowhere, the built-in stages, or the prepared sample."""
-
-
-class FuseError(RwkvFusionError):
-    """Nothing can be fused as asked; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,8 @@ class Task:
 
     name: str
     read: Callable[[], Sample]
+    scene: Mapping[str, File] | None = None
+    """By role, where rasters are to be read in windows and not as a sample."""
 
 
 class PictureWriter:
@@ -109,18 +108,18 @@ class PictureWriter:
         return FuseSummary(tuple(written), tuple(left_out))
 
     def _one(self, task: Task) -> Fused | Skipped:
+        if task.scene is not None:
+            return self._scene(task.name, task.scene)
         start = time.perf_counter()
         try:
-            sample = task.read()
-            for stage in self._stages:
-                (sample,) = run(stage, [sample])
+            sample = self._guided(task.read())
             if sample.error is not None:
                 return Skipped(task.name, f"{sample.error.stage}: {sample.error.message}")
             picture = self.model.fuser.fuse_sample(sample)
             data, extension = encode_picture(picture, self.extension)
         except RwkvFusionError as error:
             return Skipped(task.name, str(error))
-        stem = self._free(task.name, sample)
+        stem = self._free(task.name, sample.key)
         seconds = time.perf_counter() - start
         self.store.write(f"{stem}.{extension}", data)
         output = {
@@ -129,35 +128,61 @@ class PictureWriter:
             **dict(zip(("height", "width", "channels"), picture.shape, strict=True)),
             "dtype": str(picture.dtype),
         }
-        self.store.write(f"{stem}.json", _json(self._record(sample) | {"output": output, "seconds": round(seconds, 4)}))
+        sources = {image.role: {"path": image.path, "sha256": image.sha256} for image in sample.images}
+        self._write_record(stem, self._record(sample, sources), output, seconds)
         height, width = picture.shape[:2]
         return Fused(task.name, self.store.join(f"{stem}.{extension}"), height, width, seconds)
 
-    def _free(self, name: str, sample: Sample) -> str:
+    def _scene(self, name: str, files: Mapping[str, File]) -> Fused | Skipped:
+        """Rasters, read and written in windows."""
+        start = time.perf_counter()
+        stem = self._free(name, "scene")
+        path = f"{stem}.{self.extension or 'tif'}"
+        try:
+            if path.rpartition(".")[2].lower() not in RASTERS:
+                raise FuseError(f"{path}: PNG holds neither such bands nor a georeference: write .tif instead")
+            sample = self._guided(overview(self.model.fuser, files)) if self._stages else None
+            text = None if sample is None or sample.text is None else sample.text.array()
+            made = fuse_scene(self.model.fuser, files, self.store, path, text)
+        except RwkvFusionError as error:
+            return Skipped(name, str(error))
+        seconds = time.perf_counter() - start
+        self._write_record(stem, self._record(sample, made.sources), made.output, seconds)
+        return Fused(name, self.store.join(path), made.height, made.width, seconds)
+
+    def _guided(self, sample: Sample) -> Sample:
+        for stage in self._stages:
+            (sample,) = run(stage, [sample])
+        return sample
+
+    def _write_record(self, stem: str, record: dict[str, Any], output: dict[str, Any], seconds: float) -> None:
+        self.store.write(f"{stem}.json", _json(record | {"output": output, "seconds": round(seconds, 4)}))
+
+    def _free(self, name: str, key: str) -> str:
         """A stem that no picture of this run has."""
-        stem = next(stem for stem in (name, sample.key, f"{name}-{sample.key}") if stem and stem not in self._used)
+        stem = next(stem for stem in (name, key, f"{name}-{key}") if stem and stem not in self._used)
         self._used.add(stem)
         return stem
 
-    def _record(self, sample: Sample) -> dict[str, Any]:
+    def _record(self, sample: Sample | None, sources: Mapping[str, Any]) -> dict[str, Any]:
         """What made the picture. Guidance is null where the network had none."""
-        use_mask = self.model.fuser.network.config.use_mask and sample.mask is not None
-        guided = use_mask or sample.text is not None
+        mask = sample.mask if sample is not None and self.model.fuser.network.config.use_mask else None
+        text = sample.text if sample is not None else None
         return {
             "model": {
                 **{key: value for key, value in asdict(self.model.source).items() if key != "folder"},
                 "weights_sha256": self.model.weights_sha256,
             },
-            "sources": {image.role: {"path": image.path, "sha256": image.sha256} for image in sample.images},
+            "sources": dict(sources),
             "guidance": {
                 "from": self.guidance,
-                "caption": sample.caption if sample.text is not None else None,
-                "mask_labels": list(sample.mask.labels) if use_mask and sample.mask is not None else None,
+                "caption": sample.caption if sample is not None and text is not None else None,
+                "mask_labels": list(mask.labels) if mask is not None else None,
             }
-            if guided
+            if mask is not None or text is not None
             else None,
             "dataset": {"name": sample.dataset, "split": sample.split, "key": sample.key}
-            if self.guidance == "sample"
+            if sample is not None and self.guidance == "sample"
             else None,
             "package_version": package_version(),
             "commit": commit(),
@@ -169,7 +194,8 @@ def _builtin_stages(model: Model) -> list[Stage[Any]]:
     from rwkvfusion.pipelines.guidance import builtin_stages
     from rwkvfusion.stages.text import TextConfig
 
-    stages = builtin_stages(text=TextConfig(width=model.fuser.network.config.text_width))
+    masks = "auto" if model.fuser.network.config.use_mask else "none"
+    stages = builtin_stages(text=TextConfig(width=model.fuser.network.config.text_width), masks=masks)
     for stage in stages:
         stage.load()
     return stages

@@ -187,7 +187,7 @@ def test_half_precision_trains_close_to_full(batches: list[Batch]) -> None:
 
 def test_strip_shows_sources_result_and_objects() -> None:
     low = torch.zeros(8, 4, 6)
-    low[7] = 1
+    low[4] = 1  # the red of WorldView
     mask = torch.zeros(8, 12, dtype=torch.uint8)
     mask[2:4] = 1
     picture = strip((torch.full((1, 8, 12), 0.5), low), torch.ones(8, 8, 12), mask)

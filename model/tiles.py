@@ -11,8 +11,8 @@ MAX_PIXELS = 1_500_000
 width for the luma tasks, so this is 6 GB."""
 
 SCENE_PIXELS = 1024 * 1024
-"""The same of a scene that is read and written in windows. Sharpening takes about 1 kB a pixel at the authors' width, so
-that the whole process stays under 2 GB."""
+"""The same of a scene that is read and written in windows. Sharpening takes about 1 kB a pixel at the authors' width:
+the whole process stays under 2 GB."""
 
 HALO = 32
 """Pixels at a tile's inner border that are thrown away: what the network makes of them lacks its surroundings."""
@@ -60,7 +60,7 @@ def strips(
 
 
 def _spans(length: int, side: int, unit: int) -> list[slice]:
-    """Spans of equal length, `side` at most but for rounding to units, the first at 0 and the last ending at `length`."""
+    """Spans of one length, `side` at most but for rounding to units, from 0 to `length`."""
     shared = -(-(2 * HALO + RAMP) // unit) * unit
     count = max(-(-(length - shared) // max(side - shared, unit)), 1)
     side = min(-(-(length + (count - 1) * shared) // count // unit) * unit + unit, length)

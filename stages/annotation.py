@@ -20,7 +20,9 @@ class AnnotationConfig(StageConfig):
     """How a dataset's own masks are read."""
 
     min_component: int = Field(default=24, ge=1, description="annotated components of fewer pixels are dropped")
-    labels: dict[int, str] = Field(default={}, description="what the values of annotated masks stand for")
+    labels: dict[int, str] = Field(
+        default={}, description="what the values of annotated masks stand for; empty: no objects (road, sky)"
+    )
 
 
 def annotated(sample: Sample, config: AnnotationConfig) -> Iterator[Instance]:
@@ -57,6 +59,8 @@ def _components(sample: Sample, config: AnnotationConfig) -> Iterator[tuple[str,
     indices = decode_indices(sample.annotation.data)
     for value in np.unique(indices[indices > 0]).tolist():
         label = config.labels.get(value, f"class {value}" if config.labels else UNNAMED)
+        if not label:
+            continue
         count, components, stats, _ = cv2.connectedComponentsWithStats((indices == value).astype(np.uint8))
         for number in range(1, count):
             *box, area = stats[number].tolist()

@@ -102,6 +102,12 @@ class Layout:
     """How the stems of pictures end that are of no use."""
     scale: float | None = None
     """Value of integers that usually counts as 1; None: the largest of their type."""
+    is_sequence: bool = False
+    """Whether each folder holds the exposures of one scene, of whatever names."""
+    group: str | None = None
+    """Pattern of a stem, the first group of which names what must stay in one split; None: each pair is its own."""
+    holdout: Mapping[str, float] = field(default_factory=dict)
+    """Part of the groups (or of the rows of a scene) that goes to each split, where the folders must not decide."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -124,6 +130,29 @@ class Layout:
         return ANY in self.inner or name.lower() in (inner.lower() for inner in self.inner)
 
 
+_FMB_CLASSES = ("", "", "", "lamp", "sign", "", "", "person", "car", "truck", "bus", "motorcycle", "bicycle", "pole")
+"""Road, sidewalk, building, vegetation and sky are no objects."""
+
+
+def _sources(*folders: tuple[str, ...]) -> tuple[Place, ...]:
+    """Near, far and target, each in its folder; the names of the sources may end in a letter or number of their own."""
+    near, far, target = folders
+    return (
+        Place("near", near, suffixes=("_A", "-A", "_1", "-1")),
+        Place("near", near),
+        Place("far", far, suffixes=("_B", "-B", "_2", "-2")),
+        Place("far", far),
+        Place(TARGET, target, suffixes=("_F", "-F", "_gt")),
+        Place(TARGET, target),
+    )
+
+
+_TRIPLETS = _sources(("source_1", "source1"), ("source_2", "source2"), ("full_clear", "all_in_focus", "gt"))
+_ENDS = (
+    Place("near", suffixes=("_1", "-A", "_A", "-1")),
+    Place("far", suffixes=("_2", "-B", "_B", "-2")),
+    Place(TARGET, suffixes=("_gt", "-F", "_F")),
+)
 _VIF = (Place("visible", ("vi", "vis", "visible")), Place("infrared", ("ir", "infrared")))
 _MSRS_CLASSES = ("car", "person", "bike", "curve", "car stop", "guardrail", "color cone", "bump")
 
@@ -155,6 +184,18 @@ LAYOUTS: Mapping[str, Layout] = {
     ),
     "tno": Layout("vif", _VIF),
     "m3fd": Layout("vif", _VIF),
+    "vifb": Layout("vif", _VIF),
+    "fmb": Layout(
+        "vif", (*_VIF, Place(MASK, ("Label",))), labels=dict(enumerate(_FMB_CLASSES, start=1)), ignored=("color",)
+    ),
+    "fusiondataset": Layout("vif", (*_VIF, Place(MASK, ("label",)))),
+    # A few pairs of several sets in one folder, and the list of their names.
+    "tardal": Layout("vif", _VIF, ignored=("meta",), inner=(ANY,)),
+    # Pairs that are misaligned on purpose lie beside those that are not.
+    "superfusion": Layout("vif", _VIF, ignored=("ir_warp",), inner=(ANY,)),
+    "textfusion": Layout(
+        "vif", (Place("visible", suffixes=("vis",)), Place("infrared", suffixes=("ir",))), inner=(ANY,)
+    ),
     "llvip": Layout(
         "vif",
         (Place("visible", ("visible", "{split}_LLVIP_vi")), Place("infrared", ("infrared", "{split}_LLVIP_ir"))),
@@ -169,11 +210,23 @@ LAYOUTS: Mapping[str, Layout] = {
         ),
         inner=("CT-MRI", "PET-MRI", "SPECT-MRI"),
         kind_in_key=True,
+        # A name is case * 1000 + slice. The folders of splits mix slices of one case.
+        group=r"(\d+?)\d{3}",
+        holdout={"test": 0.2},
     ),
+    # Dataset_Part1/{scene}/{1..7}.JPG, the first the darkest, and Dataset_Part1/Label/{scene}.JPG.
+    "sice": Layout("mef", (Place(TARGET, ("Label", "Reference")),), inner=(ANY,), is_sequence=True),
+    "mef_hrp": Layout("mef", (Place(TARGET, ("Label", "Reference")),), inner=(ANY,), is_sequence=True),
     "mefb": Layout("mef", (Place("under", suffixes=("_A",)), Place("over", suffixes=("_B",))), inner=(ANY,)),
     "mfifb": Layout("mff", (Place("near", suffixes=("_A",)), Place("far", suffixes=("_B",))), inner=(ANY,)),
-    "lytro": Layout("mff", (Place("near", suffixes=("_1", "-A")), Place("far", suffixes=("_2", "-B"))), inner=(ANY,)),
-    "pancollection": Layout("pansharpening", _PAN_AND_MS, extensions=ARRAY_EXTENSIONS, scale=2047.0),
+    "lytro": Layout("mff", _ENDS, inner=(ANY,)),
+    "mffw": Layout("mff", (*_ENDS, *_TRIPLETS), inner=(ANY,)),
+    "mfi_whu": Layout("mff", _TRIPLETS, inner=(ANY,)),
+    "realmff": Layout("mff", _sources(("imageA", "A"), ("imageB", "B"), ("Fusion", "F", "GT")), inner=(ANY,)),
+    "nyud": Layout("mff", _TRIPLETS, inner=(ANY,)),
+    "pancollection": Layout(
+        "pansharpening", _PAN_AND_MS, extensions=ARRAY_EXTENSIONS, scale=2047.0, holdout={"test": 0.25}
+    ),
     "psdata3": Layout(
         "pansharpening",
         (Place("pan", suffixes=("_pan",)), Place("ms", suffixes=("_lr",)), Place(TARGET, suffixes=("_mul",))),
@@ -181,8 +234,10 @@ LAYOUTS: Mapping[str, Layout] = {
         unused=("_lr_u", "_pan_d"),
         scale=1023.0,
     ),
-    "geotiff": Layout("pansharpening", _PAN_AND_MS, inner=(ANY,), is_scene=True),
-    "hscube": Layout("hmif", (Place("ms"), Place("hs")), extensions=ARRAY_EXTENSIONS, scale=10_000.0),
+    "geotiff": Layout("pansharpening", _PAN_AND_MS, inner=(ANY,), is_scene=True, holdout={"test": 0.25}),
+    "hscube": Layout(
+        "hmif", (Place("ms"), Place("hs")), extensions=ARRAY_EXTENSIONS, scale=10_000.0, holdout={"test": 0.25}
+    ),
 }
 """Layouts by name. A dataset of another shape is described in the recipe, as layout `paired`."""
 
@@ -196,6 +251,16 @@ ROLES: Mapping[Task, tuple[tuple[str, ...], ...]] = {
     "hmif": (("ms", "hs"),),
 }
 """The usual modalities of each task, in their order."""
+
+
+def find_layout(name: str) -> Layout | None:
+    """The layout of that name, in any case and with or without `-` and `_` (MFI-WHU, NYU-D)."""
+    wanted = _plain(name)
+    return next((layout for known, layout in LAYOUTS.items() if _plain(known) == wanted), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub("[-_ ]", "", name.lower())
 
 
 def usual(roles: Iterable[str]) -> tuple[Task, tuple[str, ...]] | None:

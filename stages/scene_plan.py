@@ -54,8 +54,11 @@ class Planned:
 class ScenePlanner:
     """Plans files of one task with one set of settings."""
 
-    def __init__(self, store: Store, task: str, config: SceneConfig, default_split: str | None) -> None:
-        self._store, self._task, self._config, self._default_split = store, task, config, default_split
+    def __init__(
+        self, store: Store, task: str, config: SceneConfig, default_split: str | None, holdout: Mapping[str, float]
+    ) -> None:
+        self._store, self._task, self._config = store, task, config
+        self._default_split, self._holdout = default_split, holdout
 
     def plan(
         self, files: Sequence[str], matches: Sequence[Match], *, scenes: bool
@@ -152,7 +155,7 @@ class ScenePlanner:
         config, is_cube = self._config, isinstance(scene, ArrayCube)
         gains_for(config.sensor, scene.n_bands)
         split = said or self._default_split
-        holdout = {} if split else config.holdout
+        holdout = {} if split else self._holdout
         protocols: tuple[Literal["full", "reduced"], ...] = (
             ("reduced",) if is_cube else ("reduced", "full") if config.protocol == "auto" else (config.protocol,)
         )

@@ -66,11 +66,6 @@ class SceneConfig(BaseModel):
     )
     tile: int = Field(default=256, ge=16, description="side in pixels of the pairs that a scene is cut into")
     overlap: int = Field(default=0, ge=0, description="pixels that neighbouring tiles share")
-    holdout: dict[str, float] = Field(
-        default={"test": 0.25},
-        description="part of the rows of each scene, from the bottom, that goes to other splits than train, where no"
-        " folder or file name says the split; no pixel is read for two splits",
-    )
 
     @field_validator("sensor")
     @classmethod

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.storage import PATIENCE, Store, absolute
-from rwkvfusion.stages.layouts import ANY, LAYOUTS, MASK, PAIRED, SPLITS, TARGET, Layout, Place, usual
+from rwkvfusion.infra.storage import RefusedError as RefusedStorageError
+from rwkvfusion.stages.holdout import joined, perceptual_hash, split_by_hash
+from rwkvfusion.stages.layouts import ANY, LAYOUTS, MASK, PAIRED, SPLITS, TARGET, Layout, Place, find_layout, usual
 from rwkvfusion.stages.listing import unreadable
 from rwkvfusion.stages.pairing import (
     FileRef,
@@ -28,11 +33,13 @@ from rwkvfusion.stages.reading import Picture, RefusedError, check_pictures, rea
 from rwkvfusion.stages.sample import RESERVED, Image, Name, Sample, SampleError, Task
 from rwkvfusion.stages.scene_plan import FULL, ScenePlanner
 from rwkvfusion.stages.scenes import SceneConfig
+from rwkvfusion.stages.sequences import Exposures, by_exposure, pair_sequences
 from rwkvfusion.stages.sharpening import CutReader, check_sharpening, known_scale
 from rwkvfusion.stages.splits import SplitListError, split_by_lists
 
 __all__ = ["FileRef", "PairRef", "PlaceConfig", "Plan", "Source", "SourceConfig", "SourceError", "Unpaired"]
 STAGE = "source"
+_READERS = 4
 SHARPENING = frozenset({"pansharpening", "hmif"})
 
 
@@ -79,6 +86,22 @@ class SourceConfig(_Settings):
     mask: PlaceConfig | None = Field(default=None, description="annotated masks, if there are any")
     labels: dict[int, str] = Field(default={}, description="what the values of annotated masks stand for")
     task: Task | None = Field(default=None, description="needed where the modalities do not say it")
+    exposures: Exposures = Field(
+        default="extreme", description="of scenes with more than two: the darkest and the brightest, or all"
+    )
+    holdout: dict[Name, float] | None = Field(
+        default=None,
+        description="splits of our own, e.g. {val: 0.1, test: 0.1}, the rest being train: parts of the pairs, by the"
+        " hash of their names whatever their folders, or of the rows of each scene that is cut into tiles; None: the"
+        " layout's own (medical pictures by case); {}: the folders decide",
+    )
+    near_duplicates: int | None = Field(
+        default=6,
+        ge=0,
+        le=32,
+        description="with a holdout, pairs whose perceptual hashes differ in at most so many of 64 bits go to one"
+        " split; for this every picture is read when the job is planned; None: leave it out",
+    )
     default_split: Name | None = Field(
         default=None, description="the split of pairs in no split's folder; None: the root's own name, else train"
     )
@@ -87,6 +110,13 @@ class SourceConfig(_Settings):
         default={},
         description="text file of each split: one `folder/name.png` a line; pairs in none are left out",
     )
+
+    @field_validator("holdout")
+    @classmethod
+    def _shares(cls, holdout: dict[str, float] | None) -> dict[str, float] | None:
+        if holdout and (min(holdout.values()) < 0 or sum(holdout.values()) >= 1 or "train" in holdout):
+            raise ValueError("give parts of 1 for other splits than train; less than 1 in all")
+        return holdout
 
     @field_validator("root")
     @classmethod
@@ -126,6 +156,9 @@ class Source:
         if self.layout.extensions:
             return self._plan_sharpening(names, [], unpaired)
         names = [name for name in names if not name.rpartition(".")[0].endswith(self.layout.unused)]
+        if self.layout.is_sequence:
+            matches, alone = self._sequences(names)
+            return self._settled(names, [], matches, [*unpaired, *alone])
         reader = NameReader(self.layout, names, self._default_split())
         read = [reader.read(name) for name in reader.names]
         unpaired += [one for one in read if isinstance(one, Unpaired)]
@@ -138,15 +171,21 @@ class Source:
                 else:
                     unpaired.append(Unpaired(name=one.name, reason=trouble))
         matches, alone = pair_files(self.layout, found)
+        if matches and self.task in SHARPENING:
+            return self._plan_sharpening([], matches, [*unpaired, *alone])
+        return self._settled(names, found, matches, [*unpaired, *alone])
+
+    def _settled(
+        self, names: Sequence[str], found: Sequence[Found], matches: list[Match], unpaired: Sequence[Unpaired]
+    ) -> Plan:
+        """The plan of these pairs."""
         if not matches:
             raise SourceError(self._nothing(names, found))
-        if self.task in SHARPENING:
-            return self._plan_sharpening([], matches, [*unpaired, *alone])
         # Keys come before the choice of splits, so that they do not depend on it.
         keys = make_keys({match.name: self._key_text(match) for match in matches})
         chosen, unknown = self._choose(matches)
         pairs = sorted((_pair(match, keys[match.name]) for match in chosen), key=lambda pair: (pair.split, pair.key))
-        others = sorted([*unpaired, *alone, *unknown], key=lambda one: one.name)
+        others = sorted([*unpaired, *unknown], key=lambda one: one.name)
         return Plan(pairs=tuple(pairs), unpaired=tuple(others), n_left_out=len(matches) - len(pairs))
 
     def read(self, ref: PairRef) -> Sample:
@@ -172,6 +211,8 @@ class Source:
                 images = [picture.image.model_copy(update={"scale": scale}) for picture in pictures]
                 target = extras[TARGET].image.model_copy(update={"scale": scale}) if TARGET in extras else None
                 return self._sample(ref, images, target)
+            if self.layout.is_sequence:
+                pictures = by_exposure(pictures, self.config.exposures)
             check_pictures(pictures, [*extras.values()])
         except RefusedError as refused:
             error = SampleError(stage=STAGE, kind=refused.kind, message=str(refused))
@@ -232,7 +273,7 @@ class Source:
         """Pairs of files that hold arrays, of scenes, and of pictures with their target as they are."""
         config = self.config
         default = config.default_split or SPLITS.get(self.store.url.rsplit("/", 1)[-1].lower())
-        planner = ScenePlanner(self.store, self.task, config.scene, default)
+        planner = ScenePlanner(self.store, self.task, config.scene, default, self._holdout)
         files = [name for name in names if name.rpartition(".")[2].lower() in self.layout.extensions]
         planned, whole, others = planner.plan(sorted(files), matches, scenes=self.layout.is_scene)
         unpaired = [*unpaired, *others]
@@ -258,12 +299,54 @@ class Source:
         kinds = " or ".join(f".{extension}" for extension in sorted(self.layout.extensions))
         return f"{start}no file there ends in {kinds}. Set source.root to the folder above them, or another layout"
 
+    @property
+    def _holdout(self) -> Mapping[str, float]:
+        return self.layout.holdout if self.config.holdout is None else self.config.holdout
+
+    def _sequences(self, names: Sequence[str]) -> tuple[list[Match], list[Unpaired]]:
+        readable, unpaired = [], []
+        for name in names:
+            trouble = unreadable(self.store, name, follow_links=self.config.follow_links)
+            if trouble is None:
+                readable.append(name)
+            else:
+                unpaired.append(Unpaired(name=name, reason=trouble))
+        matches, alone = pair_sequences(self.layout, readable, self._default_split())
+        return matches, [*unpaired, *alone]
+
+    def _held_out(self, matches: list[Match]) -> list[Match]:
+        """The pairs with splits of our own. What must stay together does: slices of a case, and near-duplicates."""
+        names = [self._group(match) for match in matches]
+        distance = self.config.near_duplicates
+        if distance is not None and self.layout.group is None:
+            with ThreadPoolExecutor(_READERS) as threads:
+                hashes = list(threads.map(self._hash, matches))
+            together = joined(names, hashes, distance)
+            first: dict[int, str] = {}
+            for number, name in zip(together, names, strict=True):
+                first[number] = min(first.get(number, name), name)
+            names = [first[number] for number in together]
+        return [replace(m, split=s) for m, s in zip(matches, split_by_hash(names, self._holdout), strict=True)]
+
+    def _group(self, match: Match) -> str:
+        found = re.fullmatch(self.layout.group, match.stem) if self.layout.group else None
+        return found[1] if found else f"{match.inner}/{match.stem}".casefold()
+
+    def _hash(self, match: Match) -> int | None:
+        try:
+            return perceptual_hash([self.store.read(name) for name in match.files.values()])
+        except RefusedStorageError:
+            # Whoever reads the pair finds out, and says so.
+            return None
+
     def _choose(self, matches: list[Match]) -> tuple[list[Match], list[Unpaired]]:
         """The pairs that the settings of the splits ask for, and the lines of the lists that name no pair."""
         unknown: list[Unpaired] = []
         try:
             if self.config.split_lists:
                 matches, unknown = split_by_lists(matches, self.config.split_lists)
+            elif self._holdout:
+                matches = self._held_out(matches)
         except SplitListError as error:
             raise SourceError(f"source.split_lists: {error}") from None
         there = Counter(match.split for match in matches)
@@ -300,7 +383,7 @@ def _pair(match: Match, key: str) -> PairRef:
 def _layout(config: SourceConfig) -> Layout:
     if config.layout == PAIRED:
         return _paired(config)
-    layout = LAYOUTS.get(config.layout)
+    layout = find_layout(config.layout)
     if layout is None:
         near = difflib.get_close_matches(config.layout.lower(), [*LAYOUTS, PAIRED], 1)
         hint = f"did you mean {near[0]!r}? " if near else ""

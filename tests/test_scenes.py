@@ -35,7 +35,8 @@ def values(*shape: int, seed: int = 0, top: int = 2100) -> np.ndarray:
 
 
 def source(root: Path, layout: str, **scene: Any) -> Source:
-    return Source(SourceConfig.model_validate({"layout": layout, "root": str(root), "scene": scene}))
+    whole = {name: scene.pop(name) for name in ("holdout",) if name in scene}
+    return Source(SourceConfig.model_validate({"layout": layout, "root": str(root), "scene": scene, **whole}))
 
 
 def samples(root: Path, layout: str, **scene: Any) -> list[Sample]:

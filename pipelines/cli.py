@@ -100,6 +100,7 @@ def prepare(
     \b
     rwkvfusion prepare msrs.yaml --set source.root=data/MSRS --set output=out
     rwkvfusion prepare mef.yaml --set source.layout=mefb --set source.root=data/MEFB --dry-run
+    rwkvfusion prepare pansharpening.yaml --set source.layout=geotiff --set source.root=data --set source.scene.scale=2047
     rwkvfusion prepare m3fd.yaml --set source.root=data/M3FD --set guidance=full --set caption.prompt="<CAPTION>"
     """
     from rwkvfusion.pipelines.cluster import expect
@@ -273,12 +274,13 @@ def fuse(
 ) -> None:
     """Fuse one pair, two folders, or a prepared dataset with a registered model.
 
-    Any size; colour is kept. Each picture lies beside a JSON of what made it. Exit codes: 0 all fused, 3 some
-    skipped, 1 none.
+    Any size; colour is kept. Each picture lies beside a JSON of what made it. GeoTIFFs for a sharpening model are read
+    and written in windows, and keep CRS and transform. Exit codes: 0 all fused, 3 some skipped, 1 none.
 
     \b
     rwkvfusion fuse VISIBLE.png INFRARED.png -o fused.png
     rwkvfusion fuse --a data/vi --b data/ir -o fused
+    rwkvfusion fuse --model models:/rwkvfusion-pansharpening@candidate PAN.tif MS.tif -o OUT.tif
     rwkvfusion fuse --dataset out/msrs --split test -o fused
     """
     from rwkvfusion.pipelines.fuse import PictureProgress, fuse_dataset, fuse_folders, fuse_pair, open_model

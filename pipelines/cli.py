@@ -100,7 +100,7 @@ def prepare(
     \b
     rwkvfusion prepare msrs.yaml --set source.root=data/MSRS --set output=out
     rwkvfusion prepare mef.yaml --set source.layout=mefb --set source.root=data/MEFB --dry-run
-    rwkvfusion prepare pansharpening.yaml --set source.layout=geotiff --set source.root=data --set source.scene.scale=2047
+    rwkvfusion prepare pansharpening.yaml --set source.layout=geotiff --set source.root=data/scenes
     rwkvfusion prepare m3fd.yaml --set source.root=data/M3FD --set guidance=full --set caption.prompt="<CAPTION>"
     """
     from rwkvfusion.pipelines.cluster import expect

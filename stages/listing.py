@@ -28,10 +28,11 @@ def is_local(store: Store) -> bool:
     return split_protocol(store.url)[0] in (None, "file", "local")
 
 
-def unreadable(store: Store, name: str, *, follow_links: bool = True) -> str | None:
+def unreadable(store: Store, name: str, *, follow_links: bool = True, max_bytes: int | None = MAX_BYTES) -> str | None:
     """Why `name` cannot be opened, in words that follow it; None where it can, or is on no disk of this machine.
 
-    Opening a pipe waits for ever, and a device may hold no end: so this comes before it.
+    Opening a pipe waits for ever, and a device may hold no end: so this comes before it. `max_bytes`: of a file that is
+    read whole; None for those that are read in windows.
     """
     if not is_local(store):
         return None
@@ -46,8 +47,8 @@ def unreadable(store: Store, name: str, *, follow_links: bool = True) -> str | N
     if not stat.S_ISREG(status.st_mode):
         kind = next((words for is_one, words in _OTHER if is_one(status.st_mode)), "something else")
         return f"is {kind}, not a file"
-    if status.st_size > MAX_BYTES:
-        return f"has {status.st_size} bytes, and no picture of more than {MAX_BYTES} is read"
+    if max_bytes is not None and status.st_size > max_bytes:
+        return f"has {status.st_size} bytes, and no picture of more than {max_bytes} is read"
     if not follow_links and not _is_inside(path, store.path()):
         return "is reached through a link out of source.root, and source.follow_links is off"
     return None

@@ -13,10 +13,11 @@ from typing import Literal
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.mtf import gains_for
-from rwkvfusion.infra.storage import Store
+from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.stages.arrays import ArrayFile
 from rwkvfusion.stages.axes import MIN_CUBE_BANDS, AxesError, View, cube, solve
 from rwkvfusion.stages.layouts import SPLITS, TARGET
+from rwkvfusion.stages.listing import is_of_the_file, unreadable
 from rwkvfusion.stages.pairing import ArrayRef, Cut, FileRef, Match, Unpaired
 from rwkvfusion.stages.scenes import ArrayCube, ArrayPair, Scene, SceneConfig, SceneError, TiffPair, open_arrays
 from rwkvfusion.stages.tiles import regions, windows
@@ -55,10 +56,17 @@ class ScenePlanner:
     """Plans files of one task with one set of settings."""
 
     def __init__(
-        self, store: Store, task: str, config: SceneConfig, default_split: str | None, holdout: Mapping[str, float]
+        self,
+        store: Store,
+        task: str,
+        config: SceneConfig,
+        default_split: str | None,
+        holdout: Mapping[str, float],
+        *,
+        follow_links: bool,
     ) -> None:
         self._store, self._task, self._config = store, task, config
-        self._default_split, self._holdout = default_split, holdout
+        self._default_split, self._holdout, self._follow_links = default_split, holdout, follow_links
 
     def plan(
         self, files: Sequence[str], matches: Sequence[Match], *, scenes: bool
@@ -83,22 +91,31 @@ class ScenePlanner:
         return planned, whole, unpaired
 
     def arrays(self, name: str) -> list[Planned] | Unpaired:
-        """The pairs of an HDF5 or MATLAB file, or why it has none."""
+        """The pairs of an HDF5 or MATLAB file, or why it has none. StorageError where the store does not answer."""
+        trouble = unreadable(self._store, name, follow_links=self._follow_links, max_bytes=None)
+        if trouble is not None:
+            return Unpaired(name=name, reason=trouble)
         try:
             with open_arrays(self._store, name) as file:
                 return list(self._of_arrays(name, file))
         except (RwkvFusionError, ValueError) as error:
-            return Unpaired(name=name, reason=str(error))
+            return self._unpaired(name, error)
 
     def geotiffs(self, match: Match) -> list[Planned] | Unpaired:
-        """The pairs of two rasters without target, or why there are none."""
+        """The pairs of two rasters without target, or why there are none. StorageError as `arrays`."""
         files = tuple(FileRef(role=role, name=name) for role, name in match.files.items())
         try:
             with TiffPair(self._store, *match.files.values()) as scene:
                 stem = match.stem or match.inner.rpartition("/")[2]
                 return list(self._of_scene(scene, scene.ratio, match.name, stem, said_split(match.name), files, {}))
         except (RwkvFusionError, ValueError) as error:
-            return Unpaired(name=match.name, reason=str(error))
+            return self._unpaired(match.name, error)
+
+    def _unpaired(self, name: str, error: Exception) -> Unpaired:
+        # A store that is down must not pass for a source without pairs.
+        if isinstance(error, StorageError) and not is_of_the_file(error, self._store):
+            raise error
+        return Unpaired(name=name, reason=str(error))
 
     def _of_arrays(self, name: str, file: ArrayFile) -> Iterator[Planned]:
         roles = _find(file, ALIASES[self._task])
@@ -109,16 +126,12 @@ class ScenePlanner:
             views = self._solved(file, roles)
             n_pictures = views["high"].length("N")
             refs = {role: ArrayRef(name=view.name, axes=view.axes) for role, view in views.items()}
-            if "target" not in views and n_pictures == 1 and "N" not in views["high"].axes:
-                if self._task == "hmif":
-                    raise SceneError(
-                        "a pair of MS and HS without target: there is nothing to learn from or to score with"
-                    )
+            if "target" not in views and self._task == "hmif":
+                raise SceneError("MS and HS without target: there is nothing to learn from or to score with")
+            if "target" not in views and "N" not in views["high"].axes:
                 pair = ArrayPair(file, views["high"], views["low"])
                 yield from self._of_scene(pair, pair.ratio, name, stem, split, files, refs)
                 return
-            if "target" not in views and self._task == "hmif":
-                raise SceneError("pairs of MS and HS without target: there is nothing to learn from or to score with")
             for i in range(n_pictures):
                 cut = Cut(protocol="given" if "target" in views else "full", arrays=refs, index=i)
                 chosen = (split or self._default_split or "train") + ("" if "target" in views else FULL)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from io import BytesIO
 from typing import Literal, Self
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window
 
+from rwkvfusion.infra.codec import MAX_BYTES
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.mtf import SENSORS
 from rwkvfusion.infra.storage import Store
@@ -193,7 +195,8 @@ class TiffPair(PairScene):
     """Two GeoTIFFs; windows are read, never the whole."""
 
     def __init__(self, store: Store, high: str, low: str) -> None:
-        self._high, self._low = open_tiff(store, high), open_tiff(store, low)
+        self._files = ExitStack()
+        self._high, self._low = (open_tiff(store, name, self._files) for name in (high, low))
         (rows, columns), (low_rows, low_columns) = self._high.shape, self._low.shape
         self.ratio = rows // low_rows
         if self._high.count != 1:
@@ -216,16 +219,16 @@ class TiffPair(PairScene):
         return _read_tiff(self._high, (high[0], high[1])), _read_tiff(self._low, part)
 
     def close(self) -> None:
-        self._high.close()
-        self._low.close()
+        self._files.close()
 
 
-def open_tiff(store: Store, name: str) -> DatasetReader:
-    """A raster by windows: in place on a disk, from memory elsewhere. SceneError where it is none."""
+def open_tiff(store: Store, name: str, until: ExitStack) -> DatasetReader:
+    """A raster by windows, open `until` then: in place on a disk, from memory elsewhere. SceneError for other files."""
     try:
         if is_local(store):
-            return rasterio.open(store.path(name))
-        return MemoryFile(store.read(name)).open()
+            return until.enter_context(rasterio.open(store.path(name)))
+        # The reader does not keep the bytes that it reads from.
+        return until.enter_context(until.enter_context(MemoryFile(_whole(store, name))).open())
     except rasterio.errors.RasterioIOError as error:
         raise SceneError(f"{printable(name)} is no raster: {printable(str(error))[:200]}") from None
 
@@ -236,7 +239,7 @@ def _read_tiff(raster: DatasetReader, part: Part) -> np.ndarray:
     try:
         values = raster.read(window=window)
     except rasterio.errors.RasterioIOError as error:
-        raise SceneError(f"{printable(raster.name)} is damaged: {printable(str(error))[:200]}") from None
+        raise SceneError(f"a raster is damaged: {printable(str(error))[:200]}") from None
     if raster.nodata is not None:
         n_empty = int(np.count_nonzero(np.isnan(values) if math.isnan(raster.nodata) else values == raster.nodata))
         if n_empty:
@@ -246,4 +249,11 @@ def _read_tiff(raster: DatasetReader, part: Part) -> np.ndarray:
 
 def open_arrays(store: Store, name: str) -> ArrayFile:
     """The arrays of a file: in place on a disk, from memory elsewhere."""
-    return ArrayFile(store.path(name) if is_local(store) else BytesIO(store.read(name)))
+    return ArrayFile(store.path(name) if is_local(store) else BytesIO(_whole(store, name)))
+
+
+def _whole(store: Store, name: str) -> bytes:
+    size = store.size(name)
+    if size > MAX_BYTES:
+        raise SceneError(f"it has {size} bytes, and more than {MAX_BYTES} are only read in windows, from a disk")
+    return store.read(name)

@@ -12,6 +12,7 @@ from typing import Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from rwkvfusion.infra.codec import MAX_BYTES
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.storage import PATIENCE, Store, absolute
 from rwkvfusion.infra.storage import RefusedError as RefusedStorageError
@@ -165,7 +166,9 @@ class Source:
         found = []
         for one in read:
             if isinstance(one, Found):
-                trouble = unreadable(self.store, one.name, follow_links=self.config.follow_links)
+                trouble = unreadable(
+                    self.store, one.name, follow_links=self.config.follow_links, max_bytes=self._max_bytes
+                )
                 if trouble is None:
                     found.append(one)
                 else:
@@ -273,7 +276,9 @@ class Source:
         """Pairs of files that hold arrays, of scenes, and of pictures with their target as they are."""
         config = self.config
         default = config.default_split or SPLITS.get(self.store.url.rsplit("/", 1)[-1].lower())
-        planner = ScenePlanner(self.store, self.task, config.scene, default, self._holdout)
+        planner = ScenePlanner(
+            self.store, self.task, config.scene, default, self._holdout, follow_links=config.follow_links
+        )
         files = [name for name in names if name.rpartition(".")[2].lower() in self.layout.extensions]
         planned, whole, others = planner.plan(sorted(files), matches, scenes=self.layout.is_scene)
         unpaired = [*unpaired, *others]
@@ -298,6 +303,10 @@ class Source:
             return start + "; ".join(f"{printable(one.name)}: {one.reason}" for one in unpaired[:4]) + more
         kinds = " or ".join(f".{extension}" for extension in sorted(self.layout.extensions))
         return f"{start}no file there ends in {kinds}. Set source.root to the folder above them, or another layout"
+
+    @property
+    def _max_bytes(self) -> int | None:
+        return None if self.layout.is_scene else MAX_BYTES
 
     @property
     def _holdout(self) -> Mapping[str, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import h5py
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from rasterio.transform import from_origin
 
 from rwkvfusion.infra.codec import decode
 from rwkvfusion.infra.mtf import SENSORS, degrade, gains_for
+from rwkvfusion.infra.storage import StorageError
 from rwkvfusion.model.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network import NetworkConfig, RWKVFusion
 from rwkvfusion.stages.arrays import ArrayFile, ArrayFileError
@@ -34,12 +37,12 @@ def values(*shape: int, seed: int = 0, top: int = 2100) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, top, shape).astype(np.uint16)
 
 
-def source(root: Path, layout: str, **scene: Any) -> Source:
+def source(root: Path | str, layout: str, **scene: Any) -> Source:
     whole = {name: scene.pop(name) for name in ("holdout",) if name in scene}
     return Source(SourceConfig.model_validate({"layout": layout, "root": str(root), "scene": scene, **whole}))
 
 
-def samples(root: Path, layout: str, **scene: Any) -> list[Sample]:
+def samples(root: Path | str, layout: str, **scene: Any) -> list[Sample]:
     read = source(root, layout, **scene)
     found = [read.read(ref) for ref in read.plan().pairs]
     assert all(sample.error is None for sample in found), [sample.error for sample in found]
@@ -440,6 +443,38 @@ def test_sixteen_bits_come_out_as_they_went_in(tmp_path: Path, reader: str, scal
     fused = fuser.fuse({"pan": target[:, :, :1], "ms": target})
     assert fused.dtype == np.uint16
     np.testing.assert_array_equal(fused, picture)
+
+
+def test_a_store_that_is_down_does_not_pass_for_an_empty_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_matlab5(tmp_path / "scene.mat", {"I_MS": values(32, 32, 4), "I_PAN": values(128, 128)})
+    (tmp_path / "pipe.mat").unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "pipe.mat")
+    read = source(tmp_path, "pancollection")
+    assert [(one.name, one.reason) for one in read.plan().unpaired] == [("pipe.mat", "is a pipe, not a file")]
+
+    def dies(*_: object) -> None:
+        raise StorageError("cannot read it (gave up)")
+
+    monkeypatch.setattr("rwkvfusion.stages.scene_plan.open_arrays", dies)
+    with pytest.raises(StorageError, match="gave up"):
+        read.plan()
+
+
+def test_scenes_in_a_store_are_read_like_those_on_a_disk(tmp_path: Path) -> None:
+    ms, pan = values(32, 32, 4), values(128, 128, 1, seed=1)
+    write_geotiff(tmp_path / "tif" / "a_pan.tif", pan, 0.5)
+    write_geotiff(tmp_path / "tif" / "a_ms.tif", ms, 2.0)
+    (tmp_path / "arrays").mkdir()
+    write_matlab73(tmp_path / "arrays" / "b.mat", {"I_PAN": pan[:, :, 0], "I_MS_LR": ms})
+    write_matlab5(tmp_path / "arrays" / "c.mat", {"I_PAN": pan[:, :, 0], "I_MS_LR": ms})
+    memory = fsspec.filesystem("memory")
+    for path in tmp_path.rglob("*.*"):
+        memory.pipe(f"/raw/{path.relative_to(tmp_path)}", path.read_bytes())
+    for layout, folder in (("geotiff", "tif"), ("pancollection", "arrays")):
+        here, there = samples(tmp_path / folder, layout), samples(f"memory://raw/{folder}", layout)
+        assert [(s.key, s.images, s.target) for s in here] == [(s.key, s.images, s.target) for s in there]
 
 
 def test_a_root_without_scenes_says_what_was_looked_for(tmp_path: Path) -> None:

@@ -92,6 +92,26 @@ def describe(data: bytes) -> tuple[ImageInfo, np.ndarray]:
     return ImageInfo(ext, height, width, channels, array.dtype.itemsize * 8, orientation), array
 
 
+def thumbnail(data: bytes, side: int) -> np.ndarray:
+    """Luma (ITU-R BT.601) as float32 (h, w), of whatever scale and size not below `side`; ImageError where that fails.
+
+    Meant to be shrunk. A JPEG is decoded at up to an eighth of its size, which takes a tenth of the time.
+    """
+    if data[:2] == b"\xff\xd8":
+        try:
+            with _open(data) as image:
+                image.draft("L", (side, side))
+                return np.asarray(image.convert("L"), np.float32)
+        except ImageError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in describe
+            raise ImageError(_why(error, data)) from None
+    array = decode(data)
+    if array.shape[2] == 3:
+        return array.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return np.asarray(array.mean(axis=2, dtype=np.float32))
+
+
 def decode_indices(data: bytes) -> np.ndarray:
     """Decode an annotated mask to its raw values (H, W) uint8: palette indices, class ids or 0/255 grey.
 

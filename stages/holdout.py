@@ -1,79 +1,100 @@
-"""Splits of our own: groups of pairs that must stay together go to a split by the hash of their name."""
+"""Splits of our own: groups of pairs that must not be divided go to a split by the hash of the group's name."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
+from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from rwkvfusion.infra.codec import ImageError, decode
+from rwkvfusion.infra.codec import ImageError, thumbnail
+from rwkvfusion.infra.storage import RefusedError, Store
 
+REST = "train"
+"""The split of the groups that no share takes."""
+N_BITS = 64
 _SIDE, _KEPT = 32, 8
+_THREADS = 4
 _CHUNK = 1024
 
 
-def split_by_hash(groups: Sequence[str], holdout: Mapping[str, float]) -> list[str]:
-    """The split of each group: a share `holdout[split]` of them on average, and `train` for the rest.
+def split_of(group: str, holdout: Mapping[str, float]) -> str:
+    """The split of a group: each has the chance `holdout[split]` to go to `split`, and the rest of 1 to stay in train.
 
-    A group's split depends on its name and the shares alone, so that groups that are added move none.
+    It depends on the group's name and the shares alone, so that groups that come or go move no other.
     """
-    found = []
-    for group in groups:
-        digest = hashlib.sha256(f"group:{group}".encode("utf-8", "surrogatepass")).digest()
-        place = int.from_bytes(digest[:8]) / 2**64
-        split = "train"
-        for name, share in sorted(holdout.items()):
-            if 0 <= place < share:
-                split = name
-                break
-            place -= share
-        found.append(split)
-    return found
+    place = int.from_bytes(hashlib.sha256(f"group:{group}".encode()).digest()[:8], "big") / 2**64
+    for split, share in sorted(holdout.items()):
+        if place < share:
+            return split
+        place -= share
+    return REST
 
 
-def joined(groups: Sequence[Hashable], hashes: Sequence[int | None], distance: int) -> list[int]:
-    """A number for each pair: equal for pairs of one group, and of groups that near-duplicates connect.
+def join_groups(groups: Sequence[str], hashes: Sequence[int | None], distance: int) -> list[str]:
+    """The group of each pair after groups that share a near-duplicate were joined, directly or through others.
 
-    `hashes`: of `perceptual_hash`, None where there is none. Two are near-duplicates where at most `distance` bits of
-    them differ.
+    `groups`: of each pair before; `hashes`: of `perceptual_hash`, None where there is none. Two pairs are
+    near-duplicates where at most `distance` of the bits differ. Joined groups are named by the first of their names in
+    order: a pair that is added renames others only where it is their near-duplicate and its group's name comes before
+    theirs, or where it joins groups that were apart. 5,000 pairs take a tenth of a second.
     """
-    order = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    numbers = np.array([order[group] for group in groups])
-    known = np.array([i for i, value in enumerate(hashes) if value is not None], dtype=np.int64)
-    values = np.array([value for value in hashes if value is not None], dtype=np.uint64)
-    edges: list[np.ndarray] = [np.empty((2, 0), np.int64)]
-    for start in range(0, len(values), _CHUNK):
-        differing = np.bitwise_count(values[start : start + _CHUNK, None] ^ values[None, :])
-        near = np.argwhere(differing <= distance).T
-        edges.append(np.stack([numbers[known[near[0] + start]], numbers[known[near[1]]]]))
+    names = sorted(set(groups))
+    order = {name: number for number, name in enumerate(names)}
+    numbers = np.array([order[group] for group in groups], np.int64)
+    known = np.array([i for i, value in enumerate(hashes) if value is not None], np.int64)
+    bits = _signs([value for value in hashes if value is not None])
+    edges = [np.empty((2, 0), np.int64)]
+    for start in range(0, len(known), _CHUNK):
+        # Of vectors of signs, the product is the bits that are equal less those that differ.
+        near = bits[start : start + _CHUNK] @ bits[start:].T >= N_BITS - 2 * distance
+        edges.append(numbers[known[np.argwhere(near).T + start]])
     first, second = np.concatenate(edges, axis=1)
-    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(order), len(order)))
-    _, labels = connected_components(graph, directed=False)
-    return [int(labels[number]) for number in numbers]
+    graph = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(len(names), len(names)))
+    _, components = connected_components(graph, directed=False)
+    firsts = dict(zip(components[::-1].tolist(), reversed(names), strict=True))
+    return [firsts[component] for component in components[numbers].tolist()]
 
 
-def perceptual_hash(pictures: Sequence[bytes]) -> int | None:
-    """64 bits that encoded pictures of one scene have nearly in common, whatever their size, format and brightness.
+def _signs(hashes: Sequence[int]) -> np.ndarray:
+    """(n, 64) float32 of -1 and 1; sums of so few are exact."""
+    data = b"".join(value.to_bytes(N_BITS // 8, "big") for value in hashes)
+    return np.unpackbits(np.frombuffer(data, np.uint8)).reshape(-1, N_BITS).astype(np.float32) * 2 - 1
 
-    The signs of the lowest frequencies of a cosine transform against their median, of the mean of the modalities
-    (pHash). None where a picture cannot be read, or all are flat.
+
+def hash_files(store: Store, names: Sequence[str]) -> list[int | None]:
+    """`perceptual_hash` of each picture in the store; None where it is gone or cannot be read.
+
+    Reads every file whole. One core takes a second for some 60 PNGs or 900 JPEGs of 0.3 megapixels; a few threads wait
+    for the store. StorageError where it does not answer.
     """
-    planes = []
-    for data in pictures:
+
+    def one(name: str) -> int | None:
         try:
-            plane = decode(data).astype(np.float32).mean(axis=2)
-        except ImageError:
+            return perceptual_hash(store.read(name))
+        except (ImageError, RefusedError):
+            # Whoever reads the pair finds out, and says so.
             return None
-        small = cv2.resize(plane, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-        planes.append(small / max(float(np.abs(small).max()), 1e-9))
-    mean = np.mean(planes, axis=0)
-    if float(np.ptp(mean)) < 1e-6:
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(one, names))
+
+
+def perceptual_hash(data: bytes) -> int | None:
+    """64 bits that copies of a picture share, whatever their size, format, compression and brightness (DCT pHash).
+
+    The signs of the 8x8 lowest frequencies of the luma, shrunk to 32x32, about their median; the very lowest, its mean,
+    says nothing of the scene and counts as 0 (C. Zauner, Implementation and Benchmarking of Perceptual Image Hash
+    Functions, 2010). None for a flat picture. ImageError where `data` is no picture.
+    """
+    small = cv2.resize(thumbnail(data, _SIDE), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    if small.max() == small.min():
         return None
-    low = cv2.dct(mean.astype(np.float32))[:_KEPT, :_KEPT].ravel()
-    # The first is the brightness, which says nothing of the scene.
+    low = dctn(small.astype(np.float64), norm="ortho")[:_KEPT, :_KEPT].ravel()
     bits = np.concatenate([[False], low[1:] > np.median(low[1:])])
-    return int.from_bytes(np.packbits(bits).tobytes())
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")

@@ -103,11 +103,11 @@ class Layout:
     scale: float | None = None
     """Value of integers that usually counts as 1; None: the largest of their type."""
     is_sequence: bool = False
-    """Whether each folder holds the exposures of one scene, of whatever names."""
+    """Whether each folder holds the exposures of one scene, under whatever names (see stages.sequences)."""
     group: str | None = None
-    """Pattern of a stem, the first group of which names what must stay in one split; None: each pair is its own."""
+    """Pattern of a stem whose first group names what must stay in one split; None: the stem, and what looks alike."""
     holdout: Mapping[str, float] = field(default_factory=dict)
-    """Part of the groups (or of the rows of a scene) that goes to each split, where the folders must not decide."""
+    """Part of the groups (or of the rows of a scene) that goes to each split by default; none: the folders decide."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -131,23 +131,20 @@ class Layout:
 
 
 _FMB_CLASSES = ("", "", "", "lamp", "sign", "", "", "person", "car", "truck", "bus", "motorcycle", "bicycle", "pole")
-"""Road, sidewalk, building, vegetation and sky are no objects."""
+"""Road, sidewalk, building, vegetation and sky are no objects that can be counted."""
 
 
-def _sources(*folders: tuple[str, ...]) -> tuple[Place, ...]:
-    """Near, far and target, each in its folder; the names of the sources may end in a letter or number of their own."""
-    near, far, target = folders
-    return (
-        Place("near", near, suffixes=("_A", "-A", "_1", "-1")),
-        Place("near", near),
-        Place("far", far, suffixes=("_B", "-B", "_2", "-2")),
-        Place("far", far),
-        Place(TARGET, target, suffixes=("_F", "-F", "_gt")),
-        Place(TARGET, target),
+def _focus(near: tuple[str, ...], far: tuple[str, ...], target: tuple[str, ...]) -> tuple[Place, ...]:
+    """Near, far and the all-in-focus truth in a folder each, under one name or names that end in A, B and F."""
+    return tuple(
+        Place(role, folders, suffixes=suffixes)
+        for role, folders, ends in (("near", near, "A"), ("far", far, "B"), (TARGET, target, "F"))
+        for suffixes in ((f"_{ends}", f"-{ends}"), ())
     )
 
 
-_TRIPLETS = _sources(("source_1", "source1"), ("source_2", "source2"), ("full_clear", "all_in_focus", "gt"))
+_TRIPLETS = _focus(("source_1", "source1"), ("source_2", "source2"), ("full_clear", "all_in_focus", "gt"))
+_FUSED = ("Fusion", "F", "GT")
 _ENDS = (
     Place("near", suffixes=("_1", "-A", "_A", "-1")),
     Place("far", suffixes=("_2", "-B", "_B", "-2")),
@@ -188,11 +185,12 @@ LAYOUTS: Mapping[str, Layout] = {
     "fmb": Layout(
         "vif", (*_VIF, Place(MASK, ("Label",))), labels=dict(enumerate(_FMB_CLASSES, start=1)), ignored=("color",)
     ),
+    # Masks of one class, 1 of a palette or 255.
     "fusiondataset": Layout("vif", (*_VIF, Place(MASK, ("label",)))),
-    # A few pairs of several sets in one folder, and the list of their names.
+    # Pairs of several sets in one folder, beside lists of their names.
     "tardal": Layout("vif", _VIF, ignored=("meta",), inner=(ANY,)),
-    # Pairs that are misaligned on purpose lie beside those that are not.
-    "superfusion": Layout("vif", _VIF, ignored=("ir_warp",), inner=(ANY,)),
+    # Infrared pictures that are warped on purpose lie beside those that are not.
+    "superfusion": Layout("vif", _VIF, ignored=("ir_warp", "flow"), inner=(ANY,)),
     "textfusion": Layout(
         "vif", (Place("visible", suffixes=("vis",)), Place("infrared", suffixes=("ir",))), inner=(ANY,)
     ),
@@ -214,16 +212,19 @@ LAYOUTS: Mapping[str, Layout] = {
         group=r"(\d+?)\d{3}",
         holdout={"test": 0.2},
     ),
-    # Dataset_Part1/{scene}/{1..7}.JPG, the first the darkest, and Dataset_Part1/Label/{scene}.JPG.
+    # Dataset_Part1/{scene}/{1..7}.JPG, and Dataset_Part1/Label/{scene}.JPG.
     "sice": Layout("mef", (Place(TARGET, ("Label", "Reference")),), inner=(ANY,), is_sequence=True),
+    # dataset5/{Scene}/{scene}{1..5}.jpg
     "mef_hrp": Layout("mef", (Place(TARGET, ("Label", "Reference")),), inner=(ANY,), is_sequence=True),
     "mefb": Layout("mef", (Place("under", suffixes=("_A",)), Place("over", suffixes=("_B",))), inner=(ANY,)),
     "mfifb": Layout("mff", (Place("near", suffixes=("_A",)), Place("far", suffixes=("_B",))), inner=(ANY,)),
-    "lytro": Layout("mff", _ENDS, inner=(ANY,)),
+    # Files of one folder that differ in how they end, or source_1 and source_2.
+    "lytro": Layout("mff", (*_ENDS, *_TRIPLETS), inner=(ANY,)),
     "mffw": Layout("mff", (*_ENDS, *_TRIPLETS), inner=(ANY,)),
     "mfi_whu": Layout("mff", _TRIPLETS, inner=(ANY,)),
-    "realmff": Layout("mff", _sources(("imageA", "A"), ("imageB", "B"), ("Fusion", "F", "GT")), inner=(ANY,)),
     "nyud": Layout("mff", _TRIPLETS, inner=(ANY,)),
+    # imageA/001_A.png, imageB/001_B.png, Fusion/001_F.png; elsewhere NEAR, FAR and GT.
+    "realmff": Layout("mff", _focus(("imageA", "A", "NEAR"), ("imageB", "B", "FAR"), _FUSED), inner=(ANY,)),
     "pancollection": Layout(
         "pansharpening", _PAN_AND_MS, extensions=ARRAY_EXTENSIONS, scale=2047.0, holdout={"test": 0.25}
     ),
@@ -253,13 +254,16 @@ ROLES: Mapping[Task, tuple[tuple[str, ...], ...]] = {
 """The usual modalities of each task, in their order."""
 
 
-def find_layout(name: str) -> Layout | None:
-    """The layout of that name, in any case and with or without `-` and `_` (MFI-WHU, NYU-D)."""
-    wanted = _plain(name)
-    return next((layout for known, layout in LAYOUTS.items() if _plain(known) == wanted), None)
+def canonical(name: str) -> str:
+    """The name of a layout as `LAYOUTS` has it, whatever its case and its `-`, `_` and spaces (MFI-WHU, NYU-D).
+
+    A name that is no layout's is returned as it is.
+    """
+    wanted = _letters(name)
+    return next((known for known in (*LAYOUTS, PAIRED) if _letters(known) == wanted), name)
 
 
-def _plain(name: str) -> str:
+def _letters(name: str) -> str:
     return re.sub("[-_ ]", "", name.lower())
 
 

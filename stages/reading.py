@@ -64,13 +64,18 @@ def open_picture(role: str, path: str, data: bytes) -> Picture:
 def check_pictures(modalities: Sequence[Picture], extras: Sequence[Picture]) -> None:
     """RefusedError unless all lie on one grid of pixels, and the modalities differ from each other."""
     pictures = [*modalities, *extras]
-    if len({(picture.info.height, picture.info.width) for picture in pictures}) > 1:
-        sizes = ", ".join(f"{_name(picture)} is {picture.info.width}x{picture.info.height}" for picture in pictures)
-        raise RefusedError("size_mismatch", f"the pictures differ in size (width x height): {sizes}")
+    check_sizes([picture.image for picture in pictures])
     check_orientation(pictures)
     for first, second in combinations(modalities, 2):
         if _same(first.array, second.array):
             raise RefusedError("identical", f"{_name(first)} and {_name(second)} hold the same picture")
+
+
+def check_sizes(images: Sequence[Image]) -> None:
+    """RefusedError unless all have as many rows and columns."""
+    if len({(image.height, image.width) for image in images}) > 1:
+        sizes = ", ".join(f"{printable(image.path)} is {image.width}x{image.height}" for image in images)
+        raise RefusedError("size_mismatch", f"the pictures differ in size (width x height): {sizes}")
 
 
 def check_orientation(pictures: Sequence[Picture]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Self, get_args
 
@@ -15,9 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from rwkvfusion.infra.codec import MAX_BYTES
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.storage import PATIENCE, Store, absolute
-from rwkvfusion.infra.storage import RefusedError as RefusedStorageError
-from rwkvfusion.stages.holdout import joined, perceptual_hash, split_by_hash
-from rwkvfusion.stages.layouts import ANY, LAYOUTS, MASK, PAIRED, SPLITS, TARGET, Layout, Place, find_layout, usual
+from rwkvfusion.stages.holdout import REST, hash_files, join_groups, split_of
+from rwkvfusion.stages.layouts import ANY, LAYOUTS, MASK, PAIRED, SPLITS, TARGET, Layout, Place, canonical, usual
 from rwkvfusion.stages.listing import unreadable
 from rwkvfusion.stages.pairing import (
     FileRef,
@@ -34,13 +33,12 @@ from rwkvfusion.stages.reading import Picture, RefusedError, check_pictures, rea
 from rwkvfusion.stages.sample import RESERVED, Image, Name, Sample, SampleError, Task
 from rwkvfusion.stages.scene_plan import FULL, ScenePlanner
 from rwkvfusion.stages.scenes import SceneConfig
-from rwkvfusion.stages.sequences import Exposures, by_exposure, pair_sequences
+from rwkvfusion.stages.sequences import Exposures, pair_sequences, read_exposures
 from rwkvfusion.stages.sharpening import CutReader, check_sharpening, known_scale
 from rwkvfusion.stages.splits import SplitListError, split_by_lists
 
 __all__ = ["FileRef", "PairRef", "PlaceConfig", "Plan", "Source", "SourceConfig", "SourceError", "Unpaired"]
 STAGE = "source"
-_READERS = 4
 SHARPENING = frozenset({"pansharpening", "hmif"})
 
 
@@ -88,20 +86,23 @@ class SourceConfig(_Settings):
     labels: dict[int, str] = Field(default={}, description="what the values of annotated masks stand for")
     task: Task | None = Field(default=None, description="needed where the modalities do not say it")
     exposures: Exposures = Field(
-        default="extreme", description="of scenes with more than two: the darkest and the brightest, or all"
+        default="extreme",
+        description="of a sequence of exposures, by the mean luma of each: the darkest and the brightest, or all",
     )
     holdout: dict[Name, float] | None = Field(
         default=None,
-        description="splits of our own, e.g. {val: 0.1, test: 0.1}, the rest being train: parts of the pairs, by the"
-        " hash of their names whatever their folders, or of the rows of each scene that is cut into tiles; None: the"
-        " layout's own (medical pictures by case); {}: the folders decide",
+        description="splits of our own, e.g. {val: 0.1, test: 0.1}, and train for the rest: that part of the names of"
+        " pairs on average, by their hash and whatever their folders, so that pairs that are added move none; or of the"
+        " rows of each scene that is cut into tiles. None: the layout's own (harvard: a fifth of the cases; scenes: a"
+        " quarter of the rows); {}: the folders decide",
     )
     near_duplicates: int | None = Field(
         default=6,
         ge=0,
         le=32,
-        description="with a holdout, pairs whose perceptual hashes differ in at most so many of 64 bits go to one"
-        " split; for this every picture is read when the job is planned; None: leave it out",
+        description="with a holdout, pairs whose first modalities look alike share a split: 64-bit perceptual hashes"
+        " that differ in so many bits at most. Planning then reads a picture of each pair (some 60 PNGs or 900 JPEGs of"
+        " 0.3 megapixels a second and core). None or 0: off; harvard keeps cases together instead",
     )
     default_split: Name | None = Field(
         default=None, description="the split of pairs in no split's folder; None: the root's own name, else train"
@@ -112,12 +113,25 @@ class SourceConfig(_Settings):
         description="text file of each split: one `folder/name.png` a line; pairs in none are left out",
     )
 
+    @field_validator("layout")
+    @classmethod
+    def _canonical(cls, layout: str) -> str:
+        return canonical(layout)
+
     @field_validator("holdout")
     @classmethod
     def _shares(cls, holdout: dict[str, float] | None) -> dict[str, float] | None:
-        if holdout and (min(holdout.values()) < 0 or sum(holdout.values()) >= 1 or "train" in holdout):
-            raise ValueError("give parts of 1 for other splits than train; less than 1 in all")
+        if holdout and (not all(share > 0 for share in holdout.values()) or sum(holdout.values()) >= 1):
+            raise ValueError("parts are above 0 and less than 1 in all: what is left is for train")
+        if holdout and REST in holdout:
+            raise ValueError("leave out train: it gets the rest")
         return holdout
+
+    @model_validator(mode="after")
+    def _one_way_to_split(self) -> Self:
+        if self.holdout and self.split_lists:
+            raise ValueError("holdout and split_lists both say which pair is in which split: leave out one of them")
+        return self
 
     @field_validator("root")
     @classmethod
@@ -157,39 +171,43 @@ class Source:
         if self.layout.extensions:
             return self._plan_sharpening(names, [], unpaired)
         names = [name for name in names if not name.rpartition(".")[0].endswith(self.layout.unused)]
-        if self.layout.is_sequence:
-            matches, alone = self._sequences(names)
-            return self._settled(names, [], matches, [*unpaired, *alone])
-        reader = NameReader(self.layout, names, self._default_split())
-        read = [reader.read(name) for name in reader.names]
-        unpaired += [one for one in read if isinstance(one, Unpaired)]
-        found = []
-        for one in read:
-            if isinstance(one, Found):
-                trouble = unreadable(
-                    self.store, one.name, follow_links=self.config.follow_links, max_bytes=self._max_bytes
-                )
-                if trouble is None:
-                    found.append(one)
-                else:
-                    unpaired.append(Unpaired(name=one.name, reason=trouble))
-        matches, alone = pair_files(self.layout, found)
-        if matches and self.task in SHARPENING:
-            return self._plan_sharpening([], matches, [*unpaired, *alone])
-        return self._settled(names, found, matches, [*unpaired, *alone])
-
-    def _settled(
-        self, names: Sequence[str], found: Sequence[Found], matches: list[Match], unpaired: Sequence[Unpaired]
-    ) -> Plan:
-        """The plan of these pairs."""
+        found, matches, others = self._sequences(names) if self.layout.is_sequence else self._matches(names)
+        unpaired += others
         if not matches:
             raise SourceError(self._nothing(names, found))
+        if self.task in SHARPENING:
+            return self._plan_sharpening([], matches, unpaired)
         # Keys come before the choice of splits, so that they do not depend on it.
         keys = make_keys({match.name: self._key_text(match) for match in matches})
         chosen, unknown = self._choose(matches)
         pairs = sorted((_pair(match, keys[match.name]) for match in chosen), key=lambda pair: (pair.split, pair.key))
-        others = sorted([*unpaired, *unknown], key=lambda one: one.name)
-        return Plan(pairs=tuple(pairs), unpaired=tuple(others), n_left_out=len(matches) - len(pairs))
+        unpaired = sorted([*unpaired, *unknown], key=lambda one: one.name)
+        return Plan(pairs=tuple(pairs), unpaired=tuple(unpaired), n_left_out=len(matches) - len(pairs))
+
+    def _matches(self, names: Sequence[str]) -> tuple[list[Found], list[Match], list[Unpaired]]:
+        """Files by what their names say, the pairs among them, and what is left."""
+        reader = NameReader(self.layout, names, self._default_split())
+        read = [reader.read(name) for name in reader.names]
+        found = {one.name: one for one in read if isinstance(one, Found)}
+        readable, others = self._readable(found)
+        matches, alone = pair_files(self.layout, [found[name] for name in readable])
+        return [*found.values()], matches, [*(one for one in read if isinstance(one, Unpaired)), *others, *alone]
+
+    def _sequences(self, names: Sequence[str]) -> tuple[list[Found], list[Match], list[Unpaired]]:
+        """The same of a layout whose names say nothing."""
+        readable, others = self._readable(name for name in names if is_picture(name))
+        matches, alone = pair_sequences(self.layout, readable, self._default_split())
+        return [], matches, [*others, *alone]
+
+    def _readable(self, names: Iterable[str]) -> tuple[list[str], list[Unpaired]]:
+        readable, others = [], []
+        for name in names:
+            trouble = unreadable(self.store, name, follow_links=self.config.follow_links, max_bytes=self._max_bytes)
+            if trouble is None:
+                readable.append(name)
+            else:
+                others.append(Unpaired(name=name, reason=trouble))
+        return readable, others
 
     def read(self, ref: PairRef) -> Sample:
         """The pair `ref`, read and decoded whole; what is wrong with it goes into `error`, nothing is changed.
@@ -203,8 +221,11 @@ class Source:
             if ref.cut is not None:
                 images, target = self._cuts.read(ref, ref.cut)
                 return self._sample(ref, images, target)
-            for file in ref.files:
-                pictures.append(self._picture(file.role, file.name))
+            if self.layout.is_sequence:
+                pictures = read_exposures(self._picture, ref.files, self.config.exposures)
+            else:
+                for file in ref.files:
+                    pictures.append(self._picture(file.role, file.name))
             for role, name in ((TARGET, ref.target), (MASK, ref.annotation)):
                 if name is not None:
                     extras[role] = self._picture(role, name)
@@ -214,8 +235,6 @@ class Source:
                 images = [picture.image.model_copy(update={"scale": scale}) for picture in pictures]
                 target = extras[TARGET].image.model_copy(update={"scale": scale}) if TARGET in extras else None
                 return self._sample(ref, images, target)
-            if self.layout.is_sequence:
-                pictures = by_exposure(pictures, self.config.exposures)
             check_pictures(pictures, [*extras.values()])
         except RefusedError as refused:
             error = SampleError(stage=STAGE, kind=refused.kind, message=str(refused))
@@ -312,41 +331,20 @@ class Source:
     def _holdout(self) -> Mapping[str, float]:
         return self.layout.holdout if self.config.holdout is None else self.config.holdout
 
-    def _sequences(self, names: Sequence[str]) -> tuple[list[Match], list[Unpaired]]:
-        readable, unpaired = [], []
-        for name in names:
-            trouble = unreadable(self.store, name, follow_links=self.config.follow_links)
-            if trouble is None:
-                readable.append(name)
-            else:
-                unpaired.append(Unpaired(name=name, reason=trouble))
-        matches, alone = pair_sequences(self.layout, readable, self._default_split())
-        return matches, [*unpaired, *alone]
-
-    def _held_out(self, matches: list[Match]) -> list[Match]:
-        """The pairs with splits of our own. What must stay together does: slices of a case, and near-duplicates."""
-        names = [self._group(match) for match in matches]
-        distance = self.config.near_duplicates
-        if distance is not None and self.layout.group is None:
-            with ThreadPoolExecutor(_READERS) as threads:
-                hashes = list(threads.map(self._hash, matches))
-            together = joined(names, hashes, distance)
-            first: dict[int, str] = {}
-            for number, name in zip(together, names, strict=True):
-                first[number] = min(first.get(number, name), name)
-            names = [first[number] for number in together]
-        return [replace(m, split=s) for m, s in zip(matches, split_by_hash(names, self._holdout), strict=True)]
+    def _held_out(self, matches: Sequence[Match]) -> list[Match]:
+        """The pairs in splits of our own: those of one group share one, as do those that look alike."""
+        groups = [self._group(match) for match in matches]
+        if self.config.near_duplicates and self.layout.group is None:
+            hashes = hash_files(self.store, [match.name for match in matches])
+            groups = join_groups(groups, hashes, self.config.near_duplicates)
+        return [
+            replace(match, split=split_of(group, self._holdout)) for match, group in zip(matches, groups, strict=True)
+        ]
 
     def _group(self, match: Match) -> str:
+        """What the pair is called, with its folders below the root but for those of splits and modalities."""
         found = re.fullmatch(self.layout.group, match.stem) if self.layout.group else None
-        return found[1] if found else f"{match.inner}/{match.stem}".casefold()
-
-    def _hash(self, match: Match) -> int | None:
-        try:
-            return perceptual_hash([self.store.read(name) for name in match.files.values()])
-        except RefusedStorageError:
-            # Whoever reads the pair finds out, and says so.
-            return None
+        return found[1] if found else unicodedata.normalize("NFC", f"{match.inner}/{match.stem}").casefold()
 
     def _choose(self, matches: list[Match]) -> tuple[list[Match], list[Unpaired]]:
         """The pairs that the settings of the splits ask for, and the lines of the lists that name no pair."""
@@ -354,10 +352,10 @@ class Source:
         try:
             if self.config.split_lists:
                 matches, unknown = split_by_lists(matches, self.config.split_lists)
-            elif self._holdout:
-                matches = self._held_out(matches)
         except SplitListError as error:
             raise SourceError(f"source.split_lists: {error}") from None
+        if self._holdout and not self.config.split_lists:
+            matches = self._held_out(matches)
         there = Counter(match.split for match in matches)
         for split in self.config.splits:
             if split not in there:
@@ -368,6 +366,8 @@ class Source:
 
     def _nothing(self, names: Sequence[str], found: Sequence[Found]) -> str:
         looked = ", ".join(place.words() for place in self.layout.places if place.role in self.layout.modalities)
+        if self.layout.is_sequence:
+            looked = "folders of two or more pictures each, the exposures of one scene"
         start = f"no pair of layout {self.config.layout!r} below {self.store.url}"
         if found:
             first = {file.place.role: file.name for file in reversed(found)}
@@ -392,7 +392,7 @@ def _pair(match: Match, key: str) -> PairRef:
 def _layout(config: SourceConfig) -> Layout:
     if config.layout == PAIRED:
         return _paired(config)
-    layout = find_layout(config.layout)
+    layout = LAYOUTS.get(config.layout)
     if layout is None:
         near = difflib.get_close_matches(config.layout.lower(), [*LAYOUTS, PAIRED], 1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -82,20 +82,6 @@ def test_masks_in_every_form(tmp_path: Path, kind: str) -> None:
     assert found.label == {"palette 0/1": "car", "grey 0/255": "object", "ids 0-8": "person"}[kind]
 
 
-def test_roads_and_skies_are_no_objects(tmp_path: Path) -> None:
-    mask = np.zeros((48, 64), np.uint8)
-    mask[:16], mask[16:30], mask[34:44, 10:30] = 7, 1, 9
-    for folder, picture in (
-        ("Visible", scene(1, 48, 64)),
-        ("Infrared", scene(2, 48, 64, 1)),
-        ("Label", mask[:, :, None]),
-    ):
-        save(tmp_path / "train" / folder / "1.png", picture)
-    made = source(tmp_path, "fmb")
-    sample = made.read(made.plan().pairs[0])
-    assert [one.label for one in annotated(sample, AnnotationConfig(labels=dict(made.labels)))] == ["car"]
-
-
 def test_sizes_may_differ_between_pairs_but_not_within_one(tmp_path: Path) -> None:
     for name, visible, infrared in (("a", (24, 32), (24, 32)), ("b", (40, 30), (40, 30)), ("c", (24, 32), (32, 24))):
         save(tmp_path / "vi" / f"{name}.jpg", scene(1, *visible))

@@ -23,7 +23,7 @@ from made import scene
 from PIL import Image
 
 from rwkvfusion.infra.storage import StorageError, Store
-from rwkvfusion.stages.layouts import find_layout
+from rwkvfusion.stages.layouts import LAYOUTS
 from rwkvfusion.stages.pairing import make_keys
 from rwkvfusion.stages.sample import KEY_PATTERN
 from rwkvfusion.stages.source import PairRef, Plan, Source, SourceConfig, SourceError
@@ -105,23 +105,6 @@ TREES: list[tuple[str, list[str], dict[str, tuple[str, int]], list[str]]] = [
     ("mfifb", ["x_1/x_1_A.jpg", "x_1/x_1_B.bmp"], {"x_1": ("train", 2)}, []),
     ("lytro", ["c_01_1.tif", "c_01_2.tif", "lytro-02-A.jpg", "lytro-02-B.jpg"],
      {"c_01": ("train", 2), "lytro-02": ("train", 2)}, []),
-    ("FMB", ["train/Visible/1.png", "train/Infrared/1.png", "train/Label/1.png", "test/vi/2.png", "test/ir/2.png"],
-     {"1": ("train", 2), "2": ("test", 2)}, []),
-    ("vifb", ["input/VI/man.jpg", "input/IR/man.jpg"], {"man": ("train", 2)}, []),
-    ("FusionDataset", ["IR/1.bmp", "VI/1.bmp", "label/1.png"], {"1": ("train", 2)}, []),
-    ("tardal", ["s1/ir/ROAD_040.jpg", "s1/vi/ROAD_040.jpg", "s1/ir/TNO_028.bmp", "s1/vi/TNO_028.bmp", "s1/meta/x.txt"],
-     {"road_040": ("train", 2), "tno_028": ("train", 2)}, []),
-    ("superfusion", ["test/MSRS/ir/1.png", "test/MSRS/ir_warp/1.png", "test/MSRS/vi/1.png"], {"1": ("test", 2)}, []),
-    ("textfusion", ["samples/ir.png", "samples/vis.png", "samples/description.txt"], {"samples": ("train", 2)}, []),
-    ("MFI-WHU", ["source_1/1.jpg", "source_2/1.jpg", "full_clear/1.jpg"], {"1": ("train", 2)}, []),
-    ("Real-MFF", ["imageA/001_A.png", "imageB/001_B.png", "Fusion/001_F.png", "imageA/2.png", "imageB/2.png"],
-     {"001": ("train", 2), "2": ("train", 2)}, []),
-    ("mffw", ["MFFW2/01_A.jpg", "MFFW2/01_B.jpg", "valid/source_1/mffw_02_A.jpg", "valid/source_2/mffw_02_B.jpg"],
-     {"01": ("train", 2), "mffw_02": ("val", 2)}, []),
-    ("NYU-D", ["train/NYU-D-100/source_1/NYU-D (1).jpg", "train/NYU-D-100/source_2/NYU-D (1).jpg",
-               "train/NYU-D-100/full_clear/NYU-D (1).jpg"], {"nyu-d-1": ("train", 2)}, []),
-    ("sice", ["Dataset_Part1/1/1.JPG", "Dataset_Part1/1/10.JPG", "Dataset_Part1/1/2.JPG", "Dataset_Part1/Label/1.JPG",
-              "Dataset_Part1/2/1.JPG"], {"1": ("train", 3)}, ["Dataset_Part1/2/1.JPG"]),
 ]  # fmt: skip
 
 
@@ -132,11 +115,9 @@ def test_each_layout_finds_its_pairs(
     plan = source(write(tmp_path / "raw", dict.fromkeys(names, b"")), layout).plan()
     assert {pair.key: (pair.split, len(pair.files)) for pair in plan.pairs} == pairs
     assert [one.name for one in plan.unpaired] == unpaired
-    found = find_layout(layout)
-    assert found is not None
-    order = found.modalities
+    order = LAYOUTS[layout].modalities
     for pair in plan.pairs:
-        roles = [file.role for file in pair.files if not found.is_sequence]
+        roles = [file.role for file in pair.files]
         assert roles == sorted(roles, key=order.index)
 
 
@@ -513,15 +494,6 @@ REAL = [
     ("mefb", "dev/MEFB", {"train": 11}, 18),
     ("mfifb", "dev/MFIFB", {"train": 12}, 0),
     ("lytro", "dev/Lytro_tif", {"train": 2}, 0),
-    ("fmb", "dev/FMB_DCEvo", {"train": 1}, 0),
-    ("vifb", "dev/VIFB", {"train": 8}, 0),
-    ("fusiondataset", "dev/FusionDataset", {"train": 25}, 0),
-    ("tardal", "dev/TarDAL_sample", {"train": 3}, 0),
-    ("superfusion", "dev/SuperFusion", {"test": 2}, 0),
-    ("textfusion", "dev/TextFusion_samples", {"train": 1}, 0),
-    ("sice", "dev/SICE", {"train": 1}, 0),
-    ("mef_hrp", "dev/MEF_HRP", {"train": 2}, 0),
-    ("nyud", "dev/FusionDiff_MFF", {"train": 8}, 0),
     ("pancollection", "dev/pansharp", {"train": 102, "train_full": 21, "test_full": 5, "test": 1}, 0),
     ("psdata3", "dev/pansharp/PSData3", {"train": 2, "train_full": 1}, 0),
     ("hscube", "dev/HS", {"train": 1, "test": 1}, 2),
@@ -539,8 +511,7 @@ def test_real_sets_go_through(
     for pair in plan.pairs[:: 1 + len(plan.pairs) // 12]:
         sample = made.read(pair)
         assert sample.error is None
-        expected = ("under", "over") if made.layout.is_sequence else tuple(file.role for file in pair.files)
-        assert sample.roles == expected
+        assert sample.roles == tuple(file.role for file in pair.files)
 
 
 def test_real_sequences_with_palette_masks_go_through_as_paired(real_data: Path) -> None:

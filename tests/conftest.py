@@ -9,10 +9,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 from seaweed import S3, serve
 from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# How long an example takes says more of what else the machine does than of the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -293,7 +293,7 @@ def test_the_papers_settings() -> None:
         auto = stages(recipe, "source.layout=harvard", "source.root=x")
         assert auto[1].requires == {"images", "caption"}
     for recipe in ("pansharpening", "hmif"):
-        assert [s.name for s in stages(recipe, "source.root=x")] == ["caption", "text"]
+        assert [s.name for s in stages(recipe, "source.layout=paired", "source.root=x")] == ["caption", "text"]
     own = stages("msrs", "masks=annotation")
     assert [type(stage).__name__ for stage in own][1:3] == ["AnnotatedBoxes", "AnnotatedMasks"]
 

@@ -94,6 +94,17 @@ def prepare(
     died is replaced at once on its own machine, elsewhere after storage.lease_seconds. Exit codes: 0 all committed,
     3 committed with more in quarantine than the recipe allows, 1 failed.
 
+    \b
+    source.layout says how the pictures lie below source.root (case, - and _ do not matter: MFI-WHU, NYU-D):
+      vif            msrs m3fd tno roadscene llvip fmb vifb fusiondataset tardal superfusion textfusion
+      mif            harvard
+      mef            sice mef_hrp mefb
+      mff            mfi_whu realmff nyud lytro mffw mfifb
+      pansharpening  pancollection psdata3 geotiff
+      hmif           hscube
+      any            paired: folders, prefixes or suffixes of your own (source.modalities)
+    source.holdout={val: 0.1, test: 0.1} makes splits of your own, scenes that look alike in one of them.
+
     guidance=full takes the paper's models (Florence-2, Grounding DINO, SAM, T5) instead of the built-in methods;
     `rwkvfusion fetch RECIPE` downloads them once. --dry-run also says how stages share CPUs and GPUs.
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from test_source import TREES, picture, source, write
 
+from rwkvfusion.pipelines.cli import main
 from rwkvfusion.stages.annotation import AnnotationConfig, annotated
 from rwkvfusion.stages.layouts import LAYOUTS, PAIRED, canonical
 from rwkvfusion.stages.source import SourceConfig, SourceError
@@ -90,6 +94,18 @@ def test_each_layout_finds_what_its_authors_document(
 def test_every_layout_of_pictures_is_tried() -> None:
     tried = {layout for layout, *_ in [*TREES, *MORE]}
     assert tried == {name for name, layout in LAYOUTS.items() if layout.task not in ("pansharpening", "hmif")}
+
+
+def test_recipes_and_help_name_every_layout() -> None:
+    said = CliRunner().invoke(main, ["prepare", "--help"]).output
+    for name, layout in LAYOUTS.items():
+        (line,) = [line.split() for line in said.splitlines() if line.split()[:1] == [layout.task]]
+        assert name in line[1:]
+        recipe = resources.files("rwkvfusion.pipelines.recipes").joinpath(f"{layout.task}.yaml").read_text()
+        assert re.search(rf"\b{name}\b", recipe), f"{name} is not in {layout.task}.yaml"
+    tasks = {layout.task for layout in LAYOUTS.values()}
+    words = [line.split() for line in said.splitlines() if line.split()[:1] and line.split()[0] in tasks]
+    assert {name for line in words for name in line[1:]} == set(LAYOUTS)
 
 
 def test_names_of_layouts_are_read_as_people_write_them(tmp_path: Path) -> None:

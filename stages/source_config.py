@@ -1,0 +1,158 @@
+"""What a source is set to be: its settings, and the layout that they come to."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.storage import absolute
+from rwkvfusion.stages.holdout import REST
+from rwkvfusion.stages.layouts import ANY, LAYOUTS, MASK, PAIRED, TARGET, Layout, Place, canonical, usual
+from rwkvfusion.stages.sample import RESERVED, Name, Task
+from rwkvfusion.stages.scenes import SceneConfig
+from rwkvfusion.stages.sequences import Exposures
+
+
+class SourceError(RwkvFusionError, ValueError):
+    """A source that cannot be used; the message says what was looked for, what is there, and what to set."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+
+class PlaceConfig(_Settings):
+    """Where the files of one role lie, for layout `paired`; names are read without regard to case."""
+
+    folder: str = Field(default="", description="the folder's name or path; `{split}` in it stands for a split")
+    prefix: str = Field(default="", description="how file names begin")
+    suffix: str = Field(default="", description="how file names end, before the extension")
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if not (self.folder.strip("/") or self.prefix or self.suffix):
+            raise ValueError("give a folder, a prefix or a suffix")
+        return self
+
+    def place(self, role: str) -> Place:
+        """As a layout has it."""
+        folders, prefixes, suffixes = (
+            (text,) if text else () for text in (self.folder.strip("/"), self.prefix, self.suffix)
+        )
+        return Place(role, folders, prefixes, suffixes)
+
+
+class SourceConfig(_Settings):
+    """Where pairs come from. `modalities`, `target`, `mask`, `labels` and `task` describe a layout `paired`."""
+
+    layout: str = Field(description=f"one of {', '.join(sorted(LAYOUTS))}, or {PAIRED}")
+    root: str = Field(min_length=1, description="folder or URL that holds the data")
+    scene: SceneConfig = SceneConfig()
+    follow_links: bool = Field(
+        default=True, description="read what links lead to outside the root too, as where a dataset is linked together"
+    )
+    modalities: dict[Name, PlaceConfig] = Field(default={}, description="two or more roles, e.g. visible and infrared")
+    target: PlaceConfig | None = Field(default=None, description="the true fused pictures, if there are any")
+    mask: PlaceConfig | None = Field(default=None, description="annotated masks, if there are any")
+    labels: dict[int, str] = Field(default={}, description="what the values of annotated masks stand for")
+    task: Task | None = Field(default=None, description="needed where the modalities do not say it")
+    exposures: Exposures = Field(
+        default="extreme",
+        description="of a sequence of exposures, by the mean luma of each: the darkest and the brightest, or all",
+    )
+    holdout: dict[Name, float] | None = Field(
+        default=None,
+        description="splits of our own, e.g. {val: 0.1, test: 0.1}, and train for the rest: that part of the names of"
+        " pairs on average, by their hash and whatever their folders, so that pairs that are added move none; or of the"
+        " rows of each scene that is cut into tiles. None: the layout's own (harvard: a fifth of the cases; scenes: a"
+        " quarter of the rows); {}: the folders decide",
+    )
+    near_duplicates: int | None = Field(
+        default=6,
+        ge=0,
+        le=32,
+        description="with a holdout, pairs whose first modalities look alike share a split: 64-bit perceptual hashes"
+        " that differ in so many bits at most. Planning then reads a picture of each pair (some 60 PNGs or 900 JPEGs of"
+        " 0.3 megapixels a second and core). None or 0: off; harvard keeps cases together instead",
+    )
+    default_split: Name | None = Field(
+        default=None, description="the split of pairs in no split's folder; None: the root's own name, else train"
+    )
+    splits: tuple[Name, ...] = Field(default=(), description="take these splits only; empty: all")
+    split_lists: dict[Name, str] = Field(
+        default={},
+        description="text file of each split: one `folder/name.png` a line; pairs in none are left out",
+    )
+
+    @field_validator("layout")
+    @classmethod
+    def _canonical(cls, layout: str) -> str:
+        return canonical(layout)
+
+    @field_validator("holdout")
+    @classmethod
+    def _shares(cls, holdout: dict[str, float] | None) -> dict[str, float] | None:
+        if holdout and (not all(share > 0 for share in holdout.values()) or sum(holdout.values()) >= 1):
+            raise ValueError("parts are above 0 and less than 1 in all: what is left is for train")
+        if holdout and REST in holdout:
+            raise ValueError("leave out train: it gets the rest")
+        return holdout
+
+    @model_validator(mode="after")
+    def _one_way_to_split(self) -> Self:
+        if self.holdout and self.split_lists:
+            raise ValueError("holdout and split_lists both say which pair is in which split: leave out one of them")
+        return self
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root: str) -> str:
+        # Workers run in other directories than the one a relative path was meant for.
+        return absolute(root)
+
+
+def layout_of(config: SourceConfig) -> Layout:
+    """The layout of that name, or the one that the settings describe. SourceError where they do not."""
+    if config.layout == PAIRED:
+        return _paired(config)
+    layout = LAYOUTS.get(config.layout)
+    if layout is None:
+        near = difflib.get_close_matches(config.layout.lower(), [*LAYOUTS, PAIRED], 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        known = ", ".join(sorted(LAYOUTS))
+        raise SourceError(
+            f"unknown source.layout {config.layout!r}: {hint}There is {known}; and {PAIRED} for any other"
+        )
+    given = [name for name in ("modalities", "target", "mask", "labels", "task") if getattr(config, name)]
+    if given:
+        raise SourceError(
+            f"layout {config.layout!r} has its own {given[0]}: leave out source.{given[0]}, or use {PAIRED}"
+        )
+    return layout
+
+
+def _paired(config: SourceConfig) -> Layout:
+    roles = list(config.modalities)
+    if len(roles) < 2:
+        raise SourceError(
+            "layout 'paired' needs two or more source.modalities, e.g. --set source.modalities.visible.folder=vi"
+            " --set source.modalities.infrared.folder=ir"
+        )
+    reserved = RESERVED.intersection(roles)
+    if reserved:
+        raise SourceError(f"source.modalities: {min(reserved)!r} cannot be a modality's name")
+    if len(set(config.modalities.values())) < len(roles):
+        raise SourceError(f"source.modalities: {' and '.join(roles)} must not lie in the same place")
+    if config.labels and config.mask is None:
+        raise SourceError("source.labels names the values of annotated masks: set source.mask too, or leave it out")
+    known = usual(roles)
+    task = config.task or (known[0] if known else None)
+    if task is None:
+        raise SourceError(f"the task of {', '.join(roles)} is not known: set source.task ({', '.join(get_args(Task))})")
+    places = [config.modalities[role].place(role) for role in (known[1] if known else roles)]
+    places += [config.target.place(TARGET)] if config.target else []
+    places += [config.mask.place(MASK)] if config.mask else []
+    return Layout(task, tuple(places), labels=config.labels, inner=(ANY,))

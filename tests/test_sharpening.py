@@ -61,7 +61,8 @@ def trained(url: str, folder: Path, steps: int, **network: Any) -> tuple[Fuser, 
 
 
 @pytest.mark.parametrize(
-    ("task", "layout", "folder"), [("pansharpening", "geotiff", "tif"), ("hmif", "hscube", "cubes")]
+    ("task", "layout", "folder"),
+    [("pansharpening", "geotiff", "tif"), pytest.param("hmif", "hscube", "cubes", marks=pytest.mark.slow)],
 )
 def test_scenes_are_prepared_learnt_from_fused_and_scored(tmp_path: Path, task: str, layout: str, folder: str) -> None:
     write_scenes(tmp_path)

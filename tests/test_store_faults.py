@@ -109,7 +109,7 @@ CALLS: dict[str, tuple[Callable[[Store], object], object]] = {
 """Calls of a store that holds what `filled` puts there, one after the other, and what they give."""
 
 
-def filled(url: str, patience: float = 90) -> Store:
+def filled(url: str, patience: float = 20) -> Store:
     store = Store(url, patience)
     for name, data in {"a/one": b"one" * 1000, "a/two": b"two", "a/empty": b"", "a/b/three": b"three"}.items():
         store.write(name, data)

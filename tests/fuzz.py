@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 from bad_files import FORMS, GOOD, UNREADABLE, pixels, plain, tiff
-from datasets import pair
+from made_datasets import pair
 from PIL import Image
 
 from rwkvfusion.infra.codec import decode_indices, describe

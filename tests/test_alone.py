@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from datasets import pair
+from made_datasets import pair
 
 from rwkvfusion.infra.attempts import Attempts
 from rwkvfusion.infra.lease import Fence

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bad_files import make_mess
-from datasets import picture
+from made_datasets import picture
 
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.manifest import read_manifests

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import pair
+from made_datasets import pair
 
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.manifest import (

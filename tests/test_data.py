@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import TEXT_WIDTH, pair, pairs, picture, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_datasets import TEXT_WIDTH, pair, pairs, picture, write_dataset
 
 from rwkvfusion.infra.codec import decode, decode_indices
 from rwkvfusion.infra.manifest import ManifestError

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from datasets import TEXT_WIDTH, pair, picture, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import scene
+from made_datasets import TEXT_WIDTH, pair, picture, write_dataset
 
 from rwkvfusion.infra.codec import decode, encode_png
 from rwkvfusion.model.fuser import Fuser, FuserConfig

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from datasets import write_dataset
 from made import scene
+from made_datasets import write_dataset
 
 from rwkvfusion.infra.codec import decode, probe
 from rwkvfusion.infra.storage import sha256

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import pair, picture
+from made_datasets import pair, picture
 from perturb import LABEL, MEDIUM, MILD, STRONG, Strength, iou, perturbed, score
 
 from rwkvfusion.stages.annotation import AnnotationConfig, annotated

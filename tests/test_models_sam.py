@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import tiny_sam_t5
 import torch
-from datasets import picture
 from made import scene
+from made_datasets import picture
 
 from rwkvfusion.infra.weights import WeightsError
 from rwkvfusion.stages.pictures import rgb

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_sam_t5
 import torch
-from datasets import pair
+from made_datasets import pair
 
 from rwkvfusion.infra.weights import WeightsError
 from rwkvfusion.stages.encoder import TextEncoder, TextEncoderConfig

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import pair, write_dataset
+from made_datasets import pair, write_dataset
 
 from rwkvfusion.infra.codec import encode_png
 from rwkvfusion.infra.manifest import read_manifests, write_manifest

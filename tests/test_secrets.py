@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import pytest
 import yaml
-from datasets import pairs, write_dataset
 from made import write_pairs
+from made_datasets import pairs, write_dataset
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.secrets import redacted

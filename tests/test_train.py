@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import pair, pairs, write_dataset
+from made_datasets import pair, pairs, write_dataset
 from mlflow import MlflowClient
 from ranks import losses
 from ray.exceptions import OutOfMemoryError

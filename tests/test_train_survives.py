@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from datasets import pairs, write_dataset
+from made_datasets import pairs, write_dataset
 from mlflow import MlflowClient
 from ranks import disagreement, losses
 from seaweed import S3

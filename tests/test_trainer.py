@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import TEXT_WIDTH, pairs, write_dataset
+from made_datasets import TEXT_WIDTH, pairs, write_dataset
 from safetensors.torch import load_file
 
 from rwkvfusion.model.data import Batch, Loader, LoaderConfig

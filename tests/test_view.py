@@ -8,10 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from datasets import pair, pairs, picture, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import scene
+from made_datasets import pair, pairs, picture, write_dataset
 from PIL import Image as Pil
 
 from rwkvfusion.infra.codec import encode_png

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tifffile
 import torch
 from torch import Tensor
 
-from rwkvfusion.infra.codec import ImageError, encode_png
+# Models that are registered bring code that imports this from here.
+from rwkvfusion.infra.encode import encode_picture as encode_picture
 from rwkvfusion.model.colour import fuse_chroma, rgb_to_ycbcr, ycbcr_to_rgb
 
 
@@ -71,20 +70,3 @@ def with_chroma(fused: Tensor, sources: Sequence[Tensor]) -> Tensor:
         return fused
     cb, cr = fuse_chroma([planes[0] for planes in chroma], [planes[1] for planes in chroma])
     return ycbcr_to_rgb(torch.stack([fused[0].to(cb.dtype), cb, cr]))
-
-
-def encode_picture(image: np.ndarray, extension: str | None = None) -> tuple[bytes, str]:
-    """(H, W, C) losslessly to its bytes and their extension: PNG where PNG can hold it, else TIFF.
-
-    `extension` asks for one of them (png, tif, tiff); ImageError where PNG is asked for and cannot hold the picture.
-    """
-    fits = image.shape[2] in (1, 3) and image.dtype in (np.uint8, np.uint16)
-    wanted = extension or ("png" if fits else "tif")
-    if wanted.lower() == "png":
-        if not fits:
-            raise ImageError(f"PNG cannot hold {image.shape[2]} bands of {image.dtype}: write .tif instead")
-        return encode_png(image), wanted
-    out = io.BytesIO()
-    planes = image[:, :, 0] if image.shape[2] == 1 else image
-    tifffile.imwrite(out, planes, photometric="rgb" if image.shape[2] == 3 else "minisblack", planarconfig="contig")
-    return out.getvalue(), wanted

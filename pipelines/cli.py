@@ -6,14 +6,15 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
-from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.secrets import redact_tracebacks, redacted
 from rwkvfusion.pipelines.cli_evaluate import evaluate
+from rwkvfusion.pipelines.cli_fuse import fuse
 
 # Commands import what they need when they run: `--help` answers at once, and `fuse` needs no Ray.
 
@@ -56,10 +57,6 @@ def main() -> None:
     Use:           rwkvfusion fuse --model models:/rwkvfusion-vif@candidate A.png B.png -o OUT.png
     """
     redact_tracebacks()
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
 
 
 @main.command()
@@ -115,11 +112,12 @@ def prepare(
     rwkvfusion prepare m3fd.yaml --set source.root=data/M3FD --set guidance=full --set caption.prompt="<CAPTION>"
     """
     from rwkvfusion.pipelines.cluster import expect
+    from rwkvfusion.pipelines.console import say
     from rwkvfusion.pipelines.packing import packing_lines
     from rwkvfusion.pipelines.plan import plan_job
     from rwkvfusion.pipelines.prepare import prepare as run_prepare
     from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
-    from rwkvfusion.pipelines.progress import ShardProgress
+    from rwkvfusion.pipelines.progress import PairProgress
     from rwkvfusion.pipelines.recipe import load_recipe
     from rwkvfusion.pipelines.report import outcome_lines, plan_facts, plan_lines
 
@@ -130,9 +128,9 @@ def prepare(
         click.echo(json.dumps(plan_facts(job)) if as_json else "\n".join(lines))
         return
     for line in plan_lines(job):
-        _say(line)
-    with ShardProgress(job) as progress:
-        outcome = run_prepare(job, on_shard=progress, say=_say)
+        say(line)
+    with PairProgress(job) as progress:
+        outcome = run_prepare(job, on_shard=progress.on_shard, on_pairs=progress.on_pairs, say=say)
     click.echo(json.dumps(asdict(outcome)) if as_json else "\n".join(outcome_lines(outcome)))
     sys.exit(outcome.exit_code)
 
@@ -150,6 +148,7 @@ def fetch(recipe: str, overrides: tuple[str, ...]) -> None:
     \b
     rwkvfusion fetch m3fd.yaml --set guidance=full --set source.root=data/M3FD
     """
+    from rwkvfusion.pipelines.console import say
     from rwkvfusion.pipelines.guidance import fetch_weights, guidance_stages
     from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
     from rwkvfusion.pipelines.recipe import load_recipe
@@ -158,9 +157,9 @@ def fetch(recipe: str, overrides: tuple[str, ...]) -> None:
     loaded = load_recipe(recipe, PrepareRecipe, overrides)
     source = Source(loaded.source, loaded.name)
     stages = guidance_stages(loaded, source.task, source.labels)
-    fetch_weights(stages, _say)
+    fetch_weights(stages, say)
     if not any(stage.uses_gpu for stage in stages):
-        _say(f"nothing to fetch: guidance {loaded.guidance!r} needs no models (guidance=full does)")
+        say(f"nothing to fetch: guidance {loaded.guidance!r} needs no models (guidance=full does)")
 
 
 @main.command()
@@ -184,9 +183,11 @@ def status(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @JSON
 def verify(url: str, deep: bool, as_json: bool) -> None:
     """Check a dataset against its manifests. Exit code 0 if clean, 1 with a list of what is wrong."""
+    from rwkvfusion.pipelines.console import Bar
     from rwkvfusion.pipelines.verify import verify as run_verify
 
-    report = run_verify(url, deep=deep)
+    with Bar("verify", 0, "pair") as bar:
+        report = run_verify(url, deep=deep, on_pairs=bar.of)
     if as_json:
         click.echo(json.dumps(asdict(report)))
     else:
@@ -246,79 +247,7 @@ def train(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
         click.echo(redacted(json.dumps(asdict(result))))
 
 
-@main.command()
-@click.argument("pair", nargs=-1, metavar="[A B]")
-@click.option(
-    "--model",
-    default="models:/rwkvfusion-vif@candidate",
-    show_default=True,
-    metavar="URI",
-    help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/PATH, or a folder with model.safetensors.",
-)
-@click.option("--a", "folder_a", metavar="DIR", help="Folder of the model's first modality (with --b).")
-@click.option("--b", "folder_b", metavar="DIR", help="Folder of its second modality; pairs have the same file stem.")
-@click.option(
-    "--dataset", metavar="URL", help="A prepared dataset: each sample is fused with its own caption and masks."
-)
-@click.option("--split", "splits", multiple=True, help="With --dataset: this split only; may be given many times.")
-@click.option(
-    "--guidance",
-    type=click.Choice(["none", "builtin"]),
-    default="none",
-    show_default=True,
-    help="For raw pairs: whether to compute a caption and masks first.",
-)
-@click.option("--tracking-uri", metavar="URI", help="MLflow to ask for the model; default as MLflow's own.")
-@click.option("-o", "--output", required=True, help="OUT.png for one pair, else a folder or URL.")
-@JSON
-def fuse(
-    pair: tuple[str, ...],
-    model: str,
-    folder_a: str | None,
-    folder_b: str | None,
-    dataset: str | None,
-    splits: tuple[str, ...],
-    guidance: Literal["none", "builtin"],
-    tracking_uri: str | None,
-    output: str,
-    as_json: bool,
-) -> None:
-    """Fuse one pair, two folders, or a prepared dataset with a registered model.
-
-    Any size; colour is kept. Each picture lies beside a JSON of what made it. GeoTIFFs for a sharpening model are read
-    and written in windows, and keep CRS and transform. Exit codes: 0 all fused, 3 some skipped, 1 none.
-
-    \b
-    rwkvfusion fuse VISIBLE.png INFRARED.png -o fused.png
-    rwkvfusion fuse --a data/vi --b data/ir -o fused
-    rwkvfusion fuse --model models:/rwkvfusion-pansharpening@candidate PAN.tif MS.tif -o OUT.tif
-    rwkvfusion fuse --dataset out/msrs --split test -o fused
-    """
-    from rwkvfusion.pipelines.fuse import PictureProgress, fuse_dataset, fuse_folders, fuse_pair, open_model
-
-    given = sum((bool(pair), folder_a is not None or folder_b is not None, dataset is not None))
-    if given != 1 or (folder_a is None) != (folder_b is None):
-        raise click.UsageError("give either a pair A B, or --a DIR and --b DIR, or --dataset URL")
-    fuser = open_model(model, tracking=tracking_uri)
-    if pair:
-        summary = fuse_pair(fuser, pair, output, guidance)
-    elif dataset is not None:
-        summary = fuse_dataset(fuser, dataset, output, splits or None, on_picture=PictureProgress())
-    else:
-        roles = [names[0] for names in fuser.fuser.config.places]
-        if len(roles) != 2:
-            raise click.UsageError(f"this model fuses {' + '.join(roles)}: --a and --b are for two")
-        folders = dict(zip(roles, (str(folder_a), str(folder_b)), strict=True))
-        summary = fuse_folders(fuser, folders, output, guidance, PictureProgress())
-    if as_json:
-        click.echo(json.dumps(asdict(summary)))
-    else:
-        for skipped in summary.skipped:
-            click.echo(f"skipped {printable(skipped.name)}: {skipped.reason}", err=True)
-        click.echo(f"{len(summary.written)} fused, {len(summary.skipped)} skipped -> {output}")
-    sys.exit(summary.exit_code)
-
-
+main.add_command(fuse)
 main.add_command(evaluate)
 
 

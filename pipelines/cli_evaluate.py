@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import click
 from click.core import ParameterSource
-from tqdm import tqdm
 
 # As in cli.py: what is heavy is imported when the command runs.
 
@@ -108,6 +103,7 @@ def evaluate(
         --dataset s3://bucket/wv3 --split test_full --sensor WV3 --limit 20 --json -
     """
     from rwkvfusion.infra.storage import Store
+    from rwkvfusion.pipelines.console import Bar, say
     from rwkvfusion.pipelines.evaluate import evaluate_folders
     from rwkvfusion.pipelines.evaluate_dataset import choose_samples, evaluate_dataset
 
@@ -120,15 +116,17 @@ def evaluate(
 
         uris = _by_name(models, "--model", name)
         chosen = choose_samples(dataset, splits or None, limit)
-        click.echo(f"scoring {chosen.line}", err=True)
+        say(f"scoring {chosen.line}")
         fusers = {called: open_model(uri, tracking=tracking_uri).fuser for called, uri in uris.items()}
-        with _Progress("sample") as progress:
-            table = evaluate_dataset(fusers, chosen, sensor=sensor, on_scene=progress)
+        with Bar("evaluate", chosen.count, "sample") as bar:
+            bar.reach(0)
+            table = evaluate_dataset(fusers, chosen, sensor=sensor, on_scene=bar.of)
     elif folder_a is not None and folder_b is not None:
         folders = _by_name(fused, "--fused")
-        with _Progress("pair") as progress:
+        with Bar("evaluate", 0, "pair") as bar:
+            bar.reach(0)
             table = evaluate_folders(
-                folder_a, folder_b, folders, task=task, target=target, scale=scale, sensor=sensor, on_scene=progress
+                folder_a, folder_b, folders, task=task, target=target, scale=scale, sensor=sensor, on_scene=bar.of
             )
     else:
         raise click.UsageError("give either --a DIR and --b DIR, or --dataset URL")
@@ -141,28 +139,6 @@ def evaluate(
         Store(str(path.parent)).write(path.name, table.to_json().encode())
     # Off a terminal the width is COLUMNS, or 100.
     click.echo("\n".join(table.lines(shutil.get_terminal_size((100, 24)).columns)))
-
-
-class _Progress:
-    """Counts on stderr: a bar on a terminal, else a line every half minute."""
-
-    def __init__(self, unit: str) -> None:
-        self._bar = tqdm(unit=unit, disable=not sys.stderr.isatty(), leave=False)
-        self._unit = unit
-        self._said = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._bar.close()
-
-    def __call__(self, done: int, total: int) -> None:
-        self._bar.total = total
-        self._bar.update()
-        if self._bar.disable and time.monotonic() - self._said > 30:
-            self._said = time.monotonic()
-            click.echo(f"{done}/{total} {self._unit}s scored", err=True)
 
 
 def _is_given(context: click.Context, parameter: click.Parameter) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.pipelines.console import Stderr, phase
 
 _ANSWER_SECONDS = 10
 
@@ -77,7 +78,7 @@ def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]
     # Ray's errors reach us as exceptions; what its core prints besides would bury our own lines.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        with _stderr_muted():
+        with phase("connecting to Ray" if address else "starting Ray"), _stderr_muted():
             ray.init(**options)
     except Exception as error:
         # Ray raises nothing more special where a part of it dies while it starts.
@@ -87,7 +88,7 @@ def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]
     _own = not address
     try:
         # Ray prints the deaths of workers on stdout, which belongs to a command's answer.
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(Stderr()):
             yield _describe(local=not address)
     finally:
         _own = False

@@ -1,31 +1,36 @@
 """`fuse`: a model's pictures of one pair, of two folders, or of a prepared dataset. Needs no Ray.
 
-Each picture `NAME.png` (TIFF where it has other than 1 or 3 bands) lies beside `NAME.json`: model, sources, guidance,
-hashes. A pair that cannot be fused is skipped with its reason; the others go on.
+Each picture `NAME.png` (TIFF where it has other than 1 or 3 bands, or the format asked for) lies beside `NAME.json`:
+model, sources, guidance, hashes; by it, a picture that is finished is not made again. A pair that cannot be fused is
+skipped with its reason; the others go on.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from types import TracebackType
+from typing import Literal, Self
 
 import torch
-from tqdm import tqdm
 
 from rwkvfusion.infra.codec import ImageError
 from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.formats import FORMATS
 from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests, read_shard
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fuser import WEIGHTS, Fuser
 from rwkvfusion.model.serving import resolve
+from rwkvfusion.pipelines.console import Bar, say
 from rwkvfusion.pipelines.fuse_scene import File, FuseError, is_scene
 from rwkvfusion.pipelines.fuse_writer import (
     Fused,
     FuseSummary,
     Model,
     OnPicture,
+    Output,
     PictureWriter,
     Skipped,
     Task,
@@ -36,7 +41,16 @@ from rwkvfusion.stages.reading import check_orientation, open_picture
 from rwkvfusion.stages.sample import Sample, SampleFormatError
 from rwkvfusion.stages.shards import unpack
 
-__all__ = ["FuseError", "FuseSummary", "Model", "PictureProgress", "fuse_dataset", "fuse_folders", "fuse_pair"]
+__all__ = [
+    "FuseError",
+    "FuseSummary",
+    "Model",
+    "Output",
+    "PictureProgress",
+    "fuse_dataset",
+    "fuse_folders",
+    "fuse_pair",
+]
 
 RawGuidance = Literal["none", "builtin"]
 
@@ -48,11 +62,17 @@ def open_model(uri: str, device: str | None = None, tracking: str | None = None)
     return Model(fuser, source, sha256((source.folder / WEIGHTS).read_bytes()))
 
 
-def fuse_pair(model: Model, urls: Sequence[str], out: str, guidance: RawGuidance = "none") -> FuseSummary:
+def fuse_pair(
+    model: Model,
+    urls: Sequence[str],
+    out: str,
+    guidance: RawGuidance = "none",
+    output: Output = Output(),  # noqa: B008
+) -> FuseSummary:
     """Fuse the pictures `urls`, in the order of the model's roles, to `out` with its record beside it.
 
-    `out` ends in .png or .tif, or is a folder, where the picture gets the stem of the first. FuseError for a number of
-    pictures that is not the model's, and for an `out` that ends otherwise.
+    `out` ends in one of `encode.FORMATS`, or is a folder, where the picture gets the stem of the first. FuseError for a
+    number of pictures that is not the model's, and for an `out` that ends otherwise or in another than `output.format`.
     """
     roles = [names[0] for names in model.fuser.config.places]
     if len(urls) != len(roles):
@@ -60,12 +80,14 @@ def fuse_pair(model: Model, urls: Sequence[str], out: str, guidance: RawGuidance
     files = {role: _file(url) for role, url in zip(roles, urls, strict=True)}
     folder, name = (Store(out), files[roles[0]][1]) if Store(out).isdir() else _file(out)
     stem, _, extension = name.rpartition(".")
-    if Store(out).isdir():
-        extension = ""
-    elif not stem or extension.lower() not in ("png", "tif", "tiff"):
-        raise FuseError(f"{out}: a fused picture is written as .png or .tif (or into a folder that is there)")
-    writer = PictureWriter(model, folder, guidance, extension or None)
-    return writer.run([_task(model, stem, files)], 1)
+    if not Store(out).isdir():
+        if not stem or extension.lower() not in FORMATS:
+            known = ", ".join(f".{one}" for one in FORMATS)
+            raise FuseError(f"{out}: a fused picture is written as {known} (or into a folder that is there)")
+        if output.format not in (None, extension.lower()):
+            raise FuseError(f"{out} is no .{output.format}, which was asked for: leave one of them out")
+        output = replace(output, format=extension)
+    return PictureWriter(model, folder, guidance, replace(output, jobs=1)).run([_task(model, stem, files)], 1)
 
 
 def fuse_folders(
@@ -74,8 +96,9 @@ def fuse_folders(
     out: str,
     guidance: RawGuidance = "none",
     on_picture: OnPicture | None = None,
+    output: Output = Output(),  # noqa: B008
 ) -> FuseSummary:
-    """Fuse the pictures of `folders` (role -> URL), paired by stem, to `{out}/{stem}.png`.
+    """Fuse the pictures of `folders` (role -> URL), paired by stem, to `{out}/{stem}.{format}`.
 
     Stems may differ in case. Files that pair with nothing are skipped with the reason. FuseError where the roles are
     not the model's, a folder is not there, or no two stems fit.
@@ -101,7 +124,7 @@ def fuse_folders(
         files = {role: (Store(folders[role]), name.partition("/")[2]) for role, name in pair.files.items()}
         tasks.append(_task(model, files[roles[0]][1].rpartition(".")[0], files))
     skipped = [Skipped(one.name, one.reason) for one in sorted(alone, key=lambda one: one.name)]
-    return PictureWriter(model, Store(out), guidance).run(tasks, len(tasks) + len(skipped), on_picture, skipped)
+    return PictureWriter(model, Store(out), guidance, output).run(tasks, len(tasks) + len(skipped), on_picture, skipped)
 
 
 def fuse_dataset(
@@ -111,8 +134,9 @@ def fuse_dataset(
     splits: Collection[str] | None = None,
     keys: Collection[str] | None = None,
     on_picture: OnPicture | None = None,
+    output: Output = Output(),  # noqa: B008
 ) -> FuseSummary:
-    """Fuse the committed samples of the dataset at `url` with their own masks and texts, to `{out}/{stem}.png`.
+    """Fuse the committed samples of the dataset at `url` with their own masks and texts, to `{out}/{stem}.{format}`.
 
     The stem is that of the first modality's file in the source, so that the pictures can be set beside it; where two
     samples share one, the later gets its key. FuseError for splits or keys that are not there.
@@ -128,28 +152,31 @@ def fuse_dataset(
     missing = sorted(set(keys or ()) - wanted)
     if missing or not wanted:
         raise FuseError(f"{store.url} has no committed sample {', '.join(missing[:5])} in the splits asked for")
-    return PictureWriter(model, Store(out), "sample").run(_committed(store, chosen, wanted), len(wanted), on_picture)
+    tasks = _committed(store, chosen, wanted)
+    return PictureWriter(model, Store(out), "sample", output).run(tasks, len(wanted), on_picture)
 
 
 class PictureProgress:
-    """Progress on stderr, for `on_picture`: a bar on a terminal, else a line a picture; reasons on both."""
+    """Progress on stderr, for `on_picture`: what was skipped is said at once, with its reason. Use it as a context."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
-        self._done = 0
+        self._bar: Bar | None = None
+        self._shown = ExitStack()
 
-    def __call__(self, result: Fused | Skipped, total: int) -> None:
-        self._done += 1
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._shown.close()
+
+    def __call__(self, result: Fused | Skipped | None, total: int) -> None:
+        if self._bar is None:
+            self._bar = self._shown.enter_context(Bar("fuse", total, "picture"))
+            self._bar.reach(0)
         if isinstance(result, Skipped):
-            tqdm.write(f"skipped {result.name}: {result.reason}", file=sys.stderr)
-        elif not sys.stderr.isatty():
-            size = f"{result.width}x{result.height}"
-            print(f"{result.name} {size} {result.seconds:.2f} s ({self._done}/{total})", file=sys.stderr, flush=True)
-        if sys.stderr.isatty():
-            self._bar = self._bar or tqdm(total=total, unit="picture")
-            self._bar.update()
-            if self._done == total:
-                self._bar.close()
+            say(f"skipped {printable(result.name)}: {printable(result.reason)}")
+        if result is not None:
+            self._bar.advance(worked=isinstance(result, Fused) and not result.kept)
 
 
 def _file(url: str) -> File:
@@ -158,7 +185,7 @@ def _file(url: str) -> File:
 
 
 def _task(model: Model, name: str, files: Mapping[str, File]) -> Task:
-    return Task(name, partial(_raw_sample, model, files), files if is_scene(model.fuser, files) else None)
+    return Task(name, partial(_raw_sample, model, files), files=files, is_scene=is_scene(model.fuser, files))
 
 
 def _raw_sample(model: Model, files: Mapping[str, File]) -> Sample:
@@ -183,11 +210,11 @@ def _committed(store: Store, manifests: Sequence[Manifest], wanted: Collection[s
         try:
             samples = {sample.key: sample for sample in unpack(read_shard(store, manifest))}
         except RwkvFusionError as error:
-            yield from (Task(key, partial(_fail, str(error))) for key in keys)
+            yield from (Task(key, partial(_fail, str(error)), key) for key in keys)
             continue
         for key in keys:
             stem = samples[key].images[0].path.rpartition("/")[2].rpartition(".")[0]
-            yield Task(stem, partial(samples.__getitem__, key))
+            yield Task(stem, partial(samples.__getitem__, key), key)
 
 
 def _fail(message: str) -> Sample:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.encode import encode_picture
+from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.formats import QUALITY
 from rwkvfusion.infra.provenance import commit, package_version
-from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.infra.storage import Store, open_file, sha256
 from rwkvfusion.model.fuser import Fuser
-from rwkvfusion.model.pixels import encode_picture
 from rwkvfusion.model.serving import ModelSource
+from rwkvfusion.model.tiles import MAX_PIXELS
+from rwkvfusion.pipelines.fuse_jobs import Room, in_order
 from rwkvfusion.pipelines.fuse_scene import RASTERS, File, FuseError, fuse_scene, overview
+from rwkvfusion.stages.listing import is_local
 from rwkvfusion.stages.sample import Sample
 from rwkvfusion.stages.stage import Stage, run
+from rwkvfusion.stages.swapped import INFRARED, VISIBLE, why_swapped
 
 Guidance = Literal["none", "builtin", "sample"]
 """Where mask and text come from: nowhere, the built-in stages, or the prepared sample."""
@@ -33,13 +39,17 @@ class Model:
 
 @dataclass(frozen=True)
 class Fused:
-    """A picture that was written: the name of its pair, its URL, size in pixels, and the seconds it took."""
+    """A picture that is there: the name of its pair, its URL, size in pixels, and the seconds it took.
+
+    `kept`: it was there before, made of the same sources by the same model in the same way.
+    """
 
     name: str
     url: str
     height: int
     width: int
     seconds: float
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,10 +62,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class FuseSummary:
-    """What came of a call. `exit_code`: 0 all fused, 3 some skipped, 1 nothing fused."""
+    """What came of a call. `exit_code`: 0 all fused, 3 some skipped, 1 nothing fused. `warnings` are for a person."""
 
     written: tuple[Fused, ...]
     skipped: tuple[Skipped, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -63,9 +74,32 @@ class FuseSummary:
             return 1
         return 3 if self.skipped else 0
 
+    @property
+    def line(self) -> str:
+        """The numbers, for a person."""
+        kept = sum(one.kept for one in self.written)
+        there = f", {kept} were there already" if kept else ""
+        return f"{len(self.written) - kept} fused{there}, {len(self.skipped)} skipped"
 
-OnPicture = Callable[[Fused | Skipped, int], None]
-"""Called with what came of each pair, and the number of all."""
+
+OnPicture = Callable[[Fused | Skipped | None, int], None]
+"""Called with what came of each pair, and the number of all; with None at the start."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """How pictures are written."""
+
+    format: str | None = None
+    """One of `encode.FORMATS`; None: PNG where PNG can hold the picture, else TIFF."""
+    quality: int = QUALITY
+    """Of JPEG, 1 to 100."""
+    records: bool = True
+    """Whether a JSON of what made it lies beside each picture; without, no picture is known to be finished."""
+    overwrite: bool = False
+    """Whether finished pictures are made again."""
+    jobs: int = 1
+    """Pairs at once."""
 
 
 @dataclass(frozen=True)
@@ -74,52 +108,93 @@ class Task:
 
     name: str
     read: Callable[[], Sample]
-    scene: Mapping[str, File] | None = None
-    """By role, where rasters are to be read in windows and not as a sample."""
+    key: str = "pair"
+    """The sample's."""
+    files: Mapping[str, File] | None = None
+    """The pictures by role, where they are files."""
+    is_scene: bool = False
+    """Whether the files are to be read in windows and not as a sample."""
 
 
 class PictureWriter:
-    """Writes `{stem}.{extension}` and then `{stem}.json` to `store`; a pair that cannot be fused is skipped.
+    """Writes `{stem}.{extension}` and then `{stem}.json` to `store`; a pair that cannot be fused is skipped."""
 
-    The extension is PNG's where PNG can hold the picture, else TIFF's, unless `extension` asks for one of them.
-    """
-
-    def __init__(self, model: Model, store: Store, guidance: Guidance, extension: str | None = None) -> None:
-        self.model, self.store, self.guidance, self.extension = model, store, guidance, extension
+    def __init__(self, model: Model, store: Store, guidance: Guidance, output: Output) -> None:
+        self.model, self.store, self.guidance, self.output = model, store, guidance, output
         self._stages = _builtin_stages(model) if guidance == "builtin" else []
+        self._room = Room(output.jobs)
         self._used: set[str] = set()
+        self._swapped: list[str] = []
 
     def run(
         self, tasks: Iterable[Task], total: int, on_picture: OnPicture | None = None, skipped: Iterable[Skipped] = ()
     ) -> FuseSummary:
-        """Do the tasks in order. `skipped` are reported with them; `total` counts both."""
+        """Do the tasks, several at once, and tell of them in order. `skipped` are reported with them; `total` counts
+        both."""
+        tell = on_picture or (lambda *_: None)
         written, left_out = [], list(skipped)
+        tell(None, total)
         for skip in left_out:
-            if on_picture:
-                on_picture(skip, total)
-        for task in tasks:
-            result = self._one(task)
+            tell(skip, total)
+        for result in in_order(
+            self._one, ((task, self._free(task.name, task.key)) for task in tasks), self.output.jobs
+        ):
             if isinstance(result, Fused):
                 written.append(result)
             else:
                 left_out.append(result)
-            if on_picture:
-                on_picture(result, total)
-        return FuseSummary(tuple(written), tuple(left_out))
+            tell(result, total)
+        return FuseSummary(tuple(written), tuple(left_out), self._warnings())
 
-    def _one(self, task: Task) -> Fused | Skipped:
-        if task.scene is not None:
-            return self._scene(task.name, task.scene)
-        start = time.perf_counter()
+    def _one(self, task: Task, stem: str) -> Fused | Skipped:
         try:
-            sample = self._guided(task.read())
-            if sample.error is not None:
-                return Skipped(task.name, f"{sample.error.stage}: {sample.error.message}")
-            picture = self.model.fuser.fuse_sample(sample)
-            data, extension = encode_picture(picture, self.extension)
+            sample = task.read() if task.files is None else None
+            kept = self._kept(task, stem, sample)
+            if kept is not None:
+                return kept
+            if task.is_scene and task.files is not None:
+                return self._scene(task.name, stem, task.files)
+            return self._picture(task.name, stem, sample or task.read())
         except RwkvFusionError as error:
             return Skipped(task.name, str(error))
-        stem = self._free(task.name, sample.key)
+
+    def _kept(self, task: Task, stem: str, sample: Sample | None) -> Fused | None:
+        """The picture of `task` that is there already: its record says it is made as it would be made now."""
+        if self.output.overwrite or not self.output.records or not self.store.exists(f"{stem}.json"):
+            return None
+        try:
+            record = json.loads(self.store.read(f"{stem}.json"))
+            made, seconds, made_from = record["output"], float(record["seconds"]), record["made_from"]
+            name, size = str(made["path"]), (int(made["height"]), int(made["width"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+        files = task.files or {}
+        sources = {role: file_sha256(*file) for role, file in files.items()} or _sources(sample)
+        if made_from != self._made_from(sources, sample):
+            return None
+        if not self.store.exists(name) or file_sha256(self.store, name) != made["sha256"]:
+            return None
+        return Fused(task.name, self.store.join(name), *size, seconds, kept=True)
+
+    def _made_from(self, sources: Mapping[str, str], sample: Sample | None) -> str:
+        """Hex SHA-256 of all that decides the bytes of a picture."""
+        output, guidance = self.output, []
+        if sample is not None and self.guidance == "sample":
+            guidance = [
+                sha256(part) for part in (sample.mask and sample.mask.png, sample.text and sample.text.data) if part
+            ]
+        parts = [self.model.weights_sha256, package_version(), self.guidance, output.format, output.quality]
+        return sha256(json.dumps([parts, sorted(sources.items()), guidance]).encode())
+
+    def _picture(self, name: str, stem: str, sample: Sample) -> Fused | Skipped:
+        sample = self._guided(sample)
+        if sample.error is not None:
+            return Skipped(name, f"{sample.error.stage}: {sample.error.message}")
+        self._look(sample)
+        with self._room.taken(sample.images[0].height, sample.images[0].width):
+            start = time.perf_counter()
+            picture = self.model.fuser.fuse_sample(sample)
+            data, extension = encode_picture(picture, self.output.format, self.output.quality)
         seconds = time.perf_counter() - start
         self.store.write(f"{stem}.{extension}", data)
         output = {
@@ -129,33 +204,51 @@ class PictureWriter:
             "dtype": str(picture.dtype),
         }
         sources = {image.role: {"path": image.path, "sha256": image.sha256} for image in sample.images}
-        self._write_record(stem, self._record(sample, sources), output, seconds)
+        self._write_record(stem, sample, sources, output, seconds)
         height, width = picture.shape[:2]
-        return Fused(task.name, self.store.join(f"{stem}.{extension}"), height, width, seconds)
+        return Fused(name, self.store.join(f"{stem}.{extension}"), height, width, seconds)
 
-    def _scene(self, name: str, files: Mapping[str, File]) -> Fused | Skipped:
+    def _scene(self, name: str, stem: str, files: Mapping[str, File]) -> Fused:
         """Rasters, read and written in windows."""
-        start = time.perf_counter()
-        stem = self._free(name, "scene")
-        path = f"{stem}.{self.extension or 'tif'}"
-        try:
-            if path.rpartition(".")[2].lower() not in RASTERS:
-                raise FuseError(f"{path}: PNG holds neither such bands nor a georeference: write .tif instead")
-            sample = self._guided(overview(self.model.fuser, files)) if self._stages else None
-            text = None if sample is None or sample.text is None else sample.text.array()
+        path = f"{stem}.{self.output.format or 'tif'}"
+        if path.rpartition(".")[2].lower() not in RASTERS:
+            raise FuseError(f"{path}: only a TIFF holds such bands and a georeference: write .tif instead")
+        sample = self._guided(overview(self.model.fuser, files)) if self._stages else None
+        text = None if sample is None or sample.text is None else sample.text.array()
+        # A scene takes as much as there may be, whatever its size.
+        with self._room.taken(MAX_PIXELS, 1):
+            start = time.perf_counter()
             made = fuse_scene(self.model.fuser, files, self.store, path, text)
-        except RwkvFusionError as error:
-            return Skipped(name, str(error))
-        seconds = time.perf_counter() - start
-        self._write_record(stem, self._record(sample, made.sources), made.output, seconds)
+            seconds = time.perf_counter() - start
+        self._write_record(stem, sample, made.sources, made.output, seconds)
         return Fused(name, self.store.join(path), made.height, made.width, seconds)
+
+    def _look(self, sample: Sample) -> None:
+        """Note where visible and infrared seem to be given for each other."""
+        roles = {image.role: image for image in sample.images}
+        if VISIBLE in roles and INFRARED in roles and (why := why_swapped(roles[VISIBLE], roles[INFRARED])):
+            self._swapped.append(why)
+
+    def _warnings(self) -> tuple[str, ...]:
+        if not self._swapped:
+            return ()
+        pairs = "" if len(self._used) == 1 else f" ({len(self._swapped)} of {len(self._used)} pairs)"
+        return (f"are visible and infrared swapped{pairs}? {printable(min(self._swapped))}",)
 
     def _guided(self, sample: Sample) -> Sample:
         for stage in self._stages:
             (sample,) = run(stage, [sample])
         return sample
 
-    def _write_record(self, stem: str, record: dict[str, Any], output: dict[str, Any], seconds: float) -> None:
+    def _write_record(
+        self, stem: str, sample: Sample | None, sources: Mapping[str, Any], output: dict[str, Any], seconds: float
+    ) -> None:
+        if not self.output.records:
+            # One that lies there would be of another picture.
+            self.store.remove(f"{stem}.json")
+            return
+        hashes = {role: source["sha256"] for role, source in sources.items()}
+        record = self._record(sample, sources) | {"made_from": self._made_from(hashes, sample)}
         self.store.write(f"{stem}.json", _json(record | {"output": output, "seconds": round(seconds, 4)}))
 
     def _free(self, name: str, key: str) -> str:
@@ -187,6 +280,18 @@ class PictureWriter:
             "package_version": package_version(),
             "commit": commit(),
         }
+
+
+def _sources(sample: Sample | None) -> dict[str, str]:
+    return {} if sample is None else {image.role: image.sha256 for image in sample.images}
+
+
+def file_sha256(store: Store, name: str) -> str:
+    """Hex SHA-256 of a file."""
+    if not is_local(store):
+        return sha256(store.read(name))
+    with open_file(store.join(name)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _builtin_stages(model: Model) -> list[Stage[Any]]:

@@ -27,12 +27,15 @@ from rwkvfusion.infra.manifest import (
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.pipelines.alone import Death, each_alone
+from rwkvfusion.pipelines.tally import Teller
 from rwkvfusion.stages.cache import StageCache
 from rwkvfusion.stages.sample import SCHEMA, SCHEMA_VERSION, Sample, from_table, to_table
 from rwkvfusion.stages.shards import pack
 from rwkvfusion.stages.source import PairRef, Source, SourceConfig
 from rwkvfusion.stages.stage import Stage, free_memory, run
 
+READ = "read"
+"""The first operator's name; the others have their stage's."""
 TRIES = 3
 """Times a shard may take its worker with it before its samples are worked on one by one."""
 _ROW = pa.schema(
@@ -58,6 +61,8 @@ class Target:
     fence: Fence
     retry: bool = False
     """Whether samples that failed before are tried again."""
+    tally: Any = None
+    """The actor that is told how many pairs have passed; None where nobody watches."""
 
 
 class ReadPairs:
@@ -81,11 +86,20 @@ class ReadPairs:
                 continue
             refs = [PairRef.model_validate(ref) for ref in json.loads(row["plan"])]
             tries = self.attempts.begin(row["shard"])
-            samples = [self.source.read(ref) for ref in refs] if tries < TRIES else self._one_by_one(refs)
+            tell = Teller(self.target.tally, READ, row["shard"], len(refs))
+            samples = self._read(refs, tell) if tries < TRIES else self._one_by_one(refs)
+            tell(len(refs))
             self.attempts.end(row["shard"])
             record = StageRecord(stage="source", identity={}, fingerprint="", seconds=_since(start), made=len(samples))
             out.append(_row(row, samples, record))
         return pa.Table.from_pylist(out, schema=_ROW)
+
+    def _read(self, refs: list[PairRef], tell: Callable[[int], None]) -> list[Sample]:
+        samples = []
+        for ref in refs:
+            samples.append(self.source.read(ref))
+            tell(len(samples))
+        return samples
 
     def _committed(self, row: dict[str, Any]) -> Manifest | None:
         manifest = None if self.target.retry else read_manifest(self.target.store, row["shard"])
@@ -153,21 +167,26 @@ class RunStage:
             )
         ]
         todo = [place for place, sample in enumerate(result) if sample is None]
+        kept = len(result) - len(todo)
+        tell = Teller(self.target.tally, self.stage.name, shard, len(result))
         if todo:
             tries = self.attempts.begin(shard)
-            made = self._make([samples[place] for place in todo], alone=tries >= TRIES)
+            made = self._make(
+                [samples[place] for place in todo], alone=tries >= TRIES, tell=lambda done: tell(kept + done)
+            )
             for place, sample in zip(todo, made, strict=True):
                 result[place] = sample
         done = [sample for sample in result if sample is not None]
         if todo:
             self.cache.keep(shard, done)
             self.attempts.end(shard)
+        tell(len(done))
         return done, len(todo)
 
-    def _make(self, samples: list[Sample], *, alone: bool) -> list[Sample]:
+    def _make(self, samples: list[Sample], *, alone: bool, tell: Callable[[int], None]) -> list[Sample]:
         if not alone:
             self._load()
-            return run(self.stage, samples)
+            return run(self.stage, samples, tell)
         if self.loaded:
             # The child loads its own model, and the card may hold one only.
             self.stage, self.loaded = cloudpickle.loads(self.unloaded), False

@@ -12,7 +12,7 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,10 @@ from rwkvfusion.infra.manifest import QUARANTINE, Manifest, StageRecord, clear_o
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.card import finish_dataset
 from rwkvfusion.pipelines.cluster import Cluster, ClusterError, connect
-from rwkvfusion.pipelines.operators import CommitShard, ReadPairs, RunStage, Target, first_row
+from rwkvfusion.pipelines.operators import READ, CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.packing import Pool, packing_lines
 from rwkvfusion.pipelines.plan import Job
+from rwkvfusion.pipelines.tally import counted
 
 MAX_RETRIES = 6
 """Times a dead worker's task is given to another one; Ray's own default is for ever. More than the tries after which a
@@ -71,16 +72,28 @@ def retire(store: Store, shard: str) -> None:
         store.remove(name)
 
 
-def prepare(job: Job, *, on_shard: Callable[[Manifest], None] = lambda _: None, say: Callable[[str], None]) -> Outcome:
+OnPairs = Callable[[Mapping[str, int]], None]
+"""Called with the pairs that each operator has passed since the workers were started; with none as they start."""
+
+
+def prepare(
+    job: Job,
+    *,
+    on_shard: Callable[[Manifest], None] = lambda _: None,
+    on_pairs: OnPairs = lambda _: None,
+    say: Callable[[str], None],
+) -> Outcome:
     """Make every pending shard of `job`, calling `on_shard` as each is committed, and write the dataset's card.
 
     LeaseError where another job has the dataset. PrepareError where the job as a whole fails: what was committed stays.
     """
     with Lease(job.store, "rwkvfusion prepare", job.recipe.storage.lease_seconds) as lease:
-        return _prepare(job.again(), lease, on_shard, say)
+        return _prepare(job.again(), lease, on_shard, on_pairs, say)
 
 
-def _prepare(job: Job, lease: Lease, on_shard: Callable[[Manifest], None], say: Callable[[str], None]) -> Outcome:
+def _prepare(
+    job: Job, lease: Lease, on_shard: Callable[[Manifest], None], on_pairs: OnPairs, say: Callable[[str], None]
+) -> Outcome:
     start = time.perf_counter()
     for name in clear_orphans(job.store, job.committed.values()):
         say(f"removed {name}, which a job that died had left: no manifest proves it")
@@ -88,7 +101,7 @@ def _prepare(job: Job, lease: Lease, on_shard: Callable[[Manifest], None], say: 
         retire(job.store, name)
     manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}
     made = Counter({stage.name: 0 for stage in job.stages})
-    for manifest, records in _run(job, lease, say):
+    for manifest, records in _run(job, lease, on_pairs, say):
         manifests[manifest.shard] = manifest
         made.update({record.stage: record.made or 0 for record in records})
         on_shard(manifest)
@@ -112,7 +125,9 @@ def _prepare(job: Job, lease: Lease, on_shard: Callable[[Manifest], None], say: 
     )
 
 
-def _run(job: Job, lease: Lease, say: Callable[[str], None]) -> Iterator[tuple[Manifest, list[StageRecord]]]:
+def _run(
+    job: Job, lease: Lease, on_pairs: OnPairs, say: Callable[[str], None]
+) -> Iterator[tuple[Manifest, list[StageRecord]]]:
     """Make what is pending, giving each shard's manifest and what was done for it now.
 
     Where a part of the cluster dies and Ray does not get over it, begin anew with what is not committed then.
@@ -125,12 +140,14 @@ def _run(job: Job, lease: Lease, say: Callable[[str], None]) -> Iterator[tuple[M
                 begun = True
                 pools = job.pack(cluster)
                 say(f"{len(left)} shards; " + "\n".join(packing_lines(pools, cluster)))
-                for row in pipeline(job, pools, cluster, lease.fence).iter_rows():
-                    manifest = Manifest.from_json(row["manifest"].encode(), "result")
-                    records = [StageRecord.model_validate(record) for record in json.loads(row["records"])]
-                    failures = 0
-                    left.discard(manifest.shard)
-                    yield manifest, records
+                on_pairs({})
+                with counted(on_pairs) as tally:
+                    for row in pipeline(job, pools, cluster, lease.fence, tally).iter_rows():
+                        manifest = Manifest.from_json(row["manifest"].encode(), "result")
+                        records = [StageRecord.model_validate(record) for record in json.loads(row["records"])]
+                        failures = 0
+                        left.discard(manifest.shard)
+                        yield manifest, records
         except RayTaskError as error:
             raise PrepareError(_cause(error)) from error
         except (RayError, ConnectionError, ClusterError) as error:
@@ -148,10 +165,10 @@ def _run(job: Job, lease: Lease, say: Callable[[str], None]) -> Iterator[tuple[M
                 yield job.committed[name], []
 
 
-def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence) -> Dataset:
+def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally: Any = None) -> Dataset:
     """The Ray Data plan of `job`: an operator a stage, an actor pool where it has something to make."""
     _quiet()
-    target = Target(job.store, job.dataset, job.task, job.fingerprint, fence, job.retry)
+    target = Target(job.store, job.dataset, job.task, job.fingerprint, fence, job.retry, tally)
     rows = [first_row(shard.name, shard.to_json()) for shard in job.pending]
     # Tasks take no whole CPU from a cluster that is smaller than the actors' demands: they would never be placed. On a
     # machine of our own each logical CPU that is free would start a process for them, and they all import at once.
@@ -159,7 +176,7 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence) -> Dat
     if cluster.local:
         tasks["compute"] = TaskPoolStrategy(size=min(cluster.cores, len(rows)))
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    dataset = _operator(dataset, ReadPairs, (job.recipe.source, target), "read", **tasks)
+    dataset = _operator(dataset, ReadPairs, (job.recipe.source, target), READ, **tasks)
     for pool, print_ in zip(pools, job.fingerprints, strict=True):
         arguments = (pool.stage, print_, target)
         if pool.most == 0:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -35,17 +35,22 @@ from rwkvfusion.model.metrics import evaluate
 from rwkvfusion.model.metrics_sharpening import against_reference
 from rwkvfusion.model.serving import RegisteredVersion, log_and_register
 from rwkvfusion.model.trainer import Trainer, TrainingError
+from rwkvfusion.pipelines import console
 from rwkvfusion.pipelines.cluster import Cluster, connect
+from rwkvfusion.pipelines.console import phase
 from rwkvfusion.pipelines.evaluate_scene import Picture
 from rwkvfusion.pipelines.recipe import RecipeError
+from rwkvfusion.pipelines.tally import watched
 from rwkvfusion.pipelines.train_board import Progress, make_board
 from rwkvfusion.pipelines.train_checkpoints import settle
 from rwkvfusion.pipelines.train_job import TrainJob, open_job
 from rwkvfusion.pipelines.train_plan import TrainPlan, plan_training
-from rwkvfusion.pipelines.train_progress import StepProgress, watched
+from rwkvfusion.pipelines.train_progress import StepProgress
 from rwkvfusion.pipelines.train_recipe import TrainRecipe
 from rwkvfusion.pipelines.train_worker import WorkerSpec, make_trainer, memory_knobs, train_worker
 from rwkvfusion.stages.sample import Sample
+
+OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,8 @@ class TrainResult:
 def train(
     recipe: TrainRecipe,
     *,
-    progress: Callable[[Progress], None] | None = None,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+    progress: OnProgress | None = None,
+    say: Callable[[str], None] = console.say,
 ) -> TrainResult:
     """Train, register the averaged weights, and point the alias at the new version.
 
@@ -79,14 +84,15 @@ def train(
             training is under way; TrainingError where the workers failed more often than `max_failures`. The same
             recipe then goes on from the last checkpoint.
     """
-    plan = plan_training(recipe)
+    with phase("reading the datasets' manifests and some pairs"):
+        plan = plan_training(recipe)
     # Two at once would write the same checkpoints into one run.
     with Lease(plan.store, "rwkvfusion train") as lease:
-        return _train(plan, open_job(plan), lease, progress or StepProgress(), say)
+        return _train(plan, open_job(plan), lease, progress, say)
 
 
 def _train(
-    plan: TrainPlan, job: TrainJob, lease: Lease, progress: Callable[[Progress], None], say: Callable[[str], None]
+    plan: TrainPlan, job: TrainJob, lease: Lease, progress: OnProgress | None, say: Callable[[str], None]
 ) -> TrainResult:
     begun = "going on with" if job.resumed else "recording"
     where = redacted(job.run.uri)
@@ -99,10 +105,12 @@ def _train(
             folder = Path(scratch) / "fuser"
             fuser = _fuser(plan, trainer)
             fuser.save(folder)
-            metrics |= final_metrics(fuser, plan)
+            with phase("scoring the model"):
+                metrics |= final_metrics(fuser, plan)
             lease.check()
             tracker.metrics({f"final_{name}": value for name, value in metrics.items()}, trainer.done)
-            version = _register(plan, job, folder, metrics)
+            with phase("storing and registering the model"):
+                version = _register(plan, job, folder, metrics)
     except BaseException:
         # The record of the attempt stays open: the same recipe goes on with this run.
         with contextlib.suppress(TrackingError):
@@ -117,7 +125,7 @@ def _train(
     )
 
 
-def _fit(plan: TrainPlan, job: TrainJob, progress: Callable[[Progress], None], say: Callable[[str], None]) -> Trainer:
+def _fit(plan: TrainPlan, job: TrainJob, progress: OnProgress | None, say: Callable[[str], None]) -> Trainer:
     """Run the workers to the last step: a trainer with their last checkpoint."""
     recipe = plan.recipe
     for line in settle(job.checkpoints(plan)):
@@ -143,9 +151,9 @@ def _fit(plan: TrainPlan, job: TrainJob, progress: Callable[[Progress], None], s
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
             ),
         )
-        say(f"starting {recipe.workers} workers on {cluster}{' with GPUs' if use_gpu else ''}: about 20 s")
+        say(f"{recipe.workers} workers on {cluster}{' with GPUs' if use_gpu else ''}")
         try:
-            with watched(board, progress):
+            with ExitStack() as shown, watched(board, progress or shown.enter_context(StepProgress(recipe.steps))):
                 result = workers.fit()
         except TrainingFailedError as error:
             raise TrainingError(ray.get(board.given_up.remote()) or _reason(error, plan)) from None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -30,14 +31,28 @@ class Report:
         return not self.problems
 
 
-def verify(url: str, *, deep: bool = False) -> Report:
-    """Check every manifest and that its tar is there in full; `deep` also hashes, unpacks and decodes everything."""
+def verify(url: str, *, deep: bool = False, on_pairs: Callable[[int, int], None] = lambda *_: None) -> Report:
+    """Check every manifest and that its tar is there in full; `deep` also hashes, unpacks and decodes everything.
+
+    `on_pairs` is called with the pairs that were checked so far, and all.
+    """
     store = open_dataset(url)
     manifests = read_manifests(store)
     problems = list(_duplicates(manifests)) + list(_orphans(store, manifests))
+    total, done = sum(len(manifest.keys) for manifest in manifests), 0
+    on_pairs(0, total)
     for manifest in manifests:
-        problems += _check_deep(store, manifest) if deep else _check_size(store, manifest)
-    return Report(store.url, len(manifests), sum(len(m.keys) for m in manifests), tuple(problems))
+        if deep:
+            problems += _check_deep(store, manifest, partial(_count, on_pairs, done, total))
+        else:
+            problems += _check_size(store, manifest)
+        done += len(manifest.keys)
+        on_pairs(done, total)
+    return Report(store.url, len(manifests), total, tuple(problems))
+
+
+def _count(on_pairs: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    on_pairs(before + done, total)
 
 
 def _duplicates(manifests: list[Manifest]) -> Iterator[str]:
@@ -62,7 +77,7 @@ def _check_size(store: Store, manifest: Manifest) -> list[str]:
     return [] if size == manifest.size else [f"{store.join(manifest.tar)} has {size} bytes, not {manifest.size}"]
 
 
-def _check_deep(store: Store, manifest: Manifest) -> list[str]:
+def _check_deep(store: Store, manifest: Manifest, on_pair: Callable[[int], None]) -> list[str]:
     if manifest.sha256 is None:
         return []
     try:
@@ -75,7 +90,10 @@ def _check_deep(store: Store, manifest: Manifest) -> list[str]:
         return [f"{manifest.shard}: {error}"]
     found = tuple(sample.key for sample in samples)
     problems = [] if found == manifest.keys else [f"{manifest.shard}: holds other keys than its manifest says"]
-    return problems + [f"{manifest.shard}/{s.key}: {p}" for s in samples for p in _check_sample(s, manifest)]
+    for done, sample in enumerate(samples, start=1):
+        problems += [f"{manifest.shard}/{sample.key}: {problem}" for problem in _check_sample(sample, manifest)]
+        on_pair(done)
+    return problems
 
 
 def _check_sample(sample: Sample, manifest: Manifest) -> Iterator[str]:

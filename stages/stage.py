@@ -7,7 +7,7 @@ import json
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -115,11 +115,11 @@ def check_chain(stages: Iterable[Stage[Any]], given: frozenset[str] = frozenset(
         have |= stage.provides
 
 
-def run(stage: Stage[Any], samples: Sequence[Sample]) -> list[Sample]:
+def run(stage: Stage[Any], samples: Sequence[Sample], on_done: Callable[[int], None] = lambda _: None) -> list[Sample]:
     """Run `stage` over `samples` in micro-batches; failed samples pass through in their place.
 
     A batch that raises is halved until the one bad sample is alone, which then carries the error. Where memory ran
-    out, the batches that follow are no larger than the half.
+    out, the batches that follow are no larger than the half. `on_done` is called with the samples done so far.
     """
     result = list(samples)
     good = [i for i, sample in enumerate(samples) if sample.error is None]
@@ -148,6 +148,7 @@ def run(stage: Stage[Any], samples: Sequence[Sample]) -> list[Sample]:
                 raise StageError(f"stage {stage.name!r} changed the order or number of its samples")
             for place, sample in zip(places, out, strict=True):
                 result[place] = sample
+        on_done(len(result) - sum(map(len, queue)))
         if short:
             # Not in the handler: the exception holds what the failed batch had on the card.
             free_memory()

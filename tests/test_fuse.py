@@ -98,8 +98,8 @@ def test_wrong_requests_are_refused(model: Model, tmp_path: Path) -> None:
     a = str(write(tmp_path / "a.png", scene(1)))
     with pytest.raises(FuseError, match="give 2 pictures, not 3"):
         fuse_pair(model, [a, a, a], str(tmp_path / "x.png"))
-    with pytest.raises(FuseError, match=r"written as .png or .tif"):
-        fuse_pair(model, [a, a], str(tmp_path / "x.jpg"))
+    with pytest.raises(FuseError, match=r"written as .png, .tif, .*, .jpeg \(or into a folder"):
+        fuse_pair(model, [a, a], str(tmp_path / "x.gif"))
     with pytest.raises(FuseError, match=r"visible \+ infrared, not near \+ far"):
         fuse_folders(model, {"near": str(tmp_path), "far": str(tmp_path)}, str(tmp_path / "out"))
     with pytest.raises(FuseError, match="is not a folder"):
@@ -122,7 +122,7 @@ def test_folders_pair_by_stem_and_bad_pairs_are_skipped(
     (visible / "Thumbs.db").write_bytes(b"junk")
     (infrared / "torn.jpg").write_bytes((infrared / "torn.jpg").read_bytes()[:200])
     folders = {"infrared": str(infrared), "visible": str(visible)}
-    seen: list[Fused | Skipped] = []
+    seen: list[Fused | Skipped | None] = []
     progress = PictureProgress()
     summary = fuse_folders(
         model,
@@ -137,10 +137,10 @@ def test_folders_pair_by_stem_and_bad_pairs_are_skipped(
     assert "128x96" in reasons["small"]
     assert "torn.jpg" in reasons["torn"]
     assert summary.exit_code == 3
-    assert len(seen) == 5
+    assert len(seen) == 6  # the start, and each
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 5
-    assert any(line.startswith("one 128x96") for line in lines)
+    assert len([line for line in lines if line.startswith("skipped ")]) == 3
+    assert lines[-1].startswith("fuse: 5/5 pictures, ")
     out = Store("memory://fused")
     assert out.files() == ["Two.json", "Two.png", "one.json", "one.png"]
     alone = model.fuser.fuse({"visible": scene(1), "infrared": decode((infrared / "two.jpg").read_bytes())})

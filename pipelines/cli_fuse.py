@@ -1,0 +1,123 @@
+"""The command `fuse`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Literal
+
+import click
+
+from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.formats import FORMATS, LOSSY, QUALITY
+
+# As in cli.py: what is heavy is imported when the command runs.
+
+
+@click.command()
+@click.argument("pair", nargs=-1, metavar="[A B]")
+@click.option(
+    "--model",
+    default="models:/rwkvfusion-vif@candidate",
+    show_default=True,
+    metavar="URI",
+    help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/PATH, or a folder with model.safetensors.",
+)
+@click.option("--a", "folder_a", metavar="DIR", help="Folder of the model's first modality (with --b).")
+@click.option("--b", "folder_b", metavar="DIR", help="Folder of its second modality; pairs have the same file stem.")
+@click.option(
+    "--dataset", metavar="URL", help="A prepared dataset: each sample is fused with its own caption and masks."
+)
+@click.option("--split", "splits", multiple=True, help="With --dataset: this split only; may be given many times.")
+@click.option(
+    "--guidance",
+    type=click.Choice(["none", "builtin"]),
+    default="none",
+    show_default=True,
+    help="For raw pairs: whether to compute a caption and masks first.",
+)
+@click.option("--tracking-uri", metavar="URI", help="MLflow to ask for the model; default as MLflow's own.")
+@click.option("-o", "--output", required=True, help="OUT.png for one pair, else a folder or URL.")
+@click.option(
+    "--format",
+    "extension",
+    type=click.Choice(FORMATS, case_sensitive=False),
+    help="Of the pictures in a folder; all but jpg keep every value.  [default: png, tif where PNG cannot hold it]",
+)
+@click.option("--quality", type=click.IntRange(1, 100), help=f"Of jpg.  [default: {QUALITY}]")
+@click.option("--no-json", "no_records", is_flag=True, help="Write no record beside each picture.")
+@click.option("--overwrite", is_flag=True, help="Make finished pictures again.")
+@click.option("--jobs", type=click.IntRange(1), help="Pairs at once; the result is the same.  [default: CPU cores]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def fuse(
+    pair: tuple[str, ...],
+    model: str,
+    folder_a: str | None,
+    folder_b: str | None,
+    dataset: str | None,
+    splits: tuple[str, ...],
+    guidance: Literal["none", "builtin"],
+    tracking_uri: str | None,
+    output: str,
+    extension: str | None,
+    quality: int | None,
+    no_records: bool,
+    overwrite: bool,
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Fuse one pair, two folders, or a prepared dataset with a registered model.
+
+    Any size; colour is kept. Each picture lies beside a JSON of what made it. A picture whose JSON says that it was
+    made of the same sources by the same model in the same way is not made again; without JSONs (--no-json) all are.
+    GeoTIFFs for a sharpening model are read and written in windows, and keep CRS and transform. Exit codes: 0 all
+    fused, 3 some skipped, 1 none.
+
+    \b
+    rwkvfusion fuse VISIBLE.png INFRARED.png -o fused.png
+    rwkvfusion fuse --a DIR/vi --b DIR/ir -o fused --format tif
+    rwkvfusion fuse --model models:/rwkvfusion-pansharpening@candidate PAN.tif MS.tif -o OUT.tif
+    rwkvfusion fuse --dataset out/msrs --split test -o fused
+    """
+    from rwkvfusion.pipelines.console import phase, say
+    from rwkvfusion.pipelines.fuse import Output, PictureProgress, fuse_dataset, fuse_folders, fuse_pair, open_model
+    from rwkvfusion.pipelines.fuse_jobs import default_jobs
+
+    given = sum((bool(pair), folder_a is not None or folder_b is not None, dataset is not None))
+    if given != 1 or (folder_a is None) != (folder_b is None):
+        raise click.UsageError("give either a pair A B, or --a DIR and --b DIR, or --dataset URL")
+    is_jpeg = (extension or output.rpartition(".")[2]).lower() in LOSSY
+    if quality is not None and not is_jpeg:
+        raise click.UsageError("--quality is of jpg: give --format jpg or -o OUT.jpg, or leave it out")
+    with phase("loading the model"):
+        fuser = open_model(model, tracking=tracking_uri)
+    how = Output(
+        format=extension,
+        quality=quality or QUALITY,
+        records=not no_records,
+        overwrite=overwrite,
+        jobs=jobs or default_jobs(str(next(fuser.fuser.network.parameters()).device)),
+    )
+    if pair:
+        summary = fuse_pair(fuser, pair, output, guidance, how)
+    else:
+        with PictureProgress() as progress:
+            if dataset is not None:
+                summary = fuse_dataset(fuser, dataset, output, splits or None, on_picture=progress, output=how)
+            else:
+                roles = [names[0] for names in fuser.fuser.config.places]
+                if len(roles) != 2:
+                    raise click.UsageError(f"this model fuses {' + '.join(roles)}: --a and --b are for two")
+                folders = dict(zip(roles, (str(folder_a), str(folder_b)), strict=True))
+                summary = fuse_folders(fuser, folders, output, guidance, progress, how)
+    for warning in summary.warnings:
+        say(f"warning: {warning}")
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+    else:
+        if pair:
+            for skipped in summary.skipped:
+                say(f"skipped {printable(skipped.name)}: {printable(skipped.reason)}")
+        click.echo(f"{summary.line} -> {output}")
+    sys.exit(summary.exit_code)

@@ -15,6 +15,8 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 SOURCES = Path("kernels/csrc")
 COMMON = (
@@ -31,6 +33,7 @@ SETS = {
     "avx2": ("-mavx2", "-mfma"),
     "avx512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
 }
+COMMIT = "COMMIT"
 CPU_LIBRARY, CUDA_BINARY = "_cpu.so", "biwkv.fatbin"
 
 
@@ -125,6 +128,41 @@ class BuildKernels(build_ext):
         return {path: str(package / Path(path).name) for path in self.get_outputs()} if self.inplace else {}
 
 
+def commit() -> str | None:
+    """The commit of this checkout, `-dirty` where files differ; of an unpacked sdist, the one it was made of."""
+    note = Path("infra") / COMMIT
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", "setup.py") is None:
+        return note.read_text() if note.exists() else None
+    head = git("rev-parse", "HEAD")
+    return f"{head}-dirty" if head and git("status", "--porcelain", "--untracked-files=no") else head
+
+
+class NoteCommit(build_py):
+    """Notes beside infra/provenance.py what a wheel is built from; an editable install asks git each time."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode and (found := commit()):
+            (Path(self.build_lib) / "rwkvfusion" / "infra" / COMMIT).write_text(found)
+
+
+class NoteCommitInSource(sdist):
+    """The same for a source archive, in which there is no git."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        if found := commit():
+            (Path(base_dir) / "infra" / COMMIT).write_text(found)
+
+
 class AnyPythonWheel(bdist_wheel):
     """The libraries depend on the platform only."""
 
@@ -134,5 +172,10 @@ class AnyPythonWheel(bdist_wheel):
 
 setup(
     ext_modules=[Extension("rwkvfusion.kernels._cpu", [], optional=True)],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPythonWheel},
+    cmdclass={
+        "build_ext": BuildKernels,
+        "build_py": NoteCommit,
+        "sdist": NoteCommitInSource,
+        "bdist_wheel": AnyPythonWheel,
+    },
 )

@@ -7,6 +7,10 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+_HERE = Path(__file__).resolve().parent
+BUILT_FROM = "COMMIT"
+"""File beside this one in which setup.py notes the commit that a wheel is built from."""
+
 
 @cache
 def package_version() -> str:
@@ -16,12 +20,24 @@ def package_version() -> str:
 
 @cache
 def commit() -> str | None:
-    """Git commit of the code that is running, with `-dirty` where files differ from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent
+    """Git commit of the code that is running, with `-dirty` where files differ from it.
 
+    Of a checkout as it is now; of an installed package as it was built; None where neither is known.
+    """
+    return _of_checkout(_HERE) or _of_build(_HERE)
+
+
+def _of_build(folder: Path) -> str | None:
+    try:
+        return (folder / BUILT_FROM).read_text(encoding="ascii").strip() or None
+    except (OSError, ValueError):
+        return None
+
+
+def _of_checkout(folder: Path) -> str | None:
     def git(*args: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

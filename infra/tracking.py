@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import yaml
 
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.provenance import commit
 from rwkvfusion.infra.secrets import redacted
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ _SQLITE = "sqlite:///"
 _MAX_PARAM_LENGTH = 6000
 _PARAMS_PER_CALL = 100
 _METRICS_PER_CALL = 1000
+_DIGEST_LENGTH = 36
 
 
 class TrackingError(RwkvFusionError):
@@ -83,10 +86,29 @@ def using(uri: str) -> Iterator[MlflowClient]:
             os.environ.update({} if value is None else {name: value})
 
 
+@dataclass(frozen=True)
+class RunData:
+    """Data that a run reads: its name, where it lies, and the hash that names its state."""
+
+    name: str
+    url: str
+    fingerprint: str
+
+
 def start_run(
-    uri: str | None, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    uri: str | None,
+    experiment: str,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    *,
+    description: str = "",
+    data: Sequence[RunData] = (),
 ) -> RunInfo:
     """Begin a run, with `params` (nested as they are) as the artifact `recipe.yaml` and flattened as parameters.
+
+    `description` is Markdown; `data` are noted as what the run was trained on. The program and its commit are noted as
+    the run's source.
 
     Call it in the driver before any worker: the first use of an sqlite file builds its tables, which takes seconds
     and must not happen twice at once. Its artifacts lie in `mlartifacts` beside it; a server decides for itself.
@@ -96,7 +118,8 @@ def start_run(
         run_id: str = client.create_run(_experiment(client, where, experiment), run_name=name).info.run_id
         tracker = Tracker(where, run_id)
         tracker.params(params)
-        tracker.tags(tags)
+        tracker.tags({**_source(), "mlflow.note.content": description, **tags})
+        tracker.inputs(data)
     return RunInfo(run_id, where, experiment)
 
 
@@ -164,6 +187,20 @@ class Tracker:
                 self.run_id, tags=[RunTag(key, redacted(str(value))) for key, value in values.items()]
             )
 
+    def inputs(self, data: Sequence[RunData]) -> None:
+        """What the run is trained on."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        context = InputTag("mlflow.data.context", "training")
+        found = []
+        for one in data:
+            url = redacted(one.url)
+            kind = url.partition("://")[0] if "://" in url else "local"
+            digest = one.fingerprint[:_DIGEST_LENGTH]
+            found.append(DatasetInput(Dataset(one.name, digest, kind, json.dumps({"uri": url})), [context]))
+        with _translated(self.uri):
+            self._client.log_inputs(self.run_id, found)
+
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """One point on the curve of each name."""
         from mlflow.entities import Metric
@@ -213,6 +250,16 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     if uri.startswith(_SQLITE):
         location = (Path(uri.removeprefix(_SQLITE)).parent / ARTIFACTS).as_uri()
     return str(client.create_experiment(name, artifact_location=location))
+
+
+def _source() -> dict[str, str]:
+    """What runs, in MLflow's own tags."""
+    known = {
+        "mlflow.source.name": Path(sys.argv[0]).name or "python",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit(),
+    }
+    return {tag: value for tag, value in known.items() if value}
 
 
 def _without_secrets(value: Any) -> Any:

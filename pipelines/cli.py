@@ -112,7 +112,7 @@ def prepare(
     rwkvfusion prepare m3fd.yaml --set source.root=data/M3FD --set guidance=full --set caption.prompt="<CAPTION>"
     """
     from rwkvfusion.pipelines.cluster import expect
-    from rwkvfusion.pipelines.console import say
+    from rwkvfusion.pipelines.console import Bar, say
     from rwkvfusion.pipelines.packing import packing_lines
     from rwkvfusion.pipelines.plan import plan_job
     from rwkvfusion.pipelines.prepare import prepare as run_prepare
@@ -121,7 +121,9 @@ def prepare(
     from rwkvfusion.pipelines.recipe import load_recipe
     from rwkvfusion.pipelines.report import outcome_lines, plan_facts, plan_lines
 
-    job = plan_job(load_recipe(recipe, PrepareRecipe, overrides), limit, retry=retry_quarantined)
+    loaded = load_recipe(recipe, PrepareRecipe, overrides)
+    with Bar("planning", 0, "file") as bar:
+        job = plan_job(loaded, limit, retry=retry_quarantined, on_read=bar.of)
     if dry_run:
         cluster = expect(job.recipe.ray.address, cpus=job.cpus, gpus=any(stage.uses_gpu for stage in job.stages))
         lines = [*plan_lines(job), *packing_lines(job.pack(cluster), cluster)]
@@ -163,18 +165,34 @@ def fetch(recipe: str, overrides: tuple[str, ...]) -> None:
 
 
 @main.command()
-@click.argument("recipe")
+@click.argument("dataset", metavar="RECIPE|URL")
+@click.option("--shards", is_flag=True, help="Also list every shard.")
 @SET
 @JSON
-def status(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show how much of a recipe's dataset is committed, shard by shard."""
+def status(dataset: str, shards: bool, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show how much of a dataset is committed, in pairs and bytes.
+
+    Of a RECIPE, how much of its plan; of a dataset's URL, what its manifests say.
+
+    \b
+    rwkvfusion status vif.yaml --set source.layout=tno --set source.root=DIR
+    rwkvfusion status out/tno --shards
+    """
+    from rwkvfusion.pipelines.console import Bar
     from rwkvfusion.pipelines.plan import plan_job
     from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
     from rwkvfusion.pipelines.recipe import load_recipe
-    from rwkvfusion.pipelines.report import status_facts, status_lines
+    from rwkvfusion.pipelines.status import is_recipe, status_of_dataset, status_of_job
 
-    job = plan_job(load_recipe(recipe, PrepareRecipe, overrides))
-    click.echo(json.dumps(status_facts(job)) if as_json else "\n".join(status_lines(job)))
+    if is_recipe(dataset):
+        recipe = load_recipe(dataset, PrepareRecipe, overrides)
+        with Bar("planning", 0, "file") as bar:
+            found = status_of_job(plan_job(recipe, on_read=bar.of))
+    elif overrides:
+        raise click.UsageError(f"--set is of recipes, and {dataset} is none: leave it out")
+    else:
+        found = status_of_dataset(dataset)
+    click.echo(json.dumps(found.facts()) if as_json else "\n".join(found.lines(shards=shards)))
 
 
 @main.command()

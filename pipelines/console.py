@@ -59,7 +59,7 @@ class Bar:
         self.note = ""
         self._free = 0
         self._since: float | None = None
-        self._said = time.monotonic()
+        self._said, self._spoke = time.monotonic(), False
         self._lock = threading.Lock()
         self._row: TaskID | None = None
 
@@ -93,8 +93,9 @@ class Bar:
             self._free = min(self._free, done)
             self.done = done
             self.note = self.note if note is None else note
-            due = now - self._said >= LINE_SECONDS or done == self.total
-            self._said = now if due else self._said
+            due = now - self._said >= LINE_SECONDS or (self._spoke and done == self.total)
+            if due:
+                self._said, self._spoke = now, True
         if self._row is not None:
             _screen.show(self._row, self)
         elif self.plain and due:

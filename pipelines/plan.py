@@ -16,6 +16,7 @@ from rwkvfusion.pipelines.packing import Pool, pack, wanted_cpus
 from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.stages.cache import StageCache
+from rwkvfusion.stages.holdout import OnRead
 from rwkvfusion.stages.sample import SCHEMA_VERSION
 from rwkvfusion.stages.source import PairRef, Source, Unpaired
 from rwkvfusion.stages.stage import Stage, fingerprint, fingerprints
@@ -115,12 +116,14 @@ class Job:
         return pack(self.stages, self.idle, cluster, len(self.pending))
 
 
-def plan_job(recipe: PrepareRecipe, limit: int | None = None, *, retry: bool = False) -> Job:
+def plan_job(
+    recipe: PrepareRecipe, limit: int | None = None, *, retry: bool = False, on_read: OnRead = lambda *_: None
+) -> Job:
     """List the source and lay out the job; touches no output.
 
     RecipeError, SourceError, WeightsError where it cannot be done, before anything is started.
     `limit` takes the first pairs only, and refuses to shrink a dataset that holds more; `retry` tries the quarantined
-    pairs again.
+    pairs again; `on_read` as in `Source.plan`.
     """
     patience = recipe.storage.give_up_seconds
     source = Source(recipe.source, recipe.name, patience)
@@ -128,7 +131,7 @@ def plan_job(recipe: PrepareRecipe, limit: int | None = None, *, retry: bool = F
         raise RecipeError(
             f"the recipe is for task {recipe.task!r}, layout {recipe.source.layout!r} is for {source.task!r}"
         )
-    plan = source.plan()
+    plan = source.plan(on_read)
     pairs = plan.pairs if limit is None else plan.pairs[:limit]
     stages = guidance_stages(recipe, source.task, source.labels)
     check_weights(stages)

@@ -1,4 +1,4 @@
-"""Plans, states and outcomes of `prepare` in words and as JSON."""
+"""Plans and outcomes of `prepare` in words and as JSON."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rwkvfusion.infra.errors import printable
-from rwkvfusion.infra.lease import holder
 from rwkvfusion.pipelines.plan import Job
 from rwkvfusion.pipelines.prepare import Outcome
+from rwkvfusion.pipelines.status import counts
 
 _SHOWN = 5
 
@@ -72,58 +72,10 @@ def outcome_lines(outcome: Outcome) -> list[str]:
         ]
     if outcome.quarantined:
         lines.append(
-            f"in quarantine: {_counts(outcome.quarantined)} (see {outcome.dataset_url}/_quarantine;"
+            f"in quarantine: {counts(outcome.quarantined)} (see {outcome.dataset_url}/_quarantine;"
             " --retry-quarantined tries them again)"
         )
     if outcome.exit_code == 3:
         lines.append("that is more than quarantine.max_fraction of the recipe allows (exit code 3)")
     lines.append(outcome.dataset_url)
     return lines
-
-
-def status_facts(job: Job) -> dict[str, Any]:
-    """How much of the plan is committed."""
-    pending = {shard.name for shard in job.pending}
-    shards = []
-    for shard in job.shards:
-        manifest = job.committed.get(shard.name)
-        state = "committed" if shard.name not in pending else "outdated" if manifest else "missing"
-        shards.append(
-            {
-                "shard": shard.name,
-                "state": state,
-                "planned": len(shard.pairs),
-                "pairs": len(manifest.keys) if manifest else 0,
-                "quarantined": dict(manifest.reasons) if manifest else {},
-                "bytes": manifest.size if manifest else 0,
-            }
-        )
-    writer = holder(job.store)
-    return {
-        "dataset": job.dataset,
-        "url": job.store.url,
-        "shards": shards,
-        "stale": list(job.stale),
-        "writer": None if writer is None else str(writer),
-    }
-
-
-def status_lines(job: Job) -> list[str]:
-    """`status_facts` for a person."""
-    facts = status_facts(job)
-    lines = [f"{job.dataset} at {job.store.url}", f"{'shard':<24} {'state':<10} {'pairs':>9} {'MB':>8}  quarantine"]
-    for s in facts["shards"]:
-        pairs = f"{s['pairs']}/{s['planned']}"
-        line = f"{s['shard']:<24} {s['state']:<10} {pairs:>9} {s['bytes'] / 1e6:>8.1f}  {_counts(s['quarantined'])}"
-        lines.append(line.rstrip())
-    states = Counter(s["state"] for s in facts["shards"])
-    lines.append(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
-    if job.stale:
-        lines.append(f"{len(job.stale)} committed shards are no longer in the plan; the next run drops them")
-    if facts["writer"]:
-        lines.append(f"being written by {facts['writer']}")
-    return lines
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
+from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rwkvfusion.infra.provenance import commit, package_version
+from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import MissingError, Store, sha256
-from rwkvfusion.infra.tracking import RunInfo, Tracker, find_run, run_exists, start_run, tracking_uri
+from rwkvfusion.infra.tracking import RunData, RunInfo, Tracker, find_run, run_exists, start_run, tracking_uri
 from rwkvfusion.pipelines.train_plan import TrainPlan
 
 JOB = "job.json"
@@ -52,9 +58,11 @@ def open_job(plan: TrainPlan) -> TrainJob:
     run = start_run(
         plan.recipe.tracking.uri,
         plan.recipe.tracking.experiment,
-        plan.title,
+        plan.recipe.tracking.run_name or f"{plan.data.task} {_names(plan)} {datetime.now():%Y-%m-%d %H:%M}",
         plan.recipe.model_dump(mode="json", by_alias=True),
         {**_tags(plan), TRAINING: _training(plan), ATTEMPT: str(attempt)},
+        description=_description(plan),
+        data=[RunData(_name(url), url, digest) for url, digest in plan.data.fingerprints.items()],
     )
     Tracker(run.uri, run.run_id).json("data", plan.data.fingerprints)
     job = TrainJob(store, run, attempt, resumed=False)
@@ -99,6 +107,38 @@ def _read_record(plan: TrainPlan) -> _Record | None:
 def _training(plan: TrainPlan) -> str:
     """Names a training in MLflow: its folder, in letters that need no quoting."""
     return sha256(plan.store.url.encode())[:16]
+
+
+def _name(url: str) -> str:
+    return url.rstrip("/").rpartition("/")[2]
+
+
+def _names(plan: TrainPlan) -> str:
+    return "+".join(_name(url) for url in plan.data.fingerprints)
+
+
+def _description(plan: TrainPlan) -> str:
+    """The run for a person who finds it in MLflow, as Markdown."""
+    recipe, pairs = plan.recipe, Counter[str]()
+    for shard in plan.data.shards:
+        pairs[shard.store.url] += len(shard.manifest.keys)
+    rows = [f"| {url} | {pairs[url]} | {digest[:12]} |" for url, digest in plan.data.fingerprints.items()]
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return redacted(
+        "\n".join(
+            [
+                f"{plan.data.task}: {' + '.join(plan.survey.roles)}, {len(plan.data)} pairs of"
+                f" {', '.join(recipe.data.splits)}, {recipe.steps} steps of {recipe.data.batch} a worker,"
+                f" {recipe.workers} workers; registered as {plan.model_name}.",
+                "",
+                "| dataset | pairs | fingerprint |",
+                "|---|---|---|",
+                *rows,
+                "",
+                f"    {command}",
+            ]
+        )
+    )
 
 
 def _newest_folder(plan: TrainPlan) -> int:

@@ -38,7 +38,7 @@ class TrainPlan:
 
     @property
     def title(self) -> str:
-        """The run's name for people."""
+        """What names of folders begin with."""
         return self.recipe.tracking.run_name or f"train-{self.data.task}"
 
     @property

@@ -62,7 +62,7 @@ class TrackingConfig(_Group):
         default=None, repr=False, description="None: MLFLOW_TRACKING_URI, else mlflow.db in this folder"
     )
     experiment: str = "rwkvfusion"
-    run_name: str | None = Field(default=None, description="None: train-TASK")
+    run_name: str | None = Field(default=None, description="None: task, datasets and time")
 
 
 class RegisterConfig(_Group):

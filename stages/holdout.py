@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -15,6 +15,8 @@ from scipy.sparse.csgraph import connected_components
 from rwkvfusion.infra.codec import ImageError, thumbnail
 from rwkvfusion.infra.storage import RefusedError, Store
 
+OnRead = Callable[[int, int], None]
+"""Called with the files that were read so far, and all that are to be."""
 REST = "train"
 """The split of the groups that no share takes."""
 N_BITS = 64
@@ -67,7 +69,7 @@ def _signs(hashes: Sequence[int]) -> np.ndarray:
     return np.unpackbits(np.frombuffer(data, np.uint8)).reshape(-1, N_BITS).astype(np.float32) * 2 - 1
 
 
-def hash_files(store: Store, names: Sequence[str]) -> list[int | None]:
+def hash_files(store: Store, names: Sequence[str], on_read: OnRead = lambda *_: None) -> list[int | None]:
     """`perceptual_hash` of each picture in the store; None where it is gone or cannot be read.
 
     Reads every file whole. One core takes a second for some 60 PNGs or 900 JPEGs of 0.3 megapixels; a few threads wait
@@ -81,8 +83,13 @@ def hash_files(store: Store, names: Sequence[str]) -> list[int | None]:
             # Whoever reads the pair finds out, and says so.
             return None
 
+    hashes = []
+    on_read(0, len(names))
     with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(one, names))
+        for found in threads.map(one, names):
+            hashes.append(found)
+            on_read(len(hashes), len(names))
+    return hashes
 
 
 def perceptual_hash(data: bytes) -> int | None:

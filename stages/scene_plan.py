@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
 from rwkvfusion.infra.errors import RwkvFusionError
@@ -16,6 +17,7 @@ from rwkvfusion.infra.mtf import gains_for
 from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.stages.arrays import ArrayFile
 from rwkvfusion.stages.axes import MIN_CUBE_BANDS, AxesError, View, cube, solve
+from rwkvfusion.stages.holdout import OnRead
 from rwkvfusion.stages.layouts import SPLITS, TARGET
 from rwkvfusion.stages.listing import is_of_the_file, unreadable
 from rwkvfusion.stages.pairing import ArrayRef, Cut, FileRef, Match, Unpaired
@@ -69,7 +71,7 @@ class ScenePlanner:
         self._default_split, self._holdout, self._follow_links = default_split, holdout, follow_links
 
     def plan(
-        self, files: Sequence[str], matches: Sequence[Match], *, scenes: bool
+        self, files: Sequence[str], matches: Sequence[Match], *, scenes: bool, on_read: OnRead = lambda *_: None
     ) -> tuple[list[Planned], list[Match], list[Unpaired]]:
         """Pairs of `files` that hold arrays, and of `matches` of pictures; matches that stay as they are; and the rest.
 
@@ -83,7 +85,10 @@ class ScenePlanner:
             if TARGET in match.extras or not scenes:
                 whole.append(replace(match, split=split if TARGET in match.extras else split + FULL))
         cut = [match for match in matches if scenes and TARGET not in match.extras]
-        for found in (*map(self.arrays, files), *map(self.geotiffs, cut)):
+        total = len(files) + len(cut)
+        on_read(0, total)
+        for done, found in enumerate(chain(map(self.arrays, files), map(self.geotiffs, cut)), start=1):
+            on_read(done, total)
             if isinstance(found, Unpaired):
                 unpaired.append(found)
             else:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from rwkvfusion.infra.codec import MAX_BYTES
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.storage import PATIENCE, Store
-from rwkvfusion.stages.holdout import hash_files, join_groups, split_of
+from rwkvfusion.stages.holdout import OnRead, hash_files, join_groups, split_of
 from rwkvfusion.stages.layouts import MASK, SPLITS, TARGET
 from rwkvfusion.stages.listing import unreadable
 from rwkvfusion.stages.pairing import (
@@ -62,8 +62,10 @@ class Source:
         self.labels = self.layout.labels
         self._cuts = CutReader(self.store, self.layout, config.scene)
 
-    def plan(self) -> Plan:
+    def plan(self, on_read: OnRead = lambda *_: None) -> Plan:
         """List the source and pair its names: a function of the listing and the settings alone.
+
+        `on_read` is called with the files that were read so far, and all that are to be.
 
         With a holdout that keeps what looks alike together, of the first picture of each pair too: it is read, at some
         60 PNGs or 900 JPEGs of 0.3 megapixels a second and core. Raises SourceError where there is nothing to pair,
@@ -71,17 +73,17 @@ class Source:
         """
         names, unpaired = self._listing()
         if self.layout.extensions:
-            return self._plan_sharpening(names, [], unpaired)
+            return self._plan_sharpening(names, [], unpaired, on_read)
         names = [name for name in names if not name.rpartition(".")[0].endswith(self.layout.unused)]
         found, matches, others = self._sequences(names) if self.layout.is_sequence else self._matches(names)
         unpaired += others
         if not matches:
             raise SourceError(self._nothing(names, found))
         if self.task in SHARPENING:
-            return self._plan_sharpening([], matches, unpaired)
+            return self._plan_sharpening([], matches, unpaired, on_read)
         # Keys come before the choice of splits, so that they do not depend on it.
         keys = make_keys({match.name: self._key_text(match) for match in matches})
-        chosen, unknown = self._choose(matches)
+        chosen, unknown = self._choose(matches, on_read)
         pairs = sorted((_pair(match, keys[match.name]) for match in chosen), key=lambda pair: (pair.split, pair.key))
         unpaired = sorted([*unpaired, *unknown], key=lambda one: one.name)
         return Plan(pairs=tuple(pairs), unpaired=tuple(unpaired), n_left_out=len(matches) - len(pairs))
@@ -193,7 +195,9 @@ class Source:
         text = match.stem or match.inner.rsplit("/", 1)[-1]
         return f"{'-'.join(reversed([*match.files]))}_{text}" if self.layout.kind_in_key else text
 
-    def _plan_sharpening(self, names: Sequence[str], matches: Sequence[Match], unpaired: Sequence[Unpaired]) -> Plan:
+    def _plan_sharpening(
+        self, names: Sequence[str], matches: Sequence[Match], unpaired: Sequence[Unpaired], on_read: OnRead
+    ) -> Plan:
         """Pairs of files that hold arrays, of scenes, and of pictures with their target as they are."""
         config = self.config
         default = config.default_split or SPLITS.get(self.store.url.rsplit("/", 1)[-1].lower())
@@ -201,7 +205,7 @@ class Source:
             self.store, self.task, config.scene, default, self._holdout, follow_links=config.follow_links
         )
         files = [name for name in names if name.rpartition(".")[2].lower() in self.layout.extensions]
-        planned, whole, others = planner.plan(sorted(files), matches, scenes=self.layout.is_scene)
+        planned, whole, others = planner.plan(sorted(files), matches, scenes=self.layout.is_scene, on_read=on_read)
         unpaired = [*unpaired, *others]
         if not planned and not whole:
             raise SourceError(self._no_scene(unpaired))
@@ -233,11 +237,11 @@ class Source:
     def _holdout(self) -> Mapping[str, float]:
         return self.layout.holdout if self.config.holdout is None else self.config.holdout
 
-    def _held_out(self, matches: Sequence[Match]) -> list[Match]:
+    def _held_out(self, matches: Sequence[Match], on_read: OnRead) -> list[Match]:
         """The pairs in splits of our own: those of one group share one, as do those that look alike."""
         groups = [self._group(match) for match in matches]
         if self.config.near_duplicates and self.layout.group is None:
-            hashes = hash_files(self.store, [match.name for match in matches])
+            hashes = hash_files(self.store, [match.name for match in matches], on_read)
             groups = join_groups(groups, hashes, self.config.near_duplicates)
         return [
             replace(match, split=split_of(group, self._holdout)) for match, group in zip(matches, groups, strict=True)
@@ -248,7 +252,7 @@ class Source:
         found = re.fullmatch(self.layout.group, match.stem) if self.layout.group else None
         return found[1] if found else unicodedata.normalize("NFC", f"{match.inner}/{match.stem}").casefold()
 
-    def _choose(self, matches: list[Match]) -> tuple[list[Match], list[Unpaired]]:
+    def _choose(self, matches: list[Match], on_read: OnRead) -> tuple[list[Match], list[Unpaired]]:
         """The pairs that the settings of the splits ask for, and the lines of the lists that name no pair."""
         unknown: list[Unpaired] = []
         try:
@@ -257,7 +261,7 @@ class Source:
         except SplitListError as error:
             raise SourceError(f"source.split_lists: {error}") from None
         if self._holdout and not self.config.split_lists:
-            matches = self._held_out(matches)
+            matches = self._held_out(matches, on_read)
         there = Counter(match.split for match in matches)
         for split in self.config.splits:
             if split not in there:

@@ -23,7 +23,7 @@ from rwkvfusion.infra.manifest import KEY_PATTERN
 
 SCHEMA_VERSION = 2
 MAX_OBJECTS = 20
-MAX_PIXELS = 2**28
+MAX_PIXELS = 2**30
 
 Key = Annotated[str, StringConstraints(pattern=KEY_PATTERN)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]

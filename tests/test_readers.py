@@ -235,8 +235,8 @@ def png(height: int, width: int, claims: tuple[int, int] | None = None) -> bytes
     [
         ({"mask": Mask(png=png(9, 9), labels=("x",))}, "mask has another size"),
         ({"mask": Mask(png=b"no picture", labels=())}, "mask: not a picture"),
-        ({"mask": Mask(png=png(9, 9, (60000, 60000)), labels=())}, "mask: damaged picture: Image size"),
-        ({"mask": Mask(png=png(9, 9, (10000, 10000)), labels=())}, "mask: damaged picture"),
+        ({"mask": Mask(png=png(9, 9, (60000, 60000)), labels=())}, "mask: its 60000x60000 pixels"),
+        ({"mask": Mask(png=png(9, 9, (10000, 10000)), labels=())}, "mask: damaged picture: the file is too short"),
         ({"mask": Mask(png=png(16, 24), labels=())}, "mask has more objects than labels"),
         ({"dataset": "other"}, "belongs to another dataset"),
     ],

@@ -122,13 +122,13 @@ class Manifest(BaseModel):
 
 def write_manifest(store: Store, manifest: Manifest) -> None:
     """Commit the shard: from here on it exists."""
-    store.write(_name(manifest.shard), manifest.to_json())
+    store.write(manifest_name(manifest.shard), manifest.to_json())
 
 
 def read_manifest(store: Store, shard: str) -> Manifest | None:
     """The shard's manifest; None where there is none, or one that is damaged: its shard is to be made."""
     try:
-        return Manifest.from_json(store.read(_name(shard)), store.join(_name(shard)))
+        return Manifest.from_json(store.read(manifest_name(shard)), store.join(manifest_name(shard)))
     except (MissingError, ManifestError):
         return None
 
@@ -160,10 +160,10 @@ def commit_shard(store: Store, manifest: Manifest, tar: bytes, check: Callable[[
     check()
     if old is not None:
         write_manifest(store, manifest)
-    elif not store.create(_name(manifest.shard), manifest.to_json()):
+    elif not store.create(manifest_name(manifest.shard), manifest.to_json()):
         there = read_manifest(store, manifest.shard)
         if there is not None and not there.proves_same(manifest):
-            raise StorageError(f"{store.join(_name(manifest.shard))} was written by another job meanwhile")
+            raise StorageError(f"{store.join(manifest_name(manifest.shard))} was written by another job meanwhile")
         # What was in the way is damaged, or says the same.
         write_manifest(store, manifest)
     if manifest.sha256 is not None:
@@ -176,21 +176,24 @@ def commit_shard(store: Store, manifest: Manifest, tar: bytes, check: Callable[[
 def clear_orphans(store: Store, proofs: Iterable[Manifest]) -> list[str]:
     """Remove what jobs that died left beside the shards that `proofs` are of, and name the tars among it.
 
-    Tars that no manifest proves, lists of quarantined pairs of shards that do not exist, and parts of uploads. The
-    caller must be the only writer. Whatever else lies there is left alone.
+    Tars that no manifest proves, manifests that are damaged, lists of quarantined pairs of shards that do not exist,
+    and parts of uploads. The caller must be the only writer. Whatever else lies there is left alone.
     """
     shards = {manifest.shard: manifest.tar for manifest in proofs}
     proved = set(shards.values())
     tars = [name for name in sorted(store.sizes()) if _TAR.fullmatch(name) and name not in proved]
-    listed = [name.removesuffix(".jsonl") for name in store.sizes(QUARANTINE)]
-    lists = [f"{QUARANTINE}/{name}.jsonl" for name in listed if SHARD_PATTERN.fullmatch(name) and name not in shards]
-    for name in [*tars, *lists]:
+    lost: list[str] = []
+    for folder, ending in ((MANIFESTS, ".json"), (QUARANTINE, ".jsonl")):
+        listed = (name.removesuffix(ending) for name in store.sizes(folder) if name.endswith(ending))
+        lost += (f"{folder}/{name}{ending}" for name in listed if SHARD_PATTERN.fullmatch(name) and name not in shards)
+    for name in [*tars, *lost]:
         store.remove(name)
     store.clear_parts()
     return tars
 
 
-def _name(shard: str) -> str:
+def manifest_name(shard: str) -> str:
+    """Name of the shard's proof in the dataset's folder."""
     return f"{MANIFESTS}/{shard}.json"
 
 
@@ -213,7 +216,9 @@ def read_manifests(store: Store, splits: Iterable[str] | None = None, *, skip_da
     """
     wanted = None if splits is None else set(splits)
     matches = (SHARD_PATTERN.fullmatch(name.removesuffix(".json")) for name in store.sizes(MANIFESTS))
-    names = sorted(_name(match[0]) for match in matches if match and (wanted is None or match["split"] in wanted))
+    names = sorted(
+        manifest_name(match[0]) for match in matches if match and (wanted is None or match["split"] in wanted)
+    )
     found = []
     # A store answers many at once as fast as one.
     with ThreadPoolExecutor(READERS) as pool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +20,7 @@ def finish_dataset(job: Job, manifests: Sequence[Manifest]) -> None:
     facts = describe_dataset(job, manifests)
     sizes = {manifest.tar: len(manifest.keys) for manifest in manifests if manifest.keys}
     job.store.write("sizes.json", _json(sizes))
-    job.store.write("README.md", _card(job, facts).encode())
+    job.store.write("README.md", _card(job, facts, next(iter(sizes), "SHARD.tar")).encode())
     job.store.write("dataset.json", _json(facts))
 
 
@@ -41,6 +41,9 @@ def describe_dataset(job: Job, manifests: Sequence[Manifest]) -> dict[str, Any]:
         "bytes": sum(manifest.size for manifest in manifests),
         "quarantined": dict(sorted(reasons.items())),
         "unpaired": [{"name": u.name, "reason": u.reason} for u in job.unpaired],
+        "ignored": dict(sorted(Counter(one.reason for one in job.ignored).items())),
+        "assumed": [{"name": one.name, "what": one.what} for one in job.assumed],
+        "left_out": job.n_left_out,
         "stages": [stage.identity() for stage in job.stages],
         "recipe": job.recipe.model_dump(mode="json", exclude={"ray", "output"}),
         "package_version": package_version(),
@@ -72,6 +75,16 @@ def _masks(job: Job) -> str:
     return "Masks come from the dataset's own annotation where a pair has one, else from the stages above."
 
 
+def _assumed(facts: Mapping[str, Any]) -> str:
+    names: dict[str, list[str]] = defaultdict(list)
+    for one in facts["assumed"]:
+        names[one["what"]].append(one["name"])
+    lines = "".join(f"- {what}: `{same[0]}` ({len(same)} in all)\n" for what, same in names.items())
+    return (
+        f"\n## Taken for granted\n\nNothing declares it; files are named in `dataset.json`.\n\n{lines}" if lines else ""
+    )
+
+
 BUILTIN = frozenset(METHODS["builtin"].values())
 _TASKS = {
     "vif": "visible-infrared fusion",
@@ -83,7 +96,8 @@ _TASKS = {
 }
 
 
-def _card(job: Job, facts: dict[str, Any]) -> str:
+def _card(job: Job, facts: dict[str, Any], tar: str) -> str:
+    """The card. `tar`: a shard that holds samples, for the example; one whose pairs are all in quarantine has none."""
     splits = "\n".join(f"| {split} | {count} |" for split, count in facts["pairs"].items())
     stages = "\n".join(_stage_row(identity) for identity in facts["stages"])
     measured = any(identity["config"].get("method") in BUILTIN for identity in facts["stages"])
@@ -113,7 +127,8 @@ Quarantined pairs (files and reasons in `_quarantine/` and the manifests):
 {bad}
 
 Files that pair with nothing: {len(facts["unpaired"])} (named in `dataset.json`).
-
+Pairs that the recipe's choice of splits leaves out: {facts["left_out"]}.
+{_assumed(facts)}
 ## Reading it
 
 Each sample is `KEY.ROLE.EXT` for each modality, `KEY.caption.txt`, `KEY.mask.png` (uint8 object indices,
@@ -121,7 +136,7 @@ Each sample is `KEY.ROLE.EXT` for each modality, `KEY.caption.txt`, `KEY.mask.pn
 holds its proof.
 
     import webdataset as wds
-    for sample in wds.WebDataset("{facts["shards"][0]}.tar", shardshuffle=False):
+    for sample in wds.WebDataset("{tar}", shardshuffle=False):
         print(sample["__key__"], sorted(sample))
 
 Fingerprint: `{facts["fingerprint"]}`

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from typing import Any, Literal
 
 from rwkvfusion.infra.encode import encode_picture
@@ -253,7 +254,8 @@ class PictureWriter:
 
     def _free(self, name: str, key: str) -> str:
         """A stem that no picture of this run has."""
-        stem = next(stem for stem in (name, key, f"{name}-{key}") if stem and stem not in self._used)
+        numbered = (f"{name}-{key}-{number}" for number in count(2))
+        stem = next(stem for stem in chain((name, key, f"{name}-{key}"), numbered) if stem and stem not in self._used)
         self._used.add(stem)
         return stem
 

@@ -109,7 +109,7 @@ class ReadPairs:
         return manifest if same and check_shard(self.target.store, manifest) is None else None
 
     def _one_by_one(self, refs: list[PairRef]) -> list[Sample]:
-        results = each_alone(partial(_reader, self.config, self.target.dataset), refs)
+        results = each_alone(partial(_reader, self.config, self.target.dataset, self.target.store.patience), refs)
         return [
             self.source.unread(ref, "worker_died", f"reading it ended the process, twice: {one}")
             if isinstance(one, Death)
@@ -266,8 +266,8 @@ def _row(row: dict[str, Any], samples: list[Sample], record: StageRecord) -> dic
     return {**row, "samples": sink.getvalue().to_pybytes(), "records": json.dumps(records)}
 
 
-def _reader(config: SourceConfig, dataset: str) -> Callable[[PairRef], Sample]:
-    return Source(config, dataset).read
+def _reader(config: SourceConfig, dataset: str, patience: float) -> Callable[[PairRef], Sample]:
+    return Source(config, dataset, patience).read
 
 
 def _runner(unloaded: bytes) -> Callable[[Sample], Sample]:

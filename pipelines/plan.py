@@ -18,7 +18,7 @@ from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.stages.cache import StageCache
 from rwkvfusion.stages.holdout import OnRead
 from rwkvfusion.stages.sample import SCHEMA_VERSION
-from rwkvfusion.stages.source import PairRef, Source, Unpaired
+from rwkvfusion.stages.source import Assumed, PairRef, Source, Unpaired
 from rwkvfusion.stages.stage import Stage, fingerprint, fingerprints
 
 if TYPE_CHECKING:  # it takes Ray, and a second, to import
@@ -53,6 +53,10 @@ class Job:
     fingerprints: tuple[str, ...]
     shards: tuple[ShardPlan, ...]
     unpaired: tuple[Unpaired, ...]
+    ignored: tuple[Unpaired, ...]
+    assumed: tuple[Assumed, ...]
+    n_left_out: int
+    """Pairs that the settings leave out."""
     committed: dict[str, Manifest]
     tars: dict[str, int]
     """Bytes of the files in the dataset's folder."""
@@ -145,6 +149,9 @@ def plan_job(
         fingerprints=fingerprints(stages, {"schema_version": SCHEMA_VERSION}),
         shards=_cut(pairs, recipe.shard.pairs),
         unpaired=plan.unpaired,
+        ignored=plan.ignored,
+        assumed=plan.assumed,
+        n_left_out=plan.n_left_out + len(plan.pairs) - len(pairs),
         retry=retry,
         **_found(store),
     )

@@ -25,7 +25,7 @@ from ray.util.annotations import RayDeprecationWarning
 from rwkvfusion.infra.attempts import forget_attempts
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence, Lease
-from rwkvfusion.infra.manifest import QUARANTINE, Manifest, StageRecord, clear_orphans
+from rwkvfusion.infra.manifest import QUARANTINE, Manifest, StageRecord, clear_orphans, manifest_name
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.card import finish_dataset
 from rwkvfusion.pipelines.cluster import Cluster, ClusterError, connect
@@ -66,9 +66,9 @@ class Outcome:
     exit_code: int
 
 
-def retire(store: Store, shard: str) -> None:
+def retire(store: Store, manifest: Manifest) -> None:
     """Take a shard back: its proof first, so that nobody reads what is about to change."""
-    for name in (f"_manifests/{shard}.json", f"{shard}.tar", f"{QUARANTINE}/{shard}.jsonl"):
+    for name in (manifest_name(manifest.shard), manifest.tar, f"{QUARANTINE}/{manifest.shard}.jsonl"):
         store.remove(name)
 
 
@@ -98,7 +98,7 @@ def _prepare(
     for name in clear_orphans(job.store, job.committed.values()):
         say(f"removed {name}, which a job that died had left: no manifest proves it")
     for name in job.stale:
-        retire(job.store, name)
+        retire(job.store, job.committed[name])
     manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}
     made = Counter({stage.name: 0 for stage in job.stages})
     for manifest, records in _run(job, lease, on_pairs, say):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rwkvfusion.infra.errors import printable
@@ -29,6 +29,9 @@ def plan_facts(job: Job) -> dict[str, Any]:
         "stages": [stage.identity() for stage in job.stages],
         "kept": {stage: len(shards & pending) for stage, shards in job.kept.items()},
         "unpaired": [{"name": u.name, "reason": u.reason} for u in job.unpaired],
+        "ignored": dict(Counter(one.reason for one in job.ignored)),
+        "assumed": [{"name": one.name, "what": one.what} for one in job.assumed],
+        "left_out": job.n_left_out,
     }
 
 
@@ -46,12 +49,31 @@ def plan_lines(job: Job) -> list[str]:
         lines.append(f"kept from before, by stage, in shards: {', '.join(kept)}")
     if job.stale:
         lines.append(f"to drop: {len(job.stale)} committed shards that are no longer in the plan")
+    if job.n_left_out:
+        lines.append(f"left out by source.splits, source.split_lists or --limit: {job.n_left_out} pairs")
+    lines += [f"not looked at: {count} pictures {reason}" for reason, count in facts["ignored"].items()]
+    if job.assumed:
+        lines += [
+            "taken for granted, as nothing declares it:",
+            *_by_reason((one.name, one.what) for one in job.assumed),
+        ]
     if job.unpaired:
         lines.append(f"{len(job.unpaired)} files pair with nothing:")
-        lines += [f"  {printable(u.name)}: {u.reason}" for u in job.unpaired[:_SHOWN]]
-        if len(job.unpaired) > _SHOWN:
-            lines.append(f"  ... and {len(job.unpaired) - _SHOWN} more (all of them in dataset.json)")
+        lines += _by_reason((one.name, one.reason) for one in job.unpaired)
     return lines
+
+
+def _by_reason(named: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each reason, with one of the files it holds for; the first few."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, reason in named:
+        names[reason].append(name)
+    lines = [
+        f"  {printable(same[0])}{f' and {len(same) - 1} more' if len(same) > 1 else ''}: {reason}"
+        for reason, same in list(names.items())[:_SHOWN]
+    ]
+    rest = sum(len(same) for same in list(names.values())[_SHOWN:])
+    return lines + ([f"  ... and {rest} more (all of them in dataset.json)"] if rest else [])
 
 
 def _stage_words(identity: Mapping[str, Any]) -> str:

@@ -9,7 +9,9 @@ from functools import cached_property
 
 from rwkvfusion.stages.sample import Task
 
-TARGET, MASK = "target", "mask"
+TARGET, MASK, CAPTION = "target", "mask", "caption"
+EXTRAS = (TARGET, MASK, CAPTION)
+"""What a pair may have beside its modalities. A caption is a text file, the others are pictures."""
 ARRAY_EXTENSIONS = frozenset({"mat", "h5", "hdf5"})
 SPLITS: Mapping[str, str] = {
     "train": "train",
@@ -26,9 +28,12 @@ SPLITS: Mapping[str, str] = {
 ANY = "*"
 
 
-def _one_of(texts: tuple[str, ...]) -> str:
-    """A pattern of any of `texts` (of nothing, where there are none), in which `{split}` is a split's name."""
-    split = f"(?P<split>{'|'.join(SPLITS)})"
+def _one_of(texts: tuple[str, ...], splits: tuple[str, ...] = ()) -> str:
+    """A pattern of any of `texts` (of nothing, where there are none), in which `{split}` is a split's name.
+
+    `splits`: such names besides the usual.
+    """
+    split = f"(?P<split>{'|'.join((*SPLITS, *map(re.escape, splits)))})"
     return "|".join(re.escape(text).replace(re.escape("{split}"), split) for text in texts)
 
 
@@ -37,7 +42,7 @@ class Place:
     """Where the files of one role lie; all names are read without regard to case.
 
     `folders`: names of the folder, none for any; `{split}` in one stands for a split. `prefixes`, `suffixes`: how the
-    stem begins and ends; what is left of it names the pair.
+    stem begins and ends; what is left of it names the pair. `splits`: names of splits besides the usual.
     """
 
     role: str
@@ -45,13 +50,14 @@ class Place:
     prefixes: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()
     optional: bool = False
+    splits: tuple[str, ...] = ()
 
     @cached_property
     def _folder(self) -> re.Pattern[str]:
         # One `split` group only: alternatives that hold it cannot each name it.
         plain = tuple(name for name in self.folders if "{split}" not in name)
         with_split = tuple(name for name in self.folders if "{split}" in name)
-        pattern = "|".join(filter(None, (_one_of(plain), _one_of(with_split))))
+        pattern = "|".join(filter(None, (_one_of(plain), _one_of(with_split, self.splits))))
         return re.compile(rf"(?:^|/)(?:{pattern})(?=/|$)", re.IGNORECASE)
 
     @cached_property
@@ -112,7 +118,7 @@ class Layout:
     @property
     def modalities(self) -> tuple[str, ...]:
         """The roles that are fused, in order."""
-        return tuple(dict.fromkeys(p.role for p in self.places if p.role not in (TARGET, MASK)))
+        return tuple(dict.fromkeys(p.role for p in self.places if p.role not in EXTRAS))
 
     @property
     def required(self) -> frozenset[str]:
@@ -120,10 +126,16 @@ class Layout:
         optional = {place.role for place in self.places if place.optional}
         return frozenset(role for role in self.modalities if role not in optional)
 
-    def ignores(self, folder: str) -> bool:
-        """Whether a folder of the path `folder` is known to be of no use."""
-        names = {name.lower() for name in self.ignored}
-        return any(part.lower() in names for part in folder.split("/"))
+    def ignored_by(self, name: str) -> str | None:
+        """Why the file `name` is known to be of no use, in words; None where it is not."""
+        folder, _, file = name.rpartition("/")
+        ignored = {one.lower() for one in self.ignored}
+        for part in folder.split("/"):
+            if part.lower() in ignored:
+                return f"in a folder `{part}`, which this layout has no use for"
+        stem = file.rpartition(".")[0]
+        ending = next((ending for ending in self.unused if stem.endswith(ending)), None)
+        return None if ending is None else f"whose name ends in `{ending}`, which this layout has no use for"
 
     def has_inner(self, name: str) -> bool:
         """Whether a folder `name` may lie around the files."""

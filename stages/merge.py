@@ -32,8 +32,8 @@ class MergeConfig(StageConfig):
 
     min_predicted_iou: float = Field(default=0.4, ge=0, le=1, description="masks that promise less are dropped")
     min_stability: float = Field(default=0.4, ge=0, le=1, description="masks that are less stable are dropped")
-    min_area: float = Field(default=0.0002, ge=0, le=1, description="smaller masks are dropped")
-    max_area: float = Field(default=0.8, gt=0, le=1, description="larger masks are dropped")
+    min_area: float = Field(default=0.0002, ge=0, le=1, description="smaller masks are dropped; not a dataset's own")
+    max_area: float = Field(default=0.8, gt=0, le=1, description="larger masks are dropped; not a dataset's own")
     duplicate_iou: float = Field(default=0.7, gt=0, le=1, description="from here two masks of one modality are one")
     match_iou: float = Field(default=0.25, gt=0, le=1, description="from here masks of two modalities are one object")
     inside: float = Field(default=0.7, gt=0, le=1, description="share of a mask from which it lies inside another")
@@ -66,10 +66,11 @@ class Object:
 
 
 class MergeMasks(Stage[MergeConfig]):
-    """Fills `mask` from `instances`."""
+    """Fills `mask` from `instances`. A dataset's own objects are objects whatever their size: `min_area` and `max_area`
+    hold for what was detected."""
 
     name = "merge"
-    version = 4
+    version = 5
     requires = frozenset({"images", "instances"})
     provides = frozenset({"mask"})
 
@@ -78,7 +79,9 @@ class MergeMasks(Stage[MergeConfig]):
 
     def _merge(self, sample: Sample) -> Sample:
         shape = (sample.images[0].height, sample.images[0].width)
-        return sample.replace(mask=paint(merge(sample.instances or (), shape, self.config), shape))
+        of_any_size = {} if sample.annotation is None else {"min_area": 0.0, "max_area": 1.0}
+        config = self.config.model_copy(update=of_any_size)
+        return sample.replace(mask=paint(merge(sample.instances or (), shape, config), shape))
 
 
 def merge(instances: Sequence[Instance], shape: tuple[int, int], config: MergeConfig) -> list[Object]:

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from rwkvfusion.infra.codec import EXTENSIONS
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.storage import sha256
-from rwkvfusion.stages.layouts import MASK, SPLITS, TARGET, Layout, Place
+from rwkvfusion.stages.layouts import CAPTION, EXTRAS, SPLITS, Layout, Place
 from rwkvfusion.stages.sample import Key, Name
+from rwkvfusion.stages.split_folders import SplitFolders, split_name
 
 MAX_KEY = 96
 _SHOWN = 4
@@ -65,6 +66,8 @@ class PairRef(_Record):
     target: str | None = None
     annotation: str | None = None
     cut: Cut | None = None
+    caption: str | None = Field(default=None, exclude_if=lambda name: name is None)
+    """A text file. Left out where there is none, so that plans without captions are what they were before these."""
 
 
 class Unpaired(_Record):
@@ -72,6 +75,13 @@ class Unpaired(_Record):
 
     name: str
     reason: str
+
+
+class Assumed(_Record):
+    """What was taken to hold of a file because nothing declares it, and the setting that would."""
+
+    name: str
+    what: str
 
 
 @dataclass(frozen=True)
@@ -102,53 +112,71 @@ def is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower().removeprefix(".") in EXTENSIONS
 
 
-class NameReader:
-    """Reads the names of a listing by a layout."""
+def is_text(name: str) -> bool:
+    """Whether `name` ends like a caption."""
+    return name.lower().endswith(".txt")
 
-    def __init__(self, layout: Layout, names: Iterable[str], default_split: str) -> None:
+
+class NameReader:
+    """Reads the names of a listing by a layout. `splits` reads those of folders; by default the usual names alone."""
+
+    def __init__(
+        self, layout: Layout, names: Iterable[str], default_split: str, splits: SplitFolders | None = None
+    ) -> None:
         self._layout, self._default_split = layout, default_split
-        self.names = sorted(name for name in names if not layout.ignores(_folder(name)))
+        self._splits = splits or SplitFolders(())
+        self.names = sorted(names)
         folders = [_folder(name).split("/") for name in self.names if is_picture(name)]
         # Folders that all pictures share are a wrapping (`MSRS-main/MSRS/...`), whatever they are called.
         self._n_wrapping = len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))))
+        self.strange: dict[str, None] = {}
+        """Names of the folders that kept a file from being one of its modality, as they come."""
 
     def read(self, name: str) -> Found | Unpaired | None:
-        """What `name` is: a file of a role, a file that should be one and why it is not, or none of our business."""
+        """What `name` is: a file of a role; one that should be, or any other picture, and why it is none; or nothing.
+
+        Nothing are files that are no pictures and lie where no pictures are looked for.
+        """
         folder, stem = _folder(name), os.path.splitext(name.rsplit("/", 1)[-1])[0]
         candidates: list[tuple[tuple[int, int, int], Place, str, re.Match[str] | None]] = []
-        expected = False
+        expected = fits_folder = False
         for place in self._layout.places:
             match = place.find_folder(folder) if place.folders else None
             if place.folders and match is None:
                 continue
-            expected |= place.role not in (TARGET, MASK) and (is_picture(name) or match is not None)
+            fits_folder |= match is not None or place.role not in EXTRAS
             cut = place.cut_stem(stem)
-            if cut is not None and is_picture(name):
+            named = cut is not None and cut != stem
+            expected |= match is not None or named
+            if cut is not None and (is_text(name) if place.role == CAPTION else is_picture(name)):
                 # The deepest folder decides, then its longer name, then the longer affix of the stem.
                 start, end = match.span() if match else (0, 0)
                 candidates.append(((end, end - start, len(stem) - len(cut)), place, cut, match))
-        if not candidates:
-            reason = "its name fits no modality" if is_picture(name) else "not a picture, by its extension"
-            return Unpaired(name=name, reason=reason) if expected else None
-        _, place, cut, match = max(candidates, key=lambda candidate: candidate[0])
-        return self._found(name, place, cut, match)
+        if candidates:
+            _, place, cut, match = max(candidates, key=lambda candidate: candidate[0])
+            return self._found(name, place, cut, match)
+        if is_picture(name):
+            reason = "its name fits no modality" if fits_folder else "lies in no folder of a modality"
+            return Unpaired(name=name, reason=reason)
+        return Unpaired(name=name, reason="not a picture, by its extension") if expected else None
 
     def _found(self, name: str, place: Place, stem: str, match: re.Match[str] | None) -> Found | Unpaired:
         folder = _folder(name)
         start, end = match.span() if match else (len(folder), len(folder))
-        before = [part for part in folder[:start].split("/") if part]
-        after = [part for part in folder[end:].split("/") if part]
+        before, taken, after = (
+            [part for part in path.split("/") if part] for path in (folder[:start], folder[start:end], folder[end:])
+        )
         inner = [part for part in before + after if part.lower() not in SPLITS]
         known = before[: self._n_wrapping]
         for part in inner:
-            if part not in known and not self._layout.has_inner(part):
-                return Unpaired(
-                    name=name, reason=f"lies in a folder `{printable(part)}`, which this layout does not have"
-                )
+            if part not in known and not self._layout.has_inner(part) and self._splits.named(part) is None:
+                self.strange[part] = None
+                reason = f"lies in a folder `{printable(part)}`, which this layout does not have"
+                return Unpaired(name=name, reason=f"{reason} (source.splits=[{split_name(part)}] makes it a split)")
         named = match.groupdict().get("split") if match else None
-        splits = [named, *(part for part in reversed(before + after) if part.lower() in SPLITS)]
-        split = next((SPLITS[part.lower()] for part in splits if part), self._default_split)
-        return Found(name, place, split, "/".join(inner), stem)
+        places = range(len(before), len(before) + len(taken))
+        split = self._splits.named(named) if named else self._splits.of([*before, *taken, *after], places)
+        return Found(name, place, split or self._default_split, "/".join(inner), stem)
 
 
 def _folder(name: str) -> str:
@@ -173,7 +201,19 @@ class Match:
 
 def pair_files(layout: Layout, found: Sequence[Found]) -> tuple[list[Match], list[Unpaired]]:
     """Match files by equal names, then those that are left by names equal but for case and composition."""
-    left = [file for file in found if file.place.role not in (TARGET, MASK)]
+    groups, unpaired = group_files([file for file in found if file.place.role not in EXTRAS], layout)
+    extras = _Extras(layout, found, groups)
+    matches = []
+    for group in groups:
+        names = {file.place.role: file.name for file in group}
+        files = {role: names[role] for role in layout.modalities if role in names}
+        matches.append(Match(*group[0].exact(), files, extras.of(group[0])))
+    return matches, unpaired + extras.left()
+
+
+def group_files(files: Sequence[Found], layout: Layout) -> tuple[list[list[Found]], list[Unpaired]]:
+    """The files of each pair, and those of none: with no partner, or with several that could be it."""
+    left = list(files)
     groups: list[list[Found]] = []
     unpaired: list[Unpaired] = []
     for common in (Found.exact, Found.folded):
@@ -187,16 +227,11 @@ def pair_files(layout: Layout, found: Sequence[Found]) -> tuple[list[Match], lis
                 unpaired += [Unpaired(name=file.name, reason=_ambiguous(group)) for file in group]
             elif layout.required <= roles.keys() and len(roles) > 1:
                 groups.append(group)
-            else:
+            elif common is Found.exact:
                 left += group
-    unpaired += [Unpaired(name=file.name, reason=_alone(layout, file)) for file in left]
-    extras = _Extras(layout, found, groups)
-    matches = []
-    for group in groups:
-        names = {file.place.role: file.name for file in group}
-        files = {role: names[role] for role in layout.modalities if role in names}
-        matches.append(Match(*group[0].exact(), files, extras.of(group[0], unpaired)))
-    return matches, unpaired
+            else:
+                unpaired += [Unpaired(name=file.name, reason=_alone(layout, group)) for file in group]
+    return groups, unpaired
 
 
 def _ambiguous(group: Sequence[Found]) -> str:
@@ -205,36 +240,55 @@ def _ambiguous(group: Sequence[Found]) -> str:
     return f"one of several files of a modality with the same name ({names}): which belong together cannot be told"
 
 
-def _alone(layout: Layout, file: Found) -> str:
-    role = file.place.role
-    missing = sorted(layout.required - {role}) or [other for other in layout.modalities if other != role]
-    return f"no {' or '.join(missing)} picture of the name {file.stem!r}"
+def _alone(layout: Layout, group: Sequence[Found]) -> str:
+    roles = {file.place.role for file in group}
+    missing = [role for role in layout.modalities if role in layout.required - roles]
+    missing = missing or [role for role in layout.modalities if role not in roles]
+    return f"no {' or '.join(missing)} picture of the name {group[0].stem!r}"
 
 
 class _Extras:
-    """Targets and masks by the names they share with their pairs."""
+    """Targets, masks and captions by the names they share with their pairs."""
 
     def __init__(self, layout: Layout, found: Sequence[Found], groups: Sequence[Sequence[Found]]) -> None:
         self._rank = {place: rank for rank, place in enumerate(layout.places)}
-        taken = {group[0].exact() for group in groups}
-        self._by_name: dict[tuple[str, ...], list[Found]] = defaultdict(list)
-        for file in found:
-            if file.place.role in (TARGET, MASK):
-                self._by_name[file.place.role, *file.exact()].append(file)
-                if file.exact() not in taken and file.folded() != file.exact():
-                    self._by_name[file.place.role, *file.folded()].append(file)
+        self._left = {file.name: file for file in found if file.place.role in EXTRAS}
+        self._unpaired: list[Unpaired] = []
+        pairs = {group[0].exact() for group in groups}
+        alike = Counter(group[0].folded() for group in groups)
+        self._exact: dict[tuple[str, ...], list[Found]] = defaultdict(list)
+        self._folded: dict[tuple[str, ...], list[Found]] = defaultdict(list)
+        for file in self._left.values():
+            self._exact[file.place.role, *file.exact()].append(file)
+            # What fits two pairs but for case, or one of them exactly, is nobody else's.
+            if file.exact() not in pairs and alike[file.folded()] == 1:
+                self._folded[file.place.role, *file.folded()].append(file)
 
-    def of(self, file: Found, unpaired: list[Unpaired]) -> dict[str, str]:
-        """The target and mask that go with `file`; ambiguous ones are put on `unpaired`."""
+    def of(self, file: Found) -> dict[str, str]:
+        """The extras that go with the pair of `file`, by role: of several places the preferred one's."""
         chosen = {}
-        for role in (TARGET, MASK):
-            files = self._by_name[role, *file.exact()] or self._by_name[role, *file.folded()]
+        for role in EXTRAS:
+            files = self._exact[role, *file.exact()] or self._folded[role, *file.folded()]
             best = min((self._rank[f.place] for f in files), default=None)
-            files = [f for f in files if self._rank[f.place] == best]
-            if len(files) == 1:
-                chosen[role] = files[0].name
-            unpaired += [Unpaired(name=f.name, reason=_ambiguous(files)) for f in files if len(files) > 1]
+            first = [f for f in files if self._rank[f.place] == best]
+            if len(first) == 1:
+                chosen[role] = first[0].name
+                del self._left[first[0].name]
+            for other in files:
+                if other.name in self._left:
+                    reason = _ambiguous(first) if other in first else f"{printable(first[0].name)} is taken instead"
+                    self._drop(other, reason)
         return chosen
+
+    def left(self) -> list[Unpaired]:
+        """Those that go with no pair, and why."""
+        for file in list(self._left.values()):
+            self._drop(file, f"a {file.place.role} of no pair: there is none of the name {file.stem!r}")
+        return self._unpaired
+
+    def _drop(self, file: Found, reason: str) -> None:
+        del self._left[file.name]
+        self._unpaired.append(Unpaired(name=file.name, reason=reason))
 
 
 def make_keys(texts: Mapping[str, str]) -> dict[str, str]:

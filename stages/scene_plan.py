@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
@@ -20,8 +20,10 @@ from rwkvfusion.stages.axes import MIN_CUBE_BANDS, AxesError, View, cube, solve
 from rwkvfusion.stages.holdout import OnRead
 from rwkvfusion.stages.layouts import SPLITS, TARGET
 from rwkvfusion.stages.listing import is_of_the_file, unreadable
-from rwkvfusion.stages.pairing import ArrayRef, Cut, FileRef, Match, Unpaired
+from rwkvfusion.stages.pairing import ArrayRef, Assumed, Cut, FileRef, Match, Unpaired
 from rwkvfusion.stages.scenes import ArrayCube, ArrayPair, Scene, SceneConfig, SceneError, TiffPair, open_arrays
+from rwkvfusion.stages.spectral import usual_cube
+from rwkvfusion.stages.split_folders import SplitFolders
 from rwkvfusion.stages.tiles import regions, windows
 
 FULL = "_full"
@@ -66,8 +68,13 @@ class ScenePlanner:
         holdout: Mapping[str, float],
         *,
         follow_links: bool,
+        splits: SplitFolders | None = None,
+        usual_scale: Callable[[str], float | None] = lambda _: None,
     ) -> None:
         self._store, self._task, self._config = store, task, config
+        self._splits, self._usual_scale = splits or SplitFolders(()), usual_scale
+        self.assumed: list[Assumed] = []
+        """What was taken for granted of files, in their order."""
         self._default_split, self._holdout, self._follow_links = default_split, holdout, follow_links
 
     def plan(
@@ -81,16 +88,18 @@ class ScenePlanner:
         whole: list[Match] = []
         unpaired: list[Unpaired] = []
         for match in matches:
-            split = said_split(match.name) or self._default_split or match.split
+            split = said_split(match.name) or match.split or self._default_split or "train"
             if TARGET in match.extras or not scenes:
                 whole.append(replace(match, split=split if TARGET in match.extras else split + FULL))
         cut = [match for match in matches if scenes and TARGET not in match.extras]
         total = len(files) + len(cut)
         on_read(0, total)
-        for done, found in enumerate(chain(map(self.arrays, files), map(self.geotiffs, cut)), start=1):
+        names_of = [*([name] for name in files), *([*match.files.values()] for match in cut)]
+        read = chain(map(self.arrays, files), map(self.geotiffs, cut))
+        for done, (names, found) in enumerate(zip(names_of, read, strict=True), start=1):
             on_read(done, total)
             if isinstance(found, Unpaired):
-                unpaired.append(found)
+                unpaired += (Unpaired(name=name, reason=found.reason) for name in names)
             else:
                 planned += found
         return planned, whole, unpaired
@@ -102,7 +111,9 @@ class ScenePlanner:
             return Unpaired(name=name, reason=trouble)
         try:
             with open_arrays(self._store, name) as file:
-                return list(self._of_arrays(name, file))
+                planned = list(self._of_arrays(name, file))
+                self._assume_scale(name, file, planned)
+                return planned
         except (RwkvFusionError, ValueError) as error:
             return self._unpaired(name, error)
 
@@ -112,7 +123,11 @@ class ScenePlanner:
         try:
             with TiffPair(self._store, *match.files.values()) as scene:
                 stem = match.stem or match.inner.rpartition("/")[2]
-                return list(self._of_scene(scene, scene.ratio, match.name, stem, said_split(match.name), files, {}))
+                return list(
+                    self._of_scene(
+                        scene, scene.ratio, match.name, stem, said_split(match.name) or match.split, files, {}
+                    )
+                )
         except (RwkvFusionError, ValueError) as error:
             return self._unpaired(match.name, error)
 
@@ -125,7 +140,8 @@ class ScenePlanner:
     def _of_arrays(self, name: str, file: ArrayFile) -> Iterator[Planned]:
         roles = _find(file, ALIASES[self._task])
         high, low = ROLES[self._task]
-        split, stem = said_split(name), os.path.splitext(name.rpartition("/")[2])[0]
+        split = said_split(name) or self._splits.of(name.split("/")[:-1])
+        stem = os.path.splitext(name.rpartition("/")[2])[0]
         files = (FileRef(role=high, name=name), FileRef(role=low, name=name))
         if {"high", "low"} <= roles.keys():
             views = self._solved(file, roles)
@@ -147,9 +163,26 @@ class ScenePlanner:
             listed = ", ".join(f"{key} {header}" for key, header in file.headers.items()) or "no arrays"
             raise SceneError(f"no PAN and MS in it: looked for pan or I_PAN, and ms or I_MS_LR; there is {listed}")
         view = _only_cube(name, file, self._config.axes)
+        known = usual_cube(name, view.length("C"))
+        if known and self._config.wavelengths is None and not self._config.response.startswith("even:"):
+            word, (first, last) = known
+            what = f"its bands lie from {first:g} to {last:g} nm, by the word `{word}` of its name"
+            self.assumed.append(Assumed(name=name, what=f"{what} (source.scene.wavelengths declares it)"))
         scene = ArrayCube(file, view, self._config, name)
         refs = {"cube": ArrayRef(name=view.name, axes=view.axes)}
         yield from self._of_scene(scene, self._config.ratio, name, stem, split, files, refs)
+
+    def _assume_scale(self, name: str, file: ArrayFile, planned: Sequence[Planned]) -> None:
+        """Note which value is taken for 1 in the arrays of `planned`, where these are integers that do not say it."""
+        used = {array.name for pair in planned for array in pair.cut.arrays.values()}
+        integers = any(
+            file.headers[array].dtype.kind in "iu" and file.headers[array].dtype.itemsize > 1 for array in used
+        )
+        usual = self._usual_scale(name)
+        declared = self._config.scale or any(file.number(key) is not None for key in ("L", "maxValue"))
+        if integers and usual is not None and not declared:
+            what = f"its integers count {usual:g} as 1, as is usual for such files"
+            self.assumed.append(Assumed(name=name, what=f"{what} (source.scene.scale declares it)"))
 
     def _solved(self, file: ArrayFile, roles: Mapping[str, Sequence[str]]) -> dict[str, View]:
         """The views of the file's arrays; of several that could be the low-resolution one, the first that is."""

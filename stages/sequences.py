@@ -13,16 +13,19 @@ from typing import Literal
 import numpy as np
 
 from rwkvfusion.infra.errors import printable
-from rwkvfusion.stages.layouts import SPLITS, TARGET, Layout
+from rwkvfusion.stages.layouts import TARGET, Layout
 from rwkvfusion.stages.pairing import FileRef, Match, Unpaired, is_picture
 from rwkvfusion.stages.reading import Picture, RefusedError, check_sizes
+from rwkvfusion.stages.split_folders import SplitFolders
 
 Exposures = Literal["extreme", "all"]
 MAX_EXPOSURES = 32
 _NO_SCENES = frozenset({"under", "over"})
 
 
-def pair_sequences(layout: Layout, names: Iterable[str], default_split: str) -> tuple[list[Match], list[Unpaired]]:
+def pair_sequences(
+    layout: Layout, names: Iterable[str], default_split: str, splits: SplitFolders | None = None
+) -> tuple[list[Match], list[Unpaired]]:
     """A match for each folder of two pictures or more, and what belongs to none.
 
     A target lies under the scene's name in a folder of targets, beside the scenes or above (`Part1/Label/7.JPG` for
@@ -46,7 +49,7 @@ def pair_sequences(layout: Layout, names: Iterable[str], default_split: str) -> 
     matches = []
     for folder, files in scenes.items():
         above, _, scene = folder.rpartition("/")
-        split = next((SPLITS[part.lower()] for part in reversed(above.split("/")) if part.lower() in SPLITS), None)
+        split = (splits or SplitFolders(())).of(above.split("/") if above else [])
         roles = {f"exposure_{number}": name for number, name in enumerate(sorted(files, key=_natural), start=1)}
         extras = {TARGET: target_of[folder]} if folder in target_of else {}
         matches.append(Match(split or default_split, above, scene, roles, extras))

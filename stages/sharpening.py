@@ -12,6 +12,7 @@ from rwkvfusion.infra.storage import MissingError, Store, sha256
 from rwkvfusion.stages.arrays import ArrayFile
 from rwkvfusion.stages.axes import View
 from rwkvfusion.stages.layouts import Layout
+from rwkvfusion.stages.names import words
 from rwkvfusion.stages.pairing import ArrayRef, Cut, PairRef
 from rwkvfusion.stages.reading import Picture, RefusedError
 from rwkvfusion.stages.sample import Image
@@ -30,7 +31,7 @@ from rwkvfusion.stages.scenes import (
 )
 from rwkvfusion.stages.wald import Made, as_it_is, reduced_cube, reduced_pair
 
-_TEN_BIT = ("gf2", "gf-2", "gaofen")
+_TEN_BIT = frozenset({"gf2", "gaofen"})
 
 
 class CutReader:
@@ -139,7 +140,12 @@ def known_scale(
         return 1.0
     if array.dtype == np.uint8 or layout.scale is None:
         return None
-    return 1023.0 if layout.scale == 2047.0 and any(word in source.lower() for word in _TEN_BIT) else layout.scale
+    return usual_scale(layout, source)
+
+
+def usual_scale(layout: Layout, name: str) -> float | None:
+    """What counts as 1 in the integers of the file `name`, where nothing declares it."""
+    return 1023.0 if layout.scale == 2047.0 and not _TEN_BIT.isdisjoint(words(name)) else layout.scale
 
 
 def check_sharpening(modalities: Sequence[Picture], target: Picture | None) -> None:

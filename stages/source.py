@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,9 +15,10 @@ from rwkvfusion.infra.codec import MAX_BYTES
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.storage import PATIENCE, Store
 from rwkvfusion.stages.holdout import OnRead, hash_files, join_groups, split_of
-from rwkvfusion.stages.layouts import MASK, SPLITS, TARGET
+from rwkvfusion.stages.layouts import CAPTION, MASK, PAIRED, SPLITS, TARGET
 from rwkvfusion.stages.listing import unreadable
 from rwkvfusion.stages.pairing import (
+    Assumed,
     FileRef,
     Found,
     Match,
@@ -31,22 +33,26 @@ from rwkvfusion.stages.reading import Picture, RefusedError, check_pictures, rea
 from rwkvfusion.stages.sample import Image, Sample, SampleError, Task
 from rwkvfusion.stages.scene_plan import FULL, ScenePlanner
 from rwkvfusion.stages.sequences import pair_sequences, read_exposures
-from rwkvfusion.stages.sharpening import CutReader, check_sharpening, known_scale
+from rwkvfusion.stages.sharpening import CutReader, check_sharpening, known_scale, usual_scale
 from rwkvfusion.stages.source_config import PlaceConfig, SourceConfig, SourceError, layout_of
+from rwkvfusion.stages.split_folders import SplitFolders, split_name
 from rwkvfusion.stages.splits import SplitListError, split_by_lists
 
-__all__ = ["FileRef", "PairRef", "PlaceConfig", "Plan", "Source", "SourceConfig", "SourceError", "Unpaired"]
+__all__ = ["Assumed", "FileRef", "PairRef", "PlaceConfig", "Plan", "Source", "SourceConfig", "SourceError", "Unpaired"]
 STAGE = "source"
 SHARPENING = frozenset({"pansharpening", "hmif"})
 
 
 class Plan(BaseModel):
-    """What a source holds: its pairs sorted by split and key, the names that belong to none, and how many pairs the
-    settings of the splits leave out."""
+    """What a source holds: its pairs sorted by split and key, the names that belong to none, the pictures that the
+    layout is known to have no use for, and how many pairs the settings of the splits leave out: each picture of the
+    listing is in one of these. And what was taken for granted of its files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     pairs: tuple[PairRef, ...]
     unpaired: tuple[Unpaired, ...]
+    ignored: tuple[Unpaired, ...] = ()
+    assumed: tuple[Assumed, ...] = ()
     n_left_out: int = 0
 
 
@@ -71,36 +77,52 @@ class Source:
         60 PNGs or 900 JPEGs of 0.3 megapixels a second and core. Raises SourceError where there is nothing to pair,
         StorageError where the store cannot be reached.
         """
-        names, unpaired = self._listing()
+        listed, unpaired = self._listing()
+        reasons = {name: self.layout.ignored_by(name) for name in listed}
+        names = [name for name in listed if reasons[name] is None]
+        ignored = tuple(Unpaired(name=n, reason=why) for n, why in reasons.items() if why and is_picture(n))
         if self.layout.extensions:
-            return self._plan_sharpening(names, [], unpaired, on_read)
-        names = [name for name in names if not name.rpartition(".")[0].endswith(self.layout.unused)]
-        found, matches, others = self._sequences(names) if self.layout.is_sequence else self._matches(names)
+            return self._plan_sharpening(names, [], unpaired, ignored, on_read)
+        splits = self._split_folders(names)
+        # Files of scenes may say their split themselves (see ScenePlanner), and come before a default.
+        default = "" if self.task in SHARPENING else self._default_split()
+        reader = NameReader(self.layout, names, default, splits)
+        found, matches, others = self._sequences(names, splits) if self.layout.is_sequence else self._matches(reader)
         unpaired += others
         if not matches:
-            raise SourceError(self._nothing(names, found))
+            raise SourceError(self._nothing(names, found, reader.strange))
         if self.task in SHARPENING:
-            return self._plan_sharpening([], matches, unpaired, on_read)
+            return self._plan_sharpening([], matches, unpaired, ignored, on_read)
         # Keys come before the choice of splits, so that they do not depend on it.
         keys = make_keys({match.name: self._key_text(match) for match in matches})
         chosen, unknown = self._choose(matches, on_read)
         pairs = sorted((_pair(match, keys[match.name]) for match in chosen), key=lambda pair: (pair.split, pair.key))
         unpaired = sorted([*unpaired, *unknown], key=lambda one: one.name)
-        return Plan(pairs=tuple(pairs), unpaired=tuple(unpaired), n_left_out=len(matches) - len(pairs))
+        return Plan(pairs=tuple(pairs), unpaired=tuple(unpaired), ignored=ignored, n_left_out=len(matches) - len(pairs))
 
-    def _matches(self, names: Sequence[str]) -> tuple[list[Found], list[Match], list[Unpaired]]:
+    def _split_folders(self, names: Iterable[str]) -> SplitFolders:
+        # In layouts where each scene has a folder, one may be called like a split: two of them are none by chance.
+        least = None if self.config.default_split else 1 if self.config.layout == PAIRED else 2
+        return SplitFolders((name for name in names if is_picture(name)), self.config.splits, least)
+
+    def _matches(self, reader: NameReader) -> tuple[list[Found], list[Match], list[Unpaired]]:
         """Files by what their names say, the pairs among them, and what is left."""
-        reader = NameReader(self.layout, names, self._default_split())
         read = [reader.read(name) for name in reader.names]
         found = {one.name: one for one in read if isinstance(one, Found)}
         readable, others = self._readable(found)
         matches, alone = pair_files(self.layout, [found[name] for name in readable])
         return [*found.values()], matches, [*(one for one in read if isinstance(one, Unpaired)), *others, *alone]
 
-    def _sequences(self, names: Sequence[str]) -> tuple[list[Found], list[Match], list[Unpaired]]:
+    def _sequences(self, names: Sequence[str], splits: SplitFolders) -> tuple[list[Found], list[Match], list[Unpaired]]:
         """The same of a layout whose names say nothing."""
         readable, others = self._readable(name for name in names if is_picture(name))
-        matches, alone = pair_sequences(self.layout, readable, self._default_split())
+        matches, alone = pair_sequences(self.layout, readable, self._default_split(), splits)
+        scenes = {name.rpartition("/")[0] for name in readable}
+        alone += (
+            Unpaired(name=name, reason="not a picture, by its extension")
+            for name in names
+            if not is_picture(name) and name.rpartition("/")[0] in scenes
+        )
         return [], matches, [*others, *alone]
 
     def _readable(self, names: Iterable[str]) -> tuple[list[str], list[Unpaired]]:
@@ -196,28 +218,51 @@ class Source:
         return f"{'-'.join(reversed([*match.files]))}_{text}" if self.layout.kind_in_key else text
 
     def _plan_sharpening(
-        self, names: Sequence[str], matches: Sequence[Match], unpaired: Sequence[Unpaired], on_read: OnRead
+        self,
+        names: Sequence[str],
+        matches: Sequence[Match],
+        unpaired: Sequence[Unpaired],
+        ignored: tuple[Unpaired, ...],
+        on_read: OnRead,
     ) -> Plan:
         """Pairs of files that hold arrays, of scenes, and of pictures with their target as they are."""
         config = self.config
         default = config.default_split or SPLITS.get(self.store.url.rsplit("/", 1)[-1].lower())
         planner = ScenePlanner(
-            self.store, self.task, config.scene, default, self._holdout, follow_links=config.follow_links
+            self.store,
+            self.task,
+            config.scene,
+            default,
+            self._holdout,
+            follow_links=config.follow_links,
+            splits=SplitFolders(names, config.splits, None if default else 2),
+            usual_scale=partial(usual_scale, self.layout),
         )
         files = [name for name in names if name.rpartition(".")[2].lower() in self.layout.extensions]
         planned, whole, others = planner.plan(sorted(files), matches, scenes=self.layout.is_scene, on_read=on_read)
         unpaired = [*unpaired, *others]
         if not planned and not whole:
             raise SourceError(self._no_scene(unpaired))
+        kinds = " or ".join(f".{extension}" for extension in sorted(self.layout.extensions))
+        strange = sorted({*names} - {*files})
+        unpaired = [*unpaired, *(Unpaired(name=name, reason=f"no {kinds} file") for name in strange)]
+        if self.layout.scale and not config.scene.scale:
+            what = f"16-bit values count {self.layout.scale:g} as 1, as is usual for the layout"
+            planner.assumed += (
+                Assumed(name=match.name, what=f"{what} (source.scene.scale declares it)") for match in whole
+            )
         texts = {one.name: one.text for one in planned}
         texts |= {one.name: self._key_text(one) + (FULL if one.split.endswith(FULL) else "") for one in whole}
         keys = make_keys(texts)
         pairs = [PairRef(key=keys[one.name], split=one.split, files=one.files, cut=one.cut) for one in planned]
         pairs += [_pair(match, keys[match.name]) for match in whole]
+        self._check_splits(Counter(pair.split for pair in pairs))
         chosen = [pair for pair in pairs if not config.splits or pair.split in config.splits]
         return Plan(
             pairs=tuple(sorted(chosen, key=lambda pair: (pair.split, pair.key))),
             unpaired=tuple(sorted(unpaired, key=lambda one: one.name)),
+            ignored=ignored,
+            assumed=tuple(planner.assumed),
             n_left_out=len(pairs) - len(chosen),
         )
 
@@ -257,20 +302,26 @@ class Source:
         unknown: list[Unpaired] = []
         try:
             if self.config.split_lists:
-                matches, unknown = split_by_lists(matches, self.config.split_lists)
+                matches, unknown = split_by_lists(matches, self.config.split_lists, self.store.patience)
         except SplitListError as error:
             raise SourceError(f"source.split_lists: {error}") from None
         if self._holdout and not self.config.split_lists:
             matches = self._held_out(matches, on_read)
         there = Counter(match.split for match in matches)
-        for split in self.config.splits:
-            if split not in there:
-                held = ", ".join(f"{name} ({n} pairs)" for name, n in sorted(there.items()))
-                raise SourceError(f"source.splits: no pair is in split {split!r}; there is {held}")
+        self._check_splits(there)
         wanted = self.config.splits or tuple(there)
         return [match for match in matches if match.split in wanted], unknown
 
-    def _nothing(self, names: Sequence[str], found: Sequence[Found]) -> str:
+    def _check_splits(self, there: Mapping[str, int]) -> None:
+        for split in self.config.splits:
+            if split not in there:
+                held = ", ".join(f"{name} ({n} pairs)" for name, n in sorted(there.items()))
+                raise SourceError(
+                    f"source.splits: no pair is in split {split!r} or in a folder of this name; there is {held}"
+                )
+
+    def _nothing(self, names: Sequence[str], found: Sequence[Found], strange: Iterable[str]) -> str:
+        """Why there is no pair, and what to set. `strange`: folders that the layout does not have."""
         looked = ", ".join(place.words() for place in self.layout.places if place.role in self.layout.modalities)
         if self.layout.is_sequence:
             looked = "folders of two or more pictures each, the exposures of one scene"
@@ -279,17 +330,36 @@ class Source:
             first = {file.place.role: file.name for file in reversed(found)}
             counts = Counter(file.place.role for file in found)
             seen = ", ".join(f"{counts[role]} {role} (e.g. {printable(name)})" for role, name in sorted(first.items()))
-            return f"{start}: looked for {looked}; there is {seen}, but no two whose names fit each other"
+            return (
+                f"{start}: looked for {looked}; there is {seen}, but no two whose names fit each other. Where they"
+                " differ in how they begin or end, layout paired takes source.modalities.ROLE.prefix and .suffix"
+            )
         folders = {name.rpartition("/")[0] or "the root itself" for name in names if is_picture(name)}
         if len(folders) > 8:
             folders = {f"{folder.split('/')[0]}/..." for folder in folders}
         few = printable(", ".join(sorted(folders)[:8])) + (f" and {len(folders) - 8} more" if len(folders) > 8 else "")
         there = f"pictures are in {few}" if folders else "there are no pictures"
-        return f"{start}: looked for {looked}; {there}. Set source.root to the folder above these, or another layout"
+        return f"{start}: looked for {looked}; {there}. {self._advice(strange)}"
+
+    def _advice(self, strange: Iterable[str]) -> str:
+        names = sorted({split_name(folder) for folder in strange})
+        if names:
+            return (
+                f"The layout has no folder {printable(' or '.join(sorted(strange)[:4]))}: set source.root to one of"
+                f" them, or source.splits=[{','.join(names[:4])}] to take each as a split"
+            )
+        if self.config.layout == PAIRED:
+            return "Set source.modalities.ROLE.folder (or .prefix, .suffix) to where they are, or source.root"
+        return "Set source.root to the folder above these, or another layout, or paired with folders of your own"
 
 
 def _pair(match: Match, key: str) -> PairRef:
     files = tuple(FileRef(role=role, name=name) for role, name in match.files.items())
     return PairRef(
-        key=key, split=match.split, files=files, target=match.extras.get(TARGET), annotation=match.extras.get(MASK)
+        key=key,
+        split=match.split,
+        files=files,
+        target=match.extras.get(TARGET),
+        annotation=match.extras.get(MASK),
+        caption=match.extras.get(CAPTION),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from typing import Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -10,7 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.storage import absolute
 from rwkvfusion.stages.holdout import REST
-from rwkvfusion.stages.layouts import ANY, LAYOUTS, MASK, PAIRED, TARGET, Layout, Place, canonical, usual
+from rwkvfusion.stages.layouts import (
+    ANY,
+    CAPTION,
+    LAYOUTS,
+    MASK,
+    PAIRED,
+    SPLITS,
+    TARGET,
+    Layout,
+    Place,
+    canonical,
+    usual,
+)
 from rwkvfusion.stages.sample import RESERVED, Name, Task
 from rwkvfusion.stages.scenes import SceneConfig
 from rwkvfusion.stages.sequences import Exposures
@@ -46,7 +59,7 @@ class PlaceConfig(_Settings):
 
 
 class SourceConfig(_Settings):
-    """Where pairs come from. `modalities`, `target`, `mask`, `labels` and `task` describe a layout `paired`."""
+    """Where pairs come from. `modalities`, `target`, `mask`, `caption`, `labels`, `task` describe a layout `paired`."""
 
     layout: str = Field(description=f"one of {', '.join(sorted(LAYOUTS))}, or {PAIRED}")
     root: str = Field(min_length=1, description="folder or URL that holds the data")
@@ -57,6 +70,11 @@ class SourceConfig(_Settings):
     modalities: dict[Name, PlaceConfig] = Field(default={}, description="two or more roles, e.g. visible and infrared")
     target: PlaceConfig | None = Field(default=None, description="the true fused pictures, if there are any")
     mask: PlaceConfig | None = Field(default=None, description="annotated masks, if there are any")
+    caption: PlaceConfig | None = Field(
+        default=None,
+        description="captions of your own, if there are any: a .txt in UTF-8 for each pair, its lines joined. A pair"
+        " without one, or with an empty one, gets that of the caption stage",
+    )
     labels: dict[int, str] = Field(default={}, description="what the values of annotated masks stand for")
     task: Task | None = Field(default=None, description="needed where the modalities do not say it")
     exposures: Exposures = Field(
@@ -81,7 +99,9 @@ class SourceConfig(_Settings):
     default_split: Name | None = Field(
         default=None, description="the split of pairs in no split's folder; None: the root's own name, else train"
     )
-    splits: tuple[Name, ...] = Field(default=(), description="take these splits only; empty: all")
+    splits: tuple[Name, ...] = Field(
+        default=(), description="take these splits only; empty: all. A folder's name makes a split too"
+    )
     split_lists: dict[Name, str] = Field(
         default={},
         description="text file of each split: one `folder/name.png` a line; pairs in none are left out",
@@ -116,6 +136,12 @@ class SourceConfig(_Settings):
 
 def layout_of(config: SourceConfig) -> Layout:
     """The layout of that name, or the one that the settings describe. SourceError where they do not."""
+    layout = _layout(config)
+    own = tuple(split for split in config.splits if split not in SPLITS.values())
+    return replace(layout, places=tuple(replace(place, splits=own) for place in layout.places)) if own else layout
+
+
+def _layout(config: SourceConfig) -> Layout:
     if config.layout == PAIRED:
         return _paired(config)
     layout = LAYOUTS.get(config.layout)
@@ -126,7 +152,7 @@ def layout_of(config: SourceConfig) -> Layout:
         raise SourceError(
             f"unknown source.layout {config.layout!r}: {hint}There is {known}; and {PAIRED} for any other"
         )
-    given = [name for name in ("modalities", "target", "mask", "labels", "task") if getattr(config, name)]
+    given = [name for name in ("modalities", "target", "mask", "caption", "labels", "task") if getattr(config, name)]
     if given:
         raise SourceError(
             f"layout {config.layout!r} has its own {given[0]}: leave out source.{given[0]}, or use {PAIRED}"
@@ -155,4 +181,5 @@ def _paired(config: SourceConfig) -> Layout:
     places = [config.modalities[role].place(role) for role in (known[1] if known else roles)]
     places += [config.target.place(TARGET)] if config.target else []
     places += [config.mask.place(MASK)] if config.mask else []
+    places += [config.caption.place(CAPTION)] if config.caption else []
     return Layout(task, tuple(places), labels=config.labels, inner=(ANY,))

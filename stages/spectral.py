@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.stages.names import words
 
 Nanometres = tuple[float, float]
 
@@ -37,11 +38,22 @@ COVERAGE: Mapping[str, tuple[int, Nanometres]] = {
     "cave": (31, (400, 700)),
     "harvard": (31, (420, 720)),
 }
-"""What is known of the usual cubes by a part of their name: bands before any were taken out, first and last in nm."""
+"""What is known of the usual cubes by a word of their name: bands before any were taken out, first and last in nm."""
+LEAST_BANDS = 0.7
+"""Part of a usual cube's bands that a file of its name has at least: copies lack those that water absorbs, no more."""
 
 
 class SpectralError(RwkvFusionError, ValueError):
     """A response that the cube's bands cannot give; the message says what to set."""
+
+
+def usual_cube(name: str, n_bands: int) -> tuple[str, Nanometres] | None:
+    """The word by which a file of `n_bands` is known for one of the usual cubes, and its first and last band in nm."""
+    said = words(name)
+    for word, (total, span) in COVERAGE.items():
+        if word in said:
+            return (word, span) if LEAST_BANDS * total <= n_bands <= total else None
+    return None
 
 
 def wavelengths(name: str, n_bands: int, kept: np.ndarray | None, declared: Nanometres | None) -> np.ndarray | None:
@@ -55,10 +67,10 @@ def wavelengths(name: str, n_bands: int, kept: np.ndarray | None, declared: Nano
     """
     span = declared
     if span is None:
-        known = next((found for part, found in COVERAGE.items() if part in name.lower()), None)
-        if known is None or known[0] < n_bands:
+        known = usual_cube(name, n_bands)
+        if known is None:
             return None
-        span = known[1]
+        _, span = known
     centres = np.linspace(*span, n_bands)
     return centres if kept is None else centres[kept]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.storage import StorageError, Store, absolute
+from rwkvfusion.infra.storage import PATIENCE, StorageError, Store, absolute
 from rwkvfusion.stages.pairing import Match, Unpaired, is_picture
 
 
@@ -16,7 +16,9 @@ class SplitListError(RwkvFusionError, ValueError):
     """Lists that do not split a dataset; the message names the list and the line."""
 
 
-def split_by_lists(matches: Sequence[Match], lists: Mapping[str, str]) -> tuple[list[Match], list[Unpaired]]:
+def split_by_lists(
+    matches: Sequence[Match], lists: Mapping[str, str], patience: float = PATIENCE
+) -> tuple[list[Match], list[Unpaired]]:
     """The pairs that `lists` (URL of the text file of each split) name, and the lines that name no pair.
 
     A line is `folder/name.png`: the folders of the dataset without that of the modality, or the name alone where it
@@ -29,7 +31,7 @@ def split_by_lists(matches: Sequence[Match], lists: Mapping[str, str]) -> tuple[
     split_of: dict[int, str] = {}
     unknown = []
     for split, url in sorted(lists.items()):
-        lines = _lines(url)
+        lines = _lines(url, patience)
         places = [by_name.get(_alias(line), set()) for line in lines]
         if not any(places):
             raise SplitListError(f"none of the {len(lines)} lines of {url} names a pair, such as {min(by_name)!r}")
@@ -45,10 +47,10 @@ def split_by_lists(matches: Sequence[Match], lists: Mapping[str, str]) -> tuple[
     return [replace(matches[place], split=split_of[place]) for place in sorted(split_of)], unknown
 
 
-def _lines(url: str) -> list[str]:
+def _lines(url: str, patience: float) -> list[str]:
     folder, _, name = absolute(url).rpartition("/")
     try:
-        text = Store(folder).read(name).decode("utf-8-sig")
+        text = Store(folder, patience).read(name).decode("utf-8-sig")
     except StorageError as error:
         raise SplitListError(str(error)) from None
     except UnicodeDecodeError:

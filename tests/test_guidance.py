@@ -256,3 +256,23 @@ def test_a_fingerprint_changes_with_what_changes_the_output_only() -> None:
 
     assert prints() == prints(resources={"max_actors": 9})
     assert all(a != b for a, b in zip(prints(), prints(contrast=20.0), strict=True))
+
+
+def test_a_datasets_own_objects_are_kept_whatever_their_size() -> None:
+    classes = np.zeros((480, 640), np.uint8)
+    classes[100:107, 50:58] = 1
+    classes[:, 100:] = 2
+    grey = np.full((480, 640), 90, np.uint8)
+    annotated = sample(grey, grey // 2).replace(annotation=picture(classes, "mask"))
+    (made,) = guided(annotated, stages=builtin_stages(labels={1: "person", 2: "car"}))
+    assert made.mask is not None
+    assert sorted(made.mask.labels) == ["car", "person"]
+    indices = decode_indices(made.mask.png)
+    for value, label in enumerate(made.mask.labels, start=1):
+        assert np.array_equal(indices == value, classes == {"person": 1, "car": 2}[label])
+    # What was detected has to have a size.
+    detected = made.replace(annotation=None)
+    merge = next(stage for stage in builtin_stages() if stage.name == "merge")
+    (small,) = merge.process([detected])
+    assert small.mask is not None
+    assert small.mask.labels == ()

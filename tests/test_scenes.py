@@ -27,6 +27,7 @@ from rwkvfusion.stages.arrays import ArrayFile, ArrayFileError
 from rwkvfusion.stages.axes import AxesError, solve
 from rwkvfusion.stages.sample import Sample
 from rwkvfusion.stages.source import Source, SourceConfig, SourceError
+from rwkvfusion.stages.spectral import wavelengths
 from rwkvfusion.stages.tiles import Box, regions, windows
 
 RATIO, BANDS = 4, 4
@@ -270,7 +271,8 @@ def test_a_target_of_other_bands_and_sizes_that_do_not_divide_are_refused(tmp_pa
     error = read.read(ref).error
     assert error is not None
     assert (error.kind, "of 3 bands, and must be 64x64 of 4" in error.message) == ("size_mismatch", True)
-    assert [(one.name, "one whole ratio" in one.reason) for one in plan.unpaired] == [("b_pan.tif", True)]
+    reasons = [(one.name, "one whole ratio" in one.reason) for one in plan.unpaired]
+    assert reasons == [("b_ms.tif", True), ("b_pan.tif", True)]
 
 
 def test_psdata3_reads_its_names_and_leaves_what_is_derived(tmp_path: Path) -> None:
@@ -484,3 +486,56 @@ def test_a_root_without_scenes_says_what_was_looked_for(tmp_path: Path) -> None:
     write_matlab5(tmp_path / "odd.mat", {"x": np.zeros((3, 3))})
     with pytest.raises(SourceError, match="no PAN and MS in it"):
         source(tmp_path, "pancollection").plan()
+
+
+@pytest.mark.parametrize(
+    ("name", "n_bands", "span"),
+    [
+        ("Urban_R162.mat", 162, (400, 2500)),
+        ("scenes/jasperRidge2_R198.mat", 198, (380, 2500)),
+        ("PaviaU.mat", 103, (430, 860)),
+        ("suburban/field7.mat", 162, None),
+        ("urban/field7.mat", 162, None),
+        ("suburban.mat", 162, None),
+        ("turbans_caveman.mat", 31, None),
+        ("urban.mat", 100, None),
+        ("urban.mat", 211, None),
+    ],
+)
+def test_wavelengths_are_known_by_whole_words_of_the_files_own_name(
+    name: str, n_bands: int, span: tuple[float, float] | None
+) -> None:
+    found = wavelengths(name, n_bands, None, None)
+    assert (None if found is None else (found[0], found[-1])) == span
+    declared = wavelengths(name, n_bands, None, (500.0, 600.0))
+    assert declared is not None
+    assert (declared[0], declared[-1]) == (500, 600)
+
+
+def test_what_a_name_is_taken_to_mean_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "agf2x"
+    folder.mkdir()
+    cube = values(32, 32, 162, top=900)
+    for name in ("Urban_R162.mat", "suburban.mat"):
+        write_matlab5(folder / name, {"cube": cube})
+    plan = source(tmp_path, "hscube", ratio=2).plan()
+    said = {one.name: one.what for one in plan.assumed if "nm" in one.what}
+    assert list(said) == ["agf2x/Urban_R162.mat"]
+    assert (
+        "from 400 to 2500 nm, by the word `urban` of its name (source.scene.wavelengths" in said["agf2x/Urban_R162.mat"]
+    )
+    declared = source(tmp_path, "hscube", ratio=2, wavelengths=(400.0, 900.0), scale=1023.0).plan()
+    assert declared.assumed == ()
+
+
+def test_ten_bits_are_known_by_a_word_of_the_name(tmp_path: Path) -> None:
+    arrays = {"pan": values(2, 1, 32, 32), "ms": values(2, 4, 8, 8), "gt": values(2, 4, 32, 32)}
+    for name in ("agf2x/test_wv3.h5", "agf2x/test_GF2.h5", "gf2/test_gf21.h5"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_hdf5(tmp_path / name, arrays)
+    read = source(tmp_path, "pancollection")
+    plan = read.plan()
+    scales = {one.files[0].name: read.read(one).images[0].scale for one in plan.pairs}
+    assert scales == {"agf2x/test_wv3.h5": 2047, "agf2x/test_GF2.h5": 1023, "gf2/test_gf21.h5": 2047}
+    said = {one.name: one.what.split(",")[0] for one in plan.assumed}
+    assert said == {name: f"its integers count {scale:g} as 1" for name, scale in scales.items()}

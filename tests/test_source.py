@@ -494,7 +494,7 @@ REAL = [
     ("mefb", "dev/MEFB", {"train": 11}, 18),
     ("mfifb", "dev/MFIFB", {"train": 12}, 0),
     ("lytro", "dev/Lytro_tif", {"train": 2}, 0),
-    ("pancollection", "dev/pansharp", {"train": 102, "train_full": 21, "test_full": 5, "test": 1}, 0),
+    ("pancollection", "dev/pansharp", {"train": 102, "train_full": 21, "test_full": 5, "test": 1}, 14),
     ("psdata3", "dev/pansharp/PSData3", {"train": 2, "train_full": 1}, 0),
     ("hscube", "dev/HS", {"train": 1, "test": 1}, 2),
 ]

@@ -221,7 +221,7 @@ class Tracker:
         with _translated(self.uri):
             self._client.log_dict(self.run_id, _without_secrets(value), f"{name}.json")
 
-    def finish(self, status: Literal["FINISHED", "FAILED"] = "FINISHED") -> None:
+    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         """End the run."""
         with _translated(self.uri):
             self._client.set_terminated(self.run_id, status)

@@ -11,8 +11,10 @@ where nothing differs.
 """
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -75,12 +77,18 @@ def luma(image: Image) -> Plane:
     return np.floor(values + 0.5)
 
 
-def evaluate(fused: Image, sources: Sequence[Image], names: Iterable[str] = tuple(METRICS)) -> dict[str, float]:
+def evaluate(
+    fused: Image,
+    sources: Sequence[Image],
+    names: Iterable[str] = tuple(METRICS),
+    undefined: dict[str, str] | None = None,
+) -> dict[str, float]:
     """Score one fused image against its sources.
 
     Images are decoded arrays as `luma` takes them, grey or RGB in any mixture, all of one height and width.
     `names` are keys of `METRICS`. Returns {name: score} in the order of `names`.
-    ValueError: no source, sizes that differ (both are named), an unknown name, an image too small for a metric.
+    A metric that these images are too small for is NaN and puts its reason into `undefined`, by name; without
+    `undefined` it raises. ValueError: no source, sizes that differ (both are named), an unknown name.
     """
     metrics = [_find(name) for name in names]
     if not sources:
@@ -91,7 +99,20 @@ def evaluate(fused: Image, sources: Sequence[Image], names: Iterable[str] = tupl
             raise ValueError(
                 f"the fused image is {_size(fused_plane)} but source {index} is {_size(plane)} (height x width)"
             )
-    return {metric.name: metric(fused_plane, planes) for metric in metrics}
+    return {
+        metric.name: score_or_nan(metric.name, partial(metric, fused_plane, planes), undefined) for metric in metrics
+    }
+
+
+def score_or_nan(name: str, score: Callable[[], float], undefined: dict[str, str] | None) -> float:
+    """`score()`; NaN where it raises ValueError, whose words `undefined` then holds under `name` (None: raise it)."""
+    try:
+        return score()
+    except ValueError as error:
+        if undefined is None:
+            raise
+        undefined[name] = str(error)
+        return math.nan
 
 
 def _to_255(image: Image) -> npt.NDArray[np.float64]:

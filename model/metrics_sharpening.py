@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -18,12 +18,13 @@ from scipy import ndimage
 from skimage.metrics import structural_similarity
 
 from rwkvfusion.infra.mtf import mtf_kernel
+from rwkvfusion.model.metrics import score_or_nan
 
 Picture = npt.NDArray[Any]
 Cube = npt.NDArray[np.float64]
 BLOCK = 32
 """Side of the blocks of Q2n and D_s in pixels."""
-_SSIM_SIDE = 11
+_SSIM_SIDE, _SCC_SIDE = 11, 3
 
 
 @dataclass(frozen=True)
@@ -51,30 +52,33 @@ SHARPENING_METRICS: Mapping[str, SharpeningMetric] = {
 }
 
 
-def against_reference(fused: Picture, target: Picture, *, ratio: int, peak: float) -> dict[str, float]:
+def against_reference(
+    fused: Picture, target: Picture, *, ratio: int, peak: float, undefined: dict[str, str] | None = None
+) -> dict[str, float]:
     """PSNR, SAM, ERGAS, SSIM, Q2n and SCC of `fused` against `target`, both (H, W, C).
 
     Args:
         ratio: of the resolutions, for ERGAS.
         peak: value that counts as 1, for PSNR and SSIM. Where it is 255 or more, Q2n rounds to whole numbers, as the
             toolbox does.
+        undefined: takes the reasons of metrics that the picture is too small for, which are then NaN; see
+            `metrics.evaluate`.
 
     Raises:
-        ValueError: for shapes that differ, or fewer than 11 pixels a side.
+        ValueError: for shapes that differ.
     """
     if fused.shape != target.shape:
         raise ValueError(f"the result is {_shape(fused)} and the target {_shape(target)} (height x width x bands)")
-    if min(target.shape[:2]) < _SSIM_SIDE:
-        raise ValueError(f"{_shape(target)}: the metrics need {_SSIM_SIDE} pixels a side")
     result, truth = fused.astype(np.float64), target.astype(np.float64)
-    return {
-        "PSNR": _psnr(result, truth, peak),
-        "SAM": sam(result, truth),
-        "ERGAS": _ergas(result, truth, ratio),
-        "SSIM": _ssim(result, truth, peak),
-        "Q2n": q2n(result, truth, whole=peak >= 255),
-        "SCC": _scc(result, truth),
+    scores = {
+        "PSNR": partial(_psnr, result, truth, peak),
+        "SAM": partial(sam, result, truth),
+        "ERGAS": partial(_ergas, result, truth, ratio),
+        "SSIM": partial(_ssim, result, truth, peak),
+        "Q2n": partial(q2n, result, truth, whole=peak >= 255),
+        "SCC": partial(_scc, result, truth),
     }
+    return {name: score_or_nan(name, score, undefined) for name, score in scores.items()}
 
 
 def without_reference(
@@ -184,6 +188,7 @@ def _ergas(fused: Cube, target: Cube, ratio: int) -> float:
 
 
 def _ssim(fused: Cube, target: Cube, peak: float) -> float:
+    _check_side("SSIM", target, _SSIM_SIDE)
     scores = [
         structural_similarity(
             target[:, :, i],
@@ -199,9 +204,15 @@ def _ssim(fused: Cube, target: Cube, peak: float) -> float:
 
 
 def _scc(fused: Cube, target: Cube) -> float:
+    _check_side("SCC", target, _SCC_SIDE)
     a, b = (np.stack([_edges(picture[:, :, i]) for i in range(picture.shape[2])]) for picture in (fused, target))
     norm = np.linalg.norm(a) * np.linalg.norm(b)
     return float((a * b).sum() / norm) if norm else 1.0
+
+
+def _check_side(name: str, picture: Cube, least: int) -> None:
+    if min(picture.shape[:2]) < least:
+        raise ValueError(f"{name} needs {least} pixels each way, not {_shape(picture)}")
 
 
 def _edges(plane: Cube) -> Cube:

@@ -99,9 +99,20 @@ def log_and_register(
     return RegisteredVersion(name, version, f"models:/{name}/{version}")
 
 
+def version_of_run(uri: str, name: str, run_id: str) -> RegisteredVersion | None:
+    """The newest version of `name` that the run registered. TrackingError where MLflow fails."""
+    with using(uri) as client:
+        versions = [int(v.version) for v in _versions_of_run(client, name, run_id)]
+    return RegisteredVersion(name, str(max(versions)), f"models:/{name}/{max(versions)}") if versions else None
+
+
+def _versions_of_run(client: MlflowClient, name: str, run_id: str) -> list[Any]:
+    return [v for v in client.search_model_versions(f"run_id = '{run_id}'") if v.name == name]
+
+
 def _registered_before(client: MlflowClient, name: str, run_id: str, weights: str) -> str | None:
     """The version of `name` with these weights of this run: a job that died may have got this far."""
-    found = [v for v in client.search_model_versions(f"run_id = '{run_id}'") if v.name == name]
+    found = _versions_of_run(client, name, run_id)
     return next((str(v.version) for v in found if v.tags.get(HASH) == weights), None)
 
 

@@ -248,10 +248,14 @@ def view(
 
 @main.command()
 @click.argument("recipe")
+@click.option("--again", is_flag=True, help="Train anew what this recipe has trained on this data before.")
 @SET
 @JSON
-def train(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def train(recipe: str, again: bool, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train on prepared datasets with Ray Train, track in MLflow, register the model as `candidate`.
+
+    Ends with scores of pairs that it did not train on (splits test*, else val*; data.final_splits names others), beside
+    those of the trivial answers. A job that died goes on with the same command; one that is done is not done again.
 
     \b
     rwkvfusion train train_vif_small.yaml --set data.url=out/msrs --set steps=200
@@ -260,7 +264,7 @@ def train(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from rwkvfusion.pipelines.train import train as run_train
     from rwkvfusion.pipelines.train_recipe import TrainRecipe
 
-    result = run_train(load_recipe(recipe, TrainRecipe, overrides))
+    result = run_train(load_recipe(recipe, TrainRecipe, overrides), again=again)
     if as_json:
         click.echo(redacted(json.dumps(asdict(result))))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,7 +93,8 @@ def evaluate(
     hmif              a target         PSNR SAM ERGAS SSIM Q2n SCC
 
     A table for each kind of comparison, one JSON for all. The trivial answers (each source alone, mean, maximum; of
-    sharpening bicubic, Brovey, GSA) are always there: a method below them has not fused anything.
+    sharpening bicubic, Brovey, GSA) are always there: a method below them has not fused anything. A metric that a
+    picture is too small for does not count in its mean. Exit codes: 0 all scored, 3 some could not be, 1 none.
 
     \b
     rwkvfusion evaluate --a data/vi --b data/ir --fused ours=fused --json scores.json
@@ -133,12 +135,13 @@ def evaluate(
     if json_file == "-":
         click.echo(table.to_json())
         click.echo("".join(f"{line}\n" for line in table.notes), err=True, nl=False)
-        return
+        sys.exit(table.exit_code)
     if json_file:
         path = Path(json_file).absolute()
         Store(str(path.parent)).write(path.name, table.to_json().encode())
     # Off a terminal the width is COLUMNS, or 100.
     click.echo("\n".join(table.lines(shutil.get_terminal_size((100, 24)).columns)))
+    sys.exit(table.exit_code)
 
 
 def _is_given(context: click.Context, parameter: click.Parameter) -> bool:

@@ -54,9 +54,10 @@ def evaluate_folders(
         sensor: see `infra.mtf`.
 
     Raises:
-        EvaluateError: nothing is left to compare, or pictures do not fit; the message names the folder or the file.
+        EvaluateError: nothing is left to compare, or no pictures fit; the message names the folder or the file.
 
-    Stems that are not in every folder are left out and named.
+    Stems that are not in every folder are left out and named, and so are pairs that cannot be read or do not fit: for
+    all of `fused`, so that their means are of the same pairs.
     """
     folders = {"a": a, "b": b, **({"target": target} if target else {})}
     folders |= {f"fused {name}": url for name, url in fused.items()}
@@ -67,13 +68,19 @@ def evaluate_folders(
         raise EvaluateError(f"no file stem is in every folder (pictures found: {counts})")
     left_out = sorted(set.union(*(set(stems) for stems in listed.values())) - set(shared))
     scorer, means = scorer_for(task, metrics=metrics, floor=floor, sensor=sensor), Means()
+    failed: list[str] = []
     for done, stem in enumerate(shared, start=1):
-        pictures = {name: _read(folders[name], stems[stem], scale) for name, stems in listed.items()}
-        scene = Scene(stem, (pictures.pop("a"), pictures.pop("b")), pictures.pop("target", None))
-        means.add(scorer(scene, {name.removeprefix("fused "): picture for name, picture in pictures.items()}))
+        try:
+            pictures = {name: _read(folders[name], stems[stem], scale) for name, stems in listed.items()}
+            scene = Scene(stem, (pictures.pop("a"), pictures.pop("b")), pictures.pop("target", None))
+            means.add(scorer(scene, {name.removeprefix("fused "): picture for name, picture in pictures.items()}))
+        except EvaluateError as error:
+            failed.append(str(error))
         if on_scene:
             on_scene(done, len(shared))
-    return Table(means.parts(), tuple(left_out), "not in every folder")
+    if len(failed) == len(shared):
+        raise EvaluateError(failed[0])
+    return Table(means.parts(scorer.undefined), tuple(left_out), "not in every folder", tuple(failed))
 
 
 def _stems(url: str) -> dict[str, str]:

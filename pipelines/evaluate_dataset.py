@@ -73,24 +73,28 @@ def choose_samples(url: str, splits: Collection[str] | None = None, limit: int |
 
 def evaluate_dataset(
     models: Mapping[str, Fuser],
-    chosen: Chosen,
-    *,
+    *chosen: Chosen,
     metrics: Sequence[str] = tuple(METRICS),
     sensor: str = "generic",
     on_scene: OnScene | None = None,
 ) -> Table:
     """Fuse each chosen sample with each of the models (by name), with its own guidance, and score what comes out.
 
+    `chosen` of several datasets must be of tasks that have the same metrics.
+
     A sample with a target is scored against it too (of a sharpening task: only against it). Samples of hmif without a
     target are left out: there is no metric for them. Only one sample is decoded at a time.
 
-    EvaluateError names the sample that a model cannot fuse, that is damaged, or that does not fit the others.
+    A sample that a model cannot fuse is left out for all models, and named. EvaluateError where that leaves none, for a
+    damaged shard, and for a sample of another number of sources.
     """
-    scorer, means = scorer_for(chosen.task, metrics=metrics, sensor=sensor), Means()
+    task, total = chosen[0].task, sum(one.count for one in chosen)
+    scorer, means = scorer_for(task, metrics=metrics, sensor=sensor), Means()
     n_sources: int | None = None
     left_out: list[str] = []
-    for done, sample in enumerate(_samples(chosen), start=1):
-        if sample.target is None and chosen.task == "hmif":
+    failed: list[str] = []
+    for done, sample in enumerate((sample for one in chosen for sample in _samples(one)), start=1):
+        if sample.target is None and task == "hmif":
             left_out.append(sample.key)
         else:
             n_sources = n_sources or len(sample.images)
@@ -99,14 +103,18 @@ def evaluate_dataset(
                     f"{sample.key} has {len(sample.images)} sources, others {n_sources}: their scores are sums over"
                     " sources and cannot be in one mean; choose splits that agree"
                 )
-            scene = _scene(sample)
-            fused = {name: _fuse(name, fuser, sample) for name, fuser in models.items()}
-            means.add(scorer(scene, fused))
+            try:
+                fused = {name: _fuse(name, fuser, sample) for name, fuser in models.items()}
+                means.add(scorer(_scene(sample), fused))
+            except EvaluateError as error:
+                failed.append(str(error))
         if on_scene:
-            on_scene(done, chosen.count)
-    if len(left_out) == chosen.count:
-        raise EvaluateError(f"none of the {chosen.line} has a target, and {chosen.task} has no metric without one")
-    return Table(means.parts(), tuple(left_out), "without a target")
+            on_scene(done, total)
+    if len(left_out) == total:
+        raise EvaluateError(f"none of the {chosen[0].line} has a target, and {task} has no metric without one")
+    if len(failed) + len(left_out) == total:
+        raise EvaluateError(failed[0])
+    return Table(means.parts(scorer.undefined), tuple(left_out), "without a target", tuple(failed))
 
 
 def _samples(chosen: Chosen) -> Iterator[Sample]:

@@ -30,9 +30,10 @@ class LumaScorer:
 
     def __init__(self, metrics: Sequence[str] = tuple(METRICS), *, floor: bool = True) -> None:
         self.metrics, self.floor = tuple(metrics), floor
+        self.undefined: dict[str, str] = {}
 
     def __call__(self, scene: Scene, fused: Mapping[str, Picture]) -> Scores:
-        """EvaluateError for sizes and bands that do not fit, and for pictures too small for a metric."""
+        """EvaluateError for sizes and bands that do not fit."""
         first = scene.sources[0]
         height, width = first.values.shape[:2]
         for picture in (*scene.sources, *([scene.target] if scene.target else []), *fused.values()):
@@ -45,10 +46,12 @@ class LumaScorer:
         scores: Scores = {}
         for name, picture in with_floor(floor, fused).items():
             try:
-                scores.setdefault(SOURCES, {})[name] = evaluate(picture.unit, sources, self.metrics)
+                scores.setdefault(SOURCES, {})[name] = evaluate(picture.unit, sources, self.metrics, self.undefined)
                 if scene.target is not None:
-                    found = evaluate(picture.unit, [scene.target.unit], tuple(REFERENCE_METRICS.values()))
+                    why: dict[str, str] = {}
+                    found = evaluate(picture.unit, [scene.target.unit], tuple(REFERENCE_METRICS.values()), why)
                     scores.setdefault(TARGET, {})[name] = {new: found[m] for new, m in REFERENCE_METRICS.items()}
+                    self.undefined |= {new: why[m] for new, m in REFERENCE_METRICS.items() if m in why}
             except ValueError as error:
                 raise EvaluateError(f"{picture.name}: {error}") from None
         return scores

@@ -56,11 +56,15 @@ class Scene:
 
 
 Scores = dict[str, dict[str, dict[str, float]]]
-"""{what is compared with: {name: {metric: score}}}; a scene without a target has no scores against it."""
+"""{what is compared with: {name: {metric: score}}}; a scene without a target has no scores against it. NaN for a metric
+that its pictures do not have."""
 
 
 class Scorer(Protocol):
     """Scores the fused pictures of one scene, by name, with the trivial answers beside them."""
+
+    undefined: dict[str, str]
+    """Why a metric could not be had of some picture, by metric."""
 
     def __call__(self, scene: Scene, fused: Mapping[str, Picture]) -> Scores:
         """EvaluateError names what does not fit."""

@@ -21,6 +21,7 @@ class SharpeningScorer:
 
     def __init__(self, task: str, sensor: str = "generic") -> None:
         self.task, self.sensor = task, sensor
+        self.undefined: dict[str, str] = {}
 
     def __call__(self, scene: Scene, fused: Mapping[str, Picture]) -> Scores:
         """EvaluateError for sizes and bands that do not fit, and for a scene that there is no metric for."""
@@ -47,7 +48,8 @@ class SharpeningScorer:
 
     def _with_target(self, target: Picture, ratio: int) -> Callable[[Picture], dict[str, float]]:
         def score(picture: Picture) -> dict[str, float]:
-            return against_reference(picture.in_units_of(target), target.values, ratio=ratio, peak=target.peak)
+            values = picture.in_units_of(target)
+            return against_reference(values, target.values, ratio=ratio, peak=target.peak, undefined=self.undefined)
 
         return score
 

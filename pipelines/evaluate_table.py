@@ -14,6 +14,7 @@ from rwkvfusion.model.metrics import METRICS
 from rwkvfusion.pipelines.evaluate_scene import Scores
 
 WIDTH = 100
+_SHOWN = 5
 # The metrics of sharpening are named, not imported: they bring torch with them.
 _SHARPENING_LOWER = frozenset({"SAM", "ERGAS", "Dl", "Ds"})
 LOWER_IS_BETTER = _SHARPENING_LOWER | {metric.name for metric in METRICS.values() if metric.better == "min"}
@@ -26,6 +27,8 @@ class Part:
     how: str
     pairs: int
     means: dict[str, dict[str, float]]
+    gaps: tuple[str, ...] = ()
+    """Means that are of fewer scenes, with the reason."""
 
     def lines(self, width: int = WIDTH) -> Iterator[str]:
         """The table, and a line that says what it is."""
@@ -39,11 +42,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Table:
-    """What `evaluate` found. `left_out`: names of what was not scored, for the reason in `why_left_out`."""
+    """What `evaluate` found. `left_out`: names of what was not scored, for the reason in `why_left_out`.
+
+    `failed`: what should have been scored and could not be, each with its reason.
+    """
 
     parts: tuple[Part, ...]
     left_out: tuple[str, ...] = ()
     why_left_out: str = ""
+    failed: tuple[str, ...] = ()
 
     @property
     def means(self) -> dict[str, dict[str, float]]:
@@ -56,18 +63,24 @@ class Table:
 
     def to_json(self) -> str:
         """`means` as JSON; null for a mean that is not a finite number."""
-        finite = {
-            name: {metric: mean if math.isfinite(mean) else None for metric, mean in row.items()}
-            for name, row in self.means.items()
-        }
-        return json.dumps(finite, indent=1, ensure_ascii=False, allow_nan=False)
+        return json.dumps(finite(self.means), indent=1, ensure_ascii=False, allow_nan=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was left out, in words."""
-        if not self.left_out:
-            return ()
-        return (f"left out, {self.why_left_out}: {', '.join(self.left_out[:5])} ({len(self.left_out)} in all)",)
+        """What does not count in the means, in words."""
+        lines = [gap for part in self.parts for gap in part.gaps]
+        lines += [f"could not be scored: {reason}" for reason in self.failed[:_SHOWN]]
+        if len(self.failed) > _SHOWN:
+            lines.append(f"could not be scored: {len(self.failed) - _SHOWN} more")
+        if self.left_out:
+            shown = ", ".join(self.left_out[:_SHOWN])
+            lines.append(f"left out, {self.why_left_out}: {shown} ({len(self.left_out)} in all)")
+        return tuple(lines)
+
+    @property
+    def exit_code(self) -> int:
+        """0; 3 where something could not be scored."""
+        return 3 if self.failed else 0
 
     def lines(self, width: int = WIDTH) -> Iterator[str]:
         """All parts, and what was left out."""
@@ -91,14 +104,44 @@ class Means:
                 for metric, score in row.items():
                     self._scores.setdefault(how, {}).setdefault(name, {}).setdefault(metric, []).append(score)
 
-    def parts(self) -> tuple[Part, ...]:
-        """The means so far."""
+    def parts(self, undefined: Mapping[str, str] | None = None) -> tuple[Part, ...]:
+        """The means so far, each over the scenes in which its metric is a finite number.
+
+        `undefined`: why a metric was none, by metric.
+        """
         made = []
         for how, rows in self._scores.items():
-            means = {name: {m: float(np.mean(scores)) for m, scores in row.items()} for name, row in rows.items()}
+            means = {name: {m: _mean(scores) for m, scores in row.items()} for name, row in rows.items()}
             pairs = max(len(scores) for row in rows.values() for scores in row.values())
-            made.append(Part(how, pairs, means))
+            made.append(Part(how, pairs, means, tuple(_gaps(rows, undefined or {}))))
         return tuple(made)
+
+
+def _mean(scores: Sequence[float]) -> float:
+    known = [score for score in scores if math.isfinite(score)]
+    return float(np.mean(known or scores))
+
+
+def _gaps(rows: Mapping[str, Mapping[str, Sequence[float]]], undefined: Mapping[str, str]) -> Iterator[str]:
+    """A line for each metric that some pictures have no finite value of."""
+    for metric in next(iter(rows.values()), {}):
+        known = {name: sum(map(math.isfinite, row[metric])) for name, row in rows.items()}
+        scenes = {name: len(row[metric]) for name, row in rows.items()}
+        if known == scenes:
+            continue
+        if len(set(known.values())) == 1:
+            words = f"{next(iter(known.values()))} of {next(iter(scenes.values()))} pairs"
+        else:
+            words = ", ".join(f"{name} {known[name]} of {scenes[name]}" for name in rows if known[name] < scenes[name])
+        yield f"{metric}: mean of {words} ({undefined.get(metric, 'infinite in the others')})"
+
+
+def finite(means: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """`means` with None for what is no finite number."""
+    return {
+        name: {metric: mean if math.isfinite(mean) else None for metric, mean in row.items()}
+        for name, row in means.items()
+    }
 
 
 def table_lines(means: Mapping[str, Mapping[str, float]], width: int = WIDTH) -> Iterator[str]:

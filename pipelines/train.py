@@ -7,13 +7,13 @@ whole job was killed, goes on with the run it began.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 
 import ray
 import torch
@@ -22,60 +22,46 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from rwkvfusion.infra.codec import decode
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Lease
 from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import absolute
 from rwkvfusion.infra.tracking import Tracker, TrackingError
 from rwkvfusion.model.config import LUMA_TASKS
-from rwkvfusion.model.dataset import DataError, TrainingSet
 from rwkvfusion.model.fuser import Fuser, FuserConfig
-from rwkvfusion.model.metrics import evaluate
-from rwkvfusion.model.metrics_sharpening import against_reference
 from rwkvfusion.model.serving import RegisteredVersion, log_and_register
-from rwkvfusion.model.trainer import Trainer, TrainingError
+from rwkvfusion.model.trainer import CheckpointError, Trainer, TrainingError
 from rwkvfusion.pipelines import console
 from rwkvfusion.pipelines.cluster import Cluster, connect
 from rwkvfusion.pipelines.console import phase
-from rwkvfusion.pipelines.evaluate_scene import Picture
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.tally import watched
 from rwkvfusion.pipelines.train_board import Progress, make_board
-from rwkvfusion.pipelines.train_checkpoints import settle
-from rwkvfusion.pipelines.train_job import TrainJob, open_job
+from rwkvfusion.pipelines.train_checkpoints import complete, settle
+from rwkvfusion.pipelines.train_job import TrainJob, finished_result, open_job
 from rwkvfusion.pipelines.train_plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train_progress import StepProgress
 from rwkvfusion.pipelines.train_recipe import TrainRecipe
+from rwkvfusion.pipelines.train_result import TrainResult, known, record_result
+from rwkvfusion.pipelines.train_scores import final_scores, no_scores
 from rwkvfusion.pipelines.train_worker import WorkerSpec, make_trainer, memory_knobs, train_worker
-from rwkvfusion.stages.sample import Sample
 
 OnProgress = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training left behind. `metrics`: `loss` of the last step, then means over the final pairs."""
-
-    run_id: str
-    tracking_uri: str
-    model_name: str
-    version: str
-    model_uri: str
-    alias: str
-    steps: int
-    metrics: dict[str, float]
 
 
 def train(
     recipe: TrainRecipe,
     *,
+    again: bool = False,
     progress: OnProgress | None = None,
     say: Callable[[str], None] = console.say,
 ) -> TrainResult:
     """Train, register the averaged weights, and point the alias at the new version.
 
+    Where the same recipe was trained on the same data before, and its version is still registered, nothing is done.
+
     Args:
+        again: train anew all the same.
         progress: called about twice a second while steps are made, from another thread; None shows them on stderr.
         say: takes lines for a person.
 
@@ -88,6 +74,13 @@ def train(
         plan = plan_training(recipe)
     # Two at once would write the same checkpoints into one run.
     with Lease(plan.store, "rwkvfusion train") as lease:
+        before = None if again else finished_result(plan)
+        if before is not None:
+            say(
+                f"nothing to do: {before.model_name} version {before.version} is of this recipe and this data"
+                f" ({before.model_uri}, run {before.run_id}); --again or another seed trains anew"
+            )
+            return before
         return _train(plan, open_job(plan), lease, progress, say)
 
 
@@ -97,39 +90,72 @@ def _train(
     begun = "going on with" if job.resumed else "recording"
     where = redacted(job.run.uri)
     say(f"{len(plan.data)} pairs for {plan.data.task}; {begun} run {job.run.run_id} at {where}")
+    if (reason := no_scores(plan.recipe.data)) is not None:
+        say(reason)
     tracker = Tracker(job.run.uri, job.run.run_id)
     try:
-        with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch:
-            trainer = _fit(plan, job, progress, say)
-            metrics = {"loss": float(trainer.last_loss)}
-            folder = Path(scratch) / "fuser"
-            fuser = _fuser(plan, trainer)
-            fuser.save(folder)
-            with phase("scoring the model"):
-                metrics |= final_metrics(fuser, plan)
-            lease.check()
-            tracker.metrics({f"final_{name}": value for name, value in metrics.items()}, trainer.done)
-            with phase("storing and registering the model"):
-                version = _register(plan, job, folder, metrics)
-    except BaseException:
+        trainer, notes = _fit(plan, job, progress, say)
+        result = _finish(plan, job, trainer, notes, lease, say)
+    except BaseException as error:
         # The record of the attempt stays open: the same recipe goes on with this run.
         with contextlib.suppress(TrackingError):
-            tracker.finish("FAILED")
+            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracker.finish()
-    job.finish()
-    alias = plan.recipe.register_as.alias
-    say(f"{version.name} version {version.version} is @{alias}: models:/{version.name}@{alias}")
-    return TrainResult(
-        job.run.run_id, job.run.uri, version.name, version.version, version.uri, alias, trainer.done, metrics
-    )
+    job.finish({name: value for name, value in asdict(result).items() if name != "tracking_uri"})
+    for note in result.notes:
+        say(note)
+    say(f"{result.model_name} version {result.version} is @{result.alias}: models:/{result.model_name}@{result.alias}")
+    return result
 
 
-def _fit(plan: TrainPlan, job: TrainJob, progress: OnProgress | None, say: Callable[[str], None]) -> Trainer:
-    """Run the workers to the last step: a trainer with their last checkpoint."""
+def _finish(
+    plan: TrainPlan, job: TrainJob, trainer: Trainer, notes: list[str], lease: Lease, say: Callable[[str], None]
+) -> TrainResult:
+    """Score, register and record what was trained. Only what keeps it from being registered is an error."""
+    fuser = _fuser(plan, trainer)
+    with phase("scoring the model"):
+        scores = final_scores(fuser, plan.recipe.data, say)
+    loss = float(trainer.last_loss)
+    metrics = {"loss": loss if math.isfinite(loss) else None, **scores.metrics}
+    lease.check()
+    try:
+        with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch, phase("storing the model"):
+            fuser.save(Path(scratch) / "fuser")
+            version = _register(plan, job, Path(scratch) / "fuser", known(metrics))
+        result = TrainResult(
+            run_id=job.run.run_id,
+            tracking_uri=job.run.uri,
+            model_name=version.name,
+            version=version.version,
+            model_uri=version.uri,
+            alias=plan.recipe.register_as.alias,
+            steps=trainer.done,
+            metrics=metrics,
+            floors=scores.floors,
+            pairs=scores.pairs,
+            splits=scores.splits,
+            datasets=scores.datasets,
+            notes=(*notes, *scores.notes),
+        )
+        record_result(Tracker(job.run.uri, job.run.run_id), result)
+    except TrackingError as error:
+        raise TrackingError(
+            f"{error}; all {trainer.done} steps are made and kept: the same command registers the model"
+        ) from None
+    return result
+
+
+def _fit(
+    plan: TrainPlan, job: TrainJob, progress: OnProgress | None, say: Callable[[str], None]
+) -> tuple[Trainer, list[str]]:
+    """Run the workers to the last step: a trainer with their last checkpoint, and what they could not do besides."""
     recipe = plan.recipe
     for line in settle(job.checkpoints(plan)):
         say(line)
+    if (trainer := _trained(plan, job)) is not None:
+        say(f"all {trainer.done} steps are made already")
+        return trainer, []
     # Ray Train's default of 2 s between looks at the workers is felt at each start, checkpoint and death.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # On a busy machine the workers' imports alone pass its default of 60 s, and it would start them anew for ever.
@@ -164,7 +190,20 @@ def _fit(plan: TrainPlan, job: TrainJob, progress: OnProgress | None, say: Calla
         trainer = make_trainer(plan, torch.device("cpu"), rank=0, world=1)
         with result.checkpoint.as_directory() as folder:
             trainer.load(Path(folder))
-        return trainer
+        return trainer, ray.get(board.noted.remote())
+
+
+def _trained(plan: TrainPlan, job: TrainJob) -> Trainer | None:
+    """A trainer with the checkpoint of the last step, where one is there and whole: the job died after it."""
+    store = job.checkpoints(plan)
+    for name in complete(store, plan.recipe.steps):
+        trainer = make_trainer(plan, torch.device("cpu"), rank=0, world=1)
+        with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch, contextlib.suppress(CheckpointError):
+            for file in store.files(name):
+                (Path(scratch) / file.rpartition("/")[2]).write_bytes(store.read(file))
+            trainer.load(Path(scratch))
+            return trainer
+    return None
 
 
 def _use_gpu(recipe: TrainRecipe, cluster: Cluster) -> bool:
@@ -209,31 +248,6 @@ def _fuser(plan: TrainPlan, trainer: Trainer) -> Fuser:
         network,
         FuserConfig.of(network, task, plan.survey.roles, luma_only=task in LUMA_TASKS, scales=plan.survey.scales),
     )
-
-
-def final_metrics(fuser: Fuser, plan: TrainPlan) -> dict[str, float]:
-    """Mean scores of the first `final_pairs` pairs: against the sources, of sharpening tasks against the targets."""
-    config = plan.recipe.data
-    if not config.final_pairs:
-        return {}
-    data = TrainingSet.open(config.all_urls, config.final_splits or config.splits)
-    samples: list[Sample] = []
-    for shard in data.shards:
-        if len(samples) < config.final_pairs:
-            samples += shard.read()
-    scores = [_scores(fuser, sample) for sample in samples[: config.final_pairs]]
-    return {name: fmean(score[name] for score in scores) for name in scores[0]}
-
-
-def _scores(fuser: Fuser, sample: Sample) -> dict[str, float]:
-    fused = fuser.fuse_sample(sample)
-    if sample.task in LUMA_TASKS:
-        return evaluate(fused, [decode(image.data) for image in sample.images])
-    if sample.target is None:
-        raise DataError(f"{sample.key} has no target to be scored against: choose data.final_splits with targets")
-    target = Picture(sample.key, decode(sample.target.data), sample.target.scale)
-    ratio = sample.images[0].height // sample.images[-1].height
-    return against_reference(fused, target.values, ratio=max(ratio, 1), peak=target.peak)
 
 
 def _register(plan: TrainPlan, job: TrainJob, folder: Path, metrics: dict[str, float]) -> RegisteredVersion:

@@ -25,6 +25,7 @@ class Board:
     def __init__(self) -> None:
         self.newest: Progress | None = None
         self.verdict: str | None = None
+        self.notes: list[str] = []
 
     def give_up(self, reason: str) -> None:
         """What went wrong would go wrong again: workers that are started anew need not try. The first reason counts."""
@@ -33,6 +34,13 @@ class Board:
     def given_up(self) -> str | None:
         """The reason, if there is one."""
         return self.verdict
+
+    def note(self, text: str) -> None:
+        """Something that could not be done, without which the training goes on."""
+        self.notes.append(text)
+
+    def noted(self) -> list[str]:
+        return self.notes
 
     def pin(self, progress: Progress) -> None:
         self.newest = progress

@@ -40,6 +40,12 @@ def settle(store: Store) -> list[str]:
     return said
 
 
+def complete(store: Store, steps: int) -> list[str]:
+    """Names of the checkpoints of step `steps` that have all their files."""
+    names = [name for name in store.folders() if name.startswith(_FOLDER)]
+    return [name for name in names if (state := _state(store, name)) is not None and state[0] == steps]
+
+
 class _Entry(BaseModel):
     """What of Ray's format is read here; the rest is its own."""
 
@@ -69,12 +75,8 @@ def _list_anew(store: Store, names: list[str]) -> set[str]:
     """Write a list of those of `names` that are all there, the one with the most steps last."""
     found: list[tuple[int, str, dict[str, Any]]] = []
     for name in names:
-        try:
-            state = json.loads(store.read(f"{name}/{STATE}"))
-            done, files, loss = int(state["done"]), set(state["files"]), float(state["last_loss"])
-        except (MissingError, KeyError, TypeError, ValueError):
-            continue
-        if files <= store.sizes(name).keys():
+        if (state := _state(store, name)) is not None:
+            done, loss = state
             found.append((done, name, {"step": done, "loss": loss}))
     found.sort(key=lambda one: one[:2])
     entries = [{"checkpoint_dir_name": name, "metrics": metrics} for _, name, metrics in found]
@@ -92,3 +94,13 @@ def _list_anew(store: Store, names: list[str]) -> set[str]:
     }
     store.write(SNAPSHOT, json.dumps(snapshot).encode())
     return {str(entry["checkpoint_dir_name"]) for entry in entries}
+
+
+def _state(store: Store, name: str) -> tuple[int, float] | None:
+    """Steps and last loss of a checkpoint; None where it is not all there."""
+    try:
+        state = json.loads(store.read(f"{name}/{STATE}"))
+        done, files, loss = int(state["done"]), set(state["files"]), float(state["last_loss"])
+    except (MissingError, KeyError, TypeError, ValueError):
+        return None
+    return (done, loss) if files <= store.sizes(name).keys() else None

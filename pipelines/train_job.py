@@ -6,9 +6,11 @@ import re
 import shlex
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,7 +18,9 @@ from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import MissingError, Store, sha256
 from rwkvfusion.infra.tracking import RunData, RunInfo, Tracker, find_run, run_exists, start_run, tracking_uri
+from rwkvfusion.model.serving import version_of_run
 from rwkvfusion.pipelines.train_plan import TrainPlan
+from rwkvfusion.pipelines.train_result import TrainResult
 
 JOB = "job.json"
 TRAINING, ATTEMPT = "training", "attempt"
@@ -40,9 +44,30 @@ class TrainJob:
         """The folder of this attempt's checkpoints."""
         return Store(plan.recipe.output).sub(self.folder(plan))
 
-    def finish(self) -> None:
-        """Note that nothing is left to resume."""
-        self.store.write(JOB, _record(self, finished=True))
+    def finish(self, result: Mapping[str, Any] | None = None) -> None:
+        """Note that nothing is left to resume, and what a `TrainResult` holds but for the tracking URI."""
+        self.store.write(JOB, _record(self, finished=True, result=result))
+
+
+def finished_result(plan: TrainPlan) -> TrainResult | None:
+    """What the finished attempt at `plan` left; None where there is none, or the registry has no version of it."""
+    before, uri = _read_record(plan), tracking_uri(plan.recipe.tracking.uri)
+    if before is None or not before.finished:
+        return None
+    version = version_of_run(uri, plan.model_name, before.run_id)
+    if version is None:
+        return None
+    # What a record lacks that an older version of the package wrote.
+    blank: dict[str, Any] = {"metrics": {}, "floors": {}, "pairs": 0, "splits": (), "datasets": (), "notes": ()}
+    known = {field.name for field in fields(TrainResult)} & (before.result or {}).keys()
+    recorded = {name: (before.result or {})[name] for name in known}
+    return TrainResult(
+        **blank
+        | {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
+        | {"run_id": before.run_id, "tracking_uri": uri, "model_name": version.name, "version": version.version}
+        | {"model_uri": version.uri, "alias": plan.recipe.register_as.alias, "steps": plan.recipe.steps}
+        | {"trained": False}
+    )
 
 
 def open_job(plan: TrainPlan) -> TrainJob:
@@ -78,10 +103,17 @@ class _Record(BaseModel):
     run_id: str
     experiment: str
     finished: bool
+    result: dict[str, Any] | None = None
 
 
-def _record(job: TrainJob, *, finished: bool) -> bytes:
-    record = _Record(attempt=job.attempt, run_id=job.run.run_id, experiment=job.run.experiment, finished=finished)
+def _record(job: TrainJob, *, finished: bool, result: Mapping[str, Any] | None = None) -> bytes:
+    record = _Record(
+        attempt=job.attempt,
+        run_id=job.run.run_id,
+        experiment=job.run.experiment,
+        finished=finished,
+        result=None if result is None else dict(result),
+    )
     return record.model_dump_json(indent=1).encode()
 
 

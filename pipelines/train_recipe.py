@@ -23,8 +23,11 @@ class DataConfig(LoaderConfig):
     roles: tuple[str, ...] | None = Field(
         default=None, description="modalities in order, `ct|pet` for either; None: as seen in a few shards"
     )
-    final_splits: tuple[str, ...] = Field(default=(), description="splits of the final metrics; none: `splits`")
-    final_pairs: int = Field(default=8, ge=0, description="pairs of the final metrics; 0 leaves them out")
+    final_splits: tuple[str, ...] = Field(
+        default=(),
+        description="splits of the final scores; none: those that begin with test, else val, and are not trained on",
+    )
+    final_pairs: int = Field(default=8, ge=0, description="pairs of the final scores; 0 leaves them out")
 
     @model_validator(mode="after")
     def _given(self) -> Self:

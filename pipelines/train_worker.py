@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import RefusedError, StorageError
 from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError
-from rwkvfusion.model.data import Loader
+from rwkvfusion.model.data import Batch, Loader
 from rwkvfusion.model.network import RWKVFusion
 from rwkvfusion.model.preview import strip
 from rwkvfusion.model.trainer import CheckpointError, Trainer, TrainingError, learning_rate
@@ -179,7 +181,7 @@ class Recorder:
         self.recipe, self.trainer, self.board = spec.plan.recipe, trainer, spec.board
         self.per_epoch = loader.order.per_epoch
         self.batch = loader.config.batch
-        self.examples = loader.examples(EXAMPLES)
+        self.loader, self.told_why = loader, False
         self.tracker = Tracker(spec.run.uri, spec.run.run_id)
         self.sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.count = 0
@@ -196,10 +198,23 @@ class Recorder:
         if done % self.recipe.log_every == 0 or last:
             self._curves()
         if done % self.recipe.pictures_every == 0 or last:
-            for batch in self.examples:
+            self._pictures()
+
+    @cached_property
+    def _examples(self) -> list[Batch]:
+        return self.loader.examples(EXAMPLES)
+
+    def _pictures(self) -> None:
+        """Record the example pictures. They are for a look in between: what keeps them away ends no training."""
+        try:
+            for batch in self._examples:
                 fused = self.trainer.predict(batch)
                 picture = strip(tuple(image[0] for image in batch.images), fused[0], batch.mask[0])
-                self.tracker.picture(batch.keys[0], picture, done)
+                self.tracker.picture(batch.keys[0], picture, self.trainer.done)
+        except Exception as error:  # noqa: BLE001 - whatever they raise
+            if not self.told_why:
+                self.board.note.remote(f"no example pictures of step {self.trainer.done}: {redacted(str(error))}")
+            self.told_why = True
 
     def _tell(self, loss: float) -> None:
         now, done = time.perf_counter(), self.trainer.done

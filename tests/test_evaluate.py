@@ -166,13 +166,11 @@ def test_what_does_not_fit_is_named(model: str, dataset: str, tmp_path: Path) ->
     small, grey = scene(1, 48, 60), scene(1, 48, 64, 1)
     folders = write_folders(
         tmp_path, a={"x": scene(1, 48, 64)}, b={"x": scene(2, 48, 64)}, small={"x": small}, y={"y": grey},
-        tiny={"x": scene(1, 20, 20)},
     )  # fmt: skip
     ours = ("--a", folders["a"], "--b", folders["b"])
     assert re.search(r"small/x\.png is 60x48 of 3 bands, but must be 64x48 of 1 or 3 bands.*a/x\.png is 64x48",
                      run(*ours, "--fused", f"f={folders['small']}", code=1))  # fmt: skip
     assert "small/x.png is 60x48" in run("--a", folders["a"], "--b", folders["small"], code=1)
-    assert "VIF needs 41 pixels" in run("--a", folders["tiny"], "--b", folders["tiny"], code=1)
     assert "no file stem is in every folder (pictures found: a 1, b 1, fused f 1)" in run(
         *ours, "--fused", f"f={folders['y']}", code=1
     )
@@ -182,6 +180,31 @@ def test_what_does_not_fit_is_named(model: str, dataset: str, tmp_path: Path) ->
     assert "two are called 'model'" in run("--dataset", dataset, "--model", model, "--model", model, code=2)
     assert "--a: of folders; --dataset: of a dataset" in run("--a", "x", "--dataset", dataset, code=2)
     assert "either --a DIR and --b DIR, or --dataset URL" in run("--model", model, code=2)
+
+
+def test_one_picture_does_not_take_the_scores_of_the_others(tmp_path: Path) -> None:
+    """A metric that it is too small for is null for it alone; what cannot be compared is left out and named."""
+    a = {"x": scene(1, 48, 64), "y": scene(3, 32, 32), "z": scene(5, 48, 64)}
+    b = {"x": scene(2, 48, 64), "y": scene(4, 32, 32), "z": scene(6, 48, 64)}
+    fused = {"x": scene(7, 48, 64), "y": a["y"], "z": scene(8, 40, 64)}
+    folders = write_folders(tmp_path, a=a, b=b, fused=fused, target=fused | {"z": a["z"]})
+    ours = ("--a", folders["a"], "--b", folders["b"], "--fused", f"ours={folders['fused']}")
+    done = CliRunner().invoke(main, ["evaluate", *ours, "--target", folders["target"], "--json", "-"])
+    assert done.exit_code == 3
+    found = json.loads(done.stdout)["ours"]
+    assert found["VIF"] == pytest.approx(score(fused["x"], [a["x"], b["x"]])["VIF"])
+    assert found["EN"] == pytest.approx(np.mean([score(fused[k], [a[k]], ["EN"])["EN"] for k in "xy"]))
+    assert found["PSNR_ref"] is None
+    *gaps, failed = done.stderr.strip().splitlines()
+    assert gaps[0] == "VIF: mean of 1 of 2 pairs (VIF needs 41 pixels each way, not 32x32)"
+    assert gaps[1].startswith("PSNR_ref: mean of ")
+    assert gaps[1].endswith("ours 0 of 2 (infinite in the others)")
+    assert re.match(r"could not be scored: \S*fused/z\.png is 64x40 of 3 bands, but must be 64x48", failed)
+    # Of tiny pictures alone: null, not an error.
+    tiny = write_folders(tmp_path, tiny_a={"y": a["y"]}, tiny_b={"y": b["y"]})
+    floor = scores_of("--a", tiny["tiny_a"], "--b", tiny["tiny_b"])["mean"]
+    assert floor["VIF"] is None
+    assert floor["SSIM"] > 0
 
 
 def test_a_sample_that_cannot_be_fused_or_read_is_named(model: str, dataset: str, tmp_path: Path) -> None:

@@ -199,6 +199,11 @@ def test_sam_sees_directions_only(seed: int, factor: float) -> None:
 def test_wrong_shapes_are_named() -> None:
     with pytest.raises(ValueError, match="16x16x4 and the target 16x16x3"):
         against_reference(np.zeros((16, 16, 4)), np.zeros((16, 16, 3)), ratio=4, peak=1)
+    small, undefined = scene(5, 8, 10, 4), dict[str, str]()
+    found = against_reference(small, small + 1.0, ratio=4, peak=255, undefined=undefined)
+    assert [name for name, value in found.items() if np.isnan(value)] == ["SSIM"]
+    assert undefined == {"SSIM": "SSIM needs 11 pixels each way, not 8x10x4"}
+    assert found["PSNR"] == pytest.approx(20 * np.log10(255))
     with pytest.raises(ValueError, match="they do not fit"):
         without_reference(
             np.zeros((64, 64, 4)), np.zeros((16, 16, 4)), np.zeros((32, 64, 1)), ratio=4, gains=(0.3,) * 4

@@ -19,9 +19,10 @@ from rwkvfusion.model.dataset import TrainingSet
 from rwkvfusion.model.fuser import Fuser
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.recipe import load_recipe
-from rwkvfusion.pipelines.train import _fuser, final_metrics
+from rwkvfusion.pipelines.train import _fuser
 from rwkvfusion.pipelines.train_plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train_recipe import TrainRecipe
+from rwkvfusion.pipelines.train_scores import final_scores
 from rwkvfusion.pipelines.train_worker import make_trainer
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -46,7 +47,7 @@ def run(*args: str) -> str:
 
 def trained(url: str, folder: Path, steps: int, **network: Any) -> tuple[Fuser, TrainPlan]:
     recipe = load_recipe("train_pansharpening.yaml", TrainRecipe, [
-        f"data.url={url}", "data.crop=[32, 32]", "data.batch=4", "data.final_splits=[test]", "data.prefetch=0",
+        f"data.url={url}", "data.crop=[32, 32]", "data.batch=4", "data.prefetch=0",
         f"network={json.dumps({'width': 8, 'levels': [1, 1], 'channel_factors': [1, 1], **network})}",
         "optim.lr=0.004", "optim.clip=1.0", "optim.ema=0.9", "optim.warmup=5", f"steps={steps}",
     ])  # fmt: skip
@@ -88,7 +89,9 @@ def test_scenes_are_prepared_learnt_from_fused_and_scored(tmp_path: Path, task: 
     assert set(scores) == {"bicubic", "Brovey", "GSA", "model"}
     assert scores["model"]["ERGAS"] < scores["bicubic"]["ERGAS"]
     # The final metrics of a training are those of `evaluate`.
-    assert final_metrics(fuser, plan)["SAM"] == pytest.approx(scores["model"]["SAM"], abs=1e-3)
+    final = final_scores(fuser, plan.recipe.data)
+    assert final.metrics["SAM"] == pytest.approx(scores["model"]["SAM"], abs=1e-3)
+    assert (final.splits, *final.floors) == (("test",), "bicubic", "Brovey", "GSA")
     if task == "pansharpening":
         full = json.loads(
             run("evaluate", "--model", str(tmp_path / "model"), "--dataset", url, "--split", "test_full", "--json", "-")

@@ -68,6 +68,7 @@ def history(client: MlflowClient, run_id: str) -> dict[int, list[float]]:
 
 def test_a_killed_worker_changes_nothing(local_ray: None, tmp_path: Path) -> None:
     url = write_dataset(tmp_path / "made", pairs(8, 3))
+    write_dataset(url, [[pair(20)]], split="test")
     plan = plan_training(settings(tmp_path, url))
     killed: list[int] = []
 
@@ -92,7 +93,7 @@ def test_a_killed_worker_changes_nothing(local_ray: None, tmp_path: Path) -> Non
     assert len(curve[2]) == 1
     assert np.mean(straight[-5:]) < np.mean(straight[:5])
     assert result.metrics["loss"] == straight[-1]
-    assert 0 < result.metrics["VIF"] < 4
+    assert 0 < (result.metrics["VIF"] or 0) < 4
 
     run = client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
@@ -106,8 +107,7 @@ def test_a_killed_worker_changes_nothing(local_ray: None, tmp_path: Path) -> Non
     assert (str(version.version), version.run_id) == (result.version, result.run_id)
     fuser = Fuser.load(resolve(result.model_uri, result.tracking_uri).folder)
     assert fuser.fuse_sample(pair(0)).shape == (48, 64, 3)
-    # All is done: the same recipe would begin anew.
-    assert not open_job(plan).resumed
+    assert not train(plan.recipe, progress=kill).trained
 
 
 def test_an_unfinished_job_is_gone_on_with(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.secrets import redact_tracebacks, redacted
 from rwkvfusion.pipelines.cli_evaluate import evaluate
@@ -120,10 +120,13 @@ def prepare(
     from rwkvfusion.pipelines.progress import PairProgress
     from rwkvfusion.pipelines.recipe import load_recipe
     from rwkvfusion.pipelines.report import outcome_lines, plan_facts, plan_lines
+    from rwkvfusion.stages.swapped import pairs_swapped
 
     loaded = load_recipe(recipe, PrepareRecipe, overrides)
     with Bar("planning", 0, "file") as bar:
         job = plan_job(loaded, limit, retry=retry_quarantined, on_read=bar.of)
+    if job.pending and (swapped := pairs_swapped(job.source, job.pending[0].pairs)):
+        say(f"warning: are visible and infrared swapped? {printable(swapped)}")
     if dry_run:
         cluster = expect(job.recipe.ray.address, cpus=job.cpus, gpus=any(stage.uses_gpu for stage in job.stages))
         lines = [*plan_lines(job), *packing_lines(job.pack(cluster), cluster)]

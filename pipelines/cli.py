@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -265,11 +266,13 @@ def train(recipe: str, again: bool, overrides: tuple[str, ...], as_json: bool) -
     """
     from rwkvfusion.pipelines.recipe import load_recipe
     from rwkvfusion.pipelines.train import train as run_train
+    from rwkvfusion.pipelines.train_end import end_lines
     from rwkvfusion.pipelines.train_recipe import TrainRecipe
 
-    result = run_train(load_recipe(recipe, TrainRecipe, overrides), again=again)
-    if as_json:
-        click.echo(redacted(json.dumps(asdict(result))))
+    loaded = load_recipe(recipe, TrainRecipe, overrides)
+    result = run_train(loaded, again=again)
+    lines = end_lines(result, loaded, shutil.get_terminal_size((100, 24)).columns)
+    click.echo(redacted(json.dumps(asdict(result))) if as_json else "\n".join(lines))
 
 
 main.add_command(fuse)

@@ -119,9 +119,12 @@ class Store:
         """Bytes of the object `name`."""
         return self._call("look up", name, lambda fs, path: int(fs.size(path)))
 
-    def read(self, name: str) -> bytes:
-        """The whole object `name`; MissingError where there is none, StorageError where it cannot be read."""
-        return self._call("read", name, lambda fs, path: bytes(fs.cat_file(path)))
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """The object `name`, or its bytes from `start` to `stop`.
+
+        MissingError where there is none, StorageError where it cannot be read.
+        """
+        return self._call("read", name, lambda fs, path: bytes(fs.cat_file(path, start=start, end=stop)))
 
     def write(self, name: str, data: bytes) -> None:
         """Write the whole object `name`, making parent folders where the store has folders.

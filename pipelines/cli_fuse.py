@@ -119,5 +119,7 @@ def fuse(
         if pair:
             for skipped in summary.skipped:
                 say(f"skipped {printable(skipped.name)}: {printable(skipped.reason)}")
+            for note in (note for fused in summary.written for note in fused.notes):
+                say(f"note: {printable(note)}")
         click.echo(f"{summary.line} -> {output}")
     sys.exit(summary.exit_code)

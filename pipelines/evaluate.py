@@ -71,6 +71,8 @@ def evaluate_folders(
     failed: list[str] = []
     for done, stem in enumerate(shared, start=1):
         try:
+            if task in SHARPENING_TASKS:
+                _check_rasters([(Store(folders[name]), stems[stem]) for name, stems in listed.items()])
             pictures = {name: _read(folders[name], stems[stem], scale) for name, stems in listed.items()}
             scene = Scene(stem, (pictures.pop("a"), pictures.pop("b")), pictures.pop("target", None))
             means.add(scorer(scene, {name.removeprefix("fused "): picture for name, picture in pictures.items()}))
@@ -89,6 +91,18 @@ def _stems(url: str) -> dict[str, str]:
         raise EvaluateError(f"{store.url} is not a folder")
     names = [name for name in store.files(deep=False) if name.rpartition(".")[2].lower() in EXTENSIONS]
     return {name.rpartition(".")[0]: name for name in names}
+
+
+def _check_rasters(files: Sequence[tuple[Store, str]]) -> None:
+    """EvaluateError where georeferences say that pictures are not of the same pixels, or where one has empty pixels."""
+    # Imported here: the luma tasks need none of it.
+    from rwkvfusion.stages.reading import RefusedError
+    from rwkvfusion.stages.sharpening import check_rasters
+
+    try:
+        check_rasters(files)
+    except RefusedError as error:
+        raise EvaluateError(f"{error}: cut all pictures to ground that all cover") from None
 
 
 def _read(url: str, name: str, scale: float | None) -> Picture:

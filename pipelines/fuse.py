@@ -24,7 +24,7 @@ from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fuser import WEIGHTS, Fuser
 from rwkvfusion.model.serving import resolve
 from rwkvfusion.pipelines.console import Bar, say
-from rwkvfusion.pipelines.fuse_scene import File, FuseError, is_scene
+from rwkvfusion.pipelines.fuse_scene import File, FuseError
 from rwkvfusion.pipelines.fuse_writer import (
     Fused,
     FuseSummary,
@@ -175,6 +175,9 @@ class PictureProgress:
             self._bar.reach(0)
         if isinstance(result, Skipped):
             say(f"skipped {printable(result.name)}: {printable(result.reason)}")
+        if isinstance(result, Fused):
+            for note in result.notes:
+                say(f"{printable(result.name)}: {printable(note)}")
         if result is not None:
             self._bar.advance(worked=isinstance(result, Fused) and not result.kept)
 
@@ -185,7 +188,7 @@ def _file(url: str) -> File:
 
 
 def _task(model: Model, name: str, files: Mapping[str, File]) -> Task:
-    return Task(name, partial(_raw_sample, model, files), files=files, is_scene=is_scene(model.fuser, files))
+    return Task(name, partial(_raw_sample, model, files), files=files)
 
 
 def _raw_sample(model: Model, files: Mapping[str, File]) -> Sample:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, count
 from typing import Any, Literal
@@ -14,13 +13,12 @@ from rwkvfusion.infra.encode import encode_picture
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.formats import QUALITY
 from rwkvfusion.infra.provenance import commit, package_version
-from rwkvfusion.infra.storage import Store, open_file, sha256
+from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fuser import Fuser
 from rwkvfusion.model.serving import ModelSource
 from rwkvfusion.model.tiles import MAX_PIXELS
 from rwkvfusion.pipelines.fuse_jobs import Room, in_order
-from rwkvfusion.pipelines.fuse_scene import RASTERS, File, FuseError, fuse_scene, overview
-from rwkvfusion.stages.listing import is_local
+from rwkvfusion.pipelines.fuse_scene import RASTERS, File, FuseError, file_sha256, fuse_scene, is_scene, overview
 from rwkvfusion.stages.sample import Sample
 from rwkvfusion.stages.stage import Stage, run
 from rwkvfusion.stages.swapped import INFRARED, VISIBLE, why_swapped
@@ -51,6 +49,8 @@ class Fused:
     width: int
     seconds: float
     kept: bool = False
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it was made."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,7 @@ class Task:
     key: str = "pair"
     """The sample's."""
     files: Mapping[str, File] | None = None
-    """The pictures by role, where they are files."""
-    is_scene: bool = False
-    """Whether the files are to be read in windows and not as a sample."""
+    """The pictures by role, where they are files, which may be rasters that are read in windows and not as a sample."""
 
 
 class PictureWriter:
@@ -153,7 +151,7 @@ class PictureWriter:
             kept = self._kept(task, stem, sample)
             if kept is not None:
                 return kept
-            if task.is_scene and task.files is not None:
+            if task.files is not None and is_scene(self.model.fuser, task.files):
                 return self._scene(task.name, stem, task.files)
             return self._picture(task.name, stem, sample or task.read())
         except RwkvFusionError as error:
@@ -221,8 +219,8 @@ class PictureWriter:
             start = time.perf_counter()
             made = fuse_scene(self.model.fuser, files, self.store, path, text)
             seconds = time.perf_counter() - start
-        self._write_record(stem, sample, made.sources, made.output, seconds)
-        return Fused(name, self.store.join(path), made.height, made.width, seconds)
+        self._write_record(stem, sample, made.sources, made.output, seconds, made.notes)
+        return Fused(name, self.store.join(path), made.height, made.width, seconds, notes=made.notes)
 
     def _look(self, sample: Sample) -> None:
         """Note where visible and infrared seem to be given for each other."""
@@ -242,7 +240,13 @@ class PictureWriter:
         return sample
 
     def _write_record(
-        self, stem: str, sample: Sample | None, sources: Mapping[str, Any], output: dict[str, Any], seconds: float
+        self,
+        stem: str,
+        sample: Sample | None,
+        sources: Mapping[str, Any],
+        output: dict[str, Any],
+        seconds: float,
+        notes: Sequence[str] = (),
     ) -> None:
         if not self.output.records:
             # One that lies there would be of another picture.
@@ -250,7 +254,8 @@ class PictureWriter:
             return
         hashes = {role: source["sha256"] for role, source in sources.items()}
         record = self._record(sample, sources) | {"made_from": self._made_from(hashes, sample)}
-        self.store.write(f"{stem}.json", _json(record | {"output": output, "seconds": round(seconds, 4)}))
+        more = {"output": output, "seconds": round(seconds, 4), **({"notes": list(notes)} if notes else {})}
+        self.store.write(f"{stem}.json", _json(record | more))
 
     def _free(self, name: str, key: str) -> str:
         """A stem that no picture of this run has."""
@@ -286,14 +291,6 @@ class PictureWriter:
 
 def _sources(sample: Sample | None) -> dict[str, str]:
     return {} if sample is None else {image.role: image.sha256 for image in sample.images}
-
-
-def file_sha256(store: Store, name: str) -> str:
-    """Hex SHA-256 of a file."""
-    if not is_local(store):
-        return sha256(store.read(name))
-    with open_file(store.join(name)) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _builtin_stages(model: Model) -> list[Stage[Any]]:

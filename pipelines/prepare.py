@@ -111,13 +111,15 @@ def _prepare(
     if job.pending or job.stale or not job.store.exists("dataset.json"):
         finish_dataset(job, ordered)
     reasons = sum((manifest.reasons for manifest in ordered), Counter[str]())
-    too_many = sum(reasons.values()) > job.recipe.quarantine.max_fraction * job.n_pairs
+    # The empty border of a scene is no fault of its tiles.
+    n_bad, n_good = reasons.total() - reasons["empty"], sum(len(manifest.keys) for manifest in ordered)
+    too_many = n_bad > job.recipe.quarantine.max_fraction * job.n_pairs or not (n_bad or n_good)
     return Outcome(
         dataset_url=job.store.url,
         shards_made=len(job.pending),
         shards_kept=len(ordered) - len(job.pending),
         made={stage.name: made[stage.name] for stage in job.stages},
-        pairs=sum(len(manifest.keys) for manifest in ordered),
+        pairs=n_good,
         quarantined=dict(sorted(reasons.items())),
         unpaired=len(job.unpaired),
         seconds=time.perf_counter() - start,

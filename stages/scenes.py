@@ -6,17 +6,13 @@ larger by the ratio), of the cube where it is one hyperspectral cube.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from io import BytesIO
 from typing import Literal, Self
 
 import numpy as np
-import rasterio
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from rasterio.io import DatasetReader, MemoryFile
-from rasterio.windows import Window
 
 from rwkvfusion.infra.codec import MAX_BYTES
 from rwkvfusion.infra.errors import RwkvFusionError, printable
@@ -25,14 +21,17 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.stages.arrays import ArrayFile
 from rwkvfusion.stages.axes import View, picture_part, to_picture
 from rwkvfusion.stages.listing import is_local
+from rwkvfusion.stages.raster import Part, Raster
+from rwkvfusion.stages.raster_pair import RasterPair
 from rwkvfusion.stages.spectral import RESPONSES, response_matrix, wavelengths
-
-Part = tuple[slice, slice]
-"""Rows and columns."""
 
 
 class SceneError(RwkvFusionError, ValueError):
     """A file that is no scene; the message completes "FILE: "."""
+
+
+class EmptyError(SceneError):
+    """A window with pixels that are empty: there is nothing to learn from what would fill them."""
 
 
 class SceneConfig(BaseModel):
@@ -106,7 +105,11 @@ class PairScene(Scene):
 
     @abstractmethod
     def read(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        """The window `part` of both: (h*ratio, w*ratio, P) and (h, w, C)."""
+        """The window `part` of both: (h*ratio, w*ratio, P) and (h, w, C), empty pixels as their nearest valid ones."""
+
+    def n_empty(self, part: Part) -> int:
+        """How many pixels of the window are empty, of both pictures together."""
+        return 0
 
 
 class CubeScene(Scene):
@@ -192,59 +195,43 @@ def _selected_bands(file: ArrayFile, n_bands: int) -> np.ndarray | None:
 
 
 class TiffPair(PairScene):
-    """Two GeoTIFFs; windows are read, never the whole."""
+    """A PAN and an MS as rasters of the same ground; windows are read, never the whole. RasterError as `RasterPair`.
+
+    `size` is of the MS's pixels that lie wholly under the PAN.
+    """
 
     def __init__(self, store: Store, high: str, low: str) -> None:
-        self._files = ExitStack()
-        self._high, self._low = (open_tiff(store, name, self._files) for name in (high, low))
-        (rows, columns), (low_rows, low_columns) = self._high.shape, self._low.shape
-        self.ratio = rows // low_rows
-        if self._high.count != 1:
-            raise SceneError(f"{printable(high)} has {self._high.count} bands, a PAN has one")
-        if self.ratio < 2 or (low_rows * self.ratio, low_columns * self.ratio) != (rows, columns):
-            raise SceneError(
-                f"{printable(high)} is {columns}x{rows} and {printable(low)} {low_columns}x{low_rows} (width x height):"
-                " the sizes must differ by one whole ratio of 2 or more"
-            )
-        self.n_bands = self._low.count
-        bits = self._low.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
+        with ExitStack() as until:
+            rasters = [until.enter_context(Raster(store, name)) for name in (high, low)]
+            self._pair = RasterPair(*rasters)
+            self.ratio = self._pair.ratio
+            if rasters[0].n_bands != 1:
+                raise SceneError(f"{printable(high)} has {rasters[0].n_bands} bands, a PAN has one")
+            if self.ratio < 2:
+                raise SceneError(f"{printable(high)} and {printable(low)} have pixels of one size: nothing to sharpen")
+            until.pop_all()
+        self.notes = self._pair.notes
+        self.n_bands = rasters[1].n_bands
+        bits = rasters[1].dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
         self.scale = float(2 ** int(bits) - 1) if bits else None
 
     @property
     def size(self) -> tuple[int, int]:
-        return self._low.shape
+        rows, columns = self._pair.fine.size
+        return rows // self.ratio, columns // self.ratio
 
     def read(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        high = tuple(slice(p.start * self.ratio, p.stop * self.ratio) for p in part)
-        return _read_tiff(self._high, (high[0], high[1])), _read_tiff(self._low, part)
+        high, low = self._pair.read(part)
+        return high.values, low.values
+
+    def n_empty(self, part: Part) -> int:
+        if not (self._pair.fine.may_be_empty or self._pair.coarse.may_be_empty):
+            return 0
+        high, low = self._pair.read(part)
+        return int(high.empty.any(axis=2).sum() + low.empty.any(axis=2).sum())
 
     def close(self) -> None:
-        self._files.close()
-
-
-def open_tiff(store: Store, name: str, until: ExitStack) -> DatasetReader:
-    """A raster by windows, open `until` then: in place on a disk, from memory elsewhere. SceneError for other files."""
-    try:
-        if is_local(store):
-            return until.enter_context(rasterio.open(store.path(name)))
-        # The reader does not keep the bytes that it reads from.
-        return until.enter_context(until.enter_context(MemoryFile(_whole(store, name))).open())
-    except rasterio.errors.RasterioIOError as error:
-        raise SceneError(f"{printable(name)} is no raster: {printable(str(error))[:200]}") from None
-
-
-def _read_tiff(raster: DatasetReader, part: Part) -> np.ndarray:
-    rows, columns = part
-    window = Window(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
-    try:
-        values = raster.read(window=window)
-    except rasterio.errors.RasterioIOError as error:
-        raise SceneError(f"a raster is damaged: {printable(str(error))[:200]}") from None
-    if raster.nodata is not None:
-        n_empty = int(np.count_nonzero(np.isnan(values) if math.isnan(raster.nodata) else values == raster.nodata))
-        if n_empty:
-            raise SceneError(f"{n_empty} of its values are declared empty (nodata {raster.nodata:g})")
-    return np.ascontiguousarray(values.transpose(1, 2, 0))
+        self._pair.close()
 
 
 def open_arrays(store: Store, name: str) -> ArrayFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 
 import numpy as np
 
@@ -11,17 +12,19 @@ from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.storage import MissingError, Store, sha256
 from rwkvfusion.stages.arrays import ArrayFile
 from rwkvfusion.stages.axes import View
+from rwkvfusion.stages.ground import check_same_grid
 from rwkvfusion.stages.layouts import Layout
 from rwkvfusion.stages.names import words
 from rwkvfusion.stages.pairing import ArrayRef, Cut, PairRef
+from rwkvfusion.stages.raster import Part, Raster, RasterError
 from rwkvfusion.stages.reading import Picture, RefusedError
 from rwkvfusion.stages.sample import Image
 from rwkvfusion.stages.scenes import (
     ArrayCube,
     ArrayPair,
     CubeScene,
+    EmptyError,
     PairScene,
-    Part,
     Scene,
     SceneConfig,
     SceneError,
@@ -53,6 +56,8 @@ class CutReader:
             raise RefusedError(
                 "missing", f"{printable(name)} is gone: it was there when the source was listed"
             ) from None
+        except EmptyError as error:
+            raise RefusedError("empty", f"{printable(name)}{_words(cut)}: {error}") from None
         except (SceneError, ValueError, OSError) as error:
             self._close()
             raise RefusedError("unreadable", f"{printable(name)}: {printable(str(error))[:300]}") from None
@@ -168,6 +173,27 @@ def check_sharpening(modalities: Sequence[Picture], target: Picture | None) -> N
             f"the target is {found[1]}x{found[0]} of {found[2]} bands,"
             f" and must be {wanted[1]}x{wanted[0]} of {wanted[2]}",
         )
+
+
+def check_rasters(files: Sequence[tuple[Store, str]]) -> None:
+    """RefusedError where files that are taken as they are lie on other ground than the first, or have empty pixels.
+
+    What is no raster for GDAL says nothing of its ground.
+    """
+    with ExitStack() as until:
+        rasters: list[Raster] = []
+        for store, name in files:
+            with suppress(RasterError):
+                rasters.append(until.enter_context(Raster(store, name)))
+        for raster in rasters:
+            try:
+                if rasters[0].is_located and raster.is_located:
+                    check_same_grid(rasters[0], raster)
+                n_empty = raster.n_empty()
+            except RasterError as error:
+                raise RefusedError("other_ground", str(error)) from None
+            if n_empty:
+                raise RefusedError("empty", f"{raster.name}: {n_empty} of its pixels are empty")
 
 
 def _view(file: ArrayFile, ref: ArrayRef) -> View:

@@ -33,7 +33,7 @@ from rwkvfusion.stages.reading import Picture, RefusedError, check_pictures, rea
 from rwkvfusion.stages.sample import Image, Sample, SampleError, Task
 from rwkvfusion.stages.scene_plan import FULL, ScenePlanner
 from rwkvfusion.stages.sequences import pair_sequences, read_exposures
-from rwkvfusion.stages.sharpening import CutReader, check_sharpening, known_scale, usual_scale
+from rwkvfusion.stages.sharpening import CutReader, check_rasters, check_sharpening, known_scale, usual_scale
 from rwkvfusion.stages.source_config import PlaceConfig, SourceConfig, SourceError, layout_of
 from rwkvfusion.stages.split_folders import SplitFolders, split_name
 from rwkvfusion.stages.splits import SplitListError, split_by_lists
@@ -157,6 +157,8 @@ class Source:
                     extras[role] = self._picture(role, name)
             if self.task in SHARPENING:
                 check_sharpening(pictures, extras.get(TARGET))
+                names = [*(file.name for file in ref.files), *([ref.target] if ref.target else [])]
+                check_rasters([(self.store, name) for name in names])
                 scale = known_scale(self.config.scene, self.layout, ref.files[-1].name, pictures[-1].array)
                 images = [picture.image.model_copy(update={"scale": scale}) for picture in pictures]
                 target = extras[TARGET].image.model_copy(update={"scale": scale}) if TARGET in extras else None

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rwkvfusion.infra.mtf import SENSORS, degrade, gains_for
-from rwkvfusion.stages.scenes import CubeScene, PairScene, Part
+from rwkvfusion.stages.raster import Part
+from rwkvfusion.stages.scenes import CubeScene, EmptyError, PairScene
 
 MARGIN = 20
 """Pixels beyond a window that the filters of 41 taps look at."""
@@ -23,7 +24,8 @@ class Made:
 
 
 def as_it_is(scene: PairScene, part: Part) -> Made:
-    """The window `part` of a PAN and MS at full resolution; nothing is known of the target."""
+    """The window `part` of a PAN and MS at full resolution; nothing is known of the target. EmptyError as below."""
+    _check_full(scene, part)
     pan, ms = scene.read(part)
     return Made({"pan": pan, "ms": ms}, None)
 
@@ -31,8 +33,10 @@ def as_it_is(scene: PairScene, part: Part) -> Made:
 def reduced_pair(scene: PairScene, part: Part, region: Part, sensor: str) -> Made:
     """PAN and MS of the window `part`, both degraded by the ratio with the MTF (float32); the target is the MS.
 
-    Nothing outside `region` is looked at: its border is repeated.
+    Nothing outside `region` is looked at: its border is repeated. EmptyError where a pixel of the window is empty; what
+    is empty around it is, to the filters, as its nearest valid neighbour.
     """
+    _check_full(scene, part)
     ratio = scene.ratio
     wide, inner = _context(part, region, ratio)
     pan, ms = scene.read(wide)
@@ -52,6 +56,12 @@ def reduced_cube(scene: CubeScene, part: Part, region: Part, ratio: int, sensor:
     coarse = tuple(slice(s.start // ratio, s.stop // ratio) for s in inner)
     ms = target.astype(np.float64) @ scene.response.T
     return Made({"ms": ms.astype(np.float32), "hs": low[coarse].astype(np.float32)}, target)
+
+
+def _check_full(scene: PairScene, part: Part) -> None:
+    n_empty = scene.n_empty(part)
+    if n_empty:
+        raise EmptyError(f"{n_empty} of its pixels are empty: only tiles without are used")
 
 
 def _context(part: Part, region: Part, ratio: int) -> tuple[Part, Part]:

@@ -111,9 +111,10 @@ def test_grids_that_do_not_fit_are_refused_with_both(tmp_path: Path) -> None:
     (tmp_path / "text.tif").write_text("no raster")
     saved(tmp_path / "model", network())
     for low, words in (
-        ("small.tif", "small.tif is 16x15 and pan.tif 64x64"),
-        ("coarse.tif", "not of the same ground"),
-        ("text.tif", "text.tif: "),
+        ("small.tif", "sticks out by 1 pixels of small.tif"),
+        ("small.tif", "cut it: gdal_translate -srcwin 0 0 64 60 pan.tif"),
+        ("coarse.tif", "a pixel of the second is 4.2 by 4.2 of the first, which is no whole ratio"),
+        ("text.tif", "text.tif is no raster"),
     ):
         result = fuse(tmp_path, tmp_path / "pan.tif", tmp_path / low, "-o", tmp_path / "out.tif")
         assert (result.exit_code, words in result.stderr) == (1, True), result.stderr

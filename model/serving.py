@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.provenance import commit
+from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.infra.tracking import TrackingError, tracking_uri, using
 from rwkvfusion.model.fuser import CONFIG, WEIGHTS, Fuser, FuserConfig
@@ -207,7 +208,7 @@ def resolve(uri: str, tracking: str | None = None) -> ModelSource:
         where = tracking_uri(tracking)
         database = where.removeprefix("sqlite:///")
         if database != where and not Path(database).is_file():
-            raise ServingError(f"{uri}: there is no registry at {where}; set MLFLOW_TRACKING_URI to the one you mean")
+            raise ServingError(f"no model {uri}: there is no registry at {where}. {_how_to_get_one()}")
         with using(where) as client:
             return _from_mlflow(client, uri)
     store = Store(uri)
@@ -260,11 +261,22 @@ def _version(client: MlflowClient, uri: str, rest: str) -> Any:
 def _known(client: MlflowClient, name: str | None = None) -> str:
     """What the registry has, of the model `name` or in all."""
     models = {model.name: model for model in client.search_registered_models()}
+    where = client.tracking_uri
+    if not models:
+        return f"the registry at {redacted(where)} has no model yet. {_how_to_get_one()}"
     if name not in models:
-        return f"the registry has {', '.join(sorted(models)) or 'no model yet (train one with `rwkvfusion train`)'}"
+        return f"the registry at {redacted(where)} has {', '.join(sorted(models))}"
     versions = sorted(int(v.version) for v in client.search_model_versions(f"name = '{name}'"))
     aliases = ", ".join(f"@{alias} (version {v})" for alias, v in sorted(models[name].aliases.items()))
     return f"{name} has versions {', '.join(map(str, versions)) or 'none'} and aliases {aliases or 'none'}"
+
+
+def _how_to_get_one() -> str:
+    return (
+        "Set MLFLOW_TRACKING_URI or --tracking-uri to the registry you mean, or make a model: `rwkvfusion train"
+        " train_vif_small.yaml --set data.url=DATASET` on a dataset of `rwkvfusion prepare`, or `rwkvfusion demo`,"
+        " which needs no data and says at its end how its model is called"
+    )
 
 
 def _fuser_folder(files: list[str], uri: str) -> str:

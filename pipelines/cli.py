@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import click
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.secrets import redact_tracebacks, redacted
 from rwkvfusion.pipelines.cli_evaluate import evaluate
@@ -120,10 +121,13 @@ def prepare(
     from rwkvfusion.pipelines.progress import PairProgress
     from rwkvfusion.pipelines.recipe import load_recipe
     from rwkvfusion.pipelines.report import outcome_lines, plan_facts, plan_lines
+    from rwkvfusion.stages.swapped import pairs_swapped
 
     loaded = load_recipe(recipe, PrepareRecipe, overrides)
     with Bar("planning", 0, "file") as bar:
         job = plan_job(loaded, limit, retry=retry_quarantined, on_read=bar.of)
+    if job.pending and (swapped := pairs_swapped(job.source, job.pending[0].pairs)):
+        say(f"warning: are visible and infrared swapped? {printable(swapped)}")
     if dry_run:
         cluster = expect(job.recipe.ray.address, cpus=job.cpus, gpus=any(stage.uses_gpu for stage in job.stages))
         lines = [*plan_lines(job), *packing_lines(job.pack(cluster), cluster)]
@@ -262,11 +266,13 @@ def train(recipe: str, again: bool, overrides: tuple[str, ...], as_json: bool) -
     """
     from rwkvfusion.pipelines.recipe import load_recipe
     from rwkvfusion.pipelines.train import train as run_train
+    from rwkvfusion.pipelines.train_end import end_lines
     from rwkvfusion.pipelines.train_recipe import TrainRecipe
 
-    result = run_train(load_recipe(recipe, TrainRecipe, overrides), again=again)
-    if as_json:
-        click.echo(redacted(json.dumps(asdict(result))))
+    loaded = load_recipe(recipe, TrainRecipe, overrides)
+    result = run_train(loaded, again=again)
+    lines = end_lines(result, loaded, shutil.get_terminal_size((100, 24)).columns)
+    click.echo(redacted(json.dumps(asdict(result))) if as_json else "\n".join(lines))
 
 
 main.add_command(fuse)

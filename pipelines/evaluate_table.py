@@ -159,6 +159,19 @@ def table_lines(means: Mapping[str, Mapping[str, float]], width: int = WIDTH) ->
             yield (f"{name:<{names}}" + "".join(cells)).rstrip()
 
 
+def verdict(means: Mapping[str, Mapping[str, float]], method: str) -> str:
+    """In how many metrics none is better than `method`, and which of the others is better in which."""
+    mine = {metric: value for metric, value in means[method].items() if not math.isnan(value)}
+
+    def beats(row: Mapping[str, float], metric: str) -> bool:
+        return row[metric] < mine[metric] if metric in LOWER_IS_BETTER else row[metric] > mine[metric]
+
+    better = {name: [m for m in mine if beats(row, m)] for name, row in means.items() if name != method}
+    won = sum(all(metric not in metrics for metrics in better.values()) for metric in mine)
+    others = [f"{name} is better in {', '.join(metrics)}" for name, metrics in better.items() if metrics]
+    return "; ".join([f"{method} is best in {won} of {len(mine)} metrics", *others])
+
+
 def _column(metric: str, values: Sequence[float]) -> list[str]:
     """Head and cells, all of one width."""
     known = [value for value in values if not math.isnan(value)]

@@ -64,6 +64,11 @@ class Job:
     """Whether shards with quarantined pairs are made again."""
 
     @property
+    def source(self) -> Source:
+        """Where the pairs are read."""
+        return Source(self.recipe.source, self.dataset, self.store.patience)
+
+    @property
     def fingerprint(self) -> str:
         """Of all stages together: equal where a shard need not be made again."""
         return fingerprint("", self.fingerprints)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from rwkvfusion.infra.codec import ImageError, decode
+from rwkvfusion.stages.pairing import PairRef
 from rwkvfusion.stages.sample import Image
+from rwkvfusion.stages.source import Source
 
 VISIBLE, INFRARED = "visible", "infrared"
 _VISIBLE = frozenset({"vi", "vis", "visible", "rgb", "visual"})
 _INFRARED = frozenset({"ir", "inf", "infrared", "thermal", "lwir", "tir", "swir"})
+_LOOKED_AT = 5
 _COLOURED = 4.0
 """Mean difference of a picture's channels, of 255, from which it shows colour: JPEG gives grey pictures less."""
 
@@ -27,6 +31,24 @@ def names_swapped(visible: str, infrared: str) -> bool:
 def colours_swapped(visible: Image, infrared: Image) -> bool:
     """Whether the picture given as visible is grey and the one given as infrared is coloured."""
     return infrared.channels == 3 and _shows_colour(infrared) and not (visible.channels == 3 and _shows_colour(visible))
+
+
+def pairs_swapped(source: Source, pairs: Sequence[PairRef]) -> str | None:
+    """What tells that the most of a source's pairs are swapped, by all names and a few pictures; None where nothing."""
+    files = [{file.role: file.name for file in pair.files} for pair in pairs]
+    named = [found for found in files if {VISIBLE, INFRARED} <= found.keys()]
+    by_name = [found for found in named if names_swapped(found[VISIBLE], found[INFRARED])]
+    if 2 * len(by_name) > len(named):
+        first = by_name[0]
+        return f"by their names, {first[VISIBLE]} is the infrared picture and {first[INFRARED]} the visible one"
+    told: list[str | None] = []
+    for pair in pairs[:: max(len(pairs) // _LOOKED_AT, 1)] if named else ():
+        sample = source.read(pair)
+        images = {image.role: image for image in sample.images}
+        if sample.error is None and {VISIBLE, INFRARED} <= images.keys():
+            told.append(why_swapped(images[VISIBLE], images[INFRARED]))
+    said = [why for why in told if why is not None]
+    return said[0] if 2 * len(said) > len(told) else None
 
 
 def why_swapped(visible: Image, infrared: Image) -> str | None:

@@ -21,6 +21,7 @@ from rwkvfusion.model.serving import ModelSource
 from rwkvfusion.pipelines.fuse import (
     FuseError,
     Model,
+    Output,
     PictureProgress,
     fuse_dataset,
     fuse_folders,
@@ -227,3 +228,113 @@ def test_builtin_guidance_changes_the_picture_and_is_recorded(model: Model, tmp_
     record = json.loads((tmp_path / "builtin.json").read_text())
     assert record["guidance"]["from"] == "builtin"
     assert "infrared" in record["guidance"]["caption"]
+
+
+def folders_of(root: Path, n: int, channels: tuple[int, int] = (3, 1)) -> dict[str, str]:
+    for seed in range(n):
+        write(root / "vi" / f"{seed}.png", scene(seed, channels=channels[0]))
+        write(root / "ir" / f"{seed}.png", scene(seed + 50, channels=channels[1]))
+    return {"visible": str(root / "vi"), "infrared": str(root / "ir")}
+
+
+def test_finished_pictures_are_not_made_again(model: Model, tmp_path: Path) -> None:
+    folders, out = folders_of(tmp_path, 5), str(tmp_path / "out")
+    first = fuse_folders(model, folders, out)
+    assert not any(one.kept for one in first.written)
+    kept = fuse_folders(model, folders, out)
+    assert [(one.name, one.url, one.height, one.width) for one in kept.written] == [
+        (one.name, one.url, one.height, one.width) for one in first.written
+    ]
+    assert all(one.kept for one in kept.written)
+    assert kept.line == "0 fused, 5 were there already, 0 skipped"
+    # Another source, a picture that was changed, one that is gone, and a record that is damaged: those alone.
+    write(tmp_path / "ir" / "0.png", scene(99, channels=1))
+    Path(first.written[1].url).write_bytes(b"changed")
+    Path(first.written[2].url).unlink()
+    (tmp_path / "out" / "3.json").write_text("[]")
+    assert [one.kept for one in fuse_folders(model, folders, out).written] == [False] * 4 + [True]
+    assert [one.kept for one in fuse_folders(model, folders, out).written] == [True] * 5
+    for other in (Output(overwrite=True), Output(format="tif"), Output(records=False), Output()):
+        assert [one.kept for one in fuse_folders(model, folders, out, output=other).written] == [False] * 5
+    assert [one.kept for one in fuse_folders(model, folders, out, "builtin").written] == [False] * 5
+    weights = Model(model.fuser, model.source, "1" * 64)
+    assert [one.kept for one in fuse_folders(weights, folders, out, "builtin").written] == [False] * 5
+
+
+def test_a_dataset_with_other_guidance_is_fused_again(model: Model, tmp_path: Path) -> None:
+    one = sample("a", "vi/a.png", 1)
+    again = one.replace(text=Text.of(np.ones((2, 16))))
+    marks = []
+    for made in (one, one, again):
+        commit_shard(Store(str(tmp_path / "data")), 0, [made])
+        marks += [fused.kept for fused in fuse_dataset(model, str(tmp_path / "data"), str(tmp_path / "out")).written]
+    assert marks == [False, True, False]
+
+
+def test_several_at_once_give_the_same(model: Model, tmp_path: Path) -> None:
+    folders = folders_of(tmp_path, 5)
+    (tmp_path / "ir" / "3.png").write_bytes(b"torn")
+    seen: list[str] = []
+    for jobs in (1, 3):
+        out = str(tmp_path / f"out{jobs}")
+        summary = fuse_folders(
+            model,
+            folders,
+            out,
+            on_picture=lambda one, _: seen.append(one.name if one else ""),
+            output=Output(jobs=jobs),
+        )
+        assert [one.name for one in summary.written] == ["0", "1", "2", "4"]
+    assert seen[:6] == seen[6:] == ["", "0", "1", "2", "3", "4"]
+    for name in ("0", "1", "2", "4"):
+        assert (tmp_path / "out1" / f"{name}.png").read_bytes() == (tmp_path / "out3" / f"{name}.png").read_bytes()
+
+
+@pytest.mark.parametrize("extension", ["png", "tif", "tiff", "bmp", "webp", "BMP"])
+@pytest.mark.parametrize("channels", [(3, 1), (1, 1)])
+def test_every_lossless_format_keeps_every_value(
+    model: Model, tmp_path: Path, extension: str, channels: tuple[int, int]
+) -> None:
+    folders = folders_of(tmp_path, 1, channels)
+    urls = [f"{folder}/0.png" for folder in folders.values()]
+    (fused,) = fuse_pair(model, urls, str(tmp_path / f"x.{extension}"), output=Output(records=False)).written
+    data = Path(fused.url).read_bytes()
+    right = model.fuser.fuse({"visible": scene(0, channels=channels[0]), "infrared": scene(50, channels=channels[1])})
+    read = decode(data)
+    assert describe(data)[0].ext == extension.lower()[:3].replace("web", "webp")
+    # WebP has no grey.
+    np.testing.assert_array_equal(read if extension != "webp" else read[:, :, : right.shape[2]], right)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ir", "vi", f"x.{extension}"]
+
+
+def test_jpeg_by_name_only_and_of_8_bits(model: Model, tmp_path: Path) -> None:
+    folders, out = folders_of(tmp_path, 1), tmp_path / "out"
+    sizes = []
+    for quality in (30, 95):
+        fuse_folders(model, folders, str(out), output=Output(format="jpg", quality=quality))
+        sizes.append((out / "0.jpg").stat().st_size)
+    assert sizes[0] < sizes[1]
+    right = model.fuser.fuse({"visible": scene(0), "infrared": scene(50, channels=1)})
+    assert np.abs(decode((out / "0.jpg").read_bytes()).astype(float) - right).mean() < 4
+    deep = scene(1, channels=1).astype(np.uint16) * 257
+    urls = [str(write(tmp_path / name, deep)) for name in ("a.png", "b.png")]
+    for extension in ("jpg", "bmp", "webp"):
+        (skipped,) = fuse_pair(model, urls, str(tmp_path / f"x.{extension}")).skipped
+        assert (
+            skipped.reason == f"{extension.upper()} holds 8 bits, and this picture has 16: write .png or .tif instead"
+        )
+    with pytest.raises(FuseError, match=r"x.png is no .jpg"):
+        fuse_pair(model, urls, str(tmp_path / "x.png"), output=Output(format="jpg"))
+
+
+def test_swapped_pictures_are_warned_of(model: Model, tmp_path: Path) -> None:
+    folders = folders_of(tmp_path, 2)
+    assert fuse_folders(model, folders, str(tmp_path / "out")).warnings == ()
+    swapped = {"visible": folders["infrared"], "infrared": folders["visible"]}
+    (warning,) = fuse_folders(model, swapped, str(tmp_path / "out2")).warnings
+    assert warning.startswith("are visible and infrared swapped (2 of 2 pairs)? by their names, ")
+    plain = [str(write(tmp_path / "a.png", scene(1, channels=1))), str(write(tmp_path / "b.png", scene(2)))]
+    (warning,) = fuse_pair(model, plain, str(tmp_path / "x.png")).warnings
+    assert "b.png, given as infrared, is coloured" in warning
+    assert fuse_pair(model, plain[::-1], str(tmp_path / "x.png")).warnings == ()
+    assert fuse_pair(model, [plain[0]] * 2, str(tmp_path / "y.png")).warnings == ()

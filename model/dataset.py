@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.manifest import DamagedError, Manifest, open_dataset, read_manifests, read_shard
+from rwkvfusion.infra.manifest import DamagedError, Manifest, read_shard
+from rwkvfusion.infra.planned import read_dataset
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.infra.tars import TarFormatError, grouped
 from rwkvfusion.model.config import LUMA_TASKS
@@ -64,15 +65,16 @@ class TrainingSet:
     shards: tuple[Shard, ...]
 
     @classmethod
-    def open(cls, urls: Sequence[str], splits: Sequence[str]) -> Self:
+    def open(cls, urls: Sequence[str], splits: Sequence[str], *, allow_incomplete: bool = False) -> Self:
         """The shards of `splits` in the datasets at `urls`.
 
-        ManifestError where there is no dataset; DataError where a split is missing or empty, or the tasks do not mix.
+        ManifestError where there is no dataset, or one that lacks planned shards, unless that is allowed; DataError
+        where a split is missing or empty, or the tasks do not mix.
         """
         shards: list[Shard] = []
         for url in urls:
-            store = open_dataset(url)
-            manifests = [m for m in read_manifests(store) if m.keys]
+            store, committed = read_dataset(url, allow_incomplete=allow_incomplete)
+            manifests = [m for m in committed if m.keys]
             missing = sorted(set(splits) - {m.split for m in manifests})
             if missing:
                 there = ", ".join(sorted({m.split for m in manifests})) or "no samples at all"

@@ -16,6 +16,7 @@ from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.secrets import redact_tracebacks, redacted
 from rwkvfusion.pipelines.cli_evaluate import evaluate
 from rwkvfusion.pipelines.cli_fuse import fuse
+from rwkvfusion.pipelines.cli_options import ALLOW_INCOMPLETE, check_form
 
 # Commands import what they need when they run: `--help` answers at once, and `fuse` needs no Ray.
 
@@ -202,14 +203,18 @@ def status(dataset: str, shards: bool, overrides: tuple[str, ...], as_json: bool
 @main.command()
 @click.argument("url")
 @click.option("--deep", is_flag=True, help="Also hash every shard and read and decode every sample.")
+@ALLOW_INCOMPLETE
 @JSON
-def verify(url: str, deep: bool, as_json: bool) -> None:
-    """Check a dataset against its manifests. Exit code 0 if clean, 1 with a list of what is wrong."""
+def verify(url: str, deep: bool, allow_incomplete: bool, as_json: bool) -> None:
+    """Check a dataset against its manifests, and for the shards that `prepare` planned.
+
+    Exit code 0 if clean, 1 with a list of what is wrong.
+    """
     from rwkvfusion.pipelines.console import Bar
     from rwkvfusion.pipelines.verify import verify as run_verify
 
     with Bar("verify", 0, "pair") as bar:
-        report = run_verify(url, deep=deep, on_pairs=bar.of)
+        report = run_verify(url, deep=deep, allow_incomplete=allow_incomplete, on_pairs=bar.of)
     if as_json:
         click.echo(json.dumps(asdict(report)))
     else:
@@ -231,8 +236,16 @@ def verify(url: str, deep: bool, as_json: bool) -> None:
 @click.option("--key", "keys", multiple=True, help="This sample, whatever the limit; may be given many times.")
 @click.option("--width", type=click.IntRange(96, 2048), default=320, show_default=True, help="Pixels of each picture.")
 @JSON
+@click.pass_context
 def view(
-    url: str, output: str, limit: int, splits: tuple[str, ...], keys: tuple[str, ...], width: int, as_json: bool
+    context: click.Context,
+    url: str,
+    output: str,
+    limit: int,
+    splits: tuple[str, ...],
+    keys: tuple[str, ...],
+    width: int,
+    as_json: bool,
 ) -> None:
     """Look at a dataset's guidance: a contact sheet of pictures, boxes, masks, the merged mask and captions.
 
@@ -246,6 +259,7 @@ def view(
     """
     from rwkvfusion.pipelines.view import view as run_view
 
+    check_form(context, {"samples evenly spread": ("limit",)}, "--key" if keys else "samples evenly spread")
     summary = run_view(url, output, limit=limit, splits=splits or None, keys=keys, width=width)
     click.echo(json.dumps(asdict(summary)) if as_json else summary.line)
 
@@ -253,9 +267,10 @@ def view(
 @main.command()
 @click.argument("recipe")
 @click.option("--again", is_flag=True, help="Train anew what this recipe has trained on this data before.")
+@ALLOW_INCOMPLETE
 @SET
 @JSON
-def train(recipe: str, again: bool, overrides: tuple[str, ...], as_json: bool) -> None:
+def train(recipe: str, again: bool, allow_incomplete: bool, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train on prepared datasets with Ray Train, track in MLflow, register the model as `candidate`.
 
     Ends with scores of pairs that it did not train on (splits test*, else val*; data.final_splits names others), beside
@@ -269,6 +284,8 @@ def train(recipe: str, again: bool, overrides: tuple[str, ...], as_json: bool) -
     from rwkvfusion.pipelines.train_end import end_lines
     from rwkvfusion.pipelines.train_recipe import TrainRecipe
 
+    if allow_incomplete:
+        overrides = (*overrides, "data.allow_incomplete=true")
     loaded = load_recipe(recipe, TrainRecipe, overrides)
     result = run_train(loaded, again=again)
     lines = end_lines(result, loaded, shutil.get_terminal_size((100, 24)).columns)

@@ -8,15 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
+
+from rwkvfusion.pipelines.cli_options import ALLOW_INCOMPLETE, check_form, is_given
 
 # As in cli.py: what is heavy is imported when the command runs.
 
 _TASKS = ("vif", "mif", "mef", "mff", "pansharpening", "hmif")
 # A URI may hold an `=` of its own, but behind one of these, which are then in no NAME.
 _IN_URI = frozenset("/:")
-_OF_FOLDERS = ("folder_a", "folder_b", "fused", "target", "task", "scale")
-_OF_DATASETS = ("dataset", "models", "name", "splits", "limit", "tracking_uri")
+_FOLDERS, _DATASET = "folders", "a dataset"
+_USED = {
+    _FOLDERS: ("folder_a", "folder_b", "fused", "target", "task", "scale"),
+    _DATASET: ("dataset", "models", "name", "splits", "limit", "allow_incomplete", "tracking_uri"),
+}
 
 
 @click.command()
@@ -51,6 +55,7 @@ _OF_DATASETS = ("dataset", "models", "name", "splits", "limit", "tracking_uri")
     show_default=True,
     help="Of pansharpening without targets: whose low-pass filter (WV3, QB, GE1 ...).",
 )
+@ALLOW_INCOMPLETE
 @click.option("--tracking-uri", metavar="URI", help="MLflow to ask for the models; default as MLflow's own.")
 @click.option(
     "--convention",
@@ -75,6 +80,7 @@ def evaluate(
     splits: tuple[str, ...],
     limit: int | None,
     sensor: str,
+    allow_incomplete: bool,
     tracking_uri: str | None,
     convention: str,
     json_file: str | None,
@@ -109,15 +115,18 @@ def evaluate(
     from rwkvfusion.pipelines.evaluate import evaluate_folders
     from rwkvfusion.pipelines.evaluate_dataset import choose_samples, evaluate_dataset
 
-    given = {p.name: p.opts[0] for p in context.command.params if _is_given(context, p)}
-    of_folders, of_datasets = ([given[n] for n in names if n in given] for names in (_OF_FOLDERS, _OF_DATASETS))
-    if of_folders and of_datasets:
-        raise click.UsageError(f"{', '.join(of_folders)}: of folders; {', '.join(of_datasets)}: of a dataset; give one")
+    check_form(context, _USED, _FOLDERS if dataset is None else _DATASET)
+    if is_given(context, "sensor") and dataset is None and (task != "pansharpening" or target):
+        raise click.UsageError("--sensor is for pansharpening without targets: here it has no effect")
     if dataset is not None:
         from rwkvfusion.pipelines.fuse import open_model
 
         uris = _by_name(models, "--model", name)
-        chosen = choose_samples(dataset, splits or None, limit)
+        if is_given(context, "name") and name not in uris:
+            raise click.UsageError("--name is for a --model without a NAME of its own: here it has no effect")
+        chosen = choose_samples(dataset, splits or None, limit, allow_incomplete=allow_incomplete)
+        if is_given(context, "sensor") and chosen.task != "pansharpening":
+            raise click.UsageError(f"--sensor is for pansharpening without targets, and {chosen.line}")
         say(f"scoring {chosen.line}")
         fusers = {called: open_model(uri, tracking=tracking_uri).fuser for called, uri in uris.items()}
         with Bar("evaluate", chosen.count, "sample") as bar:
@@ -142,11 +151,6 @@ def evaluate(
     # Off a terminal the width is COLUMNS, or 100.
     click.echo("\n".join(table.lines(shutil.get_terminal_size((100, 24)).columns)))
     sys.exit(table.exit_code)
-
-
-def _is_given(context: click.Context, parameter: click.Parameter) -> bool:
-    name = parameter.name
-    return name is not None and context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _by_name(values: Sequence[str], option: str, default: str | None = None) -> dict[str, str]:

@@ -11,8 +11,16 @@ import click
 
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.formats import FORMATS, LOSSY, QUALITY
+from rwkvfusion.pipelines.cli_options import ALLOW_INCOMPLETE, check_form
 
 # As in cli.py: what is heavy is imported when the command runs.
+
+_PAIR, _FOLDERS, _DATASET = "a pair A B", "two folders", "a dataset"
+_USED = {
+    _PAIR: ("pair", "guidance", "extension"),
+    _FOLDERS: ("folder_a", "folder_b", "guidance", "extension", "jobs"),
+    _DATASET: ("dataset", "splits", "allow_incomplete", "extension", "jobs"),
+}
 
 
 @click.command()
@@ -37,6 +45,7 @@ from rwkvfusion.infra.formats import FORMATS, LOSSY, QUALITY
     show_default=True,
     help="For raw pairs: whether to compute a caption and masks first.",
 )
+@ALLOW_INCOMPLETE
 @click.option("--tracking-uri", metavar="URI", help="MLflow to ask for the model; default as MLflow's own.")
 @click.option("-o", "--output", required=True, help="OUT.png for one pair, else a folder or URL.")
 @click.option(
@@ -50,7 +59,9 @@ from rwkvfusion.infra.formats import FORMATS, LOSSY, QUALITY
 @click.option("--overwrite", is_flag=True, help="Make finished pictures again.")
 @click.option("--jobs", type=click.IntRange(1), help="Pairs at once; the result is the same.  [default: CPU cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.pass_context
 def fuse(
+    context: click.Context,
     pair: tuple[str, ...],
     model: str,
     folder_a: str | None,
@@ -58,6 +69,7 @@ def fuse(
     dataset: str | None,
     splits: tuple[str, ...],
     guidance: Literal["none", "builtin"],
+    allow_incomplete: bool,
     tracking_uri: str | None,
     output: str,
     extension: str | None,
@@ -87,6 +99,7 @@ def fuse(
     given = sum((bool(pair), folder_a is not None or folder_b is not None, dataset is not None))
     if given != 1 or (folder_a is None) != (folder_b is None):
         raise click.UsageError("give either a pair A B, or --a DIR and --b DIR, or --dataset URL")
+    check_form(context, _USED, _PAIR if pair else _FOLDERS if dataset is None else _DATASET)
     is_jpeg = (extension or output.rpartition(".")[2]).lower() in LOSSY
     if quality is not None and not is_jpeg:
         raise click.UsageError("--quality is of jpg: give --format jpg or -o OUT.jpg, or leave it out")
@@ -104,7 +117,15 @@ def fuse(
     else:
         with PictureProgress() as progress:
             if dataset is not None:
-                summary = fuse_dataset(fuser, dataset, output, splits or None, on_picture=progress, output=how)
+                summary = fuse_dataset(
+                    fuser,
+                    dataset,
+                    output,
+                    splits or None,
+                    on_picture=progress,
+                    output=how,
+                    allow_incomplete=allow_incomplete,
+                )
             else:
                 roles = [names[0] for names in fuser.fuser.config.places]
                 if len(roles) != 2:

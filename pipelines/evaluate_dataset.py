@@ -9,7 +9,8 @@ import numpy as np
 
 from rwkvfusion.infra.codec import ImageError, decode
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests, read_shard
+from rwkvfusion.infra.manifest import Manifest, read_shard
+from rwkvfusion.infra.planned import read_dataset
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fuser import Fuser
 from rwkvfusion.model.metrics import METRICS
@@ -42,15 +43,17 @@ class Chosen:
         return f"{self.count}{of} {noun} of split {', '.join(self.splits)} of {self.store.url} ({self.task})"
 
 
-def choose_samples(url: str, splits: Collection[str] | None = None, limit: int | None = None) -> Chosen:
+def choose_samples(
+    url: str, splits: Collection[str] | None = None, limit: int | None = None, *, allow_incomplete: bool = False
+) -> Chosen:
     """What to score of the dataset at `url`.
 
     `splits`: by default those whose name starts with `test`; all, where none does. `limit`: at most as many samples,
-    evenly spread, always the same. ManifestError where there is no dataset; EvaluateError for a split that is not
+    evenly spread, always the same. ManifestError where there is no dataset, or one that lacks planned
+    shards, unless that is allowed; EvaluateError for a split that is not
     there, for splits without samples, and for shards of several tasks.
     """
-    store = open_dataset(url)
-    manifests = read_manifests(store)
+    store, manifests = read_dataset(url, allow_incomplete=allow_incomplete)
     there = sorted({manifest.split for manifest in manifests})
     unknown = sorted(set(splits or ()) - set(there))
     if unknown:

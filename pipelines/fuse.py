@@ -19,7 +19,8 @@ import torch
 from rwkvfusion.infra.codec import ImageError
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.formats import FORMATS
-from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests, read_shard
+from rwkvfusion.infra.manifest import Manifest, read_shard
+from rwkvfusion.infra.planned import read_dataset
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fuser import WEIGHTS, Fuser
 from rwkvfusion.model.serving import resolve
@@ -135,14 +136,16 @@ def fuse_dataset(
     keys: Collection[str] | None = None,
     on_picture: OnPicture | None = None,
     output: Output = Output(),  # noqa: B008
+    *,
+    allow_incomplete: bool = False,
 ) -> FuseSummary:
     """Fuse the committed samples of the dataset at `url` with their own masks and texts, to `{out}/{stem}.{format}`.
 
     The stem is that of the first modality's file in the source, so that the pictures can be set beside it; where two
-    samples share one, the later gets its key. FuseError for splits or keys that are not there.
+    samples share one, the later gets its key. FuseError for splits or keys that are not there; ManifestError for a
+    dataset that lacks planned shards, unless that is allowed.
     """
-    store = open_dataset(url)
-    manifests = read_manifests(store)
+    store, manifests = read_dataset(url, allow_incomplete=allow_incomplete)
     there = sorted({manifest.split for manifest in manifests})
     unknown = sorted(set(splits or ()) - set(there))
     if unknown:

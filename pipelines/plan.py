@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rwkvfusion.infra.manifest import Manifest, read_manifests
+from rwkvfusion.infra.planned import PlannedShard, PlannedShards
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.pipelines.guidance import check_weights, guidance_stages
 from rwkvfusion.pipelines.packing import Pool, pack, wanted_cpus
@@ -17,6 +18,7 @@ from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.stages.cache import StageCache
 from rwkvfusion.stages.holdout import OnRead
+from rwkvfusion.stages.layouts import MASK
 from rwkvfusion.stages.sample import SCHEMA_VERSION
 from rwkvfusion.stages.source import Assumed, PairRef, Source, Unpaired
 from rwkvfusion.stages.stage import Stage, fingerprint, fingerprints
@@ -86,6 +88,12 @@ class Job:
         done = (shard.digest, self.fingerprint, None)
         return is_whole and (manifest.plan, manifest.fingerprint, manifest.file) == done
 
+    @property
+    def planned(self) -> PlannedShards:
+        """What the dataset is to hold, for its readers."""
+        shards = {shard.name: PlannedShard(pairs=len(shard.pairs), plan=shard.digest) for shard in self.shards}
+        return PlannedShards(fingerprint=self.fingerprint, shards=shards)
+
     def again(self) -> Job:
         """The same job, seen against what is committed now."""
         return replace(self, **_found(self.store))
@@ -142,6 +150,11 @@ def plan_job(
         )
     plan = source.plan(on_read)
     pairs = plan.pairs if limit is None else plan.pairs[:limit]
+    if recipe.masks == "annotation" and all(place.role != MASK for place in source.layout.places):
+        raise RecipeError(
+            f"masks=annotation: layout {recipe.source.layout!r} has no masks of its own, no pair would have any:"
+            " set source.mask (layout paired), or masks=auto"
+        )
     stages = guidance_stages(recipe, source.task, source.labels)
     check_weights(stages)
     store = Store(recipe.output, patience).sub(source.dataset)

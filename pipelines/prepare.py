@@ -97,6 +97,7 @@ def _prepare(
     start = time.perf_counter()
     for name in clear_orphans(job.store, job.committed.values()):
         say(f"removed {name}, which a job that died had left: no manifest proves it")
+    job.planned.write(job.store)
     for name in job.stale:
         retire(job.store, job.committed[name])
     manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}

@@ -47,6 +47,8 @@ def plan_lines(job: Job) -> list[str]:
     kept = [f"{stage} of {count}" for stage, count in facts["kept"].items() if count]
     if kept:
         lines.append(f"kept from before, by stage, in shards: {', '.join(kept)}")
+    if job.recipe.prompts != "auto" and not any("prompts" in stage["config"] for stage in facts["stages"]):
+        lines.append("prompts have no effect: no stage looks for objects by words (guidance=full does)")
     if job.stale:
         lines.append(f"to drop: {len(job.stale)} committed shards that are no longer in the plan")
     if job.n_left_out:

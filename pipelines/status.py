@@ -10,6 +10,7 @@ from typing import Any
 
 from rwkvfusion.infra.lease import holder
 from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests
+from rwkvfusion.infra.planned import PlannedShard, PlannedShards, read_planned
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.console import table
 from rwkvfusion.pipelines.plan import Job
@@ -90,9 +91,15 @@ def status_of_dataset(url: str) -> Status:
     """What is committed in the dataset at `url`. ManifestError where there is none."""
     store = open_dataset(url)
     manifests = read_manifests(store)
-    states = tuple(ShardState.of(manifest.shard, manifest, planned=None) for manifest in manifests)
+    planned = read_planned(store) or PlannedShards(shards={m.shard: PlannedShard() for m in manifests})
+    made, unmade = {manifest.shard: manifest for manifest in manifests}, set(planned.unmade(manifests))
+    states = tuple(
+        ShardState.of(shard, made.get(shard), planned=one.pairs, pending=shard in unmade)
+        for shard, one in planned.shards.items()
+    )
+    stale = tuple(shard for shard in made if shard not in planned.shards)
     name = manifests[0].dataset if manifests else store.url.rpartition("/")[2]
-    return Status(name, store.url, states, (), _writer(store))
+    return Status(name, store.url, states, stale, _writer(store))
 
 
 def is_recipe(given: str) -> bool:

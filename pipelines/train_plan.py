@@ -27,7 +27,9 @@ class TrainPlan:
     @property
     def name(self) -> str:
         """Of the run and its folder; equal only for equal recipes on equal data."""
+        # What does not change the result must not change the name.
         recipe = self.recipe.model_dump(mode="json", exclude={"output", "max_failures", "address", "tracking"})
+        del recipe["data"]["allow_incomplete"]
         proof = json.dumps([recipe, sorted(self.data.fingerprints.values())], sort_keys=True)
         return f"{self.title}-{sha256(proof.encode())[:10]}"
 
@@ -67,9 +69,9 @@ def plan_training(recipe: TrainRecipe) -> TrainPlan:
 
     RecipeError, DataError, ManifestError, StorageError for whatever would else fail in a worker.
     """
-    data = TrainingSet.open(recipe.data.all_urls, recipe.data.splits)
+    data = recipe.data.open(recipe.data.splits)
     if recipe.data.final_splits:
-        TrainingSet.open(recipe.data.all_urls, recipe.data.final_splits)
+        recipe.data.open(recipe.data.final_splits)
     survey = data.survey()
     if recipe.data.roles is not None:
         survey = replace(survey, roles=recipe.data.roles)

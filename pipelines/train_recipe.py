@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rwkvfusion.model.data import LoaderConfig
+from rwkvfusion.model.dataset import TrainingSet
 from rwkvfusion.model.trainer import LossConfig, OptimConfig
 
 
@@ -20,6 +22,9 @@ class DataConfig(LoaderConfig):
     url: str | None = Field(default=None, description="a prepared dataset: folder or URL")
     urls: tuple[str, ...] = Field(default=(), description="more of them; tasks that fuse luma may be mixed")
     splits: tuple[str, ...] = Field(default=("train",), min_length=1, description="splits to learn from")
+    allow_incomplete: bool = Field(
+        default=False, description="learn from what is there of a dataset that `prepare` has not finished"
+    )
     roles: tuple[str, ...] | None = Field(
         default=None, description="modalities in order, `ct|pet` for either; None: as seen in a few shards"
     )
@@ -41,6 +46,10 @@ class DataConfig(LoaderConfig):
     def all_urls(self) -> tuple[str, ...]:
         """Every dataset, in order."""
         return (*([self.url] if self.url else []), *self.urls)
+
+    def open(self, splits: Sequence[str]) -> TrainingSet:
+        """The committed shards of `splits` of every dataset; errors as of `TrainingSet.open`."""
+        return TrainingSet.open(self.all_urls, splits, allow_incomplete=self.allow_incomplete)
 
 
 class NetworkOverrides(_Group):

@@ -85,7 +85,8 @@ def _nothing(reason: str) -> FinalScores:
 def _scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None]) -> FinalScores:
     splits = {url: names for url, names in final_splits(data).items() if names}
     limit = max(1, data.final_pairs // len(splits))
-    chosen = [choose_samples(url, names, limit) for url, names in splits.items()]
+    # Whether the datasets are whole was asked before the training.
+    chosen = [choose_samples(url, names, limit, allow_incomplete=True) for url, names in splits.items()]
     for one in chosen:
         say(f"scoring {one.line}")
     table = evaluate_dataset({_MODEL: fuser}, *chosen)

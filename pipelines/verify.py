@@ -12,6 +12,7 @@ import numpy as np
 from rwkvfusion.infra.codec import ImageError, decode_indices, probe
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests, read_shard
+from rwkvfusion.infra.planned import ALLOW, incomplete
 from rwkvfusion.infra.storage import StorageError, Store, sha256
 from rwkvfusion.stages.sample import Image, Sample
 from rwkvfusion.stages.shards import unpack
@@ -31,14 +32,24 @@ class Report:
         return not self.problems
 
 
-def verify(url: str, *, deep: bool = False, on_pairs: Callable[[int, int], None] = lambda *_: None) -> Report:
+def verify(
+    url: str,
+    *,
+    deep: bool = False,
+    allow_incomplete: bool = False,
+    on_pairs: Callable[[int, int], None] = lambda *_: None,
+) -> Report:
     """Check every manifest and that its tar is there in full; `deep` also hashes, unpacks and decodes everything.
 
-    `on_pairs` is called with the pairs that were checked so far, and all.
+    That planned shards are missing is a problem too, unless it is allowed. `on_pairs` is called with the pairs that
+    were checked so far, and all.
     """
     store = open_dataset(url)
     manifests = read_manifests(store)
     problems = list(_duplicates(manifests)) + list(_orphans(store, manifests))
+    lacking = None if allow_incomplete else incomplete(store, manifests)
+    if lacking:
+        problems.append(f"{lacking} ({ALLOW} lets it pass)")
     total, done = sum(len(manifest.keys) for manifest in manifests), 0
     on_pairs(0, total)
     for manifest in manifests:

@@ -17,6 +17,7 @@ from PIL import Image as Pil
 from rwkvfusion.infra.codec import ImageError
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests, read_shard
+from rwkvfusion.infra.planned import incomplete
 from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.pipelines.view_draw import draw_head, draw_row, stack
 from rwkvfusion.stages.sample import Sample
@@ -50,12 +51,15 @@ class Summary:
     total: int
     width: int
     height: int
+    incomplete: str | None = None
 
     @property
     def line(self) -> str:
         """One line for the terminal; where there are more samples, how to see them."""
         more = "" if len(self.shown) == self.total else f" ({more_hint(len(self.shown), self.total)})"
-        return f"{len(self.shown)} of {self.total} samples of {self.url} -> {self.output}{more}"
+        return f"{len(self.shown)} of {self.total} samples of {self.url} -> {self.output}{more}" + (
+            f"\n{self.incomplete}" if self.incomplete else ""
+        )
 
 
 def view(
@@ -79,7 +83,8 @@ def view(
     if limit < 1 or not MIN_WIDTH <= width <= MAX_WIDTH:
         raise ViewError(f"limit must be 1 or more and width {MIN_WIDTH} to {MAX_WIDTH}, not {limit} and {width}")
     store = open_dataset(url)
-    manifests = _manifests(store, splits)
+    committed = read_manifests(store)
+    manifests = _manifests(store, committed, splits)
     there = {key: manifest for manifest in manifests for key in manifest.keys}
     if not there:
         raise ViewError(f"{store.url} holds no samples: see `rwkvfusion verify` and its quarantine")
@@ -90,7 +95,7 @@ def view(
     out = io.BytesIO()
     sheet.save(out, format="PNG")
     Store(folder or "/").write(name, out.getvalue())
-    return Summary(store.url, Store(output).url, tuple(shown), len(there), *sheet.size)
+    return Summary(store.url, Store(output).url, tuple(shown), len(there), *sheet.size, incomplete(store, committed))
 
 
 def more_hint(shown: int, total: int) -> str:
@@ -98,8 +103,7 @@ def more_hint(shown: int, total: int) -> str:
     return f"more with --limit {min(total, 2 * shown)}, a certain one with --key KEY"
 
 
-def _manifests(store: Store, splits: Sequence[str] | None) -> list[Manifest]:
-    manifests = read_manifests(store)
+def _manifests(store: Store, manifests: list[Manifest], splits: Sequence[str] | None) -> list[Manifest]:
     there = sorted({manifest.split for manifest in manifests})
     unknown = sorted(set(splits or ()) - set(there))
     if unknown:

@@ -64,3 +64,26 @@ def test_a_cluster_that_cannot_be_used_is_one_message(monkeypatch: pytest.Monkey
     monkeypatch.setattr("ray.init", dies)
     with pytest.raises(ClusterError, match=r"did not start on this machine: The current node timed out\.$"), connect():
         pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("fuse a.png b.png -o c.png --split test", "--split is for a dataset: with a pair A B it has no effect"),
+        ("fuse --dataset d -o c --guidance builtin", "--guidance is for a pair A B or two folders: with a dataset"),
+        ("fuse --dataset d -o c --guidance none", "--guidance is for a pair A B or two folders: with a dataset"),
+        ("fuse --a v --b i -o c --allow-incomplete", "--allow-incomplete is for a dataset: with two folders"),
+        ("fuse --a v -o c", "give either a pair A B, or --a DIR and --b DIR"),
+        ("fuse a.png b.png -o c.png --jobs 2", "--jobs is for two folders or a dataset: with a pair"),
+        ("evaluate --dataset d --scale 2047", "--scale is for folders: with a dataset it has no effect"),
+        ("evaluate --a v --b i --fused f=f --model m", "--model is for a dataset: with folders it has no effect"),
+        ("evaluate --a v --b i --name x", "--name is for a dataset: with folders it has no effect"),
+        ("evaluate --a v --b i --sensor WV3", "--sensor is for pansharpening without targets"),
+        ("evaluate --a p --b m --target g --task pansharpening --sensor WV3", "--sensor is for pansharpening without"),
+        ("evaluate --dataset d --model x=m --name y", "--name is for a --model without a NAME"),
+        ("view d --key a --limit 3", "--limit is for samples evenly spread: with --key it has no effect"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(arguments: str, words: str) -> None:
+    result = CliRunner().invoke(main, arguments.split())
+    assert (result.exit_code, words in result.output) == (2, True), result.output

@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from rwkvfusion.infra.codec import ImageError, decode, decode_indices
+from rwkvfusion.infra.units import Unit, UnitError, unit_of
 from rwkvfusion.model.config import LUMA_TASKS
 from rwkvfusion.model.dataset import DataError, ShardCache, TrainingSet
 from rwkvfusion.model.order import EpochOrder
 from rwkvfusion.model.pixels import luma, to_planes
-from rwkvfusion.stages.sample import Sample
+from rwkvfusion.stages.sample import Image, Sample
 
 
 class LoaderConfig(BaseModel):
@@ -37,7 +38,7 @@ class LoaderConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples. Images are float32 on 0-1; the target is None where the task has none."""
+    """B samples. Images are float32 in which 1 is their unit; the target is None where the task has none."""
 
     keys: tuple[str, ...]
     images: tuple[Tensor, ...]
@@ -74,21 +75,22 @@ class Decoded:
     target: np.ndarray | None
     mask: np.ndarray | None
     text: np.ndarray | None
-    scales: tuple[float | None, ...] = ()
-    """Value that counts as 1 in each picture, the target's last; none given: the largest of each type."""
+    units: tuple[Unit, ...] = ()
+    """Of each whole picture, the target's last; none given: of their types."""
 
     @classmethod
     def of(cls, sample: Sample) -> Self:
         """Decode `sample`; DataError names the key and the role of a picture that cannot be decoded."""
         pictures = [*sample.images, *([sample.target] if sample.target else [])]
         arrays = [_decoded(sample.key, p.role, decode, p.data) for p in pictures]
+        units = [_unit_of(sample.key, p, array) for p, array in zip(pictures, arrays, strict=True)]
         return cls(
             key=sample.key,
             images=tuple(arrays[: len(sample.images)]),
             target=arrays[-1] if sample.target else None,
             mask=_decoded(sample.key, "mask", decode_indices, sample.mask.png) if sample.mask else None,
             text=sample.text.array() if sample.text else None,
-            scales=tuple(picture.scale for picture in pictures),
+            units=tuple(units),
         )
 
     @property
@@ -108,6 +110,13 @@ def _decoded(key: str, what: str, how: Callable[[bytes], np.ndarray], data: byte
         return how(data)
     except ImageError as error:
         raise DataError(f"{key}: {what}: {error}") from None
+
+
+def _unit_of(key: str, picture: Image, array: np.ndarray) -> Unit:
+    try:
+        return unit_of(array, picture.declared)
+    except UnitError as error:
+        raise DataError(f"{key}: {picture.role} holds {error}: prepare it with source.scale") from None
 
 
 class Loader:
@@ -310,7 +319,7 @@ def _stacked(samples: list[Decoded], arrays: list[np.ndarray], place: int, task:
     planes = []
     for sample, array in zip(samples, arrays, strict=True):
         try:
-            image = to_planes(array, sample.scales[place] if sample.scales else None)
+            image = to_planes(array, sample.units[place] if sample.units else None)
         except ValueError as error:
             raise DataError(f"{sample.key}: a picture holds {error}") from None
         planes.append(luma(image) if task in LUMA_TASKS else image)

@@ -13,6 +13,7 @@ from rwkvfusion.infra.manifest import DamagedError, Manifest, read_shard
 from rwkvfusion.infra.planned import read_dataset
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.infra.tars import TarFormatError, grouped
+from rwkvfusion.infra.units import Scale
 from rwkvfusion.model.config import LUMA_TASKS
 from rwkvfusion.stages.sample import Sample, SampleFormatError
 
@@ -122,8 +123,8 @@ class Survey:
     """Width of the encoded captions; None where there are none."""
     has_target: bool
     example: Sample
-    scales: tuple[float | None, ...] = ()
-    """Value that counts as 1 in each modality, as in the example."""
+    scales: tuple[Scale | None, ...] = ()
+    """What the samples declare of the values of each modality; None where they declare nothing, or not the same."""
 
     @classmethod
     def of(cls, found: Sequence[tuple[Shard, Sample]]) -> Self:
@@ -131,6 +132,7 @@ class Survey:
         first = found[0][1]
         places: list[set[str]] = [set() for _ in first.images]
         channels = [0] * len(first.images)
+        scales: list[set[Scale | None]] = [set() for _ in first.images]
         text_width: int | None = None
         for shard, sample in found:
             where = f"{shard.url}: {sample.key}"
@@ -141,6 +143,9 @@ class Survey:
                     raise DataError(f"{where}: samples differ in the order of their modalities: {image.role} moves")
                 places[i].add(image.role)
                 channels[i] = max(channels[i], image.channels)
+                # 8 bits need no declaration, and say nothing of what deeper pictures hold.
+                if image.bit_depth > 8 or image.scale is not None:
+                    scales[i].add(image.rule)
             if sample.text is not None:
                 text_width = text_width or sample.text.width
                 if sample.text.width != text_width:
@@ -153,7 +158,7 @@ class Survey:
             text_width=text_width,
             has_target=all(sample.target is not None for _, sample in found),
             example=first,
-            scales=tuple(image.scale for image in first.images),
+            scales=tuple(place.pop() if len(place) == 1 else None for place in scales),
         )
 
 

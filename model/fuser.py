@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rwkvfusion.infra.codec import decode, decode_indices
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.units import Scale, Unit, UnitError, model_scale, unit_of
 from rwkvfusion.model.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.pixels import from_planes, luma, to_planes, with_chroma
 from rwkvfusion.model.tiles import SCENE_PIXELS, Window, fuse_tiled, strips
-from rwkvfusion.stages.sample import Sample, Task
+from rwkvfusion.stages.sample import Image, Sample, Task
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT_VERSION = 1
@@ -45,8 +46,10 @@ class FuserConfig(BaseModel):
     )
     network: dict[str, Any] = Field(description="fields of NetworkConfig")
     luma_only: bool = Field(description="the network sees and gives luma, and chroma is fused beside it by weight")
-    scales: tuple[Annotated[float, Field(gt=0)] | None, ...] = Field(
-        default=(), description="value that counts as 1 in each input, where pictures do not say; null: their type's"
+    scales: tuple[Scale | None, ...] = Field(
+        default=(),
+        description="of each input, where pictures do not say: the value that counts as 1, [the value that counts as 0,"
+        ' that counts as 1], or percentiles such as "p1-p99" of each picture; null: the largest of their type',
     )
     version: int = Field(default=FORMAT_VERSION, ge=FORMAT_VERSION, le=FORMAT_VERSION, description="of these files")
 
@@ -58,7 +61,7 @@ class FuserConfig(BaseModel):
         roles: tuple[str, ...],
         *,
         luma_only: bool,
-        scales: tuple[float | None, ...] = (),
+        scales: tuple[Scale | None, ...] = (),
     ) -> FuserConfig:
         """The config of a network that is there."""
         # As JSON has it, so that a config read back is equal.
@@ -127,37 +130,62 @@ class Fuser:
         images: Mapping[str, np.ndarray],
         mask: np.ndarray | None = None,
         text: np.ndarray | None = None,
-        scales: Mapping[str, float | None] | None = None,
+        scales: Mapping[str, Scale | None] | None = None,
     ) -> np.ndarray:
         """Fuse one set of pictures of one scene.
 
         Args:
-            images: by role, (H, W, C) or (H, W), uint8, uint16, or floats (on 0-1 where they have no scale). A
-                sharpening model takes its low-resolution modality at a whole fraction of the size of the other.
+            images: by role, (H, W, C) or (H, W), integers or floats (on 0-1 where they have no scale). A sharpening
+                model takes its low-resolution modality at a whole fraction of the size of the other.
             mask: (H, W) object indices, 0 = background.
             text: (tokens, width) encoded caption.
-            scales: by role, the value that counts as 1, None for the largest of its type; by default the model's own.
+            scales: by role, what is declared of the values (see `infra.units`). Where nothing is, the model's own
+                scale holds, and where it has none, the largest value of the type counts as 1.
 
         Returns:
-            (H, W, C), of the type and scale of the first modality, of a sharpening model of the one that it sharpens;
-            rounded half to even. A luma model gives three channels where a
-            modality shows colour, and one where all are grey (also those that store grey as three equal channels).
+            (H, W, C), of the type and unit of the first modality, of a sharpening model of the one that it sharpens;
+            rounded half to even. A luma model gives three channels where a modality shows colour, and one where all
+            are grey (also those that store grey as three equal channels).
 
         Raises:
-            FuserError: roles, channels, types or sizes that do not fit; the message names them.
+            FuserError: roles, channels, types or sizes that do not fit, values that cannot be in the model's unit; the
+                message names them.
         """
         chosen = self._choose(images)
-        height, width, unit = _common_size(chosen, same=self.config.luma_only)
-        known = self._scales(chosen) if scales is None else {role: scales.get(role) for role in chosen}
-        planes = [_planes(role, image, known[role]) for role, image in chosen.items()]
+        height, width, ratio = _common_size(chosen, same=self.config.luma_only)
+        units = self.units(chosen, scales)
+        planes = [_planes(role, image, units[role]) for role, image in chosen.items()]
         guidance = self._guidance(mask, text, height, width)
         with torch.inference_mode():
             inputs = [luma(image) for image in planes] if self.config.luma_only else planes
-            fused = fuse_tiled(lambda window: self._forward(inputs, *guidance, window, height), height, width, unit)
+            fused = fuse_tiled(lambda window: self._forward(inputs, *guidance, window, height), height, width, ratio)
             if self.config.luma_only:
                 fused = with_chroma(torch.from_numpy(fused), planes).numpy()
-        role = list(chosen)[self.network.config.residual or 0]
-        return from_planes(fused, chosen[role].dtype, known[role])
+        role = self.fused_like(chosen)
+        return from_planes(fused, chosen[role].dtype, units[role])
+
+    def units(
+        self, images: Mapping[str, np.ndarray], scales: Mapping[str, Scale | None] | None = None
+    ) -> dict[str, Unit]:
+        """The unit of each of `images` by role: as `scales` declare, else the model's own, else their type's.
+
+        FuserError names a role whose values cannot be in that unit.
+        """
+        units = {}
+        for role, values in images.items():
+            try:
+                scale = (scales or {}).get(role)
+                if scale is None:
+                    scale = model_scale(values, self.own_scale(role), display=self.config.luma_only)
+                units[role] = unit_of(values, scale)
+            except UnitError as error:
+                raise FuserError(_no_unit(role, role, error)) from None
+        return units
+
+    def fused_like(self, roles: Iterable[str]) -> str:
+        """The one of `roles` whose type and unit the fused picture has: the first, or the one that is sharpened."""
+        names = self.config.places[self.network.config.residual or 0]
+        return next(role for role in roles if role in names)
 
     def fuse_scene(
         self,
@@ -167,15 +195,17 @@ class Fuser:
         unit: int,
         text: np.ndarray | None = None,
         max_pixels: int = SCENE_PIXELS,
+        units: Mapping[str, Unit] | None = None,
     ) -> Iterator[tuple[slice, np.ndarray]]:
         """Sharpen a scene of any size, as (rows, (rows, W, C)) from top to bottom; holds one row of tiles.
 
         Args:
             read: gives the pictures by role of a window in pixels of the result; the low-resolution one is read where
-                the window lies on it. Types and scales as in `fuse`.
+                the window lies on it. Types as in `fuse`.
             height, width: of the result, multiples of `unit`, the ratio of the resolutions.
             text: (tokens, width) encoded caption.
             max_pixels: of a tile.
+            units: of the whole pictures, by role; by default what `units` makes of each tile.
 
         Raises:
             FuserError: as `fuse`, and for a model of another kind of task.
@@ -183,17 +213,16 @@ class Fuser:
         sharpened = self.network.config.residual
         if sharpened is None:
             raise FuserError(f"a model for {self.config.task} does not sharpen: give it pictures, not scenes")
-        role = self.config.places[sharpened][0]
         _, tokens = self._guidance(None, text, height, width)
         dtype: np.dtype[Any] | None = None
-        scale: float | None = None
+        like: Unit | None = None
 
         def fuse(window: Window) -> np.ndarray:
-            nonlocal dtype, scale, role
+            nonlocal dtype, like
             chosen = self._choose(read(window))
-            known = self._scales(chosen)
-            role = list(chosen)[sharpened]
-            dtype, scale = chosen[role].dtype, known[role]
+            known = self.units(chosen) if units is None else units
+            role = self.fused_like(chosen)
+            dtype, like = chosen[role].dtype, known[role]
             planes = [_planes(name, image, known[name]) for name, image in chosen.items()]
             whole = (slice(0, window[0].stop - window[0].start), slice(0, window[1].stop - window[1].start))
             with torch.inference_mode():
@@ -204,19 +233,49 @@ class Fuser:
         step = grid if height % grid == 0 and width % grid == 0 else unit
         for rows, fused in strips(fuse, height, width, step, max_pixels):
             assert dtype is not None
-            yield rows, from_planes(fused, dtype, scale)
+            assert like is not None
+            yield rows, from_planes(fused, dtype, like)
 
     def fuse_sample(self, sample: Sample) -> np.ndarray:
-        """Fuse a prepared sample with its mask and text. FuserError as `fuse`, ImageError for damaged pictures."""
+        """Fuse a sample with its mask and text. FuserError as `fuse`, ImageError for damaged pictures."""
+        sample = self.with_units(sample)
         return self.fuse(
             {image.role: decode(image.data) for image in sample.images},
             None if sample.mask is None else decode_indices(sample.mask.png),
             None if sample.text is None else sample.text.array(),
-            {image.role: image.scale for image in sample.images},
+            {image.role: image.declared for image in sample.images},
         )
 
-    def _scales(self, roles: Iterable[str]) -> dict[str, float | None]:
-        return dict(zip(roles, self.config.scales or (None,) * len(self.config.roles), strict=True))
+    def with_units(self, sample: Sample) -> Sample:
+        """The sample with the model's own scale declared of the pictures that declare none; twice is as once.
+
+        A target has that of the picture that the fused one is like. FuserError names a picture whose values cannot be
+        in that unit.
+        """
+        images = tuple(self._with_unit(image) for image in sample.images)
+        target = sample.target
+        like = next((i for i in images if i.role in self.config.places[self.network.config.residual or 0]), None)
+        if like is not None and target is not None and target.scale is None and target.bit_depth == like.bit_depth:
+            target = target.model_copy(update={"scale": like.scale, "black": like.black})
+        return sample.model_copy(update={"images": images, "target": target})
+
+    def _with_unit(self, image: Image) -> Image:
+        scale = self.own_scale(image.role)
+        if image.scale is not None or (scale is None and image.bit_depth <= 16):
+            return image
+        values = decode(image.data)
+        try:
+            scale = model_scale(values, scale, display=self.config.luma_only)
+            if scale is None:
+                unit_of(values)
+            return image.with_scale(scale, values)
+        except UnitError as error:
+            raise FuserError(_no_unit(f"{printable(image.path)} ({image.role})", image.role, error)) from None
+
+    def own_scale(self, role: str) -> Scale | None:
+        """What the model itself says of the values of `role`."""
+        scales = self.config.scales or (None,) * len(self.config.roles)
+        return next((scale for names, scale in zip(self.config.places, scales, strict=True) if role in names), None)
 
     def _choose(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The pictures in the network's order."""
@@ -273,9 +332,13 @@ class Fuser:
         return np.asarray(fused)
 
 
-def _planes(role: str, image: np.ndarray, scale: float | None) -> Tensor:
+def _no_unit(name: str, role: str, error: UnitError) -> str:
+    return f"{name} holds {error}: say which value does here (--scale {role}=VALUE; of a dataset, source.scale)"
+
+
+def _planes(role: str, image: np.ndarray, unit: Unit) -> Tensor:
     try:
-        return to_planes(image, scale)
+        return to_planes(image, unit)
     except ValueError as error:
         raise FuserError(f"{role} holds {error}") from None
 

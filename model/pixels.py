@@ -11,42 +11,33 @@ from torch import Tensor
 
 # Models that are registered bring code that imports this from here.
 from rwkvfusion.infra.encode import encode_picture as encode_picture
+from rwkvfusion.infra.units import Unit, unit_of
 from rwkvfusion.model.colour import fuse_chroma, rgb_to_ycbcr, ycbcr_to_rgb
 
 
-def to_planes(image: np.ndarray, scale: float | None = None) -> Tensor:
-    """(H, W, C) or (H, W) uint8, uint16 or floats to (C, H, W) float32, in which `scale` is 1.
+def to_planes(image: np.ndarray, unit: Unit | None = None) -> Tensor:
+    """(H, W, C) or (H, W) integers or floats to (C, H, W) float32, in which `unit` is 0 to 1.
 
-    None: the largest value of the type, 1.0 for floats. The range is never the picture's own, so that a dark picture
-    stays dark; values above a declared scale (1041 in a 10-bit scene) are kept. ValueError for other types, and for
-    floats that are not finite or, without a scale, outside 0-1; in words that complete "the picture holds".
+    None: the largest value of the type is 1, 1.0 of floats. The range is never the picture's own, so that a dark
+    picture stays dark; values beyond a declared unit (1041 in a 10-bit scene) are kept. ValueError for floats that are
+    not finite or, without a unit, outside 0-1, and for other types; in words that complete "the picture holds".
     """
+    unit = unit or unit_of(image)
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise ValueError("floats that are not finite")
     planes = image[:, :, None] if image.ndim == 2 else image
-    if image.dtype in (np.uint8, np.uint16):
-        scaled = planes.astype(np.float32) / np.float32(scale or np.iinfo(image.dtype).max)
-    elif image.dtype.kind != "f":
-        raise ValueError(f"{image.dtype}; a picture is of uint8, uint16 or floats")
-    else:
-        low, high = float(image.min()), float(image.max())
-        if scale is None and not (low >= 0 and high <= 1):
-            raise ValueError(f"floats from {low:g} to {high:g}; floats must be scaled to 0-1")
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise ValueError("floats that are not finite")
-        scaled = planes.astype(np.float32) / np.float32(scale or 1)
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+    return torch.from_numpy(np.ascontiguousarray(unit.normalised(planes).transpose(2, 0, 1)))
 
 
-def from_planes(planes: np.ndarray, dtype: np.dtype[Any], scale: float | None = None) -> np.ndarray:
-    """(C, H, W) in which 1 is `scale` to (H, W, C) of `dtype`: the inverse of `to_planes`.
+def from_planes(planes: np.ndarray, dtype: np.dtype[Any], unit: Unit) -> np.ndarray:
+    """(C, H, W) in which 0 to 1 is `unit` to (H, W, C) of `dtype`: the inverse of `to_planes`.
 
-    Integers are rounded half to even and clipped to the type's range; floats to 0-1 where they have no scale.
+    Integers are rounded half to even and clipped to the type's range; floats to 0-1 where nothing was declared of them.
     """
-    values = planes.astype(np.float64)
-    if dtype.kind == "f":
-        values = np.clip(values, 0, 1) if scale is None else values * scale
-    else:
-        largest = np.iinfo(dtype).max
-        values = np.clip(np.rint(values * (scale or largest)), 0, largest)
+    values = unit.restored(planes.clip(0, 1) if unit.is_bounded else planes)
+    if dtype.kind != "f":
+        limits = np.iinfo(dtype)
+        values = np.rint(values).clip(limits.min, limits.max)
     return np.ascontiguousarray(values.astype(dtype).transpose(1, 2, 0))
 
 

@@ -72,8 +72,9 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """Of all stages together: equal where a shard need not be made again."""
-        return fingerprint("", self.fingerprints)
+        """Of all stages together, and of how files are read: equal where a shard need not be made again."""
+        reading = self.recipe.source.reading
+        return fingerprint("", [*self.fingerprints, *([reading] if reading else [])])
 
     @cached_property
     def pending(self) -> tuple[ShardPlan, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pyarrow as pa
 from pydantic import ValidationError
@@ -71,7 +72,9 @@ class StageCache:
 
 
 def content_digest(sample: Sample) -> str:
-    """Hex SHA-256 of what a sample is made from: its pictures and its annotation, with their roles."""
-    pictures = [[image.role, image.sha256] for image in sample.images]
+    """Hex SHA-256 of what a sample is made from: its pictures with what they declare, its annotation, their roles."""
+    pictures: list[list[Any]] = [
+        [image.role, image.sha256, *([] if image.declared is None else [image.declared])] for image in sample.images
+    ]
     annotation = sample.annotation.sha256 if sample.annotation else None
     return hashlib.sha256(json.dumps([pictures, annotation]).encode()).hexdigest()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
-from rwkvfusion.infra.codec import ImageError, ImageInfo, describe
+from rwkvfusion.infra.codec import ImageError, ImageInfo, declared_white, describe
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.storage import MissingError, StorageError, Store, sha256
+from rwkvfusion.infra.units import Scale, UnitError, option_scale, unit_of
 from rwkvfusion.stages.listing import is_of_the_file, unreadable
 from rwkvfusion.stages.sample import Image
 
@@ -52,13 +53,37 @@ def read_picture(store: Store, role: str, name: str, *, follow_links: bool) -> P
 
 
 def open_picture(role: str, path: str, data: bytes) -> Picture:
-    """Decode and describe the bytes of the file `path`; ImageError where they are no picture."""
+    """Decode and describe the bytes of the file `path`, with what it says of its values itself; ImageError where they
+    are no picture."""
     info, array = describe(data)
     image = Image(
         role=role, path=path, data=data, sha256=sha256(data), ext=info.ext, height=info.height, width=info.width,
-        channels=info.channels, bit_depth=info.bit_depth,
+        channels=info.channels, bit_depth=info.bit_depth, scale=declared_white(data),
     )  # fmt: skip
     return Picture(image, info, array)
+
+
+def declare(picture: Picture, scales: Mapping[str, Scale]) -> Picture:
+    """The picture with what `scales` (the recipe's, by role) declare of its values, else with what its file does.
+
+    RefusedError where it has no unit then.
+    """
+    image = picture.image
+    try:
+        scale = option_scale(picture.array, scales, image.role, display=True)
+        if scale is None and image.scale is None:
+            unit_of(picture.array)
+        return replace(picture, image=image.with_scale(scale, picture.array))
+    except UnitError as error:
+        raise RefusedError("range", f"{_name(picture)} holds {error}: set source.scale.{image.role}") from None
+
+
+def declare_target(target: Picture, first: Picture, scales: Mapping[str, Scale]) -> Picture:
+    """`declare` of a true fused picture, which has the unit of the `first` modality unless it is given its own."""
+    shared = first.image.declared
+    if target.image.role not in scales and shared is not None and target.array.dtype == first.array.dtype:
+        return replace(target, image=target.image.with_scale(shared, target.array))
+    return declare(target, scales)
 
 
 def check_pictures(modalities: Sequence[Picture], extras: Sequence[Picture]) -> None:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.manifest import KEY_PATTERN
+from rwkvfusion.infra.units import Scale, parse_scale, percentiles_of, unit_of
 
 SCHEMA_VERSION = 2
 MAX_OBJECTS = 20
@@ -35,6 +36,8 @@ Task = Literal["vif", "mif", "mef", "mff", "pansharpening", "hmif"]
 RESERVED = frozenset({"target", "caption", "mask", "text", "meta"})
 _ELSEWHERE = frozenset({"annotation", "caption", "error", "text"})
 """Fields of a sample that its meta.json does not hold."""
+_OPTIONAL = ("black", "percentiles")
+"""Fields of a picture that are not written where they are None: readers of before them know the rest."""
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '<f2', 'fortran_order': False, 'shape': \(([0-9]{1,9}), ([0-9]{1,9})\), \} *\n",
     re.DOTALL,
@@ -61,9 +64,43 @@ class Image(_Part):
     channels: Size
     bit_depth: Size
     sha256: Sha256
-    scale: Annotated[float, Field(gt=0)] | None = Field(
+    scale: float | None = Field(
         default=None, description="value that counts as 1; None: the largest of its type (255, 65535, 1.0)"
     )
+    black: float | None = Field(default=None, description="with `scale`, the value that counts as 0; None: 0")
+    percentiles: tuple[float, float] | None = Field(
+        default=None,
+        description="of its own values, in per cent: what `black` and `scale` were taken from, if they were",
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.scale is None and (self.black is not None or self.percentiles is not None):
+            raise ValueError("black and percentiles go with a scale")
+        if self.scale is not None and self.scale <= (self.black or 0):
+            raise ValueError(f"the value that counts as 1 must lie above {self.black or 0:g}, not be {self.scale:g}")
+        return self
+
+    @property
+    def declared(self) -> Scale | None:
+        """What it says of its values, in numbers; None where that is nothing, and its type counts."""
+        if self.scale is None or self.black is None:
+            return self.scale
+        return (self.black, self.scale)
+
+    @property
+    def rule(self) -> Scale | None:
+        """What was declared of it and others: the percentiles, where it was these."""
+        return self.declared if self.percentiles is None else parse_scale("p{:g}-p{:g}".format(*self.percentiles))
+
+    def with_scale(self, scale: Scale | None, values: np.ndarray) -> Image:
+        """The same picture, of whose `values` (H, W, C) `scale` is declared; UnitError as `unit_of`."""
+        if scale is None:
+            return self
+        unit = unit_of(values, scale)
+        percentiles = percentiles_of(scale)
+        black = unit.black if unit.black or percentiles else None
+        return self.model_copy(update={"scale": unit.white, "black": black, "percentiles": percentiles})
 
 
 class Caption(_Part):
@@ -228,6 +265,10 @@ class Sample(_Part):
             exclude={"annotation": True, "error": True, "text": True, "caption": True, "mask": {"png"},
                      "images": {"__all__": {"data"}}, "target": {"data"}}
         )  # fmt: skip
+        for image in [*meta["images"], *([meta["target"]] if meta["target"] else [])]:
+            for name in _OPTIONAL:
+                if image[name] is None:
+                    del image[name]
         return {"schema_version": SCHEMA_VERSION, **meta}
 
     @classmethod

@@ -41,8 +41,8 @@ class SceneConfig(BaseModel):
     scale: float | None = Field(
         default=None,
         gt=0,
-        description="value that counts as 1, e.g. 2047 for 11 bit; None: what the file declares, the layout's usual"
-        " one, or the largest of its type. Larger values are kept",
+        description="of sharpening: value that counts as 1, e.g. 2047 for 11 bit; None: what the file declares, the"
+        " layout's usual one, or the largest of its type. Larger values are kept",
     )
     axes: str | None = Field(
         default=None,

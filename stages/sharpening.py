@@ -10,6 +10,7 @@ import numpy as np
 from rwkvfusion.infra.codec import encode_tiff
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.storage import MissingError, Store, sha256
+from rwkvfusion.infra.units import narrow_use, unit_of
 from rwkvfusion.stages.arrays import ArrayFile
 from rwkvfusion.stages.axes import View
 from rwkvfusion.stages.ground import check_same_grid
@@ -43,6 +44,8 @@ class CutReader:
     def __init__(self, store: Store, layout: Layout, config: SceneConfig) -> None:
         self._store, self._layout, self._config = store, layout, config
         self._open: tuple[tuple[str, ...], ArrayFile | Scene] | None = None
+        self.narrow: tuple[str, ...] = ()
+        """Roles, in the last cut, of pictures that use little of their 16 bits while nothing declares their scale."""
 
     def read(self, ref: PairRef, cut: Cut) -> tuple[list[Image], Image | None]:
         """The modalities in order, and the target where there is one, each encoded as TIFF.
@@ -64,6 +67,12 @@ class CutReader:
         # What a filter makes of integers is float: the range is that of what was there before.
         original = made.images[ref.files[-1].role] if made.target is None else made.target
         scale = known_scale(self._config, self._layout, name, original, declared)
+        self.narrow = ()
+        if scale is None:
+            measured = {**made.images, ref.files[-1].role: original}
+            self.narrow = tuple(role for role, array in measured.items() if narrow_use(array) is not None)
+            if any(array.dtype != original.dtype for array in made.images.values()):
+                scale = unit_of(original).white
         paths = {file.role: f"{file.name}{_words(cut)}" for file in ref.files}
         images = [_image(role, path, made.images[role], scale) for role, path in paths.items()]
         target = None if made.target is None else _image("target", [*paths.values()][-1], made.target, scale)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from rwkvfusion.infra.codec import MAX_BYTES
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.storage import PATIENCE, Store
+from rwkvfusion.infra.units import narrow_use
 from rwkvfusion.stages.holdout import OnRead, hash_files, join_groups, split_of
 from rwkvfusion.stages.layouts import CAPTION, MASK, PAIRED, SPLITS, TARGET
 from rwkvfusion.stages.listing import unreadable
@@ -29,18 +30,17 @@ from rwkvfusion.stages.pairing import (
     make_keys,
     pair_files,
 )
-from rwkvfusion.stages.reading import Picture, RefusedError, check_pictures, read_picture
+from rwkvfusion.stages.reading import Picture, RefusedError, check_pictures, declare, declare_target, read_picture
 from rwkvfusion.stages.sample import Image, Sample, SampleError, Task
 from rwkvfusion.stages.scene_plan import FULL, ScenePlanner
 from rwkvfusion.stages.sequences import pair_sequences, read_exposures
 from rwkvfusion.stages.sharpening import CutReader, check_rasters, check_sharpening, known_scale, usual_scale
-from rwkvfusion.stages.source_config import PlaceConfig, SourceConfig, SourceError, layout_of
+from rwkvfusion.stages.source_config import SHARPENING, PlaceConfig, SourceConfig, SourceError, layout_of
 from rwkvfusion.stages.split_folders import SplitFolders, split_name
 from rwkvfusion.stages.splits import SplitListError, split_by_lists
 
 __all__ = ["Assumed", "FileRef", "PairRef", "PlaceConfig", "Plan", "Source", "SourceConfig", "SourceError", "Unpaired"]
 STAGE = "source"
-SHARPENING = frozenset({"pansharpening", "hmif"})
 
 
 class Plan(BaseModel):
@@ -66,6 +66,8 @@ class Source:
         self.task: Task = self.layout.task
         self.dataset = name or config.layout
         self.labels = self.layout.labels
+        self.narrow: Counter[str] = Counter()
+        """By role, pictures read so far that use little of their 16 bits while nothing declares their scale."""
         self._cuts = CutReader(self.store, self.layout, config.scene)
 
     def plan(self, on_read: OnRead = lambda *_: None) -> Plan:
@@ -146,6 +148,7 @@ class Source:
         try:
             if ref.cut is not None:
                 images, target = self._cuts.read(ref, ref.cut)
+                self.narrow.update(self._cuts.narrow)
                 return self._sample(ref, images, target)
             if self.layout.is_sequence:
                 pictures = read_exposures(self._picture, ref.files, self.config.exposures)
@@ -159,16 +162,25 @@ class Source:
                 check_sharpening(pictures, extras.get(TARGET))
                 names = [*(file.name for file in ref.files), *([ref.target] if ref.target else [])]
                 check_rasters([(self.store, name) for name in names])
-                scale = known_scale(self.config.scene, self.layout, ref.files[-1].name, pictures[-1].array)
+                low = pictures[-1]
+                scale = known_scale(self.config.scene, self.layout, ref.files[-1].name, low.array, low.image.scale)
+                self._count_narrow(pictures if scale is None else ())
                 images = [picture.image.model_copy(update={"scale": scale}) for picture in pictures]
                 target = extras[TARGET].image.model_copy(update={"scale": scale}) if TARGET in extras else None
                 return self._sample(ref, images, target)
             check_pictures(pictures, [*extras.values()])
+            pictures = [declare(picture, self.config.scale) for picture in pictures]
+            if TARGET in extras:
+                extras[TARGET] = declare_target(extras[TARGET], pictures[0], self.config.scale)
+            self._count_narrow(picture for picture in pictures if picture.image.scale is None)
         except RefusedError as refused:
             error = SampleError(stage=STAGE, kind=refused.kind, message=str(refused))
         images = [picture.image for picture in pictures]
         target = extras[TARGET].image if TARGET in extras else None
         return self._sample(ref, images, target, extras[MASK].image if MASK in extras else None, error)
+
+    def _count_narrow(self, undeclared: Iterable[Picture]) -> None:
+        self.narrow.update(p.image.role for p in undeclared if narrow_use(p.array) is not None)
 
     def _sample(
         self,

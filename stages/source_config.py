@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
-from typing import Self, get_args
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.storage import absolute
+from rwkvfusion.infra.units import EVERY, Scales
 from rwkvfusion.stages.holdout import REST
 from rwkvfusion.stages.layouts import (
     ANY,
@@ -27,6 +28,8 @@ from rwkvfusion.stages.layouts import (
 from rwkvfusion.stages.sample import RESERVED, Name, Task
 from rwkvfusion.stages.scenes import SceneConfig
 from rwkvfusion.stages.sequences import Exposures
+
+SHARPENING = frozenset({"pansharpening", "hmif"})
 
 
 class SourceError(RwkvFusionError, ValueError):
@@ -64,6 +67,13 @@ class SourceConfig(_Settings):
     layout: str = Field(description=f"one of {', '.join(sorted(LAYOUTS))}, or {PAIRED}")
     root: str = Field(min_length=1, description="folder or URL that holds the data")
     scene: SceneConfig = SceneConfig()
+    scale: Scales = Field(
+        default={},
+        description="of pictures, of all or by role: the value that counts as 1 (16383 for 14 bits), [low, high] where"
+        " low counts as 0, or percentiles of each picture (p1-p99), which are kept with the sample as the values they"
+        " came to; a target has that of the first modality. None: what a TIFF declares, or the largest of the type. Of"
+        " sharpening set scene.scale",
+    )
     follow_links: bool = Field(
         default=True, description="read what links lead to outside the root too, as where a dataset is linked together"
     )
@@ -107,6 +117,13 @@ class SourceConfig(_Settings):
         description="text file of each split: one `folder/name.png` a line; pairs in none are left out",
     )
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The settings that decide what is made of a pair's files, where they are not what they are by default."""
+        own = self.model_dump(mode="json", include={"scale", "exposures"}, exclude_defaults=True)
+        scene = {"tile", "overlap", "protocol"}
+        return own | self.scene.model_dump(mode="json", exclude=scene, exclude_defaults=True)
+
     @field_validator("layout")
     @classmethod
     def _canonical(cls, layout: str) -> str:
@@ -137,6 +154,7 @@ class SourceConfig(_Settings):
 def layout_of(config: SourceConfig) -> Layout:
     """The layout of that name, or the one that the settings describe. SourceError where they do not."""
     layout = _layout(config)
+    _check_effect(config, layout)
     own = tuple(split for split in config.splits if split not in SPLITS.values())
     return replace(layout, places=tuple(replace(place, splits=own) for place in layout.places)) if own else layout
 
@@ -158,6 +176,46 @@ def _layout(config: SourceConfig) -> Layout:
             f"layout {config.layout!r} has its own {given[0]}: leave out source.{given[0]}, or use {PAIRED}"
         )
     return layout
+
+
+_OF_CUBES = frozenset({"ratio", "response", "wavelengths"})
+
+
+def _check_effect(config: SourceConfig, layout: Layout) -> None:
+    """SourceError for a setting that this layout makes no use of: what it was meant for would silently not be done."""
+    sharpens = layout.task in SHARPENING
+    for name in config.scene.model_dump(exclude_defaults=True):
+        if name in _idle_of_scenes(layout):
+            hint = "set source.scale" if name == "scale" and not sharpens else "leave it out"
+            raise SourceError(f"source.scene.{name} has no effect on layout {config.layout!r}: {hint}")
+    if config.scale and sharpens:
+        raise SourceError("source.scale is of pictures that are not sharpened: set source.scene.scale")
+    if config.split_lists and sharpens:
+        raise SourceError(f"source.split_lists has no effect on {layout.task}: folders and names say the splits")
+    if config.exposures != "extreme" and not layout.is_sequence:
+        raise SourceError(f"source.exposures is of sequences; layout {config.layout!r} is of pairs: leave it out")
+    of_groups = sharpens or layout.group is not None or not (config.holdout or layout.holdout)
+    usual_bits = SourceConfig.model_fields["near_duplicates"].default
+    if of_groups and config.near_duplicates not in (None, 0, usual_bits):
+        raise SourceError("source.near_duplicates is of a source.holdout of pictures, and there is none here")
+    roles = {*layout.modalities, TARGET, EVERY}
+    unknown = sorted(set(config.scale) - roles)
+    if unknown and not layout.is_sequence:
+        raise SourceError(
+            f"source.scale: no modality is called {unknown[0]!r}; there is {', '.join(layout.modalities)}"
+        )
+
+
+def _idle_of_scenes(layout: Layout) -> frozenset[str]:
+    """Settings of `source.scene` that the layout makes no use of."""
+    every = frozenset(SceneConfig.model_fields)
+    if layout.task not in SHARPENING:
+        return every
+    if layout.is_scene:
+        return _OF_CUBES | {"axes"}
+    if layout.extensions:
+        return frozenset({"protocol"}) if layout.task == "hmif" else _OF_CUBES
+    return every - {"scale"}
 
 
 def _paired(config: SourceConfig) -> Layout:

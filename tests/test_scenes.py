@@ -443,7 +443,8 @@ def test_sixteen_bits_come_out_as_they_went_in(tmp_path: Path, reader: str, scal
     assert sample.target is not None
     target = decode(sample.target.data)
     fuser = identity(target.shape[2], sample.target.scale)
-    fused = fuser.fuse({"pan": target[:, :, :1], "ms": target})
+    declared = sample.target.scale
+    fused = fuser.fuse({"pan": target[:, :, :1], "ms": target}, scales={"pan": declared, "ms": declared})
     assert fused.dtype == np.uint16
     np.testing.assert_array_equal(fused, picture)
 

@@ -31,8 +31,6 @@ __all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "ImageError", "ImageInfo", "
 EXTENSIONS = frozenset({"png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp"})
 _FORMATS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}
 _ORIENTATION = 0x0112
-_FEW_BITS = frozenset(2**bits - 1 for bits in range(9, 16))
-"""Largest values of what is stored in 16 bits and has fewer."""
 _MAX_SCANS = 256
 _JPEG_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -94,22 +92,6 @@ def describe(data: bytes) -> tuple[ImageInfo, np.ndarray]:
     if not array.size:
         raise ImageError(f"damaged picture: {width}x{height} of {channels} channels")
     return ImageInfo(ext, height, width, channels, array.dtype.itemsize * 8, orientation), array
-
-
-def declared_white(data: bytes) -> float | None:
-    """The value that counts as 1 where a TIFF says it: of 9 to 15 bits, by their number (GDAL's NBITS) or by a
-    MaxSampleValue that ends so many. None of other files, and where a TIFF cannot be read."""
-    if data[:4] not in _TIFF_MAGIC:
-        return None
-    try:
-        with _tiff(data) as tiff:
-            page = _first_page(tiff)
-            largest = page.tags.valueof("MaxSampleValue") or 2**page.bitspersample - 1
-    except Exception:  # noqa: BLE001 - as in describe, which says what is wrong with the file
-        return None
-    # What it is otherwise is the largest value that is there, which is no declaration (TIFF 6.0).
-    values = set(largest) if isinstance(largest, tuple) else {largest}
-    return float(values.pop()) if len(values) == 1 and values <= _FEW_BITS else None
 
 
 def thumbnail(data: bytes, side: int) -> np.ndarray:

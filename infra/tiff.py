@@ -16,6 +16,7 @@ from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PREDICTOR
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.foreign import is_lack_of_support
+from rwkvfusion.infra.units import FEW_BITS
 
 MAX_PIXELS = 2**30
 """Pictures of more pixels are refused before they are decoded (a decompression bomb is small on disk)."""
@@ -99,6 +100,22 @@ def read_tiff(data: bytes, by_pillow: Callable[[bytes], np.ndarray], *, raw: boo
             raise ImageError(_why_not(page, error.__cause__ or error)) from None
     array = array[:, :, : array.shape[2] - _n_alpha(page) * len(members)]
     return orientation, np.ascontiguousarray(_values(array, page, raw=raw))
+
+
+def declared_white(data: bytes) -> float | None:
+    """The value that counts as 1 where a TIFF says it: of 9 to 15 bits, by their number (GDAL's NBITS) or by a
+    MaxSampleValue that ends so many. None of other files, and where a TIFF cannot be read."""
+    if data[:4] not in TIFF_MAGIC:
+        return None
+    try:
+        with tifffile.TiffFile(io.BytesIO(data), _multifile=False, **_PLAIN) as tiff:
+            page = _first_page(tiff)
+            largest = page.tags.valueof("MaxSampleValue") or 2**page.bitspersample - 1
+    except Exception:  # noqa: BLE001 - as in `read_tiff`, which says what is wrong with the file
+        return None
+    # What it is otherwise is the largest value that is there, which is no declaration (TIFF 6.0).
+    values = set(largest) if isinstance(largest, tuple) else {largest}
+    return float(values.pop()) if len(values) == 1 and values <= FEW_BITS else None
 
 
 def _first_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:

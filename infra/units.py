@@ -24,6 +24,8 @@ _NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 _RANGE = re.compile(rf"\s*{_NUMBER}\s*-\s*{_NUMBER}\s*")
 _PERCENTILES = re.compile(rf"\s*p{_NUMBER}\s*-\s*p{_NUMBER}\s*")
 
+FEW_BITS = frozenset(2**bits - 1 for bits in range(9, 16))
+"""Largest values of what is stored in 16 bits and has fewer."""
 _NARROW = 0.26
 """14 bits in 16 are a quarter of the range."""
 _BEYOND, _SHARE = 2.0, 10.0

@@ -11,14 +11,15 @@ import click
 
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.formats import FORMATS, LOSSY, QUALITY
-from rwkvfusion.pipelines.cli_options import ALLOW_INCOMPLETE, check_form
+from rwkvfusion.infra.units import Scale
+from rwkvfusion.pipelines.cli_options import ALLOW_INCOMPLETE, check_form, scales_of
 
 # As in cli.py: what is heavy is imported when the command runs.
 
 _PAIR, _FOLDERS, _DATASET = "a pair A B", "two folders", "a dataset"
 _USED = {
-    _PAIR: ("pair", "guidance", "extension"),
-    _FOLDERS: ("folder_a", "folder_b", "guidance", "extension", "jobs"),
+    _PAIR: ("pair", "guidance", "scales", "extension"),
+    _FOLDERS: ("folder_a", "folder_b", "guidance", "scales", "extension", "jobs"),
     _DATASET: ("dataset", "splits", "allow_incomplete", "extension", "jobs"),
 }
 
@@ -46,6 +47,15 @@ _USED = {
     help="For raw pairs: whether to compute a caption and masks first.",
 )
 @ALLOW_INCOMPLETE
+@click.option(
+    "--scale",
+    "scales",
+    multiple=True,
+    callback=scales_of,
+    metavar="[ROLE=]SCALE",
+    help="Of raw pictures: the value that counts as 1, LOW-HIGH where LOW counts as 0, or pLOW-pHIGH, percentiles of"
+    " each; may be given many times.  [default: what the file declares, the model's own, the largest of the type]",
+)
 @click.option("--tracking-uri", metavar="URI", help="MLflow to ask for the model; default as MLflow's own.")
 @click.option("-o", "--output", required=True, help="OUT.png for one pair, else a folder or URL.")
 @click.option(
@@ -70,6 +80,7 @@ def fuse(
     splits: tuple[str, ...],
     guidance: Literal["none", "builtin"],
     allow_incomplete: bool,
+    scales: dict[str, Scale],
     tracking_uri: str | None,
     output: str,
     extension: str | None,
@@ -83,12 +94,14 @@ def fuse(
 
     Any size; colour is kept. Each picture lies beside a JSON of what made it. A picture whose JSON says that it was
     made of the same sources by the same model in the same way is not made again; without JSONs (--no-json) all are.
-    GeoTIFFs for a sharpening model are read and written in windows, and keep CRS and transform. Exit codes: 0 all
+    GeoTIFFs for a sharpening model are read and written in windows, and keep CRS and transform. The fused picture has
+    the type and the unit of the first one, of a sharpening model of the one that is sharpened. Exit codes: 0 all
     fused, 3 some skipped, 1 none.
 
     \b
     rwkvfusion fuse VISIBLE.png INFRARED.png -o fused.png
     rwkvfusion fuse --a DIR/vi --b DIR/ir -o fused --format tif
+    rwkvfusion fuse VISIBLE.png THERMAL.png --scale infrared=20000-24000 -o fused.png
     rwkvfusion fuse --model models:/rwkvfusion-pansharpening@candidate PAN.tif MS.tif -o OUT.tif
     rwkvfusion fuse --dataset out/msrs --split test -o fused
     """
@@ -104,7 +117,7 @@ def fuse(
     if quality is not None and not is_jpeg:
         raise click.UsageError("--quality is of jpg: give --format jpg or -o OUT.jpg, or leave it out")
     with phase("loading the model"):
-        fuser = open_model(model, tracking=tracking_uri)
+        fuser = open_model(model, tracking=tracking_uri, scales=scales)
     how = Output(
         format=extension,
         quality=quality or QUALITY,

@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from rwkvfusion.infra.planned import ALLOW
+from rwkvfusion.infra.units import Scale, parse_scales
 
 ALLOW_INCOMPLETE = click.option(
     ALLOW, "allow_incomplete", is_flag=True, help="Take what is there of a dataset that `prepare` has not finished."
@@ -30,3 +31,11 @@ def check_form(context: click.Context, forms: Mapping[str, Collection[str]], for
         users = [words for words, names in forms.items() if name in names]
         if users and form not in users and is_given(context, name):
             raise click.UsageError(f"{parameter.opts[0]} is for {' or '.join(users)}: with {form} it has no effect")
+
+
+def scales_of(_: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, Scale]:
+    """Of the option --scale: the scales by role that were given."""
+    try:
+        return parse_scales(texts)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from None

@@ -22,10 +22,12 @@ from rwkvfusion.infra.formats import FORMATS
 from rwkvfusion.infra.manifest import Manifest, read_shard
 from rwkvfusion.infra.planned import read_dataset
 from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.infra.units import Scale
 from rwkvfusion.model.fuser import WEIGHTS, Fuser
 from rwkvfusion.model.serving import resolve
 from rwkvfusion.pipelines.console import Bar, say
 from rwkvfusion.pipelines.fuse_scene import File, FuseError
+from rwkvfusion.pipelines.fuse_units import check_roles, declared
 from rwkvfusion.pipelines.fuse_writer import (
     Fused,
     FuseSummary,
@@ -56,11 +58,20 @@ __all__ = [
 RawGuidance = Literal["none", "builtin"]
 
 
-def open_model(uri: str, device: str | None = None, tracking: str | None = None) -> Model:
-    """The model behind `uri` (see `serving.resolve`) on `device`; by default on the GPU where there is one."""
+def open_model(
+    uri: str,
+    device: str | None = None,
+    tracking: str | None = None,
+    scales: Mapping[str, Scale] | None = None,
+) -> Model:
+    """The model behind `uri` (see `serving.resolve`) on `device`; by default on the GPU where there is one.
+
+    `scales`: of the raw pictures that it is to fuse, by role; ScaleError for roles that are not the model's.
+    """
     source = resolve(uri, tracking)
     fuser = Fuser.load(source.folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Model(fuser, source, sha256((source.folder / WEIGHTS).read_bytes()))
+    check_roles(scales or {}, fuser)
+    return Model(fuser, source, sha256((source.folder / WEIGHTS).read_bytes()), scales or {})
 
 
 def fuse_pair(
@@ -195,7 +206,7 @@ def _task(model: Model, name: str, files: Mapping[str, File]) -> Task:
 
 
 def _raw_sample(model: Model, files: Mapping[str, File]) -> Sample:
-    """A sample of pictures as they are; an error names the file."""
+    """A sample of pictures as they are, with what is declared of them; an error names the file."""
     pictures = []
     for role, (store, name) in files.items():
         try:
@@ -203,7 +214,7 @@ def _raw_sample(model: Model, files: Mapping[str, File]) -> Sample:
         except ImageError as error:
             raise ImageError(f"{printable(store.join(name))}: {error}") from None
     check_orientation(pictures)
-    images = tuple(picture.image for picture in pictures)
+    images = tuple(declared(model.fuser, model.scales, picture) for picture in pictures)
     return Sample(key="pair", dataset="files", split="test", task=model.fuser.config.task, images=images)
 
 

@@ -16,9 +16,11 @@ import rasterio
 from rwkvfusion.infra.codec import encode_tiff
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.storage import Store
+from rwkvfusion.infra.units import Scale, Unit
 from rwkvfusion.model.config import SHARPENING_TASKS
 from rwkvfusion.model.fuser import Fuser
 from rwkvfusion.model.tiles import Window
+from rwkvfusion.pipelines.fuse_units import Measured, scene_units
 from rwkvfusion.pipelines.scene_writer import SceneWriter
 from rwkvfusion.stages.raster import Raster, RasterError, filled, gdal_errors
 from rwkvfusion.stages.raster_pair import RasterPair
@@ -73,7 +75,18 @@ class SceneRecord:
     notes: tuple[str, ...]
 
 
-def overview(fuser: Fuser, files: Mapping[str, File]) -> Sample:
+def raster_units(
+    fuser: Fuser, files: Mapping[str, File], scales: Mapping[str, Scale]
+) -> tuple[dict[str, Unit], dict[str, float]]:
+    """`scene_units` of the rasters `files`, of which `scales` are declared."""
+    measured = {}
+    for role, (store, name) in files.items():
+        with Raster(store, name) as raster:
+            measured[role] = Measured(name, raster.some_values(), raster.declared_white)
+    return scene_units(fuser, scales, measured)
+
+
+def overview(fuser: Fuser, files: Mapping[str, File], units: Mapping[str, Unit]) -> Sample:
     """The rasters shrunk to a few hundred pixels: a sample to make a caption of. RasterError as `fuse_scene`."""
     pictures = []
     for role, (store, name) in files.items():
@@ -82,18 +95,24 @@ def overview(fuser: Fuser, files: Mapping[str, File]) -> Sample:
             shrink = max(max(rows, columns) / _OVERVIEW, 1)
             shape = (max(round(rows / shrink), 1), max(round(columns / shrink), 1))
             values = filled(*raster.read((slice(0, rows), slice(0, columns)), shape))
-        pictures.append(open_picture(role, name, encode_tiff(values)).image)
+        picture, unit = open_picture(role, name, encode_tiff(values)), units[role]
+        pictures.append(picture.image.with_scale((unit.black, unit.white), picture.array))
     return Sample(key="scene", dataset="files", split="test", task=fuser.config.task, images=tuple(pictures))
 
 
 def fuse_scene(
-    fuser: Fuser, files: Mapping[str, File], store: Store, name: str, text: np.ndarray | None = None
+    fuser: Fuser,
+    files: Mapping[str, File],
+    store: Store,
+    name: str,
+    units: Mapping[str, Unit],
+    text: np.ndarray | None = None,
 ) -> SceneRecord:
     """Sharpen the rasters `files` (by role, in the model's order) to the GeoTIFF `name`.
 
     The result has the size and georeference of the high-resolution raster, and of the other the bands, their type,
     scale, units and descriptions, and the tags; a pixel that is empty in either is empty. RasterError where the rasters
-    do not fit each other or the model, or cannot be read.
+    do not fit each other or the model, or cannot be read. `units`: by role, see `raster_units`.
     """
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_MB))
@@ -106,7 +125,7 @@ def fuse_scene(
         stack.enter_context(gdal_errors(f"{name} cannot be written"))
         (height, width), (tall, wide) = pair.fine.size, (side * pair.ratio for side in pair.size)
         with SceneWriter(folder / "fused.tif", pair, fuser.network.config.out_channels) as out:
-            for rows, strip in fuser.fuse_scene(_reader(pair, high, low), tall, wide, pair.ratio, text):
+            for rows, strip in fuser.fuse_scene(_reader(pair, high, low), tall, wide, pair.ratio, text, units=units):
                 there = slice(rows.start, min(rows.stop, height))
                 out.write(strip[: there.stop - there.start, :width], pair.empty(there))
         stem = name.rpartition(".")[0]

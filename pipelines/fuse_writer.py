@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain, count
 from typing import Any, Literal
 
@@ -14,11 +14,22 @@ from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.formats import QUALITY
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.infra.units import Scale
 from rwkvfusion.model.fuser import Fuser
 from rwkvfusion.model.serving import ModelSource
 from rwkvfusion.model.tiles import MAX_PIXELS
 from rwkvfusion.pipelines.fuse_jobs import Room, in_order
-from rwkvfusion.pipelines.fuse_scene import RASTERS, File, FuseError, file_sha256, fuse_scene, is_scene, overview
+from rwkvfusion.pipelines.fuse_scene import (
+    RASTERS,
+    File,
+    FuseError,
+    file_sha256,
+    fuse_scene,
+    is_scene,
+    overview,
+    raster_units,
+)
+from rwkvfusion.pipelines.fuse_units import narrow_lines, narrow_roles
 from rwkvfusion.stages.sample import Sample
 from rwkvfusion.stages.stage import Stage, run
 from rwkvfusion.stages.swapped import INFRARED, VISIBLE, why_swapped
@@ -34,6 +45,8 @@ class Model:
     fuser: Fuser
     source: ModelSource
     weights_sha256: str
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    """What is declared of the values of raw pictures, by role."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,7 @@ class PictureWriter:
         self._room = Room(output.jobs)
         self._used: set[str] = set()
         self._swapped: list[str] = []
+        self._narrow: dict[str, list[float]] = {}
 
     def run(
         self, tasks: Iterable[Task], total: int, on_picture: OnPicture | None = None, skipped: Iterable[Skipped] = ()
@@ -178,21 +192,25 @@ class PictureWriter:
     def _made_from(self, sources: Mapping[str, str], sample: Sample | None) -> str:
         """Hex SHA-256 of all that decides the bytes of a picture."""
         output, guidance = self.output, []
+        units: list[Any] = [self.model.fuser.config.scales, sorted(self.model.scales.items())]
         if sample is not None and self.guidance == "sample":
             guidance = [
                 sha256(part) for part in (sample.mask and sample.mask.png, sample.text and sample.text.data) if part
             ]
+            units.append([image.declared for image in sample.images])
         parts = [self.model.weights_sha256, package_version(), self.guidance, output.format, output.quality]
-        return sha256(json.dumps([parts, sorted(sources.items()), guidance]).encode())
+        return sha256(json.dumps([parts, sorted(sources.items()), guidance, units]).encode())
 
     def _picture(self, name: str, stem: str, sample: Sample) -> Fused | Skipped:
-        sample = self._guided(sample)
+        sample = self._guided(self.model.fuser.with_units(sample))
         if sample.error is not None:
             return Skipped(name, f"{sample.error.stage}: {sample.error.message}")
         self._look(sample)
         with self._room.taken(sample.images[0].height, sample.images[0].width):
             start = time.perf_counter()
             picture = self.model.fuser.fuse_sample(sample)
+            if self.guidance != "sample":
+                self._note(narrow_roles(sample))
             data, extension = encode_picture(picture, self.output.format, self.output.quality)
         seconds = time.perf_counter() - start
         self.store.write(f"{stem}.{extension}", data)
@@ -212,15 +230,22 @@ class PictureWriter:
         path = f"{stem}.{self.output.format or 'tif'}"
         if path.rpartition(".")[2].lower() not in RASTERS:
             raise FuseError(f"{path}: only a TIFF holds such bands and a georeference: write .tif instead")
-        sample = self._guided(overview(self.model.fuser, files)) if self._stages else None
+        units, narrow = raster_units(self.model.fuser, files, self.model.scales)
+        sample = self._guided(overview(self.model.fuser, files, units)) if self._stages else None
         text = None if sample is None or sample.text is None else sample.text.array()
         # A scene takes as much as there may be, whatever its size.
         with self._room.taken(MAX_PIXELS, 1):
             start = time.perf_counter()
-            made = fuse_scene(self.model.fuser, files, self.store, path, text)
+            made = fuse_scene(self.model.fuser, files, self.store, path, units, text)
             seconds = time.perf_counter() - start
         self._write_record(stem, sample, made.sources, made.output, seconds, made.notes)
+        self._note(narrow)
         return Fused(name, self.store.join(path), made.height, made.width, seconds, notes=made.notes)
+
+    def _note(self, narrow: Mapping[str, float]) -> None:
+        """Keep what is to be said of values that use little of their range."""
+        for role, part in narrow.items():
+            self._narrow.setdefault(role, []).append(part)
 
     def _look(self, sample: Sample) -> None:
         """Note where visible and infrared seem to be given for each other."""
@@ -229,10 +254,11 @@ class PictureWriter:
             self._swapped.append(why)
 
     def _warnings(self) -> tuple[str, ...]:
+        narrow = narrow_lines(self._narrow, len(self._used))
         if not self._swapped:
-            return ()
+            return narrow
         pairs = "" if len(self._used) == 1 else f" ({len(self._swapped)} of {len(self._used)} pairs)"
-        return (f"are visible and infrared swapped{pairs}? {printable(min(self._swapped))}",)
+        return (f"are visible and infrared swapped{pairs}? {printable(min(self._swapped))}", *narrow)
 
     def _guided(self, sample: Sample) -> Sample:
         for stage in self._stages:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from itertools import product
 from typing import Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from scipy.ndimage import distance_transform_edt
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.store_files import StoreFiles
+from rwkvfusion.infra.units import FEW_BITS
 from rwkvfusion.stages.listing import is_local
 
 Part = tuple[slice, slice]
@@ -28,6 +30,8 @@ Part = tuple[slice, slice]
 
 # Whether a raster is located is compared, and said where it matters.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+_BLOCK, _BLOCKS = 512, 8
+"""Side in pixels of what is looked at of a large raster, and how many of them a side."""
 _LARGEST = 3.4e38
 """Floats beyond it stand for nothing measured: they are what tools write for empty, or do not fit float32."""
 _STRIPE = 1024
@@ -139,6 +143,25 @@ class Raster:
     def bands(self) -> list[tuple[DatasetReader, int]]:
         """Where each band is: its page, and its number there."""
         return [(page, band) for page, bands in self._pages for band in bands]
+
+    @cached_property
+    def declared_white(self) -> float | None:
+        """The value that counts as 1 where the file says it, as `infra.tiff.declared_white` has it of pictures."""
+        bits = self.dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
+        largest = self.dataset.tags().get("TIFFTAG_MAXSAMPLEVALUE") or (2 ** int(bits) - 1 if bits else 0)
+        return float(largest) if float(largest) in FEW_BITS and self.datatype.kind != "f" else None
+
+    def some_values(self) -> np.ndarray:
+        """Its values that are not empty, (N,); of a large raster those of blocks from all over it."""
+        rows, columns = self.size
+        side = _BLOCK if rows * columns > _BLOCK**2 * _BLOCKS**2 else max(rows, columns)
+        starts = [np.linspace(0, max(n - side, 0), min(-(-n // side), _BLOCKS)).astype(int) for n in self.size]
+        found = []
+        for top, left in product(*starts):
+            values, empty = self.read((slice(top, min(top + side, rows)), slice(left, min(left + side, columns))))
+            found.append(values[~empty])
+        valid = np.concatenate(found)
+        return valid if valid.size else np.zeros(1, valid.dtype)
 
     @property
     def n_bands(self) -> int:

@@ -8,9 +8,10 @@ from itertools import combinations
 
 import numpy as np
 
-from rwkvfusion.infra.codec import ImageError, ImageInfo, declared_white, describe
+from rwkvfusion.infra.codec import ImageError, ImageInfo, describe
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.storage import MissingError, StorageError, Store, sha256
+from rwkvfusion.infra.tiff import declared_white
 from rwkvfusion.infra.units import Scale, UnitError, option_scale, unit_of
 from rwkvfusion.stages.listing import is_of_the_file, unreadable
 from rwkvfusion.stages.sample import Image

@@ -212,8 +212,7 @@ class TiffPair(PairScene):
             until.pop_all()
         self.notes = self._pair.notes
         self.n_bands = rasters[1].n_bands
-        bits = rasters[1].dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
-        self.scale = float(2 ** int(bits) - 1) if bits else None
+        self.scale = rasters[1].declared_white
 
     @property
     def size(self) -> tuple[int, int]:

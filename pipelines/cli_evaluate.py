@@ -149,7 +149,9 @@ def evaluate(
         path = Path(json_file).absolute()
         Store(str(path.parent)).write(path.name, table.to_json().encode())
     # Off a terminal the width is COLUMNS, or 100.
-    click.echo("\n".join(table.lines(shutil.get_terminal_size((100, 24)).columns)))
+    names = uris if dataset is not None else folders
+    lines = [*table.lines(shutil.get_terminal_size((100, 24)).columns), *table.verdicts(names)]
+    click.echo("\n".join(lines))
     sys.exit(table.exit_code)
 
 

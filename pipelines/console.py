@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 5.0
 """Least time between two plain lines of a bar."""
+WINDOW_SECONDS = 60.0
+"""What a rate is the mean of."""
 
 
 def say(text: str) -> None:
@@ -58,7 +61,7 @@ class Bar:
         self.done = 0
         self.note = ""
         self._free = 0
-        self._since: float | None = None
+        self._marks: deque[tuple[float, int]] = deque()
         self._said, self._spoke = time.monotonic(), False
         self._lock = threading.Lock()
         self._row: TaskID | None = None
@@ -88,10 +91,15 @@ class Bar:
         """`done` of them are done, now; the first call starts the clock, with what was done before it."""
         with self._lock:
             now = time.monotonic()
-            if self._since is None:
-                self._since, self._free = now, max(self._free, done)
-            self._free = min(self._free, done)
+            if not self._marks:
+                self._free = max(self._free, done)
+            if done < self.done:
+                self._marks.clear()
+                self._free = done
             self.done = done
+            self._marks.append((now, done - self._free))
+            while len(self._marks) > 2 and now - self._marks[1][0] > WINDOW_SECONDS:
+                self._marks.popleft()
             self.note = self.note if note is None else note
             due = now - self._said >= LINE_SECONDS or (self._spoke and done == self.total)
             if due:
@@ -108,9 +116,11 @@ class Bar:
 
     @property
     def rate(self) -> float | None:
-        """Units a second; None before the first was done."""
-        worked = self.done - self._free
-        return None if self._since is None or worked <= 0 else worked / max(time.monotonic() - self._since, 1e-3)
+        """Units a second, of late; None before the first was done."""
+        if not self._marks:
+            return None
+        (since, before), (now, worked) = self._marks[0], self._marks[-1]
+        return None if worked <= before else (worked - before) / max(now - since, 1e-3)
 
     @property
     def left(self) -> float | None:

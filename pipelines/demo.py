@@ -14,6 +14,7 @@ from rwkvfusion.model.metrics import evaluate as score
 from rwkvfusion.pipelines.cluster import connect
 from rwkvfusion.pipelines.demo_data import make_pairs
 from rwkvfusion.pipelines.evaluate import baselines, table_lines
+from rwkvfusion.pipelines.evaluate_table import verdict
 from rwkvfusion.pipelines.fuse import fuse_dataset, open_model
 from rwkvfusion.pipelines.plan import plan_job
 from rwkvfusion.pipelines.prepare import prepare
@@ -55,7 +56,8 @@ def run_demo(output: Path, *, steps: int | None = None, say: Callable[[str], Non
     for pair, scores in found.items():
         say("")
         say(pair)
-        for line in table_lines({name: {m: row[m] for m in SHOWN} for name, row in scores.items()}):
+        shown = {name: {m: row[m] for m in SHOWN} for name, row in scores.items()}
+        for line in (*table_lines(shown), verdict(shown, "rwkvfusion")):
             say("  " + line)
     say("")
     say(f"pictures: {root / 'fused'} (fused.png beside the sources and their mean)")

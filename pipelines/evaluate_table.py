@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -89,6 +89,11 @@ class Table:
                 yield ""
             yield from part.lines(width)
         yield from self.notes
+
+    def verdicts(self, methods: Iterable[str]) -> Iterator[str]:
+        """A line for each of the methods and parts: what it is best in, and which of the others is better in what."""
+        for part in self.parts:
+            yield from (verdict(part.means, method) for method in methods if method in part.means)
 
 
 class Means:

@@ -57,6 +57,10 @@ def test_a_start_in_the_middle_counts_from_there(time: Clock) -> None:
     assert bar.facts == "310/600 steps, 5.0 s each, 24:10 left, loss 0.0900"
     bar.reach(300)  # a worker died, and goes on from its checkpoint
     assert bar.rate is None
+    for done in range(300, 600):
+        time.now += 1 if done < 450 else 2
+        bar.reach(done + 1)
+    assert bar.rate == pytest.approx(0.5), "of the last minute, not of all"
 
 
 def test_off_a_terminal_lines_come_now_and_then(time: Clock, capsys: pytest.CaptureFixture[str]) -> None:

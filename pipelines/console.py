@@ -91,6 +91,8 @@ class Bar:
         """`done` of them are done, now; the first call starts the clock, with what was done before it."""
         with self._lock:
             now = time.monotonic()
+            if self._marks and done == self.done == self.total:
+                return
             if not self._marks:
                 self._free = max(self._free, done)
             if done < self.done:

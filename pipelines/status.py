@@ -10,7 +10,7 @@ from typing import Any
 
 from rwkvfusion.infra.lease import holder
 from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests
-from rwkvfusion.infra.planned import PlannedShard, PlannedShards, read_planned
+from rwkvfusion.infra.planned import read_planned
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.console import table
 from rwkvfusion.pipelines.plan import Job
@@ -88,17 +88,20 @@ def status_of_job(job: Job) -> Status:
 
 
 def status_of_dataset(url: str) -> Status:
-    """What is committed in the dataset at `url`. ManifestError where there is none."""
+    """What is committed in the dataset at `url`, of what it says is planned. ManifestError where there is none."""
     store = open_dataset(url)
-    manifests = read_manifests(store)
-    planned = read_planned(store) or PlannedShards(shards={m.shard: PlannedShard() for m in manifests})
-    made, unmade = {manifest.shard: manifest for manifest in manifests}, set(planned.unmade(manifests))
-    states = tuple(
-        ShardState.of(shard, made.get(shard), planned=one.pairs, pending=shard in unmade)
-        for shard, one in planned.shards.items()
-    )
-    stale = tuple(shard for shard in made if shard not in planned.shards)
-    name = manifests[0].dataset if manifests else store.url.rpartition("/")[2]
+    manifests = {manifest.shard: manifest for manifest in read_manifests(store)}
+    planned = read_planned(store)
+    if planned is None:
+        states = tuple(ShardState.of(name, manifest, planned=None) for name, manifest in manifests.items())
+    else:
+        unmade = set(planned.unmade([*manifests.values()]))
+        states = tuple(
+            ShardState.of(name, manifests.get(name), planned=shard.pairs, pending=name in unmade)
+            for name, shard in planned.shards.items()
+        )
+    name = next(iter(manifests.values())).dataset if manifests else store.url.rpartition("/")[2]
+    stale = tuple(name for name in manifests if planned is not None and name not in planned.shards)
     return Status(name, store.url, states, stale, _writer(store))
 
 

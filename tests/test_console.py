@@ -61,6 +61,9 @@ def test_a_start_in_the_middle_counts_from_there(time: Clock) -> None:
         time.now += 1 if done < 450 else 2
         bar.reach(done + 1)
     assert bar.rate == pytest.approx(0.5), "of the last minute, not of all"
+    time.now += 100
+    bar.reach(600)
+    assert bar.rate == pytest.approx(0.5), "what is done is not slower later"
 
 
 def test_off_a_terminal_lines_come_now_and_then(time: Clock, capsys: pytest.CaptureFixture[str]) -> None:

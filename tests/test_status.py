@@ -35,8 +35,11 @@ def test_a_url_needs_no_recipe(tmp_path: Path) -> None:
     lines = status(url).splitlines()
     assert lines[0] == f"made at {url}"
     assert [line.split()[:4] for line in lines[1:5]] == [
-        ["split", "shards", "pairs", "quarantined"], ["test", "1", "2", "0"], ["train", "3", "7", "0"], ["all", "4", "9", "0"],
-    ]  # fmt: skip
+        ["split", "shards", "pairs", "quarantined"],
+        ["test", "1", "2", "0"],
+        ["train", "3", "7", "0"],
+        ["all", "4", "9", "0"],
+    ]
     assert "train-000002" not in "\n".join(lines)
     assert "train-000002" in status(url, "--shards")
 

@@ -115,6 +115,8 @@ def evaluate(
     from rwkvfusion.pipelines.evaluate import evaluate_folders
     from rwkvfusion.pipelines.evaluate_dataset import choose_samples, evaluate_dataset
 
+    if dataset is None and (folder_a is None or folder_b is None):
+        raise click.UsageError("give either --a DIR and --b DIR, or --dataset URL")
     check_form(context, _USED, _FOLDERS if dataset is None else _DATASET)
     if is_given(context, "sensor") and dataset is None and (task != "pansharpening" or target):
         raise click.UsageError("--sensor is for pansharpening without targets: here it has no effect")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 
-from rwkvfusion.infra.codec import EXTENSIONS, ImageError, decode
+from rwkvfusion.infra.codec import ImageError, decode
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.config import SHARPENING_TASKS
@@ -12,6 +13,8 @@ from rwkvfusion.model.metrics import METRICS
 from rwkvfusion.pipelines.evaluate_luma import LumaScorer, baselines
 from rwkvfusion.pipelines.evaluate_scene import EvaluateError, Picture, Scene, Scorer
 from rwkvfusion.pipelines.evaluate_table import Means, Table, table_lines
+from rwkvfusion.stages.folder_pairs import FoldersError, pair_folders
+from rwkvfusion.stages.pairing import Unpaired
 
 __all__ = ["EvaluateError", "OnScene", "Table", "baselines", "evaluate_folders", "scorer_for", "table_lines"]
 
@@ -44,7 +47,7 @@ def evaluate_folders(
     sensor: str = "generic",
     on_scene: OnScene | None = None,
 ) -> Table:
-    """Score each folder of `fused` (name -> URL) on the pairs of `a` and `b`, matched by file stem.
+    """Score each folder of `fused` (name -> URL) on the pairs of `a` and `b`, matched by name (see `pair_folders`).
 
     Args:
         a: URL of the first sources; of a sharpening task, of those of high resolution.
@@ -56,41 +59,40 @@ def evaluate_folders(
     Raises:
         EvaluateError: nothing is left to compare, or no pictures fit; the message names the folder or the file.
 
-    Stems that are not in every folder are left out and named, and so are pairs that cannot be read or do not fit: for
+    Names that are not in every folder are left out and said, and so are pairs that cannot be read or do not fit: for
     all of `fused`, so that their means are of the same pairs.
     """
     folders = {"a": a, "b": b, **({"target": target} if target else {})}
     folders |= {f"fused {name}": url for name, url in fused.items()}
-    listed = {name: _stems(url) for name, url in folders.items()}
-    shared = sorted(set.intersection(*(set(stems) for stems in listed.values())))
-    if not shared:
-        counts = ", ".join(f"{name} {len(stems)}" for name, stems in listed.items())
-        raise EvaluateError(f"no file stem is in every folder (pictures found: {counts})")
-    left_out = sorted(set.union(*(set(stems) for stems in listed.values())) - set(shared))
+    stores = {name: Store(url) for name, url in folders.items()}
+    try:
+        pairs, alone = pair_folders(stores)
+    except FoldersError as error:
+        raise EvaluateError(str(error)) from None
     scorer, means = scorer_for(task, metrics=metrics, floor=floor, sensor=sensor), Means()
     failed: list[str] = []
-    for done, stem in enumerate(shared, start=1):
+    for done, names in enumerate(pairs, start=1):
         try:
             if task in SHARPENING_TASKS:
-                _check_rasters([(Store(folders[name]), stems[stem]) for name, stems in listed.items()])
-            pictures = {name: _read(folders[name], stems[stem], scale) for name, stems in listed.items()}
-            scene = Scene(stem, (pictures.pop("a"), pictures.pop("b")), pictures.pop("target", None))
+                _check_rasters([(store, names[name]) for name, store in stores.items()])
+            pictures = {name: _read(store, names[name], scale) for name, store in stores.items()}
+            scene = Scene(
+                os.path.splitext(names["a"])[0], (pictures.pop("a"), pictures.pop("b")), pictures.pop("target", None)
+            )
             means.add(scorer(scene, {name.removeprefix("fused "): picture for name, picture in pictures.items()}))
         except EvaluateError as error:
             failed.append(str(error))
         if on_scene:
-            on_scene(done, len(shared))
-    if len(failed) == len(shared):
+            on_scene(done, len(pairs))
+    if len(failed) == len(pairs):
         raise EvaluateError(failed[0])
-    return Table(means.parts(scorer.undefined), tuple(left_out), "not in every folder", tuple(failed))
+    # What several files lack is said once.
+    left_out = tuple(dict.fromkeys(_words(one) for one in alone))
+    return Table(means.parts(scorer.undefined), left_out, "not in every folder", tuple(failed))
 
 
-def _stems(url: str) -> dict[str, str]:
-    store = Store(url)
-    if not store.isdir():
-        raise EvaluateError(f"{store.url} is not a folder")
-    names = [name for name in store.files(deep=False) if name.rpartition(".")[2].lower() in EXTENSIONS]
-    return {name.rpartition(".")[0]: name for name in names}
+def _words(one: Unpaired) -> str:
+    return one.reason if one.reason.startswith(("no ", "one of ")) else f"{printable(one.name)}: {one.reason}"
 
 
 def _check_rasters(files: Sequence[tuple[Store, str]]) -> None:
@@ -105,8 +107,7 @@ def _check_rasters(files: Sequence[tuple[Store, str]]) -> None:
         raise EvaluateError(f"{error}: cut all pictures to ground that all cover") from None
 
 
-def _read(url: str, name: str, scale: float | None) -> Picture:
-    store = Store(url)
+def _read(store: Store, name: str, scale: float | None) -> Picture:
     try:
         return Picture(store.join(name), decode(store.read(name)), scale)
     except ImageError as error:

@@ -7,6 +7,7 @@ skipped with its reason; the others go on.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -38,8 +39,7 @@ from rwkvfusion.pipelines.fuse_writer import (
     Skipped,
     Task,
 )
-from rwkvfusion.stages.layouts import Layout, Place
-from rwkvfusion.stages.pairing import Found, is_picture, pair_files
+from rwkvfusion.stages.folder_pairs import FoldersError, pair_folders
 from rwkvfusion.stages.reading import check_orientation, open_picture
 from rwkvfusion.stages.sample import Sample, SampleFormatError
 from rwkvfusion.stages.shards import unpack
@@ -110,32 +110,25 @@ def fuse_folders(
     on_picture: OnPicture | None = None,
     output: Output = Output(),  # noqa: B008
 ) -> FuseSummary:
-    """Fuse the pictures of `folders` (role -> URL), paired by stem, to `{out}/{stem}.{format}`.
+    """Fuse the pictures of `folders` (role -> URL), paired by name (see `pair_folders`), to `{out}/{stem}.{format}`.
 
-    Stems may differ in case. Files that pair with nothing are skipped with the reason. FuseError where the roles are
+    Files that pair with nothing are skipped with the reason. FuseError where the roles are
     not the model's, a folder is not there, or no two stems fit.
     """
     places = model.fuser.config.places
     roles = [role for names in places for role in names if role in folders]
     if len(roles) != len(places) or set(roles) != set(folders):
         raise FuseError(f"this model fuses {' + '.join(model.fuser.config.roles)}, not {' + '.join(folders)}")
-    found = []
-    for role in roles:
-        store = Store(folders[role])
-        if not store.isdir():
-            raise FuseError(f"{role}: {store.url} is not a folder")
-        names = [name for name in store.files(deep=False) if is_picture(name)]
-        found += [Found(f"{role}/{name}", Place(role), "", "", name.rpartition(".")[0]) for name in names]
-    layout = Layout(model.fuser.config.task, tuple(Place(role) for role in roles))
-    pairs, alone = pair_files(layout, found)
-    if not pairs:
-        counts = ", ".join(f"{sum(f.place.role == role for f in found)} {role}" for role in roles)
-        raise FuseError(f"no two pictures have the same name before the dot (there are {counts})")
+    stores = {role: Store(folders[role]) for role in roles}
+    try:
+        pairs, alone = pair_folders(stores)
+    except FoldersError as error:
+        raise FuseError(str(error)) from None
     tasks = []
-    for pair in sorted(pairs, key=lambda pair: pair.name):
-        files = {role: (Store(folders[role]), name.partition("/")[2]) for role, name in pair.files.items()}
-        tasks.append(_task(model, files[roles[0]][1].rpartition(".")[0], files))
-    skipped = [Skipped(one.name, one.reason) for one in sorted(alone, key=lambda one: one.name)]
+    for pair in pairs:
+        files = {role: (stores[role], name) for role, name in pair.items()}
+        tasks.append(_task(model, os.path.splitext(pair[roles[0]])[0], {role: files[role] for role in roles}))
+    skipped = [Skipped(one.name, one.reason) for one in alone]
     return PictureWriter(model, Store(out), guidance, output).run(tasks, len(tasks) + len(skipped), on_picture, skipped)
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
@@ -201,7 +201,9 @@ class Match:
 
 def pair_files(layout: Layout, found: Sequence[Found]) -> tuple[list[Match], list[Unpaired]]:
     """Match files by equal names, then those that are left by names equal but for case and composition."""
-    groups, unpaired = group_files([file for file in found if file.place.role not in EXTRAS], layout)
+    groups, unpaired = group_files(
+        [file for file in found if file.place.role not in EXTRAS], layout.modalities, layout.required
+    )
     extras = _Extras(layout, found, groups)
     matches = []
     for group in groups:
@@ -211,8 +213,13 @@ def pair_files(layout: Layout, found: Sequence[Found]) -> tuple[list[Match], lis
     return matches, unpaired + extras.left()
 
 
-def group_files(files: Sequence[Found], layout: Layout) -> tuple[list[list[Found]], list[Unpaired]]:
-    """The files of each pair, and those of none: with no partner, or with several that could be it."""
+def group_files(
+    files: Sequence[Found], roles: Sequence[str], required: Collection[str]
+) -> tuple[list[list[Found]], list[Unpaired]]:
+    """The files of each pair, and those of none: with no partner, or with several that could be it.
+
+    A pair has two of `roles` or more, and all that are `required`.
+    """
     left = list(files)
     groups: list[list[Found]] = []
     unpaired: list[Unpaired] = []
@@ -222,15 +229,15 @@ def group_files(files: Sequence[Found], layout: Layout) -> tuple[list[list[Found
             by_name[common(file)].append(file)
         left = []
         for group in by_name.values():
-            roles = Counter(file.place.role for file in group)
-            if max(roles.values()) > 1:
+            counts = Counter(file.place.role for file in group)
+            if max(counts.values()) > 1:
                 unpaired += [Unpaired(name=file.name, reason=_ambiguous(group)) for file in group]
-            elif layout.required <= roles.keys() and len(roles) > 1:
+            elif counts.keys() >= set(required) and len(counts) > 1:
                 groups.append(group)
             elif common is Found.exact:
                 left += group
             else:
-                unpaired += [Unpaired(name=file.name, reason=_alone(layout, group)) for file in group]
+                unpaired += [Unpaired(name=file.name, reason=_alone(roles, required, group)) for file in group]
     return groups, unpaired
 
 
@@ -240,10 +247,10 @@ def _ambiguous(group: Sequence[Found]) -> str:
     return f"one of several files of a modality with the same name ({names}): which belong together cannot be told"
 
 
-def _alone(layout: Layout, group: Sequence[Found]) -> str:
-    roles = {file.place.role for file in group}
-    missing = [role for role in layout.modalities if role in layout.required - roles]
-    missing = missing or [role for role in layout.modalities if role not in roles]
+def _alone(roles: Sequence[str], required: Collection[str], group: Sequence[Found]) -> str:
+    there = {file.place.role for file in group}
+    lacking = [role for role in roles if role not in there]
+    missing = [role for role in lacking if role in required] or lacking
     return f"no {' or '.join(missing)} picture of the name {group[0].stem!r}"
 
 

@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_named(model: str, dataset: str, tmp_path: Path) ->
     assert re.search(r"small/x\.png is 60x48 of 3 bands, but must be 64x48 of 1 or 3 bands.*a/x\.png is 64x48",
                      run(*ours, "--fused", f"f={folders['small']}", code=1))  # fmt: skip
     assert "small/x.png is 60x48" in run("--a", folders["a"], "--b", folders["small"], code=1)
-    assert "no file stem is in every folder (pictures found: a 1, b 1, fused f 1)" in run(
+    assert "no picture has the same name before the dot in every folder (there are 1 a, 1 b, 1 fused f)" in run(
         *ours, "--fused", f"f={folders['y']}", code=1
     )
     assert "'mean' is the name of a line" in run(*ours, "--fused", f"mean={folders['a']}", code=1)

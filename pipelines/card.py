@@ -44,6 +44,8 @@ def describe_dataset(job: Job, manifests: Sequence[Manifest]) -> dict[str, Any]:
         "ignored": dict(sorted(Counter(one.reason for one in job.ignored).items())),
         "assumed": [{"name": one.name, "what": one.what} for one in job.assumed],
         "left_out": job.n_left_out,
+        "own_captions": job.n_own_captions,
+        "planned_pairs": job.n_pairs,
         "stages": [stage.identity() for stage in job.stages],
         "recipe": job.recipe.model_dump(mode="json", exclude={"ray", "output"}),
         "package_version": package_version(),
@@ -73,6 +75,15 @@ def _masks(job: Job) -> str:
     if job.recipe.segment.method == "annotation":
         return "Masks are the dataset's own annotation; a pair without one has no objects."
     return "Masks come from the dataset's own annotation where a pair has one, else from the stages above."
+
+
+def _captions(facts: Mapping[str, Any]) -> str:
+    own, planned = facts["own_captions"], facts["planned_pairs"]
+    if not own:
+        return "Captions come from the stage above."
+    rest = "" if own == planned else " The others come from the stage above."
+    of = f"Of {planned} planned pairs {own} have a caption file of the dataset's own, which is used unless it is empty:"
+    return f"{of} then `captions` in `meta.json` is empty.{rest}"
 
 
 def _assumed(facts: Mapping[str, Any]) -> str:
@@ -119,6 +130,7 @@ The pictures are the source's own bytes; its licence holds for them.
 {stages}
 
 {_masks(job)}
+{_captions(facts)}
 {"The built-in methods measure the pictures; they do not recognise objects." if measured else ""}
 
 ## Left out

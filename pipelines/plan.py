@@ -106,6 +106,11 @@ class Job:
         return tuple(name for name in self.committed if name not in planned)
 
     @property
+    def n_own_captions(self) -> int:
+        """Pairs with a caption file of the dataset's own."""
+        return sum(pair.caption is not None for shard in self.shards for pair in shard.pairs)
+
+    @property
     def n_pairs(self) -> int:
         return sum(len(shard.pairs) for shard in self.shards)
 

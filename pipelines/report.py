@@ -32,6 +32,7 @@ def plan_facts(job: Job) -> dict[str, Any]:
         "ignored": dict(Counter(one.reason for one in job.ignored)),
         "assumed": [{"name": one.name, "what": one.what} for one in job.assumed],
         "left_out": job.n_left_out,
+        "own_captions": job.n_own_captions,
     }
 
 
@@ -47,6 +48,8 @@ def plan_lines(job: Job) -> list[str]:
     kept = [f"{stage} of {count}" for stage, count in facts["kept"].items() if count]
     if kept:
         lines.append(f"kept from before, by stage, in shards: {', '.join(kept)}")
+    if facts["own_captions"]:
+        lines.append(f"captions of the dataset's own: of {facts['own_captions']} pairs")
     if job.recipe.prompts != "auto" and not any("prompts" in stage["config"] for stage in facts["stages"]):
         lines.append("prompts have no effect: no stage looks for objects by words (guidance=full does)")
     if job.stale:

@@ -228,6 +228,8 @@ def _captions(sample: Sample, total: int, width: int) -> Pil.Image:
     face, n = font(_size(width)), len(sample.images)
     room = (total - GAP * (n - 1)) // n
     texts = {caption.role: clean(caption.text) for caption in sample.captions}
+    if sample.own_caption:
+        return _caption("the dataset's own caption", clean(sample.own_caption), total, face)
     blocks = [_caption(f"{role}: caption", texts.get(role, ""), room, face) for role in sample.roles]
     parts = [_beside(blocks)]
     joined = clean(sample.caption or "")

@@ -72,9 +72,11 @@ class StageCache:
 
 
 def content_digest(sample: Sample) -> str:
-    """Hex SHA-256 of what a sample is made from: its pictures with what they declare, its annotation, their roles."""
+    """Hex SHA-256 of what a sample is made from: its pictures with what they declare, its annotation, their roles, and
+    its own caption."""
     pictures: list[list[Any]] = [
         [image.role, image.sha256, *([] if image.declared is None else [image.declared])] for image in sample.images
     ]
     annotation = sample.annotation.sha256 if sample.annotation else None
-    return hashlib.sha256(json.dumps([pictures, annotation]).encode()).hexdigest()
+    own = [] if sample.own_caption is None else [sample.own_caption]
+    return hashlib.sha256(json.dumps([pictures, annotation, *own]).encode()).hexdigest()

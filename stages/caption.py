@@ -37,7 +37,7 @@ class CaptionConfig(StageConfig):
 class BuiltinCaption(Stage[CaptionConfig]):
     """Fills `captions` and `caption`: brightness, contrast, sharpness, colour, and where the detections lie.
 
-    It says what was measured and nothing else: it does not recognise objects.
+    It says what was measured and nothing else: it does not recognise objects. A dataset's own caption stays.
     """
 
     name = "caption"
@@ -52,7 +52,7 @@ class BuiltinCaption(Stage[CaptionConfig]):
         cv2.setNumThreads(1)
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        return [self._caption(sample) for sample in samples]
+        return [self._caption(sample) if sample.own_caption is None else sample for sample in samples]
 
     def _caption(self, sample: Sample) -> Sample:
         captions = tuple(

@@ -108,9 +108,11 @@ class FlorenceCaption(ModelStage[FlorenceCaptionConfig]):
         self.florence = _Florence(self)
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        wanted = [(sample, image) for sample in samples for image in self._captioned(sample)]
+        bare = [sample for sample in samples if sample.own_caption is None]
+        wanted = [(sample, image) for sample in bare for image in self._captioned(sample)]
         prompts = [self.config.prompt] * len(wanted)
-        answers = self.florence.ask([rgb(image) for _, image in wanted], prompts, self.config.prompt)
+        pictures = [rgb(image) for _, image in wanted]
+        answers = self.florence.ask(pictures, prompts, self.config.prompt) if wanted else []
         said: dict[str, list[Caption]] = {sample.key: [] for sample in samples}
         for (sample, image), answer in zip(wanted, answers, strict=True):
             said[sample.key].append(Caption(role=image.role, text=answer))
@@ -119,6 +121,8 @@ class FlorenceCaption(ModelStage[FlorenceCaptionConfig]):
                 captions=tuple(said[sample.key]),
                 caption=" ".join(dict.fromkeys(caption.text for caption in said[sample.key] if caption.text)),
             )
+            if sample.own_caption is None
+            else sample
             for sample in samples
         ]
 

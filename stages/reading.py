@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -15,6 +17,9 @@ from rwkvfusion.infra.tiff import declared_white
 from rwkvfusion.infra.units import Scale, UnitError, option_scale, unit_of
 from rwkvfusion.stages.listing import is_of_the_file, unreadable
 from rwkvfusion.stages.sample import Image
+
+MAX_CAPTION = 10_000
+"""Characters of a caption of the dataset's own."""
 
 
 class RefusedError(RwkvFusionError):
@@ -36,17 +41,40 @@ class Picture:
 
 def read_picture(store: Store, role: str, name: str, *, follow_links: bool) -> Picture:
     """RefusedError where this file cannot be used, StorageError where the store does not answer."""
+    data = _read(store, name, follow_links=follow_links)
+    try:
+        return open_picture(role, name, data)
+    except ImageError as error:
+        raise RefusedError("unreadable", f"{printable(name)}: {error}") from None
+
+
+def read_caption(store: Store, name: str, *, follow_links: bool) -> str | None:
+    """The text of the file `name`, its lines and words joined by single spaces; None where it holds none.
+
+    UTF-8, with or without a byte order mark, or UTF-16 with one. Errors as of `read_picture`.
+    """
+    data, shown = _read(store, name, follow_links=follow_links), printable(name)
+    try:
+        text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise RefusedError("unreadable", f"{shown} is not text in UTF-8: save it as such") from None
+    caption = " ".join(text.split())
+    if len(caption) > MAX_CAPTION:
+        raise RefusedError("unreadable", f"{shown} has {len(caption)} characters, a caption {MAX_CAPTION} at most")
+    if any(unicodedata.category(c) == "Cc" for c in caption):
+        raise RefusedError("unreadable", f"{shown} holds control characters, which are no text")
+    return caption or None
+
+
+def _read(store: Store, name: str, *, follow_links: bool) -> bytes:
     shown = printable(name)
     trouble = unreadable(store, name, follow_links=follow_links)
     if trouble:
         raise RefusedError("unreadable", f"{shown} {trouble}")
     try:
-        data = store.read(name)
-        return open_picture(role, name, data)
+        return store.read(name)
     except MissingError:
         raise RefusedError("missing", f"{shown} is gone: it was there when the source was listed") from None
-    except ImageError as error:
-        raise RefusedError("unreadable", f"{shown}: {error}") from None
     except StorageError as error:
         if is_of_the_file(error, store):
             raise RefusedError("unreadable", printable(str(error))) from None

@@ -231,6 +231,11 @@ class Sample(_Part):
         """The modalities' names, in order."""
         return tuple(image.role for image in self.images)
 
+    @property
+    def own_caption(self) -> str | None:
+        """The caption that the dataset itself has: one that was made is of modalities (`captions`)."""
+        return None if self.captions else self.caption
+
     def image(self, role: str) -> Image:
         """The modality called `role`; KeyError where there is none."""
         for image in self.images:

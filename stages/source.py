@@ -30,7 +30,15 @@ from rwkvfusion.stages.pairing import (
     make_keys,
     pair_files,
 )
-from rwkvfusion.stages.reading import Picture, RefusedError, check_pictures, declare, declare_target, read_picture
+from rwkvfusion.stages.reading import (
+    Picture,
+    RefusedError,
+    check_pictures,
+    declare,
+    declare_target,
+    read_caption,
+    read_picture,
+)
 from rwkvfusion.stages.sample import Image, Sample, SampleError, Task
 from rwkvfusion.stages.scene_plan import FULL, ScenePlanner
 from rwkvfusion.stages.sequences import pair_sequences, read_exposures
@@ -142,6 +150,16 @@ class Source:
 
         Raises StorageError where the store does not answer.
         """
+        sample = self._read(ref)
+        if ref.caption is None or sample.error is not None:
+            return sample
+        try:
+            text = read_caption(self.store, ref.caption, follow_links=self.config.follow_links)
+            return sample.replace(caption=text)
+        except RefusedError as refused:
+            return sample.failed(STAGE, refused.kind, str(refused))
+
+    def _read(self, ref: PairRef) -> Sample:
         pictures: list[Picture] = []
         extras: dict[str, Picture] = {}
         error = None

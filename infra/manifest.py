@@ -16,7 +16,15 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    model_serializer,
+)
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.storage import MissingError, RefusedError, StorageError, Store, sha256
@@ -52,6 +60,15 @@ class StageRecord(BaseModel):
     fingerprint: str
     seconds: float = Field(ge=0, allow_inf_nan=False)
     made: int | None = Field(default=None, ge=0, description="samples it ran on; what it made of the rest was kept")
+    narrow: dict[str, int] = Field(
+        default={},
+        description="of the source: by role, pictures that use little of their 16 bits, undeclared",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Proofs of pictures in which nothing is narrow stay as readers of before the field know them.
+        return {name: value for name, value in dump(self).items() if name != "narrow" or value}
 
 
 class Quarantined(BaseModel):
@@ -100,6 +117,11 @@ class Manifest(BaseModel):
     def reasons(self) -> Counter[str]:
         """Count of quarantined samples by kind."""
         return Counter(q.kind for q in self.quarantined)
+
+    @property
+    def narrow(self) -> Counter[str]:
+        """By role, pictures that use little of their 16 bits while nothing declares their scale."""
+        return sum((Counter(stage.narrow) for stage in self.stages), Counter[str]())
 
     def proves_same(self, other: Manifest) -> bool:
         """Whether `other` stands for the same shard, whatever it took to make it."""

@@ -103,11 +103,11 @@ Scales = Annotated[dict[str, float | tuple[float, float] | str], PlainValidator(
 
 
 def narrow_words(subject: str, verb: str, parts: Sequence[float], option: str) -> str:
-    """The sentence that warns of `parts` that `narrow_use` found."""
-    low, high = (f"{100 * part:.2g}" for part in (min(parts), max(parts)))
-    range_ = low if low == high else f"{low} to {high}"
+    """The sentence that warns of what `narrow_use` found: `parts` where they are known."""
+    ends = dict.fromkeys(f"{100 * part:.2g}" for part in (min(parts), max(parts))) if parts else {}
+    range_ = f"{' to '.join(ends)} %" if ends else "a small part"
     return (
-        f"{subject} {verb} {range_} % of the range of 16 bits, and nothing declares their scale, so that the largest"
+        f"{subject} {verb} {range_} of the range of 16 bits, and nothing declares their scale, so that the largest"
         f" value of 16 bits counts as 1, and they are dark or flat: {option}"
     )
 

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from rwkvfusion.infra.codec import decode, decode_indices
+from rwkvfusion.infra.codec import decode_indices
+from rwkvfusion.model.encoded import COLUMN, fuse_encoded
 from rwkvfusion.model.fuser import Fuser, FuserError
 from rwkvfusion.model.pixels import encode_picture
 
@@ -30,7 +31,7 @@ class FuserModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Encoded pictures in the columns of their roles, optional `mask` and `text`, to the column `fused`."""
+        """Encoded pictures in the columns of their roles, optional `mask`, `text`, `scale`, to the column `fused`."""
         rows = [self._fuse(row) for row in model_input.to_dict("records")]
         return pd.DataFrame({"fused": pd.Series(rows, dtype=object)})
 
@@ -40,10 +41,13 @@ class FuserModel(PythonModel):
             str(name): bytes(cell) for name, cell in row.items() if isinstance(cell, bytes | bytearray | memoryview)
         }
         mask, text = given.pop("mask", None), given.pop("text", None)
-        fused = self.fuser.fuse(
-            {role: decode(data) for role, data in given.items()},
+        scale = row.get(COLUMN)
+        fused = fuse_encoded(
+            self.fuser,
+            given,
             None if mask is None else decode_indices(mask),
             None if text is None else _text(text),
+            scale if isinstance(scale, str) else None,
         )
         return encode_picture(fused)[0]
 

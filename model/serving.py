@@ -1,7 +1,8 @@
 """The model in MLflow's registry: logging a fuser as a version of it, and finding the fuser behind a URI.
 
 The pyfunc takes one row a pair: binary columns named by the roles (encoded pictures), optionally `mask` (PNG of object
-indices) and `text` (.npy of float16 (tokens, width)). It gives one binary column `fused`: PNG, or TIFF for more bands.
+indices), `text` (.npy of float16 (tokens, width)) and `scale` (text, see `model.encoded`). It gives one binary column
+`fused`: PNG, or TIFF for more bands.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rwkvfusion.infra.provenance import commit
 from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.infra.tracking import TrackingError, tracking_uri, using
+from rwkvfusion.model.encoded import COLUMN as SCALE
 from rwkvfusion.model.fuser import CONFIG, WEIGHTS, Fuser, FuserConfig
 
 if TYPE_CHECKING:
@@ -189,6 +191,7 @@ def _signature(config: FuserConfig) -> ModelSignature:
 
     columns = [ColSpec("binary", role, required=len(names) == 1) for names in config.places for role in names]
     guidance = [ColSpec("binary", name, required=False) for name in ("mask", "text")]
+    guidance.append(ColSpec("string", SCALE, required=False))
     return ModelSignature(Schema([*columns, *guidance]), Schema([ColSpec("binary", "fused")]))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rwkvfusion.infra.manifest import Manifest
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import sha256
+from rwkvfusion.pipelines.narrow import narrow_lines, narrow_of, scale_setting
 from rwkvfusion.pipelines.plan import Job
 from rwkvfusion.pipelines.prepare_recipe import METHODS
 from rwkvfusion.stages.sample import SCHEMA_VERSION
@@ -40,6 +41,7 @@ def describe_dataset(job: Job, manifests: Sequence[Manifest]) -> dict[str, Any]:
         "shards": [manifest.shard for manifest in manifests],
         "bytes": sum(manifest.size for manifest in manifests),
         "quarantined": dict(sorted(reasons.items())),
+        "narrow": narrow_of(manifests),
         "unpaired": [{"name": u.name, "reason": u.reason} for u in job.unpaired],
         "ignored": dict(sorted(Counter(one.reason for one in job.ignored).items())),
         "assumed": [{"name": one.name, "what": one.what} for one in job.assumed],
@@ -96,6 +98,11 @@ def _assumed(facts: Mapping[str, Any]) -> str:
     )
 
 
+def _narrow(facts: Mapping[str, Any]) -> str:
+    lines = narrow_lines(facts["narrow"], scale_setting(facts["task"]))
+    return "\n## Values\n\n" + "".join(f"- {line}\n" for line in lines) if lines else ""
+
+
 BUILTIN = frozenset(METHODS["builtin"].values())
 _TASKS = {
     "vif": "visible-infrared fusion",
@@ -140,7 +147,7 @@ Quarantined pairs (files and reasons in `_quarantine/` and the manifests):
 
 Files that pair with nothing: {len(facts["unpaired"])} (named in `dataset.json`).
 Pairs that the recipe's choice of splits leaves out: {facts["left_out"]}.
-{_assumed(facts)}
+{_assumed(facts)}{_narrow(facts)}
 ## Reading it
 
 Each sample is `KEY.ROLE.EXT` for each modality, `KEY.caption.txt`, `KEY.mask.png` (uint8 object indices,

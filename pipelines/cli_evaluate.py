@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from rwkvfusion.pipelines.cli_options import ALLOW_INCOMPLETE, check_form, is_given
+from rwkvfusion.infra.units import Scale
+from rwkvfusion.pipelines.cli_options import ALLOW_INCOMPLETE, check_form, is_given, scales_of
 
 # As in cli.py: what is heavy is imported when the command runs.
 
@@ -18,7 +19,7 @@ _TASKS = ("vif", "mif", "mef", "mff", "pansharpening", "hmif")
 _IN_URI = frozenset("/:")
 _FOLDERS, _DATASET = "folders", "a dataset"
 _USED = {
-    _FOLDERS: ("folder_a", "folder_b", "fused", "target", "task", "scale"),
+    _FOLDERS: ("folder_a", "folder_b", "fused", "target", "task", "scales"),
     _DATASET: ("dataset", "models", "name", "splits", "limit", "allow_incomplete", "tracking_uri"),
 }
 
@@ -33,9 +34,12 @@ _USED = {
 @click.option("--task", type=click.Choice(_TASKS), default="vif", show_default=True, help="What the folders hold.")
 @click.option(
     "--scale",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="VALUE",
-    help="Of folders: the value that counts as 1, e.g. 2047 for 11 bit.  [default: the largest of the type]",
+    "scales",
+    multiple=True,
+    callback=scales_of,
+    metavar="[ROLE=]SCALE",
+    help="Of folders, as in `fuse`: e.g. 2047, ms=2047, b=20000-24000; ROLE may also be a, b, target or fused."
+    "  [default: what the file declares, the largest of the type]",
 )
 @click.option("--dataset", metavar="URL", help="A prepared dataset whose samples the models fuse.")
 @click.option(
@@ -73,7 +77,7 @@ def evaluate(
     fused: tuple[str, ...],
     target: str | None,
     task: str,
-    scale: float | None,
+    scales: dict[str, Scale],
     dataset: str | None,
     models: tuple[str, ...],
     name: str,
@@ -139,7 +143,7 @@ def evaluate(
         with Bar("evaluate", 0, "pair") as bar:
             bar.reach(0)
             table = evaluate_folders(
-                folder_a, folder_b, folders, task=task, target=target, scale=scale, sensor=sensor, on_scene=bar.of
+                folder_a, folder_b, folders, task=task, target=target, scale=scales, sensor=sensor, on_scene=bar.of
             )
     else:
         raise click.UsageError("give either --a DIR and --b DIR, or --dataset URL")

@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from rwkvfusion.infra.codec import ImageError, decode
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.storage import Store
+from rwkvfusion.infra.tiff import declared_white
+from rwkvfusion.infra.units import Scale
 from rwkvfusion.model.config import SHARPENING_TASKS
 from rwkvfusion.model.metrics import METRICS
 from rwkvfusion.pipelines.evaluate_luma import LumaScorer, baselines
 from rwkvfusion.pipelines.evaluate_scene import EvaluateError, Picture, Scene, Scorer
 from rwkvfusion.pipelines.evaluate_table import Means, Table, table_lines
+from rwkvfusion.pipelines.evaluate_units import FolderUnits
 from rwkvfusion.stages.folder_pairs import FoldersError, pair_folders
 from rwkvfusion.stages.pairing import Unpaired
 
@@ -43,7 +46,7 @@ def evaluate_folders(
     floor: bool = True,
     task: str = "vif",
     target: str | None = None,
-    scale: float | None = None,
+    scale: Scale | Mapping[str, Scale] | None = None,
     sensor: str = "generic",
     on_scene: OnScene | None = None,
 ) -> Table:
@@ -53,7 +56,9 @@ def evaluate_folders(
         a: URL of the first sources; of a sharpening task, of those of high resolution.
         b: URL of the second sources, or of those of low resolution.
         target: URL of the true fused pictures, where there are any.
-        scale: the value that counts as 1 in all pictures; None for the largest of their types.
+        scale: what is declared of the values (see `infra.units`), of all or by name: a, b, target, fused, or the roles
+            of the task. Else what a file declares, or the largest of its type, counts. Fused pictures and targets have
+            the unit of the first source, of a sharpening task of the second, unless they are given their own.
         sensor: see `infra.mtf`.
 
     Raises:
@@ -69,13 +74,14 @@ def evaluate_folders(
         pairs, alone = pair_folders(stores)
     except FoldersError as error:
         raise EvaluateError(str(error)) from None
+    units = FolderUnits(task, scale)
     scorer, means = scorer_for(task, metrics=metrics, floor=floor, sensor=sensor), Means()
     failed: list[str] = []
     for done, names in enumerate(pairs, start=1):
         try:
             if task in SHARPENING_TASKS:
                 _check_rasters([(store, names[name]) for name, store in stores.items()])
-            pictures = {name: _read(store, names[name], scale) for name, store in stores.items()}
+            pictures = units.of({name: _read(store, names[name]) for name, store in stores.items()})
             scene = Scene(
                 os.path.splitext(names["a"])[0], (pictures.pop("a"), pictures.pop("b")), pictures.pop("target", None)
             )
@@ -107,8 +113,10 @@ def _check_rasters(files: Sequence[tuple[Store, str]]) -> None:
         raise EvaluateError(f"{error}: cut all pictures to ground that all cover") from None
 
 
-def _read(store: Store, name: str, scale: float | None) -> Picture:
+def _read(store: Store, name: str) -> Picture:
+    """A picture with what its file declares."""
+    data = store.read(name)
     try:
-        return Picture(store.join(name), decode(store.read(name)), scale)
+        return Picture(store.join(name), decode(data), declared_white(data))
     except ImageError as error:
         raise EvaluateError(f"{printable(store.join(name))}: {error}") from None

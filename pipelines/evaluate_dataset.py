@@ -108,7 +108,7 @@ def evaluate_dataset(
                 )
             try:
                 fused = {name: _fuse(name, fuser, sample) for name, fuser in models.items()}
-                means.add(scorer(_scene(sample), fused))
+                means.add(scorer(_scene(_agreed(models, sample)), fused))
             except EvaluateError as error:
                 failed.append(str(error))
         if on_scene:
@@ -129,6 +129,13 @@ def _samples(chosen: Chosen) -> Iterator[Sample]:
             raise EvaluateError(f"{error} (see `rwkvfusion verify {chosen.store.url} --deep`)") from None
 
 
+def _agreed(models: Mapping[str, Fuser], sample: Sample) -> Sample:
+    """The sample with what the models have for undeclared values, where all have the same."""
+    seen = [fuser.with_units(sample) for fuser in models.values()]
+    declared = {tuple(image.declared for image in one.images) for one in seen}
+    return seen[0] if len(declared) == 1 else sample
+
+
 def _scene(sample: Sample) -> Scene:
     target = None if sample.target is None else _picture(sample.key, sample.target)
     return Scene(sample.key, tuple(_picture(sample.key, image) for image in sample.images), target)
@@ -137,20 +144,15 @@ def _scene(sample: Sample) -> Scene:
 def _picture(key: str, image: Image) -> Picture:
     name = f"{key}.{image.role}"
     try:
-        return Picture(name, decode(image.data), image.scale)
+        return Picture(name, decode(image.data), image.declared)
     except ImageError as error:
         raise EvaluateError(f"{name}: {error}") from None
 
 
 def _fuse(name: str, fuser: Fuser, sample: Sample) -> Picture:
     try:
+        sample = fuser.with_units(sample)
         values = fuser.fuse_sample(sample)
     except RwkvFusionError as error:
         raise EvaluateError(f"{name} cannot fuse {sample.key}: {error}") from None
-    return Picture(f"{sample.key} by {name}", values, _scale_of_fused(fuser, sample))
-
-
-def _scale_of_fused(fuser: Fuser, sample: Sample) -> float | None:
-    """A fused picture is on the scale of the first modality, or of the one that is sharpened."""
-    names = fuser.config.places[fuser.network.config.residual or 0]
-    return next(image.scale for image in sample.images if image.role in names)
+    return Picture(f"{sample.key} by {name}", values, sample.image(fuser.fused_like(sample.roles)).declared)

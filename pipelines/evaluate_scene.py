@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.units import Scale, Unit, UnitError, unit_of
 
 
 class EvaluateError(RwkvFusionError):
@@ -17,27 +19,40 @@ class EvaluateError(RwkvFusionError):
 
 @dataclass(frozen=True)
 class Picture:
-    """Decoded values (H, W, C), the value that counts as 1 (None: the largest of their type), and a name for errors."""
+    """Decoded values (H, W, C), what is declared of them (None: the largest of their type is 1), a name for errors."""
 
     name: str
     values: np.ndarray
-    scale: float | None = None
+    scale: Scale | None = None
+
+    @cached_property
+    def measure(self) -> Unit:
+        """The values that count as 0 and as 1; EvaluateError where there are none."""
+        try:
+            # Without a scale floats may be anything to the metrics that do not ask for 0-1.
+            undeclared = self.scale is None and self.values.dtype.kind == "f"
+            return Unit(1.0) if undeclared else unit_of(self.values, self.scale)
+        except UnitError as error:
+            raise EvaluateError(f"{printable(self.name)} holds {error}") from None
 
     @property
     def peak(self) -> float:
-        """The value that counts as 1."""
-        if self.scale is not None:
-            return self.scale
-        return 1.0 if self.values.dtype.kind == "f" else float(np.iinfo(self.values.dtype).max)
+        """From the value that counts as 0 to that which counts as 1."""
+        return self.measure.span
 
     @property
     def unit(self) -> np.ndarray:
         """The values as `model.metrics` takes them: as they are without a scale, else floats on 0-1."""
-        return self.values if self.scale is None else np.clip(self.values / self.scale, 0.0, 1.0)
+        if self.scale is None:
+            return self.values
+        return np.clip((self.values - self.measure.black) / self.measure.span, 0.0, 1.0)
 
     def in_units_of(self, other: Picture) -> np.ndarray:
-        """The values, on the scale of `other`."""
-        return self.values if self.peak == other.peak else self.values * (other.peak / self.peak)
+        """The values, in the unit of `other`."""
+        own, wanted = self.measure, other.measure
+        if (own.black, own.white) == (wanted.black, wanted.white):
+            return self.values
+        return (self.values - own.black) * (wanted.span / own.span) + wanted.black
 
     @property
     def size(self) -> str:

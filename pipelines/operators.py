@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -90,7 +91,15 @@ class ReadPairs:
             samples = self._read(refs, tell) if tries < TRIES else self._one_by_one(refs)
             tell(len(refs))
             self.attempts.end(row["shard"])
-            record = StageRecord(stage="source", identity={}, fingerprint="", seconds=_since(start), made=len(samples))
+            narrow, self.source.narrow = dict(self.source.narrow), Counter()
+            record = StageRecord(
+                stage="source",
+                identity={},
+                fingerprint="",
+                seconds=_since(start),
+                made=len(samples),
+                narrow=narrow,
+            )
             out.append(_row(row, samples, record))
         return pa.Table.from_pylist(out, schema=_ROW)
 

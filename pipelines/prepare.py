@@ -13,7 +13,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +29,7 @@ from rwkvfusion.infra.manifest import QUARANTINE, Manifest, StageRecord, clear_o
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.card import finish_dataset
 from rwkvfusion.pipelines.cluster import Cluster, ClusterError, connect
+from rwkvfusion.pipelines.narrow import narrow_of, scale_setting
 from rwkvfusion.pipelines.operators import READ, CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.packing import Pool, packing_lines
 from rwkvfusion.pipelines.plan import Job
@@ -64,6 +65,9 @@ class Outcome:
     unpaired: int
     seconds: float
     exit_code: int
+    narrow: dict[str, int] = field(default_factory=dict)
+    """By role, pictures that use little of their 16 bits while nothing declares their scale."""
+    scale_setting: str = "source.scale"
 
 
 def retire(store: Store, manifest: Manifest) -> None:
@@ -125,6 +129,8 @@ def _prepare(
         unpaired=len(job.unpaired),
         seconds=time.perf_counter() - start,
         exit_code=3 if too_many else 0,
+        narrow=narrow_of(ordered),
+        scale_setting=scale_setting(job.task),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rwkvfusion.infra.errors import printable
+from rwkvfusion.pipelines.narrow import narrow_lines
 from rwkvfusion.pipelines.plan import Job
 from rwkvfusion.pipelines.prepare import Outcome
 from rwkvfusion.pipelines.status import counts
@@ -97,6 +98,7 @@ def outcome_lines(outcome: Outcome) -> list[str]:
             f" the dataset holds {outcome.pairs} pairs in {outcome.shards_made + outcome.shards_kept} shards",
             "stages ran on: " + ", ".join(f"{stage} {count}" for stage, count in outcome.made.items()),
         ]
+    lines += [f"warning: {line}" for line in narrow_lines(outcome.narrow, outcome.scale_setting)]
     if outcome.quarantined:
         lines.append(
             f"in quarantine: {counts(outcome.quarantined)} (see {outcome.dataset_url}/_quarantine;"

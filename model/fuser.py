@@ -333,7 +333,8 @@ class Fuser:
 
 
 def _no_unit(name: str, role: str, error: UnitError) -> str:
-    return f"{name} holds {error}: say which value does here (--scale {role}=VALUE; of a served model the column scale; of a dataset source.scale)"
+    options = f"--scale {role}=VALUE; of a served model the column scale; of a dataset source.scale"
+    return f"{name} holds {error}: say which value does here ({options})"
 
 
 def _planes(role: str, image: np.ndarray, unit: Unit) -> Tensor:

@@ -18,7 +18,7 @@ import yaml
 from made import scene
 
 from rwkvfusion.infra.codec import decode, encode_png
-from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError, start_run, tracking_uri, using
+from rwkvfusion.infra.tracking import RunData, RunInfo, Tracker, TrackingError, start_run, tracking_uri, using
 from rwkvfusion.model.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.serving import RegisteredVersion, ServingError, log_and_register, resolve
@@ -38,7 +38,29 @@ for name, png in zip(("guided", "plain"), fused["fused"]):
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunInfo:
     uri = f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
     params = {"optim": {"lr": 0.001, "betas": [0.9, 0.99]}, "long": "x" * 9000, "none": None}
-    return start_run(uri, "fusion", "first", params, {"commit": "abc"})
+    data = [RunData("msrs", "s3://bucket/msrs", "0" * 64), RunData("tno", "/data/out/tno", "1" * 64)]
+    return start_run(uri, "fusion", "first", params, {"commit": "abc"}, description="**what** it is", data=data)
+
+
+def test_a_run_says_what_it_is_and_what_it_was_trained_on(run: RunInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    from rwkvfusion.infra.provenance import commit
+
+    with using(run.uri) as client:
+        found = client.get_run(run.run_id)
+    tags = found.data.tags
+    assert (found.info.run_name, tags["mlflow.note.content"]) == ("first", "**what** it is")
+    assert (tags["mlflow.source.type"], tags.get("mlflow.source.git.commit")) == ("LOCAL", commit())
+    assert tags["mlflow.source.name"]
+    inputs = {one.dataset.name: one for one in found.inputs.dataset_inputs}
+    assert {name: one.dataset.digest for name, one in inputs.items()} == {"msrs": "0" * 36, "tno": "1" * 36}
+    assert [(tag.key, tag.value) for tag in inputs["tno"].tags] == [("mlflow.data.context", "training")]
+    sources = {name: mlflow.data.get_source(one.dataset) for name, one in inputs.items()}
+    assert {name: source.uri for name, source in sources.items()} == {
+        "msrs": "s3://bucket/msrs",
+        "tno": "/data/out/tno",
+    }
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ class Table:
         yield from self.notes
 
     def verdicts(self, methods: Iterable[str]) -> Iterator[str]:
-        """A line for each of the methods and parts: what it is best in, and which of the others is better in what."""
+        """A line for each of the methods and parts: against which of the others it is better in what."""
         for part in self.parts:
             yield from (verdict(part.means, method) for method in methods if method in part.means)
 
@@ -165,16 +165,20 @@ def table_lines(means: Mapping[str, Mapping[str, float]], width: int = WIDTH) ->
 
 
 def verdict(means: Mapping[str, Mapping[str, float]], method: str) -> str:
-    """In how many metrics none is better than `method`, and which of the others is better in which."""
+    """Against each of the others: in how many metrics `method` is better, and in which it is not."""
     mine = {metric: value for metric, value in means[method].items() if not math.isnan(value)}
 
-    def beats(row: Mapping[str, float], metric: str) -> bool:
-        return row[metric] < mine[metric] if metric in LOWER_IS_BETTER else row[metric] > mine[metric]
+    def worse(row: Mapping[str, float], metric: str) -> bool:
+        return not (row[metric] > mine[metric] if metric in LOWER_IS_BETTER else row[metric] < mine[metric])
 
-    better = {name: [m for m in mine if beats(row, m)] for name, row in means.items() if name != method}
-    won = sum(all(metric not in metrics for metrics in better.values()) for metric in mine)
-    others = [f"{name} is better in {', '.join(metrics)}" for name, metrics in better.items() if metrics]
-    return "; ".join([f"{method} is best in {won} of {len(mine)} metrics", *others])
+    parts = []
+    for name, row in means.items():
+        if name != method:
+            known = [metric for metric in mine if not math.isnan(row[metric])]
+            lost = [metric for metric in known if worse(row, metric)]
+            in_which = f" (not in {', '.join(lost)})" if lost else ""
+            parts.append(f"than {name} in {len(known) - len(lost)} of {len(known)} metrics{in_which}")
+    return f"{method} is better {', '.join(parts)}"
 
 
 def _column(metric: str, values: Sequence[float]) -> list[str]:

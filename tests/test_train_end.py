@@ -19,9 +19,10 @@ def test_the_verdict_names_what_is_better() -> None:
         "maximum": {"Qabf": 0.7, "Qcv": 200.0, "PSNR": nan, "SF": 2.0},
         "model": {"Qabf": 0.6, "Qcv": 300.0, "PSNR": nan, "SF": 3.0},
     }
-    assert verdict(means, "model") == "model is best in 1 of 3 metrics; maximum is better in Qabf, Qcv"
-    del means["maximum"]
-    assert verdict(means, "model") == "model is best in 3 of 3 metrics"
+    against = (
+        "model is better than mean in 2 of 3 metrics (not in SF), than maximum in 1 of 3 metrics (not in Qabf, Qcv)"
+    )
+    assert verdict(means, "model") == against
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -40,7 +41,7 @@ def test_the_end_has_scores_floors_and_the_next_commands(elsewhere: bool) -> Non
         ["mean", "0.400", "1.000*"],
         ["model", "0.612*", "nan"],
     ]
-    assert lines[4] == "model is best in 1 of 1 metrics"
+    assert lines[4] == "model is better than mean in 1 of 1 metrics"
     model = "--model models:/rwkvfusion-vif@candidate"
     model += " --tracking-uri https://user:***@mlflow.example" if elsewhere else ""
     assert lines[5:] == [

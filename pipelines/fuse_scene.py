@@ -147,9 +147,10 @@ def fuse_scene(
 def _check_bands(fuser: Fuser, rasters: Mapping[str, Raster]) -> None:
     wanted = fuser.network.config.in_channels
     if [raster.n_bands for raster in rasters.values()] != list(wanted):
-        there = " and ".join(f"{raster.name} {raster.n_bands}" for raster in rasters.values())
+        there = " and ".join(f"{raster.name} has {raster.n_bands}" for raster in rasters.values())
         takes = " and ".join(f"{n} of {role}" for role, n in zip(rasters, wanted, strict=True))
-        raise RasterError(f"{there}: so many bands (without alpha), and the model takes {takes}")
+        more = "".join(f"; {note}" for raster in rasters.values() for note in raster.notes)
+        raise RasterError(f"{there} bands (alpha is none), but this model takes {takes}, in this order{more}")
 
 
 def _reader(pair: RasterPair, high: str, low: str) -> Callable[[Window], dict[str, np.ndarray]]:

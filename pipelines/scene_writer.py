@@ -19,6 +19,8 @@ from rwkvfusion.stages.raster_pair import RasterPair
 
 _NOT_OURS = ("IMAGE_STRUCTURE", "SUBDATASETS", "DERIVED_SUBDATASETS", "RPC", "COLOR_PROFILE", "GEOLOCATION")
 """Domains of tags that say how a file is stored, or that come to the result in another way."""
+_NEAR = 1e-6
+"""Of a number: floats that GDAL takes for equal lie within a few units in the last place."""
 _RGB = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
 
 
@@ -40,7 +42,9 @@ class SceneWriter:
         self._by_mask = self.nodata is None and (self._dtype.kind != "f" or coarse.has_mask)
         self._is_masked = False
         like = coarse.bands if coarse.n_bands == n_bands else []
+        # A band that is called alpha and is here at all is none.
         colours = [page.colorinterp[band - 1] for page, band in like]
+        colours = [ColorInterp.undefined if colour == ColorInterp.alpha else colour for colour in colours]
         self._until.enter_context(rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True))
         place = self._georeference(fine, coarse, pair.grid)
         self.dataset = self._until.enter_context(
@@ -82,7 +86,7 @@ class SceneWriter:
             self.nodata = self.dataset.nodata = float("nan")
         if self.nodata is not None:
             number = self._dtype.type(self.nodata)
-            strip[strip == number] = _next(number)
+            strip = _apart(strip, number)
             strip[empty] = number
         elif empty.any():
             strip[empty] = np.nan if self._dtype.kind == "f" else 0
@@ -109,7 +113,7 @@ class SceneWriter:
             held = [number for number in raster.nodata if _holds(self._dtype, number)]
             if held:
                 if len(raster.nodata) > 1 or (raster is fine and coarse.nodata):
-                    told = ", ".join(f"{number:g}" for number in (*raster.nodata, *coarse.nodata))
+                    told = ", ".join(f"{number:g}" for number in dict.fromkeys((*raster.nodata, *coarse.nodata)))
                     self.notes.append(f"empty pixels ({told} in the sources) are {held[0]:g} in all bands")
                 return held[0]
             if raster.nodata:
@@ -173,12 +177,16 @@ def _holds(dtype: np.dtype[Any], number: float) -> bool:
     return bool(np.isfinite(number) and float(number).is_integer() and limits.min <= number <= limits.max)
 
 
-def _next(number: Any) -> Any:
-    """The nearest value that does not mean empty; towards zero where there is one to either side."""
-    if isinstance(number, np.floating):
-        return number if np.isnan(number) else np.nextafter(number, number.dtype.type(-np.sign(number) or 1))
-    limits = np.iinfo(number.dtype)
-    return number.dtype.type(int(number) - 1 if int(number) == limits.max else int(number) + 1)
+def _apart(strip: np.ndarray, number: Any) -> np.ndarray:
+    """The values, of which none is `number`, nor so near that GDAL takes them for it, but the nearest beside it."""
+    if strip.dtype.kind != "f":
+        limits = np.iinfo(strip.dtype)
+        beside = int(number) + (-1 if int(number) == limits.max else 1)
+        return np.where(strip == number, strip.dtype.type(beside), strip)
+    if not np.isfinite(number):
+        return strip
+    beside = number * strip.dtype.type(1 - 2 * _NEAR) if number else np.nextafter(number, strip.dtype.type(1))
+    return np.where(np.abs(strip - number) <= _NEAR * abs(number), beside, strip)
 
 
 def _scaled_point(point: GroundControlPoint, grid: Grid) -> GroundControlPoint:

@@ -105,8 +105,8 @@ def _by_sizes(fine: Raster, coarse: Raster) -> Grid:
     for one, other in ((fine, coarse), (coarse, fine)):
         if other.is_located and not one.is_located:
             notes.append(f"{one.name} has no georeference: taken to cover what {other.name} covers")
-        elif one.has_transform and not other.has_transform:
-            notes.append(f"{other.name} has no transform: taken to cover what {one.name} covers")
+        elif other.has_transform and one.is_located and not one.has_transform:
+            notes.append(f"{one.name} has no transform: taken to cover what {other.name} covers")
     return Grid(ratio, Axis(1 / ratio, 0.0), Axis(1 / ratio, 0.0), tuple(notes))
 
 

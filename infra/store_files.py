@@ -23,7 +23,7 @@ class StoreFiles(FileContainer):
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.failure: StorageError | None = None
+        self.failure: BaseException | None = None
         self._listed: dict[str, dict[str, int]] = {}
 
     def _sizes(self, folder: str) -> dict[str, int]:
@@ -48,8 +48,12 @@ class StoreFiles(FileContainer):
         return io.BufferedReader(_StoreFile(self, path.lstrip("/"), size), _BLOCK)
 
     def part(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop` of the object `name`."""
-        return self._kept(self._store.read, name, start, stop)
+        """Bytes `start` to `stop` of the object `name`; none where it fails."""
+        try:
+            return self._store.read(name, start, stop)
+        except BaseException as error:  # noqa: BLE001 - GDAL, which calls this, would end the process; see `failure`
+            self.failure = self.failure or error
+            return b""
 
     def isfile(self, path: str) -> bool:
         folder, _, name = path.rpartition("/")

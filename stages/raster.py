@@ -129,10 +129,9 @@ class Raster:
         try:
             with gdal_errors(f"{self.name} {what}"):
                 yield
-        except RasterError:
+        finally:
             if self._opener is not None and self._opener.failure is not None:
                 raise self._opener.failure from None
-            raise
 
     @property
     def dataset(self) -> DatasetReader:

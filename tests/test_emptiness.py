@@ -19,7 +19,7 @@ from rwkvfusion.infra.codec import decode
 from rwkvfusion.infra.mtf import degrade
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fuser import Fuser, FuserConfig
-from rwkvfusion.pipelines.fuse_scene import SceneRecord, fuse_scene, overview
+from rwkvfusion.pipelines.fuse_scene import SceneRecord, fuse_scene, overview, raster_units
 from rwkvfusion.pipelines.scene_writer import SceneWriter
 from rwkvfusion.stages.raster import Raster, filled
 from rwkvfusion.stages.raster_pair import RasterPair
@@ -53,7 +53,8 @@ def made(
 
 def fused(folder: Path, fuser: Fuser) -> tuple[np.ndarray, np.ndarray, Any, SceneRecord]:
     store = Store(str(folder))
-    record = fuse_scene(fuser, {"pan": (store, "pan.tif"), "ms": (store, "ms.tif")}, store, "out.tif")
+    files = {"pan": (store, "pan.tif"), "ms": (store, "ms.tif")}
+    record = fuse_scene(fuser, files, store, "out.tif", raster_units(fuser, files, {})[0])
     with rasterio.open(folder / "out.tif") as out:
         return out.read().astype(np.float64), out.read_masks() == 0, out.nodata, record
 
@@ -194,7 +195,8 @@ def test_the_caption_is_made_of_valid_pixels(tmp_path: Path, fuser: Fuser, pair:
     write(tmp_path / "pan.tif", pan, nodata=-9999)
     write(tmp_path / "ms.tif", ms, 4.0, nodata=65_535)
     store = Store(str(tmp_path))
-    sample = overview(fuser, {"pan": (store, "pan.tif"), "ms": (store, "ms.tif")})
+    files = {"pan": (store, "pan.tif"), "ms": (store, "ms.tif")}
+    sample = overview(fuser, files, raster_units(fuser, files, {})[0])
     for image, bands in zip(sample.images, pair, strict=True):
         shown = decode(image.data)
         assert (bands.min() <= shown.min(), shown.max() <= bands.max()) == (True, True)

@@ -54,7 +54,9 @@ def made(
 def fused(folder: Path, fuser: Fuser) -> tuple[np.ndarray, np.ndarray, Any, SceneRecord]:
     store = Store(str(folder))
     files = {"pan": (store, "pan.tif"), "ms": (store, "ms.tif")}
-    record = fuse_scene(fuser, files, store, "out.tif", raster_units(fuser, files, {})[0])
+    with rasterio.open(folder / "ms.tif") as ms:
+        scales = {"pan": 255.0, "ms": 255.0} if ms.dtypes[0] == "uint8" else {}
+    record = fuse_scene(fuser, files, store, "out.tif", raster_units(fuser, files, scales)[0])
     with rasterio.open(folder / "out.tif") as out:
         return out.read().astype(np.float64), out.read_masks() == 0, out.nodata, record
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 
@@ -26,10 +27,17 @@ from rwkvfusion.infra.tiff import (
 )
 
 __all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "ImageError", "ImageInfo", "decode", "decode_indices", "describe",
-           "display_bands", "encode_png", "encode_tiff", "probe", "thumbnail"]  # fmt: skip
+           "display_bands", "encode_png", "encode_tiff", "extension_of", "probe", "thumbnail"]  # fmt: skip
 
 EXTENSIONS = frozenset({"png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp"})
 _FORMATS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}
+_STARTS = (
+    (rb"\x89PNG\r\n\x1a\n", "png"),
+    (rb"\xff\xd8\xff", "jpg"),
+    (rb"BM", "bmp"),
+    (rb"II[*+]\0|MM\0[*+]", "tif"),
+    (rb"RIFF.{4}WEBP", "webp"),
+)
 _ORIENTATION = 0x0112
 _MAX_SCANS = 256
 _JPEG_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
@@ -92,6 +100,11 @@ def describe(data: bytes) -> tuple[ImageInfo, np.ndarray]:
     if not array.size:
         raise ImageError(f"damaged picture: {width}x{height} of {channels} channels")
     return ImageInfo(ext, height, width, channels, array.dtype.itemsize * 8, orientation), array
+
+
+def extension_of(data: bytes) -> str | None:
+    """The extension that suits what a file begins with; None where that is no format we read."""
+    return next((extension for start, extension in _STARTS if re.match(start, data[:16], re.DOTALL)), None)
 
 
 def thumbnail(data: bytes, side: int) -> np.ndarray:

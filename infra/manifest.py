@@ -100,6 +100,9 @@ class Manifest(BaseModel):
     schema_version: int
     package_version: str
     commit: str | None
+    members: dict[str, dict[str, int]] | None = Field(
+        default=None, description="how many samples have each member of the tar, by the format that it holds"
+    )
     file: str | None = Field(
         default=None, pattern=INTERIM.pattern, description="where the tar is while it takes an older one's place"
     )

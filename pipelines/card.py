@@ -10,9 +10,11 @@ from typing import Any
 from rwkvfusion.infra.manifest import Manifest
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import sha256
+from rwkvfusion.pipelines.card_reading import examples, fields_of_meta, front_matter
 from rwkvfusion.pipelines.narrow import narrow_lines, narrow_of, scale_setting
 from rwkvfusion.pipelines.plan import Job
 from rwkvfusion.pipelines.prepare_recipe import METHODS
+from rwkvfusion.stages.members import Members, differences, total_members
 from rwkvfusion.stages.sample import SCHEMA_VERSION
 
 
@@ -21,7 +23,7 @@ def finish_dataset(job: Job, manifests: Sequence[Manifest]) -> None:
     facts = describe_dataset(job, manifests)
     sizes = {manifest.tar: len(manifest.keys) for manifest in manifests if manifest.keys}
     job.store.write("sizes.json", _json(sizes))
-    job.store.write("README.md", _card(job, facts, next(iter(sizes), "SHARD.tar")).encode())
+    job.store.write("README.md", _card(job, facts, manifests).encode())
     job.store.write("dataset.json", _json(facts))
 
 
@@ -32,6 +34,7 @@ def describe_dataset(job: Job, manifests: Sequence[Manifest]) -> dict[str, Any]:
     for manifest in manifests:
         pairs[manifest.split] += len(manifest.keys)
         reasons += manifest.reasons
+    members = all_members(manifests)
     return {
         "name": job.dataset,
         "task": job.task,
@@ -44,6 +47,7 @@ def describe_dataset(job: Job, manifests: Sequence[Manifest]) -> dict[str, Any]:
         "narrow": narrow_of(manifests),
         "unpaired": [{"name": u.name, "reason": u.reason} for u in job.unpaired],
         "ignored": dict(sorted(Counter(one.reason for one in job.ignored).items())),
+        "differences": differences(members, sum(pairs.values())) if members else list(job.differences),
         "assumed": [{"name": one.name, "what": one.what} for one in job.assumed],
         "left_out": job.n_left_out,
         "own_captions": job.n_own_captions,
@@ -103,6 +107,10 @@ def _narrow(facts: Mapping[str, Any]) -> str:
     return "\n## Values\n\n" + "".join(f"- {line}\n" for line in lines) if lines else ""
 
 
+_PICTURES = {
+    False: "The pictures are the source's own bytes, or losslessly cut out of its scenes",
+    True: "The pictures are the source's own bytes, or brought to one format without loss (see `original_ext`)",
+}
 BUILTIN = frozenset(METHODS["builtin"].values())
 _TASKS = {
     "vif": "visible-infrared fusion",
@@ -114,17 +122,38 @@ _TASKS = {
 }
 
 
-def _card(job: Job, facts: dict[str, Any], tar: str) -> str:
-    """The card. `tar`: a shard that holds samples, for the example; one whose pairs are all in quarantine has none."""
+def all_members(manifests: Sequence[Manifest]) -> Members | None:
+    """What the tars hold together; None where a shard is older than manifests that say it."""
+    filled = [manifest for manifest in manifests if manifest.keys]
+    known = [manifest.members for manifest in filled if manifest.members is not None]
+    return total_members(known) if len(known) == len(filled) else None
+
+
+def _reading(facts: Mapping[str, Any], manifests: Sequence[Manifest], members: Members | None) -> str:
+    """How others read the dataset. Shards whose pairs are all in quarantine have no tar."""
+    filled = [manifest for manifest in manifests if manifest.keys]
+    if not filled:
+        return "There is nothing to read: no pair was committed.\n"
+    lines = "".join(f"- {line}\n" for line in facts["differences"])
+    unlike = (
+        "Not alike in all samples, so that a reader which takes the first ones for all loses the rest; the head of this"
+        f" file names all columns:\n\n{lines}\n"
+    )
+    return (unlike if lines else "") + examples(filled[0].tar, filled[0].split, members or {})
+
+
+def _card(job: Job, facts: dict[str, Any], manifests: Sequence[Manifest]) -> str:
+    members = all_members(manifests)
     splits = "\n".join(f"| {split} | {count} |" for split, count in facts["pairs"].items())
     stages = "\n".join(_stage_row(identity) for identity in facts["stages"])
     measured = any(identity["config"].get("method") in BUILTIN for identity in facts["stages"])
     bad = "\n".join(f"- {kind}: {count}" for kind, count in facts["quarantined"].items()) or "- none"
-    return f"""# {job.dataset}
+    return f"""{front_matter(job.dataset, job.task, manifests, members)}
+# {job.dataset}
 
 Registered image pairs for {_TASKS[job.task]} with captions, object masks and encoded captions, as WebDataset shards.
 Made by rwkvfusion {facts["package_version"]}: layout `{job.recipe.source.layout}`, guidance `{job.recipe.guidance}`.
-The pictures are the source's own bytes; its licence holds for them.
+{_PICTURES[job.recipe.shard.uniform]}; the source's licence holds for them.
 
 | split | pairs |
 |---|---|
@@ -150,13 +179,13 @@ Pairs that the recipe's choice of splits leaves out: {facts["left_out"]}.
 {_assumed(facts)}{_narrow(facts)}
 ## Reading it
 
-Each sample is `KEY.ROLE.EXT` for each modality, `KEY.caption.txt`, `KEY.mask.png` (uint8 object indices,
+Each sample is `KEY.ROLE.EXTENSION` for each modality, `KEY.caption.txt`, `KEY.mask.png` (uint8 object indices,
 0 = background), `KEY.text.npy` (float16, tokens x width) and `KEY.meta.json`. A shard counts only if `_manifests/`
-holds its proof.
+holds its proof. Folders that begin with `_` hold no samples: give loaders that list files themselves `*.tar`.
 
-    import webdataset as wds
-    for sample in wds.WebDataset("{tar}", shardshuffle=False):
-        print(sample["__key__"], sorted(sample))
+{_reading(facts, manifests, members)}
+
+{fields_of_meta()}
 
 Fingerprint: `{facts["fingerprint"]}`
 """

@@ -220,6 +220,8 @@ def verify(url: str, deep: bool, allow_incomplete: bool, as_json: bool) -> None:
     else:
         for problem in report.problems:
             click.echo(f"wrong: {problem}")
+        for note in report.notes:
+            click.echo(f"note: {note}")
         how = "hashes and every sample" if deep else "manifests and sizes"
         state = "clean" if report.clean else f"{len(report.problems)} problems"
         click.echo(f"{report.url}: {state} ({report.shards} shards, {report.pairs} pairs; checked {how})")

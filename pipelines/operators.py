@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,8 +28,10 @@ from rwkvfusion.infra.manifest import (
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.pipelines.alone import Death, each_alone
+from rwkvfusion.pipelines.plan import planned_pairs
 from rwkvfusion.pipelines.tally import Teller
 from rwkvfusion.stages.cache import StageCache
+from rwkvfusion.stages.members import count_members, made_uniform
 from rwkvfusion.stages.sample import SCHEMA, SCHEMA_VERSION, Sample, from_table, to_table
 from rwkvfusion.stages.shards import pack
 from rwkvfusion.stages.source import PairRef, Source, SourceConfig
@@ -62,6 +64,10 @@ class Target:
     fence: Fence
     retry: bool = False
     """Whether samples that failed before are tried again."""
+    extensions: Mapping[str, str] = field(default_factory=dict)
+    """Of the members of each role; of others, each picture's own."""
+    uniform: bool = False
+    """Whether pictures are brought to the format of their member."""
     tally: Any = None
     """The actor that is told how many pairs have passed; None where nobody watches."""
 
@@ -85,11 +91,13 @@ class ReadPairs:
             if done is not None:
                 out.append({**row, "manifest": done.to_json().decode()})
                 continue
-            refs = [PairRef.model_validate(ref) for ref in json.loads(row["plan"])]
+            refs = planned_pairs(row["plan"])
             tries = self.attempts.begin(row["shard"])
             tell = Teller(self.target.tally, READ, row["shard"], len(refs))
             samples = self._read(refs, tell) if tries < TRIES else self._one_by_one(refs)
             tell(len(refs))
+            if self.target.uniform:
+                samples = [made_uniform(sample, self.target.extensions) for sample in samples]
             self.attempts.end(row["shard"])
             narrow, self.source.narrow = dict(self.source.narrow), Counter()
             record = StageRecord(
@@ -229,7 +237,7 @@ class CommitShard:
     def commit(self, row: dict[str, Any]) -> Manifest:
         samples = unpack_samples(row["samples"])
         good = [sample for sample in samples if sample.error is None]
-        tar = pack(good) if good else b""
+        tar = pack(good, self.target.extensions) if good else b""
         manifest = Manifest(
             shard=row["shard"],
             dataset=self.target.dataset,
@@ -237,13 +245,14 @@ class CommitShard:
             sha256=sha256(tar) if good else None,
             size=len(tar),
             keys=tuple(sample.key for sample in good),
-            quarantined=_quarantined(samples, json.loads(row["plan"])),
+            quarantined=_quarantined(samples, planned_pairs(row["plan"])),
             plan=sha256(row["plan"].encode()),
             fingerprint=self.target.fingerprint,
             stages=tuple(StageRecord.model_validate(record) for record in json.loads(row["records"])),
             schema_version=SCHEMA_VERSION,
             package_version=package_version(),
             commit=commit(),
+            members=count_members(good, self.target.extensions) if good else {},
         )
         store, fence = self.target.store, self.target.fence
         fence.check()
@@ -289,8 +298,8 @@ def _since(start: float) -> float:
     return round(time.perf_counter() - start, 3)
 
 
-def _quarantined(samples: list[Sample], plan: list[dict[str, Any]]) -> tuple[Quarantined, ...]:
-    files = {ref["key"]: tuple(file["name"] for file in ref["files"]) for ref in plan}
+def _quarantined(samples: list[Sample], plan: Sequence[PairRef]) -> tuple[Quarantined, ...]:
+    files = {ref.key: tuple(file.name for file in ref.files) for ref in plan}
     return tuple(
         Quarantined(key=s.key, files=files[s.key], stage=s.error.stage, kind=s.error.kind, message=s.error.message)
         for s in samples

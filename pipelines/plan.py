@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.stages.cache import StageCache
 from rwkvfusion.stages.holdout import OnRead
 from rwkvfusion.stages.layouts import MASK
+from rwkvfusion.stages.members import Names
 from rwkvfusion.stages.sample import SCHEMA_VERSION
 from rwkvfusion.stages.source import Assumed, PairRef, Source, Unpaired
 from rwkvfusion.stages.stage import Stage, fingerprint, fingerprints
@@ -33,14 +34,23 @@ class ShardPlan:
 
     name: str
     pairs: tuple[PairRef, ...]
+    packing: Mapping[str, Any] = field(default_factory=dict)
+    """How its pictures are packed, where they are not alike."""
 
     def to_json(self) -> str:
-        return json.dumps([pair.model_dump(mode="json") for pair in self.pairs], sort_keys=True)
+        pairs = [pair.model_dump(mode="json") for pair in self.pairs]
+        return json.dumps({"pairs": pairs, **self.packing} if self.packing else pairs, sort_keys=True)
 
     @cached_property
     def digest(self) -> str:
         """Hex SHA-256 of the pairs."""
         return sha256(self.to_json().encode())
+
+
+def planned_pairs(plan: str) -> list[PairRef]:
+    """The pairs of `ShardPlan.to_json`."""
+    planned = json.loads(plan)
+    return [PairRef.model_validate(ref) for ref in (planned["pairs"] if isinstance(planned, dict) else planned)]
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,10 @@ class Job:
     stages: tuple[Stage[Any], ...]
     fingerprints: tuple[str, ...]
     shards: tuple[ShardPlan, ...]
+    extensions: dict[str, str]
+    """Of the members of each role, in all shards."""
+    differences: tuple[str, ...]
+    """What is not alike in all samples, in words."""
     unpaired: tuple[Unpaired, ...]
     ignored: tuple[Unpaired, ...]
     assumed: tuple[Assumed, ...]
@@ -163,6 +177,7 @@ def plan_job(
         )
     stages = guidance_stages(recipe, source.task, source.labels)
     check_weights(stages)
+    names = Names(source.store, pairs, sequence=source.layout.is_sequence, uniform=recipe.shard.uniform)
     store = Store(recipe.output, patience).sub(source.dataset)
     job = Job(
         recipe=recipe,
@@ -171,7 +186,9 @@ def plan_job(
         store=store,
         stages=tuple(stages),
         fingerprints=fingerprints(stages, {"schema_version": SCHEMA_VERSION}),
-        shards=_cut(pairs, recipe.shard.pairs),
+        shards=_cut(pairs, recipe.shard.pairs, names),
+        extensions=names.extensions,
+        differences=tuple(names.differences()),
         unpaired=plan.unpaired,
         ignored=plan.ignored,
         assumed=plan.assumed,
@@ -192,10 +209,23 @@ def _found(store: Store) -> dict[str, Any]:
     return {"committed": committed, "tars": store.sizes()}
 
 
-def _cut(pairs: Sequence[PairRef], size: int) -> tuple[ShardPlan, ...]:
-    shards = []
-    for split, group in groupby(sorted(pairs, key=lambda p: (p.split, p.key)), key=lambda p: p.split):
-        members = list(group)
-        for index, start in enumerate(range(0, len(members), size)):
-            shards.append(ShardPlan(f"{split}-{index:06d}", tuple(members[start : start + size])))
+def _cut(pairs: Sequence[PairRef], size: int, names: Names) -> tuple[ShardPlan, ...]:
+    """Pairs of one split, and of equal members, in the order of their keys; those with most members first.
+
+    So a shard is alike throughout, and who takes the first for all loses nothing of one that lacks a target.
+    """
+    members = {pair.key: names.members(pair) for pair in pairs}
+
+    def order(pair: PairRef) -> tuple[str, int, tuple[str, ...], str]:
+        return pair.split, -len(members[pair.key]), members[pair.key], pair.key
+
+    shards: list[ShardPlan] = []
+    for split, in_split in groupby(sorted(pairs, key=order), key=lambda pair: pair.split):
+        count = 0
+        for _, alike in groupby(in_split, key=lambda pair: members[pair.key]):
+            group = list(alike)
+            for start in range(0, len(group), size):
+                part = tuple(group[start : start + size])
+                shards.append(ShardPlan(f"{split}-{count:06d}", part, names.packing(part)))
+                count += 1
     return tuple(shards)

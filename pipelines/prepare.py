@@ -177,7 +177,17 @@ def _run(
 def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally: Any = None) -> Dataset:
     """The Ray Data plan of `job`: an operator a stage, an actor pool where it has something to make."""
     _quiet()
-    target = Target(job.store, job.dataset, job.task, job.fingerprint, fence, job.retry, tally)
+    target = Target(
+        job.store,
+        job.dataset,
+        job.task,
+        job.fingerprint,
+        fence,
+        retry=job.retry,
+        extensions=job.extensions,
+        uniform=job.recipe.shard.uniform,
+        tally=tally,
+    )
     rows = [first_row(shard.name, shard.to_json()) for shard in job.pending]
     # Tasks take no whole CPU from a cluster that is smaller than the actors' demands: they would never be placed. On a
     # machine of our own each logical CPU that is free would start a process for them, and they all import at once.

@@ -43,6 +43,11 @@ class ShardConfig(_Group):
     """How pairs are cut into shards."""
 
     pairs: int = Field(default=64, ge=1, description="pairs a shard; also the unit of retry and resume")
+    uniform: bool = Field(
+        default=False,
+        description="where pictures of one role are of several formats, bring them to the one that most have, without"
+        " loss (PNG or TIFF; PNG where most are of another); meta.json keeps each file's own format and hash",
+    )
 
 
 class QuarantineConfig(_Group):

@@ -32,6 +32,7 @@ def plan_facts(job: Job) -> dict[str, Any]:
         "unpaired": [{"name": u.name, "reason": u.reason} for u in job.unpaired],
         "ignored": dict(Counter(one.reason for one in job.ignored)),
         "assumed": [{"name": one.name, "what": one.what} for one in job.assumed],
+        "differences": list(job.differences),
         "left_out": job.n_left_out,
         "own_captions": job.n_own_captions,
     }
@@ -62,6 +63,11 @@ def plan_lines(job: Job) -> list[str]:
         lines += [
             "taken for granted, as nothing declares it:",
             *_by_reason((one.name, one.what) for one in job.assumed),
+        ]
+    if job.differences:
+        lines += [
+            "not alike in all samples, which readers that take the first ones for all lose (see the card):",
+            *(f"  {line}" for line in job.differences),
         ]
     if job.unpaired:
         lines.append(f"{len(job.unpaired)} files pair with nothing:")

@@ -14,6 +14,7 @@ from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.manifest import Manifest, open_dataset, read_manifests, read_shard
 from rwkvfusion.infra.planned import ALLOW, incomplete
 from rwkvfusion.infra.storage import StorageError, Store, sha256
+from rwkvfusion.stages.members import differences, total_members
 from rwkvfusion.stages.sample import Image, Sample
 from rwkvfusion.stages.shards import unpack
 
@@ -26,6 +27,8 @@ class Report:
     shards: int
     pairs: int
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What is right, but not alike in all samples: other readers should know."""
 
     @property
     def clean(self) -> bool:
@@ -59,7 +62,13 @@ def verify(
             problems += _check_size(store, manifest)
         done += len(manifest.keys)
         on_pairs(done, total)
-    return Report(store.url, len(manifests), total, tuple(problems))
+    members = total_members(manifest.members or {} for manifest in manifests)
+    return Report(store.url, len(manifests), total, tuple(problems), tuple(differences(members, _n_known(manifests))))
+
+
+def _n_known(manifests: list[Manifest]) -> int:
+    """Samples of the shards whose manifests say what their tars hold."""
+    return sum(len(manifest.keys) for manifest in manifests if manifest.members is not None)
 
 
 def _count(on_pairs: Callable[[int, int], None], before: int, total: int, done: int) -> None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rwkvfusion.infra.codec import EXTENSIONS
 from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.foreign import foreign
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.stages.layouts import CAPTION, EXTRAS, SPLITS, Layout, Place
 from rwkvfusion.stages.sample import Key, Name
@@ -107,6 +108,9 @@ def _fold(text: str) -> str:
     return unicodedata.normalize("NFC", text).casefold()
 
 
+NO_PICTURE = "not a picture, by its extension"
+
+
 def is_picture(name: str) -> bool:
     """Whether `name` ends like a picture; what it holds is seen when it is read."""
     return os.path.splitext(name)[1].lower().removeprefix(".") in EXTENSIONS
@@ -158,7 +162,7 @@ class NameReader:
         if is_picture(name):
             reason = "its name fits no modality" if fits_folder else "lies in no folder of a modality"
             return Unpaired(name=name, reason=reason)
-        return Unpaired(name=name, reason="not a picture, by its extension") if expected else None
+        return Unpaired(name=name, reason=foreign(name) or NO_PICTURE) if expected or foreign(name) else None
 
     def _found(self, name: str, place: Place, stem: str, match: re.Match[str] | None) -> Found | Unpaired:
         folder = _folder(name)

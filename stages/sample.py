@@ -12,6 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -36,7 +37,7 @@ Task = Literal["vif", "mif", "mef", "mff", "pansharpening", "hmif"]
 RESERVED = frozenset({"target", "caption", "mask", "text", "meta"})
 _ELSEWHERE = frozenset({"annotation", "caption", "error", "text"})
 """Fields of a sample that its meta.json does not hold."""
-_OPTIONAL = ("black", "percentiles")
+_OPTIONAL = ("black", "percentiles", "original_ext", "original_sha256")
 """Fields of a picture that are not written where they are None: readers of before them know the rest."""
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '<f2', 'fortran_order': False, 'shape': \(([0-9]{1,9}), ([0-9]{1,9})\), \} *\n",
@@ -55,15 +56,15 @@ class _Part(BaseModel):
 class Image(_Part):
     """One picture as it came: the original encoded bytes, and what they hold (sizes in pixels, bits per value)."""
 
-    role: Name
+    role: Name = Field(description="what it is: visible, infrared, target ...; its member is `KEY.ROLE.EXTENSION`")
     path: str = Field(description="name in the source, relative to its root")
     data: bytes = Field(repr=False)
     ext: Extension = Field(description="true format, from the content")
-    height: Size
-    width: Size
-    channels: Size
-    bit_depth: Size
-    sha256: Sha256
+    height: Size = Field(description="pixels")
+    width: Size = Field(description="pixels")
+    channels: Size = Field(description="bands, without alpha")
+    bit_depth: Size = Field(description="of the decoded values: 8 and 16 are unsigned integers, 32 floats")
+    sha256: Sha256 = Field(description="of the member")
     scale: float | None = Field(
         default=None, description="value that counts as 1; None: the largest of its type (255, 65535, 1.0)"
     )
@@ -72,6 +73,10 @@ class Image(_Part):
         default=None,
         description="of its own values, in per cent: what `black` and `scale` were taken from, if they were",
     )
+    original_ext: Extension | None = Field(
+        default=None, description="format of the source's file, where shard.uniform made another of it"
+    )
+    original_sha256: Sha256 | None = Field(default=None, description="of the source's file then")
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
@@ -106,28 +111,28 @@ class Image(_Part):
 class Caption(_Part):
     """The text of one modality."""
 
-    role: Name
-    text: str
+    role: Name = Field(description="the modality it describes")
+    text: str = Field(description="KEY.caption.txt joins those of all modalities")
 
 
 class Box(_Part):
     """A detection in one modality: pixel edges, x1 and y1 exclusive, and a score in [0, 1]."""
 
-    role: Name
-    label: str
-    score: float
-    x0: float
-    y0: float
-    x1: float
-    y1: float
+    role: Name = Field(description="the modality it was found in")
+    label: str = Field(description="what was found")
+    score: float = Field(description="the detector's, 0 to 1")
+    x0: float = Field(description="left edge, pixels")
+    y0: float = Field(description="upper edge, pixels")
+    x1: float = Field(description="right edge, exclusive")
+    y1: float = Field(description="lower edge, exclusive")
 
 
 class Rle(_Part):
     """A binary mask as COCO's uncompressed run lengths: column-major, the first run counts zeros."""
 
-    height: Size
-    width: Size
-    counts: tuple[Run, ...] = Field(repr=False)
+    height: Size = Field(description="pixels")
+    width: Size = Field(description="pixels")
+    counts: tuple[Run, ...] = Field(repr=False, description="runs of 0 and 1 in turn, down the columns")
 
     @model_validator(mode="after")
     def _filled(self) -> Self:
@@ -139,18 +144,20 @@ class Rle(_Part):
 class Instance(_Part):
     """One object's mask in one modality, with the segmenter's own quality estimates in [0, 1]."""
 
-    role: Name
-    label: str
-    predicted_iou: float
-    stability: float
-    rle: Rle
+    role: Name = Field(description="the modality it was segmented in")
+    label: str = Field(description="what it shows")
+    predicted_iou: float = Field(description="the segmenter's own estimate of its quality, 0 to 1")
+    stability: float = Field(description="how little it depends on the segmenter's threshold, 0 to 1")
+    rle: Rle = Field(description="its pixels, as COCO's uncompressed run lengths")
 
 
 class Mask(_Part):
     """Merged objects: PNG of uint8 (H, W), 0 = background, index i + 1 = the object named `labels[i]`."""
 
     png: bytes = Field(repr=False)
-    labels: tuple[str, ...] = Field(max_length=MAX_OBJECTS)
+    labels: tuple[str, ...] = Field(
+        max_length=MAX_OBJECTS, description="object i + 1 of KEY.mask.png is what `labels[i]` names"
+    )
 
 
 class Text(_Part):
@@ -202,18 +209,18 @@ class SampleError(_Part):
 class Sample(_Part):
     """One set of registered pictures and its guidance. Fields a stage has not filled yet are None or empty."""
 
-    key: Key
-    dataset: Key
-    split: Name
-    task: Task
-    images: tuple[Image, ...] = ()
-    target: Image | None = None
+    key: Key = Field(description="unique in the dataset")
+    dataset: Key = Field(description="the dataset's name")
+    split: Name = Field(description="what it is for: train, val, test ...")
+    task: Task = Field(description="what is to be made of the pictures")
+    images: tuple[Image, ...] = Field(default=(), description="the modalities, in the task's order")
+    target: Image | None = Field(default=None, description="the true fused picture, if there is one")
     annotation: Image | None = None
-    captions: tuple[Caption, ...] = ()
+    captions: tuple[Caption, ...] = Field(default=(), description="the texts of single modalities")
     caption: str | None = None
-    boxes: tuple[Box, ...] | None = None
-    instances: tuple[Instance, ...] | None = None
-    mask: Mask | None = None
+    boxes: tuple[Box, ...] | None = Field(default=None, description="detections of single modalities; null: not sought")
+    instances: tuple[Instance, ...] | None = Field(default=None, description="masks of single modalities")
+    mask: Mask | None = Field(default=None, description="merged objects; null where there is no KEY.mask.png")
     text: Text | None = None
     error: SampleError | None = None
 
@@ -251,11 +258,17 @@ class Sample(_Part):
         """A copy that is to be quarantined."""
         return self.replace(error=SampleError(stage=stage, kind=kind, message=message))
 
-    def members(self) -> dict[str, bytes]:
-        """Tar members by name, sorted: `{key}.{role}.{ext}`, target, caption, mask, text and meta."""
-        found = {f"{image.role}.{image.ext}": image.data for image in self.images}
-        if self.target is not None:
-            found[f"target.{self.target.ext}"] = self.target.data
+    @property
+    def pictures(self) -> tuple[Image, ...]:
+        """The modalities and the target, if there is one."""
+        return self.images if self.target is None else (*self.images, self.target)
+
+    def members(self, extensions: Mapping[str, str] = MappingProxyType({})) -> dict[str, bytes]:
+        """Tar members by name, sorted: `{key}.{role}.{ext}`, target, caption, mask, text and meta.
+
+        `extensions`: those of a role's members throughout a dataset; of roles that are not in it, each picture's own.
+        """
+        found = {f"{image.role}.{extensions.get(image.role, image.ext)}": image.data for image in self.pictures}
         if self.caption is not None:
             found["caption.txt"] = self.caption.encode()
         if self.mask is not None:
@@ -290,7 +303,7 @@ class Sample(_Part):
             if not _ELSEWHERE.isdisjoint(meta):
                 raise SampleFormatError(f"{key}.meta.json: {min(_ELSEWHERE.intersection(meta))} has no place in it")
             for image in [*meta["images"], *([meta["target"]] if meta["target"] else [])]:
-                image["data"] = _take(key, left, f"{image['role']}.{image['ext']}")
+                image["data"] = _take_picture(key, left, image["role"], image["ext"])
             if meta["mask"] is not None:
                 meta["mask"]["png"] = _take(key, left, "mask.png")
             if "caption.txt" in left:
@@ -314,6 +327,12 @@ def _take(key: str, members: dict[str, bytes], name: str) -> bytes:
         return members.pop(name)
     except KeyError:
         raise SampleFormatError(f"{key}: member {key}.{name[:100]} is missing") from None
+
+
+def _take_picture(key: str, members: dict[str, bytes], role: str, ext: str) -> bytes:
+    """The role's member, whatever its extension: where formats are mixed it is not the picture's own."""
+    names = [name for name in members if name.partition(".")[0] == role]
+    return _take(key, members, names[0] if len(names) == 1 else f"{role}.{ext}")
 
 
 def _in_short(error: Exception) -> str:
@@ -351,8 +370,25 @@ def _fields(model: type[BaseModel]) -> list[pa.Field]:
     return [pa.field(name, _arrow(hints[name])) for name in model.model_fields]
 
 
+def is_in_meta(path: str) -> bool:
+    """Whether the field `path` of a sample (names with dots) is in its meta.json; other members hold the rest."""
+    return path not in _ELSEWHERE | {"images.data", "target.data", "mask.png"}
+
+
+def _meta_type(field: pa.Field, prefix: str = "") -> pa.Field:
+    """The field as meta.json has it."""
+    path, kind = f"{prefix}{field.name}", field.type
+    inner = kind.value_type if pa.types.is_list(kind) else kind
+    if not pa.types.is_struct(inner):
+        return field
+    inner = pa.struct([_meta_type(part, f"{path}.") for part in inner if is_in_meta(f"{path}.{part.name}")])
+    return pa.field(field.name, pa.list_(inner) if pa.types.is_list(kind) else inner)
+
+
 SCHEMA = pa.schema(_fields(Sample), metadata={"rwkvfusion.schema_version": str(SCHEMA_VERSION)})
 """Arrow schema of a table of samples."""
+META = pa.schema([("schema_version", pa.int64()), *(_meta_type(field) for field in SCHEMA if is_in_meta(field.name))])
+"""Arrow schema of meta.json."""
 
 
 def to_table(samples: Sequence[Sample]) -> pa.Table:

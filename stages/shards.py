@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from rwkvfusion.infra.tars import TarFormatError, grouped
 from rwkvfusion.stages.sample import Sample, SampleFormatError
 
 
-def pack(samples: Sequence[Sample]) -> bytes:
+def pack(samples: Sequence[Sample], extensions: Mapping[str, str] = MappingProxyType({})) -> bytes:
     """A tar of the samples: sorted by key, then by field, mtime 0, no owners: equal samples give equal bytes.
+
+    `extensions` as in `Sample.members`.
 
     By whole names `a-b.png` would come before `a.png`, and the samples in another order than their keys.
     """
@@ -19,7 +22,7 @@ def pack(samples: Sequence[Sample]) -> bytes:
     for sample in sorted(samples, key=lambda sample: sample.key):
         if sample.error is not None:
             raise SampleFormatError(f"{sample.key}: a failed sample belongs in quarantine, not in a shard")
-        for name, data in sample.members().items():
+        for name, data in sample.members(extensions).items():
             if name in members:
                 raise SampleFormatError(f"{sample.key}: the key is in this shard twice")
             members[name] = data

@@ -13,12 +13,14 @@ from pydantic import BaseModel, ConfigDict
 
 from rwkvfusion.infra.codec import MAX_BYTES
 from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.foreign import foreign
 from rwkvfusion.infra.storage import PATIENCE, Store
 from rwkvfusion.infra.units import narrow_use
 from rwkvfusion.stages.holdout import OnRead, hash_files, join_groups, split_of
 from rwkvfusion.stages.layouts import CAPTION, MASK, PAIRED, SPLITS, TARGET
 from rwkvfusion.stages.listing import unreadable
 from rwkvfusion.stages.pairing import (
+    NO_PICTURE,
     Assumed,
     FileRef,
     Found,
@@ -129,9 +131,9 @@ class Source:
         matches, alone = pair_sequences(self.layout, readable, self._default_split(), splits)
         scenes = {name.rpartition("/")[0] for name in readable}
         alone += (
-            Unpaired(name=name, reason="not a picture, by its extension")
+            Unpaired(name=name, reason=foreign(name) or NO_PICTURE)
             for name in names
-            if not is_picture(name) and name.rpartition("/")[0] in scenes
+            if not is_picture(name) and (foreign(name) or name.rpartition("/")[0] in scenes)
         )
         return [], matches, [*others, *alone]
 

@@ -214,7 +214,7 @@ def _socket(path: Path) -> None:
 
 def _sparse(path: Path) -> None:
     path.touch()
-    os.truncate(path, 2**31)
+    os.truncate(path, 2**31 + 1)
 
 
 SPECIAL: dict[str, tuple[str, Callable[[Path], Any]]] = {

@@ -148,10 +148,10 @@ def test_what_goes_with_no_pair_is_named(tmp_path: Path) -> None:
     assert {one.name: one.reason for one in plan.unpaired} == {
         "gt/1.png": "its name fits no modality",
         "mask/9.png": "a mask of no pair: there is none of the name '9'",
-        "mask/notes.pdf": "not a picture, by its extension",
+        "mask/notes.pdf": "is a PDF, which is not read: convert it to PNG or TIFF, e.g. `magick IN OUT.png`",
         "other/1.png": "lies in no folder of a modality",
         "text/7.txt": "a caption of no pair: there is none of the name '7'",
-        "vi/1.heic": "not a picture, by its extension",
+        "vi/1.heic": "is a HEIF picture, which is not read: convert it to PNG or TIFF, e.g. `magick IN OUT.png`",
     }
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 from pathlib import Path
 from shutil import copytree
 
 import numpy as np
 import pytest
-import webdataset as wds
 from click.testing import CliRunner, Result
 from made import write_pairs
 from PIL import Image
@@ -128,23 +126,6 @@ def test_a_limit_never_shrinks_a_dataset(made: Path, raw: Path, tmp_path: Path) 
     assert "would drop some" in result.output
     result = prepare(raw, tmp_path, "--limit", "1", "--dry-run", "--json")
     assert json.loads(result.output)["pairs"] == 1
-
-
-def test_webdataset_ray_and_tar_read_a_shard_alike(made: Path, tmp_path: Path) -> None:
-    import ray
-
-    shard = made / "train-000000.tar"
-    ours = {sample.key: sample.members() for sample in unpack(shard.read_bytes())}
-    by_wds = {s["__key__"]: s for s in wds.WebDataset(str(shard), shardshuffle=False, empty_check=False)}
-    by_ray = {row["__key__"]: row for row in ray.data.read_webdataset(str(shard), decoder=None).iter_rows()}
-    subprocess.run(["tar", "-xf", str(shard), "-C", str(tmp_path)], check=True)
-    by_tar = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    assert by_tar == {name: data for members in ours.values() for name, data in members.items()}
-    for key, members in ours.items():
-        for name, data in members.items():
-            field = name.partition(".")[2]
-            assert by_wds[key][field] == data
-            assert by_ray[key][field] == data
 
 
 def test_verify_finds_what_is_wrong(made: Path, raw: Path, tmp_path: Path) -> None:

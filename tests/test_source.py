@@ -227,7 +227,7 @@ def special_files(root: Path, outside: Path) -> dict[str, str]:
     (folder / "folder.png").symlink_to(outside)
     (folder / "device.png").symlink_to("/dev/zero")
     with (folder / "huge.png").open("wb") as file:
-        file.truncate(2**31)
+        file.truncate(2**31 + 1)
     return words
 
 

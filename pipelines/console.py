@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.progress import Progress, TaskID
 
 LINE_SECONDS = 5.0
@@ -229,7 +230,11 @@ class _Screen:
                 facts = task.fields["facts"]
                 return Text(clock(task.elapsed or 0) if facts is None else facts, no_wrap=True, overflow="ellipsis")
 
-        live = Progress(
+        class Rows(Progress):
+            def get_renderable(self) -> RenderableType:
+                return _Narrower(super().get_renderable())
+
+        live = Rows(
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=5)),
             Facts(table_column=Column(no_wrap=True)),
@@ -243,6 +248,16 @@ class _Screen:
         )
         live.start()
         return live
+
+
+class _Narrower:
+    """Leaves the line's end free: a terminal that echoes `^C` there would go on to the next, and the row be left."""
+
+    def __init__(self, rows: RenderableType) -> None:
+        self.rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from console.render(self.rows, options.update_width(max(options.max_width - 3, 1)))
 
 
 _screen = _Screen()

@@ -103,6 +103,7 @@ PROGRAM = f"WORDS = {WORDS!r}" + textwrap.dedent("""
             if done == 5: say(WORDS)
             if done == 8: print("what a library prints")
             if done == 9: print("a warning of a library", file=sys.stderr)
+            if done == 10: time.sleep(0.3); os.write(2, b"^C")  # as a terminal echoes it
             time.sleep(0.03)
     print("the answer")
 """)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ARTIFACTS = "mlartifacts"
-_SQLITE = "sqlite:///"
+SQLITE = "sqlite:///"
 _MAX_PARAM_LENGTH = 6000
 _PARAMS_PER_CALL = 100
 _METRICS_PER_CALL = 1000
@@ -54,9 +54,9 @@ def tracking_uri(uri: str | None = None) -> str:
     Workers run in other folders, where a relative path would name another database.
     TrackingError for a plain folder, which MLflow no longer takes.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
-    if uri.startswith(_SQLITE):
-        return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).expanduser().absolute())
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    if uri.startswith(SQLITE):
+        return SQLITE + str(Path(uri.removeprefix(SQLITE)).expanduser().absolute())
     if "://" not in uri or uri.startswith("file:"):
         raise TrackingError(f"{uri} is a folder, which MLflow no longer takes: use sqlite:///FILE.db or a server's URL")
     return uri
@@ -68,7 +68,7 @@ def using(uri: str) -> Iterator[MlflowClient]:
 
     TrackingError where MLflow fails.
     """
-    _hush()
+    quieten()
     import mlflow
 
     # MLflow keeps its URIs in the environment too, and reads them there where none was set.
@@ -247,8 +247,8 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     location = None
-    if uri.startswith(_SQLITE):
-        location = (Path(uri.removeprefix(_SQLITE)).parent / ARTIFACTS).as_uri()
+    if uri.startswith(SQLITE):
+        location = (Path(uri.removeprefix(SQLITE)).parent / ARTIFACTS).as_uri()
     return str(client.create_experiment(name, artifact_location=location))
 
 
@@ -279,13 +279,14 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
-def _hush() -> None:
-    """Keep MLflow from counting its users over the network, from progress bars, and from notes on each step."""
+def quieten() -> None:
+    """Import MLflow, and keep it from counting its users, from progress bars, and from notes on each step."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     # Each retry waits twice as long as the one before: MLflow's own 7 keep a person waiting for 4 minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     import mlflow  # noqa: F401 - it sets up its loggers on import
 
     for name in ("mlflow", "alembic"):

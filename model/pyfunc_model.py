@@ -22,7 +22,10 @@ ARTIFACT = "fuser"
 
 
 class FuserModel(PythonModel):
-    """One row a pair in, one row a picture out, in order. On the CPU: a server has no say in where it runs."""
+    """One row a pair in, one row a picture or an error out, in order.
+
+    On the CPU: a server has no say in where it runs.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Bring up the fuser from the model's own files."""
@@ -31,9 +34,20 @@ class FuserModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Encoded pictures in the columns of their roles, optional `mask`, `text`, `scale`, to the column `fused`."""
-        rows = [self._fuse(row) for row in model_input.to_dict("records")]
-        return pd.DataFrame({"fused": pd.Series(rows, dtype=object)})
+        """Encoded pictures in the columns of their roles, optional `mask`, `text`, `scale`, to the column `fused`.
+
+        A row that cannot be fused is None there, and the column `error` says why; of the others that is None.
+        """
+        rows = [self._fuse_or_say(row) for row in model_input.to_dict("records")]
+        fused, errors = ([row[i] for row in rows] for i in range(2))
+        return pd.DataFrame({"fused": pd.Series(fused, dtype=object), "error": pd.Series(errors, dtype=object)})
+
+    def _fuse_or_say(self, row: dict[str, Any]) -> tuple[bytes | None, str | None]:
+        try:
+            return self._fuse(row), None
+        # Whatever it is, it is of this row: the rest of the batch is somebody else's.
+        except Exception as error:  # noqa: BLE001
+            return None, str(error) or type(error).__name__
 
     def _fuse(self, row: dict[str, Any]) -> bytes:
         # pandas fills the cells that a row lacks with NaN or None.

@@ -1,8 +1,8 @@
 """The model in MLflow's registry: logging a fuser as a version of it, and finding the fuser behind a URI.
 
 The pyfunc takes one row a pair: binary columns named by the roles (encoded pictures), optionally `mask` (PNG of object
-indices), `text` (.npy of float16 (tokens, width)) and `scale` (text, see `model.encoded`). It gives one binary column
-`fused`: PNG, or TIFF for more bands.
+indices), `text` (.npy of float16 (tokens, width)) and `scale` (text, see `model.encoded`). It gives a
+binary column `fused` (PNG, or TIFF for more bands), null for a row that cannot be fused, and `error`, which says why.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.provenance import commit
+from rwkvfusion.infra.reach import reach
 from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.infra.tracking import TrackingError, tracking_uri, using
@@ -34,6 +36,13 @@ HASH = "weights_sha256"
 _PYFUNC_FILE = Path(__file__).with_name("pyfunc_model.py")
 _REQUIRED = ("rwkvfusion", "mlflow", "torch", "safetensors", "numpy", "pandas")
 _ALIAS, _VERSION = "@", "/"
+_ADVICE = {
+    "s3": "it needs boto3 (pip install 'rwkvfusion[s3]'), AWS_* credentials that may read it, and"
+    " MLFLOW_S3_ENDPOINT_URL where it is no bucket of AWS",
+    "gs": "it needs google-cloud-storage and credentials that may read it",
+    "mlflow-artifacts": "the tracking server serves them: see its log",
+}
+"""What a place of artifacts needs, by the scheme of its URL."""
 
 
 class ServingError(RwkvFusionError):
@@ -192,7 +201,8 @@ def _signature(config: FuserConfig) -> ModelSignature:
     columns = [ColSpec("binary", role, required=len(names) == 1) for names in config.places for role in names]
     guidance = [ColSpec("binary", name, required=False) for name in ("mask", "text")]
     guidance.append(ColSpec("string", SCALE, required=False))
-    return ModelSignature(Schema([*columns, *guidance]), Schema([ColSpec("binary", "fused")]))
+    outputs = [ColSpec("binary", "fused", required=False), ColSpec("string", "error", required=False)]
+    return ModelSignature(Schema([*columns, *guidance]), Schema(outputs))
 
 
 def resolve(uri: str, tracking: str | None = None) -> ModelSource:
@@ -212,6 +222,7 @@ def resolve(uri: str, tracking: str | None = None) -> ModelSource:
         database = where.removeprefix("sqlite:///")
         if database != where and not Path(database).is_file():
             raise ServingError(f"no model {uri}: there is no registry at {where}. {_how_to_get_one()}")
+        reach(where, write=False)
         with using(where) as client:
             return _from_mlflow(client, uri)
     store = Store(uri)
@@ -223,9 +234,6 @@ def resolve(uri: str, tracking: str | None = None) -> ModelSource:
 
 
 def _from_mlflow(client: MlflowClient, uri: str) -> ModelSource:
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
     rest = uri.removeprefix("models:/")
     source, proof = ModelSource(Path(), uri), None
     if rest != uri and (_ALIAS in rest or _VERSION in rest):
@@ -236,16 +244,59 @@ def _from_mlflow(client: MlflowClient, uri: str) -> ModelSource:
         proof = found.tags.get(HASH)
     elif rest != uri and not rest.startswith("m-"):
         raise ServingError(f"{uri} names no version: add @ALIAS or /VERSION. {_known(client)}")
-    try:
-        local = Path(mlflow.artifacts.download_artifacts(source.uri, dst_path=_scratch(source.uri)))
-    except (MlflowException, OSError) as error:
-        raise ServingError(f"the files of {source.uri} cannot be read: {error}") from error
+    local = _downloaded(client, source)
     files = [str(file.relative_to(local)) for file in local.rglob("*") if file.is_file()]
     folder = local / _fuser_folder(files, uri)
     if proof is not None and sha256((folder / WEIGHTS).read_bytes()) != proof:
         raise ServingError(f"{source.uri}: {WEIGHTS} is not what was registered (SHA-256 differs)")
     run_id = source.run_id or (uri.split("/")[1] if uri.startswith("runs:/") else None)
     return ModelSource(folder, source.uri, source.name, source.version, run_id)
+
+
+def _downloaded(client: MlflowClient, source: ModelSource) -> Path:
+    """The files of a model, brought here. ServingError says where they are registered and what keeps them there."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        location = _location(client, source)
+    except MlflowException as error:
+        raise ServingError(f"the files of {source.uri} cannot be read: {error}") from None
+    place = urlsplit(location)
+    if place.scheme in ("", "file") and not Path(unquote(place.path)).exists():
+        raise ServingError(
+            f"the files of {source.uri} are registered at {location}, and there is no such folder here: fuse where it"
+            " is, mount or copy it to that path, or train with a tracking server that serves its artifacts"
+            " (mlflow server --serve-artifacts)"
+        )
+    try:
+        return Path(mlflow.artifacts.download_artifacts(source.uri, dst_path=_scratch(source.uri)))
+    # Each kind of store has errors of its own.
+    except Exception as error:  # noqa: BLE001
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        advice = _ADVICE.get(place.scheme, "see that this machine may read that place")
+        raise ServingError(
+            f"the files of {source.uri} are registered at {location}, which cannot be read from here: {reason};"
+            f" {advice}"
+        ) from None
+
+
+def _location(client: MlflowClient, source: ModelSource) -> str:
+    """Where the registry says that the files of `source` are."""
+    if source.name is not None:
+        found = str(client.get_model_version_download_uri(source.name, source.version))
+    elif source.uri.startswith("models:/"):
+        found = source.uri
+    else:
+        run_id, _, path = source.uri.removeprefix("runs:/").partition("/")
+        entries = client.get_run(run_id).outputs
+        logged = [output.model_id for output in entries.model_outputs] if entries is not None else []
+        if path != "model" or not logged:
+            return f"{client.get_run(run_id).info.artifact_uri}/{path}"
+        found = f"models:/{logged[0]}"
+    if found.startswith("models:/m-"):
+        return str(client.get_logged_model(found.removeprefix("models:/")).artifact_location)
+    return found
 
 
 def _version(client: MlflowClient, uri: str, rest: str) -> Any:

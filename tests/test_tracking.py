@@ -166,6 +166,35 @@ def test_a_fresh_process_fuses_the_same_pixels(
         np.testing.assert_array_equal(decode((elsewhere / f"{name}.png").read_bytes()), array)
 
 
+def test_a_bad_row_of_a_batch_fails_alone(
+    registered: RegisteredVersion, fuser: Fuser, cells: dict[str, bytes], elsewhere: Path
+) -> None:
+    import mlflow
+    import pandas as pd
+
+    model = mlflow.pyfunc.load_model(registered.uri)
+    good = {role: cells[role] for role in ("visible", "infrared")}
+    small = encode_png(scene(2, 48, 64, channels=1))
+    batch = [
+        good,
+        good | {"infrared": cells["infrared"][:200]},
+        good | {"infrared": small},
+        good | {"infrared": b""},
+        good | {"text": b"none"},
+        cells,
+    ]
+    made = model.predict(pd.DataFrame(batch))
+    assert list(made) == [column.name for column in model.metadata.get_output_schema()] == ["fused", "error"]
+    outputs = expected(fuser, cells)
+    np.testing.assert_array_equal(decode(made["fused"][0]), outputs["plain"])
+    np.testing.assert_array_equal(decode(made["fused"][5]), outputs["guided"])
+    assert [made["error"][i] for i in (0, 5)] == [None, None]
+    assert [made["fused"][i] for i in range(1, 5)] == [None] * 4
+    assert "infrared is 64x48 and visible is 128x96" in made["error"][2]
+    assert "the text is not a .npy array" in made["error"][4]
+    assert all(made["error"][1:5])
+
+
 def test_json_as_the_server_takes_it(
     registered: RegisteredVersion, fuser: Fuser, cells: dict[str, bytes], elsewhere: Path
 ) -> None:
@@ -242,7 +271,7 @@ def test_what_is_not_there_is_said(registered: RegisteredVersion, elsewhere: Pat
 def test_no_registry_is_made_by_looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ServingError, match="set MLFLOW_TRACKING_URI"):
+    with pytest.raises(ServingError, match="Set MLFLOW_TRACKING_URI"):
         resolve("models:/tiny@champion")
     assert not list(tmp_path.iterdir())
 

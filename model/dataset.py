@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Self
 
@@ -167,15 +168,26 @@ class ShardCache:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._held: OrderedDict[str, list[Sample]] = OrderedDict()
+        self._held: OrderedDict[str, Future[list[Sample]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, shard: Shard) -> list[Sample]:
-        """The samples of `shard`, read at most once while it is held."""
+        """The samples of `shard`, read at most once while it is held. Only who wants a shard waits for it."""
         with self._lock:
-            if shard.url not in self._held:
-                self._held[shard.url] = shard.read()
+            held = self._held.get(shard.url)
+            mine = held is None
+            if held is None:
+                held = self._held[shard.url] = Future()
                 if len(self._held) > self.capacity:
                     self._held.popitem(last=False)
             self._held.move_to_end(shard.url)
-            return self._held[shard.url]
+        if mine:
+            try:
+                held.set_result(shard.read())
+            except BaseException as error:  # noqa: BLE001 - it is raised below
+                # Who waits for it fails alike; who comes later reads it anew.
+                with self._lock:
+                    if self._held.get(shard.url) is held:
+                        del self._held[shard.url]
+                held.set_exception(error)
+        return held.result()

@@ -17,6 +17,8 @@ from rwkvfusion.infra.secrets import redact_tracebacks, redacted
 from rwkvfusion.pipelines.cli_evaluate import evaluate
 from rwkvfusion.pipelines.cli_fuse import fuse
 from rwkvfusion.pipelines.cli_options import ALLOW_INCOMPLETE, check_form
+from rwkvfusion.pipelines.interrupt import watched
+from rwkvfusion.pipelines.ray_job import check_output
 
 # Commands import what they need when they run: `--help` answers at once, and `fuse` needs no Ray.
 
@@ -30,18 +32,30 @@ SET = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
+LEFT_OUT = 3
+"""Exit code: all was done, but more was left out than allowed."""
+
+
 class _Group(click.Group):
-    """Shows our own errors as one clear message, without a traceback."""
+    """Shows our own errors as one clear message, without a traceback; signals end a command with one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except RwkvFusionError as error:
-            click.echo(f"rwkvfusion: {error}", err=True)
-            ctx.exit(1)
-        except KeyboardInterrupt:
-            click.echo("rwkvfusion: interrupted; what was committed stays, the same command goes on", err=True)
-            ctx.exit(130)
+        with watched() as watch:
+            try:
+                return super().invoke(ctx)
+            except SystemExit as error:
+                if error.code == LEFT_OUT and ctx.params["tolerant"]:
+                    ctx.exit(0)
+                if watch is not None and watch.caused(error):
+                    ctx.exit(watch.end())
+                raise
+            except BaseException as error:
+                if watch is not None and watch.caused(error):
+                    ctx.exit(watch.end())
+                if isinstance(error, RwkvFusionError):
+                    click.echo(f"rwkvfusion: {error}", err=True)
+                    ctx.exit(1)
+                raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -49,7 +63,12 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_version(), prog_name="rwkvfusion")
-def main() -> None:
+@click.option(
+    "--tolerant",
+    is_flag=True,
+    help="Exit with 0, not 3, where all was done but more was left out than allowed: for what runs failures again.",
+)
+def main(tolerant: bool) -> None:
     """Image fusion guided by captions and object masks: make training data, train, register, fuse.
 
     \b
@@ -72,6 +91,7 @@ def demo(output: Path, steps: int | None) -> None:
     """
     from rwkvfusion.pipelines.demo import run_demo
 
+    check_output("--output", str(output))
     run_demo(output, steps=steps, say=click.echo)
 
 
@@ -262,6 +282,7 @@ def view(
     from rwkvfusion.pipelines.view import view as run_view
 
     check_form(context, {"samples evenly spread": ("limit",)}, "--key" if keys else "samples evenly spread")
+    check_output("--output", output)
     summary = run_view(url, output, limit=limit, splits=splits or None, keys=keys, width=width)
     click.echo(json.dumps(asdict(summary)) if as_json else summary.line)
 

@@ -11,6 +11,7 @@ import click
 
 from rwkvfusion.infra.units import Scale
 from rwkvfusion.pipelines.cli_options import ALLOW_INCOMPLETE, check_form, is_given, scales_of
+from rwkvfusion.pipelines.ray_job import check_output
 
 # As in cli.py: what is heavy is imported when the command runs.
 
@@ -121,6 +122,8 @@ def evaluate(
 
     if dataset is None and (folder_a is None or folder_b is None):
         raise click.UsageError("give either --a DIR and --b DIR, or --dataset URL")
+    if json_file and json_file != "-":
+        check_output("--json", json_file)
     check_form(context, _USED, _FOLDERS if dataset is None else _DATASET)
     if is_given(context, "sensor") and dataset is None and (task != "pansharpening" or target):
         raise click.UsageError("--sensor is for pansharpening without targets: here it has no effect")

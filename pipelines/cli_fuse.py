@@ -13,6 +13,7 @@ from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.formats import FORMATS, LOSSY, QUALITY
 from rwkvfusion.infra.units import Scale
 from rwkvfusion.pipelines.cli_options import ALLOW_INCOMPLETE, check_form, scales_of
+from rwkvfusion.pipelines.ray_job import check_output
 
 # As in cli.py: what is heavy is imported when the command runs.
 
@@ -112,6 +113,7 @@ def fuse(
     given = sum((bool(pair), folder_a is not None or folder_b is not None, dataset is not None))
     if given != 1 or (folder_a is None) != (folder_b is None):
         raise click.UsageError("give either a pair A B, or --a DIR and --b DIR, or --dataset URL")
+    check_output("--output", output)
     check_form(context, _USED, _PAIR if pair else _FOLDERS if dataset is None else _DATASET)
     is_jpeg = (extension or output.rpartition(".")[2]).lower() in LOSSY
     if quality is not None and not is_jpeg:

@@ -6,8 +6,10 @@ import logging
 import math
 import os
 import re
+import shutil
 import socket
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -16,10 +18,14 @@ from typing import Any
 
 import ray
 
+from rwkvfusion.infra.cores import usable_cores
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.pipelines.console import Stderr, phase
+from rwkvfusion.pipelines.interrupt import is_ending, restore_handlers
 
 _ANSWER_SECONDS = 10
+_MOST_PATH = 40
+"""Bytes of the path of Ray's folder: a socket's path has at most 107, and Ray adds 64 for the session and its name."""
 
 
 class ClusterError(RwkvFusionError):
@@ -28,11 +34,12 @@ class ClusterError(RwkvFusionError):
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a job may count on: logical CPUs and GPUs, and whether the cluster is our own."""
+    """What a job may count on: logical CPUs and GPUs, whether the cluster is our own, and of how many machines."""
 
     cpus: float
     gpus: float
     local: bool
+    hosts: int = 1
 
     def __str__(self) -> str:
         where = "a Ray of its own on this machine" if self.local else "the Ray cluster"
@@ -45,7 +52,7 @@ class Cluster:
     @property
     def cores(self) -> int:
         """CPU cores there are; the logical CPUs of a Ray of our own may be more."""
-        return (os.cpu_count() or 1) if self.local else int(self.cpus)
+        return usable_cores() if self.local else int(self.cpus)
 
 
 _own = False
@@ -77,6 +84,19 @@ def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]
         options |= {"address": "local", "num_cpus": _logical(cpus), "include_dashboard": False}
     # Ray's errors reach us as exceptions; what its core prints besides would bury our own lines.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with _room_for_sockets(address) as room:
+        try:
+            _start(address, options | room)
+            _own = not address
+            # Ray prints the deaths of workers on stdout, which belongs to a command's answer.
+            with redirect_stdout(Stderr()):
+                yield _describe(local=not address)
+        finally:
+            _own = False
+            ray.shutdown()
+
+
+def _start(address: str | None, options: dict[str, Any]) -> None:
     try:
         with phase("connecting to Ray" if address else "starting Ray"), _stderr_muted():
             ray.init(**options)
@@ -85,14 +105,44 @@ def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]
         said = str(error).strip().splitlines() or [type(error).__name__]
         place = f"no Ray cluster to be used at {address}" if address else "Ray did not start on this machine"
         raise ClusterError(f"{place}: {said[0]}") from error
-    _own = not address
-    try:
-        # Ray prints the deaths of workers on stdout, which belongs to a command's answer.
-        with redirect_stdout(Stderr()):
-            yield _describe(local=not address)
     finally:
-        _own = False
-        ray.shutdown()
+        # Ray has put its own in their place.
+        restore_handlers()
+
+
+@contextmanager
+def _room_for_sockets(address: str | None) -> Iterator[dict[str, Any]]:
+    """Options for `ray.init`: where Ray's usual folder has too long a path for sockets, a short one that ends with us.
+
+    ClusterError where there is none. Objects that do not fit into memory still go to the usual place.
+    """
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if address or _has_room(os.path.join(usual, "ray")):
+        yield {}
+        return
+    short = next(filter(None, map(_made, ("/tmp", "/var/tmp", "/dev/shm", os.path.expanduser("~")))), None)
+    if short is not None:
+        try:
+            yield {"_temp_dir": short} | ({"object_spilling_directory": usual} if os.path.isdir(usual) else {})
+        finally:
+            shutil.rmtree(short, ignore_errors=True)
+        return
+    raise ClusterError(
+        f"Ray did not start: the path of {usual} is too long for its sockets, and no shorter folder can be written;"
+        f" set RAY_TMPDIR to a folder whose path has at most {_MOST_PATH - len('/ray')} characters"
+    )
+
+
+def _made(place: str) -> str | None:
+    """A new folder of our own in `place`, for sockets."""
+    try:
+        return tempfile.mkdtemp(prefix="ray-", dir=place) if _has_room(f"{place}/ray-12345678") else None
+    except OSError:
+        return None
+
+
+def _has_room(folder: str) -> bool:
+    return len(os.fsencode(os.path.abspath(folder))) <= _MOST_PATH
 
 
 def expect(address: str | None = None, *, cpus: float = 0, gpus: bool = False) -> Cluster:
@@ -125,7 +175,7 @@ def _probe(address: str) -> None:
 
 
 def _logical(cpus: float) -> int:
-    return max(os.cpu_count() or 1, math.ceil(cpus))
+    return max(usable_cores(), math.ceil(cpus))
 
 
 @contextmanager
@@ -137,11 +187,13 @@ def _stderr_muted() -> Iterator[None]:
         os.dup2(nothing, 2)
         yield
     finally:
-        os.dup2(kept, 2)
+        if not is_ending():
+            os.dup2(kept, 2)
         os.close(kept)
         os.close(nothing)
 
 
 def _describe(*, local: bool) -> Cluster:
     have = ray.cluster_resources()
-    return Cluster(cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0), local=local)
+    hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    return Cluster(cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0), local=local, hosts=len(hosts))

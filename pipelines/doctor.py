@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rwkvfusion.infra.cores import usable_cores
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.tracking import tracking_uri
@@ -34,7 +35,7 @@ def machine_facts() -> dict[str, Any]:
         "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpus": os.cpu_count(),
+        "cpus": usable_cores(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": {name: _version(name) for name in _PACKAGES},
         "operator": operator_facts(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ from typing import TypeVar
 import psutil
 import torch
 
+from rwkvfusion.infra.cores import usable_cores
 from rwkvfusion.model.tiles import MAX_PIXELS
 
 T = TypeVar("T")
@@ -21,14 +21,9 @@ _BYTES_PER_PIXEL = 4096
 _SHARE_OF_MEMORY = 0.5
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def default_jobs(device: str) -> int:
     """As many as cores, for one thread a picture wastes the least; on a GPU one."""
-    return 1 if device.startswith("cuda") else min(cores(), MOST_JOBS)
+    return 1 if device.startswith("cuda") else min(usable_cores(), MOST_JOBS)
 
 
 def in_order(work: Callable[..., T], items: Iterable[tuple[object, ...]], jobs: int) -> Iterator[T]:
@@ -72,7 +67,7 @@ class Room:
         with self._change:
             self._change.wait_for(lambda: not self._taken or self._taken + pixels <= self._pixels)
             self._taken += pixels
-        torch.set_num_threads(max(1, cores() // max(1, min(self.jobs, int(self._pixels / pixels)))))
+        torch.set_num_threads(max(1, usable_cores() // max(1, min(self.jobs, int(self._pixels / pixels)))))
         try:
             yield
         finally:

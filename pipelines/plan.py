@@ -15,6 +15,7 @@ from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.pipelines.guidance import check_weights, guidance_stages
 from rwkvfusion.pipelines.packing import Pool, pack, wanted_cpus
 from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
+from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.stages.cache import StageCache
 from rwkvfusion.stages.holdout import OnRead
@@ -162,6 +163,7 @@ def plan_job(
     `limit` takes the first pairs only, and refuses to shrink a dataset that holds more; `retry` tries the quarantined
     pairs again; `on_read` as in `Source.plan`.
     """
+    check_output("output", recipe.output)
     patience = recipe.storage.give_up_seconds
     source = Source(recipe.source, recipe.name, patience)
     if recipe.task not in (None, source.task):

@@ -33,6 +33,7 @@ from rwkvfusion.pipelines.narrow import narrow_of, scale_setting
 from rwkvfusion.pipelines.operators import READ, CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.packing import Pool, packing_lines
 from rwkvfusion.pipelines.plan import Job
+from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.pipelines.tally import counted
 
 MAX_RETRIES = 6
@@ -147,6 +148,7 @@ def _run(
         try:
             with connect(job.recipe.ray.address, cpus=job.cpus) as cluster:
                 begun = True
+                check_output("output", job.recipe.output, hosts=cluster.hosts)
                 pools = job.pack(cluster)
                 say(f"{len(left)} shards; " + "\n".join(packing_lines(pools, cluster)))
                 on_pairs({})

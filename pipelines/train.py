@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -24,16 +25,18 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Lease
+from rwkvfusion.infra.reach import reach
 from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import absolute
-from rwkvfusion.infra.tracking import Tracker, TrackingError
+from rwkvfusion.infra.tracking import Tracker, TrackingError, tracking_uri
 from rwkvfusion.model.config import LUMA_TASKS
 from rwkvfusion.model.fuser import Fuser, FuserConfig
 from rwkvfusion.model.serving import RegisteredVersion, log_and_register
 from rwkvfusion.model.trainer import CheckpointError, Trainer, TrainingError
 from rwkvfusion.pipelines import console
-from rwkvfusion.pipelines.cluster import Cluster, connect
+from rwkvfusion.pipelines.cluster import Cluster, connect, expect
 from rwkvfusion.pipelines.console import phase
+from rwkvfusion.pipelines.ray_job import check_output, check_tracking
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.tally import watched
 from rwkvfusion.pipelines.train_board import Progress, make_board
@@ -70,6 +73,7 @@ def train(
             training is under way; TrainingError where the workers failed more often than `max_failures`. The same
             recipe then goes on from the last checkpoint.
     """
+    _check_places(recipe, say)
     with phase("reading the datasets' manifests and some pairs"):
         plan = plan_training(recipe)
     # Two at once would write the same checkpoints into one run.
@@ -165,7 +169,7 @@ def _fit(
         use_gpu = _use_gpu(recipe, cluster)
         board = make_board()
         spec = WorkerSpec(plan, job.run, board)
-        workers = TorchTrainer(
+        workers = _Workers(
             train_worker,
             train_loop_config={"spec": spec},
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -204,6 +208,23 @@ def _trained(plan: TrainPlan, job: TrainJob) -> Trainer | None:
             trainer.load(Path(scratch))
             return trainer
     return None
+
+
+def _check_places(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
+    """LostOutputError where results would be lost, TrackingError where MLflow is not there: before anything starts."""
+    check_output("output", recipe.output)
+    check_tracking(recipe.tracking.uri)
+    on_others = recipe.address or os.environ.get("RAY_ADDRESS")
+    if on_others and ("://" not in recipe.output or tracking_uri(recipe.tracking.uri).startswith("sqlite:")):
+        hosts = expect(recipe.address).hosts
+        check_output("output", recipe.output, hosts=hosts)
+        check_tracking(recipe.tracking.uri, hosts=hosts)
+    reach(recipe.tracking.uri, say=say)
+
+
+class _Workers(TorchTrainer):
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C alone: Ray's own handler waits for the workers, and ends the process with exit code 0."""
 
 
 def _use_gpu(recipe: TrainRecipe, cluster: Cluster) -> bool:

@@ -191,8 +191,11 @@ def group_problems(group: Yaml) -> Iterator[str]:
 
 
 def entrypoint_problems(entrypoint: str, head: Yaml) -> Iterator[str]:
-    """The command line must be one of ours, and its recipe lie in a folder that the head mounts."""
-    program, command, *arguments = shlex.split(entrypoint)
+    """The command line must be one of ours that is not tried again for exit code 3, its recipe in a mounted folder."""
+    program, *words = shlex.split(entrypoint)
+    if "--tolerant" not in words:
+        yield "entrypoint: would be tried again for exit code 3"
+    command, *arguments = [word for word in words if word != "--tolerant"]
     if program != "rwkvfusion" or command not in main.commands:
         yield f"entrypoint: no command {program} {command}"
         return
@@ -271,6 +274,10 @@ def worker(job: Yaml, index: int) -> Yaml:
         ("not a ray.io/v1", lambda j: j.update(apiVersion="ray.io/v1alpha1")),
         ("unknown key entryPoint", lambda j: j["spec"].update(entryPoint="x")),
         ("unknown key imagePullpolicy", lambda j: head_of(j)["containers"][0].update(imagePullpolicy="Always")),
+        (
+            "tried again for exit code 3",
+            lambda j: j["spec"].update(entrypoint="rwkvfusion prepare /etc/rwkvfusion/recipes/prepare.yaml"),
+        ),
         ("no command rwkvfusion prep", lambda j: j["spec"].update(entrypoint="rwkvfusion prep r.yaml")),
         ("No such option", lambda j: j["spec"].update(entrypoint="rwkvfusion prepare --recipe r.yaml")),
         ("Missing argument", lambda j: j["spec"].update(entrypoint="rwkvfusion prepare")),
@@ -332,8 +339,12 @@ def test_containerfile_copies_what_the_package_needs() -> None:
     text = (ROOT / "infra" / "Containerfile").read_text()
     copied = [source for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE) for source in line.split()[:-1]]
     assert all((ROOT / source).exists() for source in copied)
-    assert {"infra", "kernels", "model", "pipelines", "stages", "pyproject.toml", "constraints.txt"} <= set(copied)
+    assert {"infra", "kernels", "model", "pipelines", "stages", "pyproject.toml", "setup.py", "constraints.txt"} <= set(
+        copied
+    )
     assert "--constraint constraints.txt" in text
+    # setup.py builds the kernels where it finds a compiler.
+    assert re.search(r"apt-get install .*\bg\+\+", text)
     assert f"python:3.{pinned_python()}-slim" in text
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from rwkvfusion.infra.codec import decode, decode_indices
 from rwkvfusion.infra.manifest import ManifestError
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.data import Batch, Loader, LoaderConfig
-from rwkvfusion.model.dataset import DataError, TrainingSet
+from rwkvfusion.model.dataset import DataError, Shard, ShardCache, TrainingSet
 from rwkvfusion.model.order import EpochOrder
 from rwkvfusion.stages.sample import Sample, Text
 
@@ -249,3 +252,33 @@ def test_a_dataset_in_memory_reads_like_a_folder(made: TrainingSet) -> None:
     assert list(remote.fingerprints.values()) == list(made.fingerprints.values())
     examples = loader(made).examples(2, size=32)
     assert [tuple(example.images[0].shape) for example in examples] == [(1, 1, 32, 32)] * 2
+
+
+def test_a_slow_shard_keeps_nobody_waiting_who_wants_another(tmp_path: Path) -> None:
+    slow, quick = TrainingSet.open([write_dataset(tmp_path, pairs(2, 1))], ["train"]).shards
+    reading, go, reads = threading.Event(), threading.Event(), list[str]()
+
+    class Slow(Shard):
+        def read(self) -> list[Sample]:
+            reads.append(self.url)
+            reading.set()
+            assert go.wait(60)
+            if len(reads) == 1:
+                raise DataError("no answer")
+            return super().read()
+
+    cache, shard = ShardCache(2), Slow(slow.store, slow.manifest)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.get, shard)
+        assert reading.wait(60)
+        assert [sample.key for sample in cache.get(quick)] == list(quick.manifest.keys)
+        second = pool.submit(cache.get, shard)
+        time.sleep(0.05)
+        go.set()
+        # Both waited for one read; who comes later tries again, once.
+        for waiting in (first, second):
+            with pytest.raises(DataError, match="no answer"):
+                waiting.result(60)
+    assert [sample.key for sample in cache.get(shard)] == list(slow.manifest.keys)
+    assert cache.get(shard) is cache.get(shard)
+    assert len(reads) == 2

@@ -16,7 +16,7 @@ from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.secrets import redact_tracebacks, redacted
 from rwkvfusion.pipelines.cli_evaluate import evaluate
 from rwkvfusion.pipelines.cli_fuse import fuse
-from rwkvfusion.pipelines.cli_options import ALLOW_INCOMPLETE, check_form
+from rwkvfusion.pipelines.cli_options import ALLOW_INCOMPLETE, check_form, check_prompts
 from rwkvfusion.pipelines.interrupt import watched
 from rwkvfusion.pipelines.ray_job import check_output
 
@@ -149,6 +149,7 @@ def prepare(
         job = plan_job(loaded, limit, retry=retry_quarantined, on_read=bar.of)
     if job.pending and (swapped := pairs_swapped(job.source, job.pending[0].pairs)):
         say(f"warning: are visible and infrared swapped? {printable(swapped)}")
+    check_prompts(job, overrides)
     if dry_run:
         cluster = expect(job.recipe.ray.address, cpus=job.cpus, gpus=any(stage.uses_gpu for stage in job.stages))
         lines = [*plan_lines(job), *packing_lines(job.pack(cluster), cluster)]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from rwkvfusion.infra.planned import ALLOW
+
+if TYPE_CHECKING:
+    from rwkvfusion.pipelines.plan import Job
 from rwkvfusion.infra.units import Scale, parse_scales
 
 ALLOW_INCOMPLETE = click.option(
@@ -39,3 +43,10 @@ def scales_of(_: click.Context, parameter: click.Parameter, texts: tuple[str, ..
         return parse_scales(texts)
     except ValueError as error:
         raise click.BadParameter(str(error), param=parameter) from None
+
+
+def check_prompts(job: Job, overrides: Collection[str]) -> None:
+    """UsageError where `overrides` set what a detector looks for, and no stage of `job` looks for anything by words."""
+    asked = any(one.startswith("prompts=") for one in overrides)
+    if asked and not any("prompts" in type(stage.config).model_fields for stage in job.stages):
+        raise click.UsageError("--set prompts: no stage looks for objects by words, as one of guidance=full does")

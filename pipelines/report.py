@@ -52,8 +52,6 @@ def plan_lines(job: Job) -> list[str]:
         lines.append(f"kept from before, by stage, in shards: {', '.join(kept)}")
     if facts["own_captions"]:
         lines.append(f"captions of the dataset's own: of {facts['own_captions']} pairs")
-    if job.recipe.prompts != "auto" and not any("prompts" in stage["config"] for stage in facts["stages"]):
-        lines.append("prompts have no effect: no stage looks for objects by words (guidance=full does)")
     if job.stale:
         lines.append(f"to drop: {len(job.stale)} committed shards that are no longer in the plan")
     if job.n_left_out:

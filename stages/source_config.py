@@ -62,7 +62,7 @@ class PlaceConfig(_Settings):
 
 
 class SourceConfig(_Settings):
-    """Where pairs come from. `modalities`, `target`, `mask`, `caption`, `labels`, `task` describe a layout `paired`."""
+    """Where pairs come from. `modalities`, `target`, `mask`, `labels` and `task` describe a layout `paired`."""
 
     layout: str = Field(description=f"one of {', '.join(sorted(LAYOUTS))}, or {PAIRED}")
     root: str = Field(min_length=1, description="folder or URL that holds the data")
@@ -170,12 +170,16 @@ def _layout(config: SourceConfig) -> Layout:
         raise SourceError(
             f"unknown source.layout {config.layout!r}: {hint}There is {known}; and {PAIRED} for any other"
         )
-    given = [name for name in ("modalities", "target", "mask", "caption", "labels", "task") if getattr(config, name)]
+    given = [name for name in ("modalities", "target", "mask", "labels", "task") if getattr(config, name)]
     if given:
         raise SourceError(
             f"layout {config.layout!r} has its own {given[0]}: leave out source.{given[0]}, or use {PAIRED}"
         )
-    return layout
+    if config.caption is None:
+        return layout
+    if layout.is_sequence or layout.extensions or layout.is_scene:
+        raise SourceError(f"layout {config.layout!r}: source.caption is for pairs of pictures, a text file for each")
+    return replace(layout, places=(*layout.places, config.caption.place(CAPTION)))
 
 
 _OF_CUBES = frozenset({"ratio", "response", "wavelengths"})

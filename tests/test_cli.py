@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from made import write_pairs
 
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.cluster import ClusterError, connect
@@ -87,3 +88,10 @@ def test_a_cluster_that_cannot_be_used_is_one_message(monkeypatch: pytest.Monkey
 def test_an_option_that_would_be_ignored_is_refused(arguments: str, words: str) -> None:
     result = CliRunner().invoke(main, arguments.split())
     assert (result.exit_code, words in result.output) == (2, True), result.output
+
+
+def test_prompts_that_nobody_reads_are_refused(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "raw", ["a"], height=16, width=16)
+    arguments = ["prepare", "msrs", "--dry-run", "--set", f"source.root={tmp_path}/raw", "--set", "prompts=[tram]"]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, "no stage looks for objects by words" in result.output) == (2, True)

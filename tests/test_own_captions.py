@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from made import scene
 from PIL import Image
+from test_accounts import both, tree
 from test_incomplete import make
 
 from rwkvfusion.infra.manifest import read_manifests, read_shard
@@ -19,6 +21,7 @@ from rwkvfusion.pipelines.verify import verify
 from rwkvfusion.pipelines.view_draw import draw_row
 from rwkvfusion.stages.sample import Sample
 from rwkvfusion.stages.shards import unpack
+from rwkvfusion.stages.source import PairRef, SourceError
 from rwkvfusion.stages.text import HashedText, TextConfig
 
 TEXTS = {
@@ -98,9 +101,17 @@ def test_the_plan_the_card_and_the_sheet_say_so(made: Job, samples: dict[str, Sa
 
 
 def test_a_plan_without_captions_is_what_it_was() -> None:
-    from rwkvfusion.stages.source import PairRef
-
     files = [{"role": "visible", "name": "vi/a.png"}, {"role": "infrared", "name": "ir/a.png"}]
     ref = PairRef.model_validate({"key": "a", "split": "train", "files": files})
     assert set(ref.model_dump(mode="json")) == {"key", "split", "files", "target", "annotation", "cut"}
     assert PairRef.model_validate({**ref.model_dump(mode="json"), "caption": "text/a.txt"}).caption == "text/a.txt"
+
+
+def test_named_layouts_take_captions_too(tmp_path: Path) -> None:
+    names = ["walk/vis.png", "walk/ir.png", "walk/description.txt", "sit/vis.png", "sit/ir.png"]
+    plan = tree(tmp_path / "text", *names, layout="textfusion", caption={"prefix": "description"})
+    assert {pair.key: pair.caption for pair in plan.pairs} == {"walk": "walk/description.txt", "sit": None}
+    plan = tree(tmp_path / "msrs", *both("train/*/1"), "train/words/1.txt", layout="msrs", caption={"folder": "words"})
+    assert [pair.caption for pair in plan.pairs] == ["train/words/1.txt"]
+    with pytest.raises(SourceError, match=r"source\.caption is for pairs of pictures"):
+        tree(tmp_path / "msrs", layout="sice", caption={"folder": "words"})

@@ -192,9 +192,10 @@ def _check_corners(fine: Raster, coarse: Raster, ratio: int) -> None:
     apart = float(np.hypot(*(corners - others).T).max()) / diagonal
     allowed = _ROUGH + 2 * ratio / float(np.hypot(*fine.size))
     if not apart <= allowed:
+        means = " and ".join(dict.fromkeys((_means(fine), _means(coarse))))
         raise RasterError(
-            f"{fine.name} and {coarse.name} are not of the same ground: their corners lie up to {apart:.3g} of the"
-            f" scene's diagonal apart by their {_means(fine)} and {_means(coarse)}; {allowed:.2g} is allowed"
+            f"{fine.name} and {coarse.name} are not of the same ground: by their {means}, corners lie {apart:.3g}"
+            f" of the scene's diagonal apart, and {allowed:.2g} is allowed"
         )
 
 

@@ -122,6 +122,7 @@ class ScenePlanner:
         files = tuple(FileRef(role=role, name=name) for role, name in match.files.items())
         try:
             with TiffPair(self._store, *match.files.values()) as scene:
+                self.assumed += (Assumed(name=match.name, what=note) for note in scene.notes)
                 stem = match.stem or match.inner.rpartition("/")[2]
                 return list(
                     self._of_scene(

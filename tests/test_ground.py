@@ -11,8 +11,11 @@ import rasterio
 from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
+from test_scenes import source
 
+from rwkvfusion.infra.codec import decode
 from rwkvfusion.infra.storage import Store
+from rwkvfusion.pipelines.evaluate import evaluate_folders
 from rwkvfusion.stages.ground import check_same_grid
 from rwkvfusion.stages.raster import Raster, RasterError
 from rwkvfusion.stages.raster_pair import RasterPair
@@ -180,3 +183,48 @@ def test_pixels_that_are_compared_as_they_are_must_lie_on_each_other(tmp_path: P
     for other in ("aside.tif", "more.tif"):
         with pytest.raises(RasterError):
             check_same_grid(Raster(store, "pan.tif"), Raster(store, other))
+
+
+def test_prepare_leaves_out_other_ground_and_says_what_it_took_for_granted(tmp_path: Path) -> None:
+    for name, more in {"good": {}, **{name: OTHERS[name][0] for name in ("far", "shifted", "zone", "rotated")}}.items():
+        write(tmp_path / f"{name}_pan.tif", ramp(64, 64))
+        write(tmp_path / f"{name}_ms.tif", ramp(16, 16), **{"pixel": 4.0, **more})
+    write(tmp_path / "landsat_pan.tif", ramp(63, 63), 1.0, 0.5, 0.5)
+    write(tmp_path / "landsat_ms.tif", ramp(32, 32, 2.0), 2.0)
+    write(tmp_path / "plain_pan.tif", ramp(64, 64))
+    write(tmp_path / "plain_ms.tif", ramp(16, 16), transform=NOWHERE, crs=None)
+    read = source(tmp_path, "geotiff", scale=2047, protocol="full", holdout={})
+    plan = read.plan()
+    assert {ref.key.split("_")[0] for ref in plan.pairs} == {"good", "landsat", "plain"}
+    reasons = {one.name.split("_")[0]: one.reason for one in plan.unpaired}
+    words = {"far": "not of the same ground", "shifted": "sticks out", "zone": "reproject", "rotated": "turned"}
+    assert {name for name, reason in reasons.items() if words[name] in reason} == set(words)
+    assert [(one.name.split("_")[0], "resampled" in one.what) for one in plan.assumed] == [
+        ("landsat", True), ("plain", False),
+    ]  # fmt: skip
+    (sample,) = [read.read(ref) for ref in plan.pairs if ref.key.startswith("landsat")]
+    expected = ramp(30, 30, 2.0, 0.5, 0.5)[0]  # whole multiples of the ratio
+    found = decode(sample.image("ms").data)[:, :, 0]
+    np.testing.assert_allclose(found[2:-2, 2:-2], expected[2:-2, 2:-2], atol=2e-3)
+
+
+def test_pairs_that_are_taken_whole_and_scores_are_of_one_ground_without_empty_pixels(tmp_path: Path) -> None:
+    for folder in ("pairs", "pan", "ms", "gt"):
+        (tmp_path / folder).mkdir()
+    shapes = {"pan": (64, 1.0), "ms": (16, 4.0), "gt": (64, 1.0)}
+    for name, role, more in (("good", "", {}), ("far", "gt", {"x": 5000}), ("bare", "gt", {"nodata": 1005.5})):
+        for kind, (size, pixel) in shapes.items():
+            bands = ramp(size, size, pixel)
+            write(tmp_path / "pairs" / f"{name}_{kind}.tif", bands, pixel, **(more if role == kind else {}))
+            (tmp_path / kind / f"{name}.tif").write_bytes((tmp_path / "pairs" / f"{name}_{kind}.tif").read_bytes())
+    read = source(tmp_path / "pairs", "geotiff", scale=2047)
+    errors = {ref.key: read.read(ref).error for ref in read.plan().pairs}
+    assert {key: error.kind if error else None for key, error in errors.items()} == {
+        "good": None, "far": "other_ground", "bare": "empty",
+    }  # fmt: skip
+    table = evaluate_folders(
+        str(tmp_path / "pan"), str(tmp_path / "ms"), {"ours": str(tmp_path / "gt")}, task="pansharpening", scale=2047
+    )
+    assert len(table.failed) == 2
+    assert any("not of the same ground" in line for line in table.failed)
+    assert any("bare.tif: 1 of its pixels are empty" in line for line in table.failed)

@@ -34,6 +34,7 @@ from rwkvfusion.stages.sample import Sample
 from rwkvfusion.stages.stage import Stage, run
 from rwkvfusion.stages.swapped import INFRARED, VISIBLE, why_swapped
 
+_BESIDE = (".tfw", ".tifw", ".wld", ".RPB", ".rpb", "_RPC.TXT", "_rpc.txt")
 Guidance = Literal["none", "builtin", "sample"]
 """Where mask and text come from: nowhere, the built-in stages, or the prepared sample."""
 
@@ -92,7 +93,7 @@ class FuseSummary:
     def line(self) -> str:
         """The numbers, for a person."""
         kept = sum(one.kept for one in self.written)
-        there = f", {kept} were there already" if kept else ""
+        there = f", {kept} {'was' if kept == 1 else 'were'} there already" if kept else ""
         return f"{len(self.written) - kept} fused{there}, {len(self.skipped)} skipped"
 
 
@@ -185,6 +186,8 @@ class PictureWriter:
         sources = {role: file_sha256(*file) for role, file in files.items()} or _sources(sample)
         if made_from != self._made_from(sources, sample):
             return None
+        if "beside" in record and record["beside"] != _beside(files):
+            return None
         if not self.store.exists(name) or file_sha256(self.store, name) != made["sha256"]:
             return None
         return Fused(task.name, self.store.join(name), *size, seconds, kept=True)
@@ -230,6 +233,7 @@ class PictureWriter:
         path = f"{stem}.{self.output.format or 'tif'}"
         if path.rpartition(".")[2].lower() not in RASTERS:
             raise FuseError(f"{path}: only a TIFF holds such bands and a georeference: write .tif instead")
+        beside = _beside(files)
         units, narrow = raster_units(self.model.fuser, files, self.model.scales)
         sample = self._guided(overview(self.model.fuser, files, units)) if self._stages else None
         text = None if sample is None or sample.text is None else sample.text.array()
@@ -238,7 +242,7 @@ class PictureWriter:
             start = time.perf_counter()
             made = fuse_scene(self.model.fuser, files, self.store, path, units, text)
             seconds = time.perf_counter() - start
-        self._write_record(stem, sample, made.sources, made.output, seconds, made.notes)
+        self._write_record(stem, sample, made.sources, made.output, seconds, made.notes, beside)
         self._note(narrow)
         return Fused(name, self.store.join(path), made.height, made.width, seconds, notes=made.notes)
 
@@ -273,6 +277,7 @@ class PictureWriter:
         output: dict[str, Any],
         seconds: float,
         notes: Sequence[str] = (),
+        beside: Mapping[str, str] | None = None,
     ) -> None:
         if not self.output.records:
             # One that lies there would be of another picture.
@@ -281,6 +286,8 @@ class PictureWriter:
         hashes = {role: source["sha256"] for role, source in sources.items()}
         record = self._record(sample, sources) | {"made_from": self._made_from(hashes, sample)}
         more = {"output": output, "seconds": round(seconds, 4), **({"notes": list(notes)} if notes else {})}
+        if beside is not None:
+            more["beside"] = dict(beside)
         self.store.write(f"{stem}.json", _json(record | more))
 
     def _free(self, name: str, key: str) -> str:
@@ -313,6 +320,16 @@ class PictureWriter:
             "package_version": package_version(),
             "commit": commit(),
         }
+
+
+def _beside(files: Mapping[str, File]) -> dict[str, str]:
+    """Hashes of the files beside rasters that say where they lie and what of them is empty."""
+    found: dict[str, str] = {}
+    for store, name in files.values():
+        stem = name.rpartition(".")[0]
+        names = [f"{name}{end}" for end in (".msk", ".aux.xml")] + [f"{stem}{end}" for end in _BESIDE]
+        found |= {store.join(one): file_sha256(store, one) for one in names if store.exists(one)}
+    return found
 
 
 def _sources(sample: Sample | None) -> dict[str, str]:

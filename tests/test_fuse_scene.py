@@ -106,6 +106,23 @@ def test_empty_pixels_stay_empty_and_harm_nothing_else(tmp_path: Path) -> None:
     np.testing.assert_array_equal(empty, expected)
 
 
+def test_a_finished_scene_is_kept_until_a_file_beside_its_sources_changes(tmp_path: Path) -> None:
+    ms = values(32, 32, BANDS, top=2000)
+    write_geotiff(tmp_path / "pan.tif", values(64, 64, 1, top=2000), 0.5)
+    write_geotiff(tmp_path / "ms.tif", ms, 1.0)
+    saved(tmp_path / "model", network())
+    said = []
+    for mask in (None, None, 0, 0):
+        if mask is not None:
+            with rasterio.open(tmp_path / "ms.tif.msk", "w", driver="GTiff", height=32, width=32, count=1,
+                               dtype="uint8", INTERNAL_MASK_FLAGS_1=2) as file:  # fmt: skip
+                file.write(np.full((1, 32, 32), 255, np.uint8))
+        said.append(fuse(tmp_path, tmp_path / "pan.tif", tmp_path / "ms.tif", "-o", tmp_path / "x.tif").output)
+    counts = [line.partition(" ->")[0].splitlines()[-1] for line in said]
+    done, kept = "1 fused, 0 skipped", "0 fused, 1 was there already, 0 skipped"
+    assert counts == [done, kept, done, kept]
+
+
 def test_grids_that_do_not_fit_are_refused_with_both(tmp_path: Path) -> None:
     write_geotiff(tmp_path / "pan.tif", values(64, 64, 1), 0.5)
     write_geotiff(tmp_path / "small.tif", values(15, 16, BANDS), 2.0)

@@ -12,13 +12,13 @@ from functools import partial
 from pydantic import BaseModel, ConfigDict
 
 from rwkvfusion.infra.codec import MAX_BYTES
-from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.foreign import foreign
 from rwkvfusion.infra.storage import PATIENCE, Store
 from rwkvfusion.infra.units import narrow_use
 from rwkvfusion.stages.holdout import OnRead, hash_files, join_groups, split_of
 from rwkvfusion.stages.layouts import CAPTION, MASK, PAIRED, SPLITS, TARGET
 from rwkvfusion.stages.listing import unreadable
+from rwkvfusion.stages.no_pairs import no_pair, no_scene, what_to_set
 from rwkvfusion.stages.pairing import (
     NO_PICTURE,
     Assumed,
@@ -36,6 +36,7 @@ from rwkvfusion.stages.reading import (
     Picture,
     RefusedError,
     check_pictures,
+    check_sizes,
     declare,
     declare_target,
     read_caption,
@@ -46,7 +47,7 @@ from rwkvfusion.stages.scene_plan import FULL, ScenePlanner
 from rwkvfusion.stages.sequences import pair_sequences, read_exposures
 from rwkvfusion.stages.sharpening import CutReader, check_rasters, check_sharpening, known_scale, usual_scale
 from rwkvfusion.stages.source_config import SHARPENING, PlaceConfig, SourceConfig, SourceError, layout_of
-from rwkvfusion.stages.split_folders import SplitFolders, split_name
+from rwkvfusion.stages.split_folders import SplitFolders
 from rwkvfusion.stages.splits import SplitListError, split_by_lists
 
 __all__ = ["Assumed", "FileRef", "PairRef", "PlaceConfig", "Plan", "Source", "SourceConfig", "SourceError", "Unpaired"]
@@ -102,7 +103,8 @@ class Source:
         found, matches, others = self._sequences(names, splits) if self.layout.is_sequence else self._matches(reader)
         unpaired += others
         if not matches:
-            raise SourceError(self._nothing(names, found, reader.strange))
+            advice = what_to_set(found, reader.strange, is_own=self.config.layout == PAIRED)
+            raise SourceError(f"{self._start}: {no_pair(self.layout, names, found)}. {advice}")
         if self.task in SHARPENING:
             return self._plan_sharpening([], matches, unpaired, ignored, on_read)
         # Keys come before the choice of splits, so that they do not depend on it.
@@ -187,7 +189,10 @@ class Source:
                 self._count_narrow(pictures if scale is None else ())
                 images = [picture.image.model_copy(update={"scale": scale}) for picture in pictures]
                 target = extras[TARGET].image.model_copy(update={"scale": scale}) if TARGET in extras else None
-                return self._sample(ref, images, target)
+                mask = extras.get(MASK)
+                if mask is not None:
+                    check_sizes([images[0], mask.image])
+                return self._sample(ref, images, target, None if mask is None else mask.image)
             check_pictures(pictures, [*extras.values()])
             pictures = [declare(picture, self.config.scale) for picture in pictures]
             if TARGET in extras:
@@ -276,7 +281,7 @@ class Source:
         planned, whole, others = planner.plan(sorted(files), matches, scenes=self.layout.is_scene, on_read=on_read)
         unpaired = [*unpaired, *others]
         if not planned and not whole:
-            raise SourceError(self._no_scene(unpaired))
+            raise SourceError(f"{self._start}: {no_scene(self.layout, unpaired)}")
         kinds = " or ".join(f".{extension}" for extension in sorted(self.layout.extensions))
         strange = sorted({*names} - {*files})
         unpaired = [*unpaired, *(Unpaired(name=name, reason=f"no {kinds} file") for name in strange)]
@@ -300,13 +305,9 @@ class Source:
             n_left_out=len(pairs) - len(chosen),
         )
 
-    def _no_scene(self, unpaired: Sequence[Unpaired]) -> str:
-        start = f"no pair of layout {self.config.layout!r} below {self.store.url}: "
-        if unpaired:
-            more = f"; and {len(unpaired) - 4} more" if len(unpaired) > 4 else ""
-            return start + "; ".join(f"{printable(one.name)}: {one.reason}" for one in unpaired[:4]) + more
-        kinds = " or ".join(f".{extension}" for extension in sorted(self.layout.extensions))
-        return f"{start}no file there ends in {kinds}. Set source.root to the folder above them, or another layout"
+    @property
+    def _start(self) -> str:
+        return f"no pair of layout {self.config.layout!r} below {self.store.url}"
 
     @property
     def _max_bytes(self) -> int | None:
@@ -353,38 +354,6 @@ class Source:
                 raise SourceError(
                     f"source.splits: no pair is in split {split!r} or in a folder of this name; there is {held}"
                 )
-
-    def _nothing(self, names: Sequence[str], found: Sequence[Found], strange: Iterable[str]) -> str:
-        """Why there is no pair, and what to set. `strange`: folders that the layout does not have."""
-        looked = ", ".join(place.words() for place in self.layout.places if place.role in self.layout.modalities)
-        if self.layout.is_sequence:
-            looked = "folders of two or more pictures each, the exposures of one scene"
-        start = f"no pair of layout {self.config.layout!r} below {self.store.url}"
-        if found:
-            first = {file.place.role: file.name for file in reversed(found)}
-            counts = Counter(file.place.role for file in found)
-            seen = ", ".join(f"{counts[role]} {role} (e.g. {printable(name)})" for role, name in sorted(first.items()))
-            return (
-                f"{start}: looked for {looked}; there is {seen}, but no two whose names fit each other. Where they"
-                " differ in how they begin or end, layout paired takes source.modalities.ROLE.prefix and .suffix"
-            )
-        folders = {name.rpartition("/")[0] or "the root itself" for name in names if is_picture(name)}
-        if len(folders) > 8:
-            folders = {f"{folder.split('/')[0]}/..." for folder in folders}
-        few = printable(", ".join(sorted(folders)[:8])) + (f" and {len(folders) - 8} more" if len(folders) > 8 else "")
-        there = f"pictures are in {few}" if folders else "there are no pictures"
-        return f"{start}: looked for {looked}; {there}. {self._advice(strange)}"
-
-    def _advice(self, strange: Iterable[str]) -> str:
-        names = sorted({split_name(folder) for folder in strange})
-        if names:
-            return (
-                f"The layout has no folder {printable(' or '.join(sorted(strange)[:4]))}: set source.root to one of"
-                f" them, or source.splits=[{','.join(names[:4])}] to take each as a split"
-            )
-        if self.config.layout == PAIRED:
-            return "Set source.modalities.ROLE.folder (or .prefix, .suffix) to where they are, or source.root"
-        return "Set source.root to the folder above these, or another layout, or paired with folders of your own"
 
 
 def _pair(match: Match, key: str) -> PairRef:

@@ -93,7 +93,7 @@ def fuse(
 ) -> None:
     """Fuse one pair, two folders, or a prepared dataset with a registered model.
 
-    Any size; colour is kept. Each picture lies beside a JSON of what made it. A picture whose JSON says that it was
+    Up to 2^30 pixels; colour is kept. Each lies beside a JSON of what made it. One whose JSON says that it was
     made of the same sources by the same model in the same way is not made again; without JSONs (--no-json) all are.
     GeoTIFFs for a sharpening model are read and written in windows, and keep CRS and transform. The fused picture has
     the type and the unit of the first one, of a sharpening model of the one that is sharpened. Exit codes: 0 all

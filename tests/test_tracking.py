@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from rwkvfusion.infra.codec import decode, encode_png
 from rwkvfusion.infra.tracking import RunData, RunInfo, Tracker, TrackingError, start_run, tracking_uri, using
 from rwkvfusion.model.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network import NetworkConfig, RWKVFusion
-from rwkvfusion.model.serving import RegisteredVersion, ServingError, log_and_register, resolve
+from rwkvfusion.model.serving import RegisteredVersion, ServingError, _known, log_and_register, resolve
 
 FRESH = """
 import sys
@@ -61,6 +63,18 @@ def test_a_run_says_what_it_is_and_what_it_was_trained_on(run: RunInfo, monkeypa
         "msrs": "s3://bucket/msrs",
         "tno": "/data/out/tno",
     }
+
+
+def test_no_model_anywhere_leads_on(tmp_path: Path) -> None:
+    with pytest.raises(
+        ServingError, match=r"no model models:/a@b: there is no registry at .*none.db.*`rwkvfusion demo`"
+    ):
+        resolve("models:/a@b", f"sqlite:///{tmp_path}/none.db")
+    assert not (tmp_path / "none.db").exists()
+    empty: Any = SimpleNamespace(tracking_uri="https://u:secret@host", search_registered_models=lambda: [])
+    words = _known(empty, "a")
+    assert words.startswith("the registry at https://u:***@host has no model yet. Set MLFLOW_TRACKING_URI")
+    assert "rwkvfusion train train_vif_small.yaml" in words
 
 
 @pytest.fixture(scope="module")

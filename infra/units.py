@@ -28,6 +28,7 @@ FEW_BITS = frozenset(2**bits - 1 for bits in range(9, 16))
 """Largest values of what is stored in 16 bits and has fewer."""
 _NARROW = 0.26
 """14 bits in 16 are a quarter of the range."""
+_EXCESS = 1.25
 _BEYOND, _SHARE = 2.0, 10.0
 """A picture of which so many per cent lie above so many times the value that counts as 1 has another unit: sensors
 exceed their nominal bits by a little, and single pixels by anything."""
@@ -100,6 +101,23 @@ def _by_role(value: Any) -> Any:
 
 Scales = Annotated[dict[str, float | tuple[float, float] | str], PlainValidator(_by_role), _AS_IT_IS]
 """A scale for each role by name, or one for all under `EVERY`."""
+
+
+def excess_use(values: np.ndarray, unit: Unit) -> float | None:
+    """How much of the model's unit the values use, where that is clearly more than sensors exceed it by; else None.
+
+    The darkest of the brightest hundredth counts, and not single odd pixels.
+    """
+    part = float((np.percentile(values, 99) - unit.black) / unit.span)
+    return part if part > _EXCESS else None
+
+
+def excess_words(subject: str, verb: str, parts: Sequence[float], option: str) -> str:
+    """The sentence that warns of what `excess_use` found."""
+    return (
+        f"{subject} {verb} up to {max(parts):.2g} times the value that counts as 1 in this model, as another number of"
+        f" bits would: {option}"
+    )
 
 
 def narrow_words(subject: str, verb: str, parts: Sequence[float], option: str) -> str:

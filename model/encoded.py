@@ -9,7 +9,17 @@ import numpy as np
 
 from rwkvfusion.infra.codec import decode
 from rwkvfusion.infra.tiff import declared_white
-from rwkvfusion.infra.units import EVERY, Scale, UnitError, narrow_use, narrow_words, option_scale, parse_scales
+from rwkvfusion.infra.units import (
+    EVERY,
+    Scale,
+    UnitError,
+    excess_use,
+    excess_words,
+    narrow_use,
+    narrow_words,
+    option_scale,
+    parse_scales,
+)
 from rwkvfusion.model.fuser import Fuser, FuserError
 
 COLUMN = "scale"
@@ -29,8 +39,8 @@ def fuse_encoded(
 ) -> np.ndarray:
     """`Fuser.fuse` of encoded `pictures` by role; `scale`: e.g. "1023", or "visible=255 infrared=20000-24000".
 
-    FuserError as there, and for a scale that is none; ImageError for damaged pictures. UnitWarning where 16 bits use a
-    small part of their range, and nothing declares their scale.
+    FuserError as there, and for a scale that is none; ImageError for damaged pictures. UnitWarning where nothing is
+    declared and 16 bits use a small part of their range, or values clearly exceed the model's own scale.
     """
     images = {role: decode(data) for role, data in pictures.items()}
     try:
@@ -47,8 +57,12 @@ def fuse_encoded(
         except UnitError as error:
             raise FuserError(f"{role} holds {error}: set {COLUMN}") from None
         scales[role] = declared if declared is not None else declared_white(pictures[role])
-        part = narrow_use(values) if scales[role] is None and fuser.own_scale(role) is None else None
+    units = fuser.units(images, scales)
+    for role in (role for role, declared in scales.items() if declared is None):
+        is_own = fuser.own_scale(role) is not None
+        part = excess_use(images[role], units[role]) if is_own else narrow_use(images[role])
         if part is not None:
+            words, verb = (excess_words, "reaches") if is_own else (narrow_words, "uses")
             option = f"set the column {COLUMN}, e.g. {role}=16383"
-            warnings.warn(narrow_words(role, "uses", [part], option), UnitWarning, stacklevel=2)
+            warnings.warn(words(role, verb, [part], option), UnitWarning, stacklevel=2)
     return fuser.fuse(images, mask, text, scales)

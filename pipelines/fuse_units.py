@@ -14,6 +14,8 @@ from rwkvfusion.infra.units import (
     Scale,
     Unit,
     UnitError,
+    excess_use,
+    excess_words,
     model_scale,
     narrow_use,
     narrow_words,
@@ -56,43 +58,53 @@ def declared(fuser: Fuser, scales: Mapping[str, Scale], picture: Picture) -> Ima
         raise ScaleError(_needs(image.path, image.role, error)) from None
 
 
-def narrow_roles(sample: Sample) -> dict[str, float]:
-    """By role, the part of their type's range that 16-bit pictures use, where it is small and nothing is declared."""
-    parts = {i.role: narrow_use(decode(i.data)) for i in sample.images if i.scale is None and i.bit_depth == 16}
+def odd_roles(raw: Sample, seen: Sample) -> dict[str, float]:
+    """By role, how much of their range pictures use, where nothing is declared and it is odd: see `narrow_use` (of the
+    type, below 1) and `excess_use` (of the model's unit, above 1). `seen`: `raw` as `Fuser.with_units` has it."""
+    parts = {}
+    for before, image in zip(raw.images, seen.images, strict=True):
+        if image.scale is None and image.bit_depth == 16:
+            parts[image.role] = narrow_use(decode(image.data))
+        elif before.scale is None and image.declared is not None:
+            values = decode(image.data)
+            parts[image.role] = excess_use(values, unit_of(values, image.declared))
     return {role: part for role, part in parts.items() if part is not None}
 
 
 def scene_units(
     fuser: Fuser, scales: Mapping[str, Scale], rasters: Mapping[str, Measured]
 ) -> tuple[dict[str, Unit], dict[str, float]]:
-    """The unit of each raster by role, as `Fuser.units` and `declared` have it for pictures; and as `narrow_roles`.
+    """The unit of each raster by role, as `Fuser.units` and `declared` have it for pictures; and as `odd_roles`.
 
     ScaleError where values cannot be in their unit.
     """
     units: dict[str, Unit] = {}
-    narrow: dict[str, float] = {}
+    odd: dict[str, float] = {}
     for role, raster in rasters.items():
         values = raster.values
         try:
-            scale = option_scale(values, scales, role, display=False) or raster.declared
+            scale = said = option_scale(values, scales, role, display=False) or raster.declared
             if scale is None:
                 scale = model_scale(values, fuser.own_scale(role), display=False)
             units[role] = unit_of(values, scale)
         except UnitError as error:
             raise ScaleError(_needs(raster.name, role, error)) from None
-        part = narrow_use(values) if scale is None else None
+        part = narrow_use(values) if scale is None else excess_use(values, units[role]) if said is None else None
         if part is not None:
-            narrow[role] = part
-    return units, narrow
+            odd[role] = part
+    return units, odd
 
 
-def narrow_lines(parts: Mapping[str, list[float]], n_pairs: int) -> tuple[str, ...]:
-    """What is said of the pictures that `narrow_roles` and `scene_units` found in all pairs, a line a role."""
+def odd_lines(parts: Mapping[str, list[float]], n_pairs: int) -> tuple[str, ...]:
+    """What is said of the pictures that `odd_roles` and `scene_units` found in all pairs, a line a role and kind."""
     lines = []
     for role, found in parts.items():
-        subject = role if n_pairs == 1 else f"{len(found)} of {n_pairs} {role} pictures"
         option = f"set --scale {role}=VALUE (what counts as white), LOW-HIGH or pLOW-pHIGH"
-        lines.append(narrow_words(subject, "uses" if n_pairs == 1 else "use", found, option))
+        narrow, excess = ([part for part in found if (part > 1) == above] for above in (False, True))
+        for some, verb, words in ((narrow, "use", narrow_words), (excess, "reach", excess_words)):
+            subject = role if n_pairs == 1 else f"{len(some)} of {n_pairs} {role} pictures"
+            ending = ("es" if verb == "reach" else "s") if n_pairs == 1 else ""
+            lines += [words(subject, verb + ending, some, option)] if some else []
     return tuple(lines)
 
 

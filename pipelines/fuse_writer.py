@@ -29,7 +29,7 @@ from rwkvfusion.pipelines.fuse_scene import (
     overview,
     raster_units,
 )
-from rwkvfusion.pipelines.fuse_units import narrow_lines, narrow_roles
+from rwkvfusion.pipelines.fuse_units import odd_lines, odd_roles
 from rwkvfusion.stages.sample import Sample
 from rwkvfusion.stages.stage import Stage, run
 from rwkvfusion.stages.swapped import INFRARED, VISIBLE, why_swapped
@@ -138,7 +138,7 @@ class PictureWriter:
         self._room = Room(output.jobs)
         self._used: set[str] = set()
         self._swapped: list[str] = []
-        self._narrow: dict[str, list[float]] = {}
+        self._odd: dict[str, list[float]] = {}
 
     def run(
         self, tasks: Iterable[Task], total: int, on_picture: OnPicture | None = None, skipped: Iterable[Skipped] = ()
@@ -205,7 +205,7 @@ class PictureWriter:
         return sha256(json.dumps([parts, sorted(sources.items()), guidance, units]).encode())
 
     def _picture(self, name: str, stem: str, sample: Sample) -> Fused | Skipped:
-        sample = self._guided(self.model.fuser.with_units(sample))
+        raw, sample = sample, self._guided(self.model.fuser.with_units(sample))
         if sample.error is not None:
             return Skipped(name, f"{sample.error.stage}: {sample.error.message}")
         self._look(sample)
@@ -213,7 +213,7 @@ class PictureWriter:
             start = time.perf_counter()
             picture = self.model.fuser.fuse_sample(sample)
             if self.guidance != "sample":
-                self._note(narrow_roles(sample))
+                self._note(odd_roles(raw, sample))
             data, extension = encode_picture(picture, self.output.format, self.output.quality)
         seconds = time.perf_counter() - start
         self.store.write(f"{stem}.{extension}", data)
@@ -234,7 +234,7 @@ class PictureWriter:
         if path.rpartition(".")[2].lower() not in RASTERS:
             raise FuseError(f"{path}: only a TIFF holds such bands and a georeference: write .tif instead")
         beside = _beside(files)
-        units, narrow = raster_units(self.model.fuser, files, self.model.scales)
+        units, odd = raster_units(self.model.fuser, files, self.model.scales)
         sample = self._guided(overview(self.model.fuser, files, units)) if self._stages else None
         text = None if sample is None or sample.text is None else sample.text.array()
         # A scene takes as much as there may be, whatever its size.
@@ -243,13 +243,13 @@ class PictureWriter:
             made = fuse_scene(self.model.fuser, files, self.store, path, units, text)
             seconds = time.perf_counter() - start
         self._write_record(stem, sample, made.sources, made.output, seconds, made.notes, beside)
-        self._note(narrow)
+        self._note(odd)
         return Fused(name, self.store.join(path), made.height, made.width, seconds, notes=made.notes)
 
-    def _note(self, narrow: Mapping[str, float]) -> None:
-        """Keep what is to be said of values that use little of their range."""
-        for role, part in narrow.items():
-            self._narrow.setdefault(role, []).append(part)
+    def _note(self, odd: Mapping[str, float]) -> None:
+        """Keep what is to be said of values that use too little or too much of their range."""
+        for role, part in odd.items():
+            self._odd.setdefault(role, []).append(part)
 
     def _look(self, sample: Sample) -> None:
         """Note where visible and infrared seem to be given for each other."""
@@ -258,11 +258,11 @@ class PictureWriter:
             self._swapped.append(why)
 
     def _warnings(self) -> tuple[str, ...]:
-        narrow = narrow_lines(self._narrow, len(self._used))
+        odd = odd_lines(self._odd, len(self._used))
         if not self._swapped:
-            return narrow
+            return odd
         pairs = "" if len(self._used) == 1 else f" ({len(self._swapped)} of {len(self._used)} pairs)"
-        return (f"are visible and infrared swapped{pairs}? {printable(min(self._swapped))}", *narrow)
+        return (f"are visible and infrared swapped{pairs}? {printable(min(self._swapped))}", *odd)
 
     def _guided(self, sample: Sample) -> Sample:
         for stage in self._stages:

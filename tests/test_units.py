@@ -249,6 +249,19 @@ def test_a_little_more_than_the_nominal_bits_and_single_pixels_are_kept() -> Non
     assert model_scale(values, 1023.0, display=False) == 1023.0
 
 
+def test_two_bits_more_than_the_models_are_warned_of(models: Path, tmp_path: Path) -> None:
+    pan, ms = (RNG.integers(low, high, shape).astype(np.uint16) for low, high, shape in
+               ((200, 2000, (64, 64)), (100, 1000, (4, 16, 16))))  # fmt: skip
+    write(tmp_path / "pan.png", pan)
+    tifffile.imwrite(tmp_path / "ms.tif", ms, photometric="minisblack", metadata=None)
+    args = ("fuse", "--model", models / "pan", tmp_path / "pan.png", tmp_path / "ms.tif", "-o", tmp_path / "o.tif")
+    assert "warning: pan reaches up to 1.9 times the value that counts as 1 in this model" in run(*args).output
+    assert "warning" not in run(*args, "--scale", "pan=4095").output
+    served = {"pan": (tmp_path / "pan.png").read_bytes(), "ms": (tmp_path / "ms.tif").read_bytes()}
+    with pytest.warns(UnitWarning, match=r"pan reaches up to 1\.9 times"):
+        fuse_encoded(pan_fuser(), served)
+
+
 VIF = {"visible": {"folder": "vi"}, "infrared": {"folder": "ir"}}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from rwkvfusion.model.fuser import Fuser
 from rwkvfusion.model.tiles import Window
 from rwkvfusion.pipelines.fuse_units import Measured, scene_units
 from rwkvfusion.pipelines.scene_writer import SceneWriter
+from rwkvfusion.stages.ground import check_same_grid
 from rwkvfusion.stages.raster import Raster, RasterError, filled, gdal_errors
 from rwkvfusion.stages.raster_pair import RasterPair
 from rwkvfusion.stages.reading import open_picture
@@ -61,6 +62,27 @@ def is_scene(fuser: Fuser, files: Mapping[str, File]) -> bool:
         # A TIFF has more ways to hold bands than GDAL knows.
         fits = [raster.n_bands for raster in rasters] == list(fuser.network.config.in_channels)
         return fits and any(raster.dataset.driver == "GTiff" for raster in rasters)
+
+
+def lost_ground(files: Mapping[str, File]) -> tuple[str, ...]:
+    """What TIFFs that are fused as plain pictures say of themselves, and the fused picture does not.
+
+    RasterError where they are not of the same ground.
+    """
+    rasters, notes = [], []
+    with ExitStack() as stack:
+        for store, name in files.values():
+            if name.rpartition(".")[2].lower() in RASTERS:
+                with suppress(RasterError):
+                    rasters.append(stack.enter_context(Raster(store, name)))
+        for raster in rasters:
+            if raster.is_located and rasters[0].is_located:
+                check_same_grid(rasters[0], raster)
+            if raster.is_located:
+                notes.append(f"the georeference of {raster.name} is not kept: only models that sharpen do")
+            if raster.nodata or raster.has_mask:
+                notes.append(f"{raster.name} declares empty pixels: this model takes them for values")
+    return tuple(notes)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, count
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from rwkvfusion.pipelines.fuse_scene import (
     file_sha256,
     fuse_scene,
     is_scene,
+    lost_ground,
     overview,
     raster_units,
 )
@@ -168,7 +169,9 @@ class PictureWriter:
                 return kept
             if task.files is not None and is_scene(self.model.fuser, task.files):
                 return self._scene(task.name, stem, task.files)
-            return self._picture(task.name, stem, sample or task.read())
+            notes = lost_ground(task.files or {})
+            made = self._picture(task.name, stem, sample or task.read())
+            return replace(made, notes=notes) if isinstance(made, Fused) else made
         except RwkvFusionError as error:
             return Skipped(task.name, str(error))
 

@@ -18,6 +18,8 @@ from test_fuse_scene import fuse, network, saved
 from test_ground import NORTH_WEST, cubics, points, write
 
 from rwkvfusion.infra.storage import MissingError, StorageError, Store
+from rwkvfusion.model.fuser import Fuser, FuserConfig
+from rwkvfusion.model.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.fuse_scene import fuse_scene, raster_units
 from rwkvfusion.stages.raster import Raster
 
@@ -154,6 +156,23 @@ def test_a_pair_that_is_no_scene_is_refused_with_the_reason_and_the_job_goes_on(
         assert words in result.stderr, result.stderr
     with rasterio.open(tmp_path / "out" / "good.tif") as out:
         np.testing.assert_array_equal(out.read(), plain)
+
+
+def test_other_models_say_what_they_do_not_keep(tmp_path: Path) -> None:
+    made = RWKVFusion(NetworkConfig(in_channels=(1, 1), out_channels=1, width=8, text_width=16))
+    config = FuserConfig.of(made, "vif", ("visible", "infrared"), luma_only=True)
+    Fuser(made, config).save(tmp_path / "model")
+    write(tmp_path / "a.tif", values(PAN), nodata=0)
+    write(tmp_path / "b.tif", values(PAN, 1))
+    write(tmp_path / "far.tif", values(PAN, 1), x=900)
+    result = fuse(tmp_path, tmp_path / "a.tif", tmp_path / "b.tif", "-o", tmp_path / "out.tif")
+    assert (result.exit_code, result.stderr.count("is not kept"), result.stderr.count("a.tif declares empty")) == (
+        0,
+        2,
+        1,
+    )
+    result = fuse(tmp_path, tmp_path / "a.tif", tmp_path / "far.tif", "-o", tmp_path / "other.tif")
+    assert (result.exit_code, "a.tif and far.tif are not of the same ground" in result.stderr) == (1, True)
 
 
 def test_a_raster_in_a_store_is_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import yaml
@@ -115,12 +117,29 @@ def start_run(
     """
     where = tracking_uri(uri)
     with using(where) as client:
-        run_id: str = client.create_run(_experiment(client, where, experiment), run_name=name).info.run_id
+        experiment_id = _experiment(client, where, experiment)
+        check_artifacts(where, str(client.get_experiment(experiment_id).artifact_location))
+        run_id: str = client.create_run(experiment_id, run_name=name).info.run_id
         tracker = Tracker(where, run_id)
         tracker.params(params)
         tracker.tags({**_source(), "mlflow.note.content": description, **tags})
         tracker.inputs(data)
     return RunInfo(run_id, where, experiment)
+
+
+def check_artifacts(uri: str, location: str) -> None:
+    """TrackingError where a server at `uri`, another machine, keeps artifacts in a folder that is not on this one.
+
+    MLflow would make the folder here, and the model would be registered where nobody else finds it.
+    """
+    host, place = urlsplit(uri).hostname, urlsplit(location)
+    is_here = host in (None, "localhost", "127.0.0.1", "::1", socket.gethostname(), socket.getfqdn())
+    if not is_here and place.scheme in ("", "file") and not Path(unquote(place.path)).parent.is_dir():
+        raise TrackingError(
+            f"MLflow at {uri} keeps this experiment's files in {location}, a folder of its own machine that is not"
+            " here: mount that folder here, or start it with --serve-artifacts and set another tracking.experiment, as"
+            " this one keeps its place"
+        )
 
 
 def run_exists(run: RunInfo) -> bool:

@@ -111,7 +111,7 @@ class Command:
 
 
 MOMENTS = {
-    "prepare": ("reading", "starting Ray", "raylet", "MapWorker", "a manifest"),
+    "prepare": ("imports", "starting Ray", "raylet", "MapWorker", "a manifest"),
     "train": ("reading the datasets", "starting Ray", "RayTrainWorker", "a checkpoint", "storing the model"),
 }
 
@@ -144,6 +144,7 @@ def test_ctrl_c_at_any_moment(command: str, moment: str, tmp_path: Path) -> None
         words = ["train", "r.yaml"]
     running = Command(tmp_path, *words)
     seen = {
+        "imports": lambda: psutil.Process(running.process.pid).cpu_times().user > 1,
         "a manifest": lambda: any(tmp_path.glob("o/*/_manifests/*.json")),
         "a checkpoint": lambda: any(tmp_path.glob("t/*/checkpoint_*/state.json")),
         "raylet": lambda: running.runs("raylet"),

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from rwkvfusion.infra import reach as module
 from rwkvfusion.infra.reach import reach
-from rwkvfusion.infra.tracking import TrackingError
+from rwkvfusion.infra.tracking import TrackingError, check_artifacts
 from rwkvfusion.model.serving import ServingError, resolve
 from rwkvfusion.pipelines.cli import main
 
@@ -164,3 +164,15 @@ def test_artifacts_that_are_elsewhere_are_said_to_be_where_they_are(
         resolve("models:/elsewhere@candidate", uri)
     assert "the files of models:/elsewhere/1 are registered at " in str(error.value)
     assert location in str(error.value)
+
+
+def test_a_server_whose_artifacts_lie_on_its_own_disk_is_refused_before_a_training(tmp_path: Path) -> None:
+    for location in ("/srv/not-here/mlartifacts/1", "file:///srv/not-here/mlartifacts/1"):
+        with pytest.raises(TrackingError, match=rf"MLflow at http://far:5000 keeps .* in {location}, a folder"):
+            check_artifacts("http://far:5000", location)
+        # On this machine the server makes it.
+        check_artifacts("http://localhost:5000", location)
+    check_artifacts("http://far:5000", f"{tmp_path}/1")
+    check_artifacts("http://far:5000", "mlflow-artifacts:/1")
+    check_artifacts("http://far:5000", "s3://bucket/1")
+    check_artifacts(f"sqlite:///{tmp_path}/mlflow.db", "file:///srv/not-here/1")

@@ -159,8 +159,8 @@ def evaluate(
         Store(str(path.parent)).write(path.name, table.to_json().encode())
     # Off a terminal the width is COLUMNS, or 100.
     names = uris if dataset is not None else folders
-    lines = [*table.lines(shutil.get_terminal_size((100, 24)).columns), *table.verdicts(names)]
-    click.echo("\n".join(lines))
+    width = shutil.get_terminal_size((100, 24)).columns
+    click.echo("\n".join([*table.lines(width), *table.verdicts(names, width)]))
     sys.exit(table.exit_code)
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from textwrap import wrap
 
 import numpy as np
 
@@ -90,10 +91,11 @@ class Table:
             yield from part.lines(width)
         yield from self.notes
 
-    def verdicts(self, methods: Iterable[str]) -> Iterator[str]:
+    def verdicts(self, methods: Iterable[str], width: int = WIDTH) -> Iterator[str]:
         """A line for each of the methods and parts: against which of the others it is better in what."""
         for part in self.parts:
-            yield from (verdict(part.means, method) for method in methods if method in part.means)
+            for method in (method for method in methods if method in part.means):
+                yield from wrap(verdict(part.means, method), width)
 
 
 class Means:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from textwrap import wrap
 
 from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.tracking import tracking_uri
@@ -23,7 +24,7 @@ def end_lines(result: TrainResult, recipe: TrainRecipe, width: int) -> Iterator[
         pairs = "1 pair" if result.pairs == 1 else f"{result.pairs} pairs"
         yield f"scores on {pairs} of {splits} of {', '.join(result.datasets)}:"
         yield from table_lines(means, width)
-        yield verdict(means, _MODEL)
+        yield from wrap(verdict(means, _MODEL), width)
     model = f"--model models:/{result.model_name}@{result.alias}"
     if result.tracking_uri != tracking_uri():
         model += f" --tracking-uri {redacted(result.tracking_uri)}"

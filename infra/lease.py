@@ -118,6 +118,8 @@ class Lease:
 
     def __init__(self, store: Store, job: str, seconds: float = SECONDS) -> None:
         self.store, self.job, self.seconds = store, job, seconds
+        self.follows_release = False
+        """Whether the job before this one ended by itself, and did not die."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
@@ -135,6 +137,7 @@ class Lease:
             number = newest + 1
             if self.store.create(_file(number), self._bytes()):
                 break
+        self.follows_release = held is not None and held.released
         self.fence = Fence(self.store, number)
         for old in _numbers(self.store):
             if old < number:

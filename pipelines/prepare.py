@@ -102,6 +102,9 @@ def _prepare(
     start = time.perf_counter()
     for name in clear_orphans(job.store, job.committed.values()):
         say(f"removed {name}, which a job that died had left: no manifest proves it")
+    if lease.follows_release:
+        # What that job had begun was stopped with it, and killed no worker.
+        forget_attempts(job.store)
     job.planned.write(job.store)
     for name in job.stale:
         retire(job.store, job.committed[name])

@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner
 from made import write_pairs
 
+from rwkvfusion.infra.attempts import Attempts
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.lease import Fence
+from rwkvfusion.infra.lease import Fence, Holder, Lease, LeaseRecord
 from rwkvfusion.infra.manifest import clear_orphans, manifest_name, read_manifest, write_manifest
 from rwkvfusion.model.dataset import TrainingSet
 from rwkvfusion.pipelines.card import finish_dataset
@@ -22,7 +23,7 @@ from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.evaluate_dataset import choose_samples
 from rwkvfusion.pipelines.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.plan import Job, plan_job
-from rwkvfusion.pipelines.prepare import retire
+from rwkvfusion.pipelines.prepare import prepare, retire
 from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
 from rwkvfusion.pipelines.status import status_of_dataset
 from rwkvfusion.pipelines.train_plan import TrainPlan, plan_training
@@ -159,3 +160,24 @@ def test_the_commands_say_so(half: Job) -> None:
     scores = CliRunner().invoke(main, ["evaluate", "--dataset", url, "--allow-incomplete", "--json", "-"])
     assert scores.exit_code == 0
     assert "mean" in json.loads(scores.stdout)
+
+
+def test_what_a_job_that_ended_by_itself_had_begun_counts_as_no_death(half: Job) -> None:
+    done = make(half, [shard.name for shard in half.pending])
+    seen: list[tuple[bool, int]] = []
+
+    def begun(job: Lease) -> None:
+        seen.append((job.follows_release, Attempts(half.store, "caption").begin("train-000000")))
+
+    for name in ("first", "second"):
+        with Lease(half.store, name) as lease:
+            begun(lease)
+    assert seen == [(False, 0), (True, 1)]
+    prepare(done, say=lambda _: None)
+    assert Attempts(half.store, "caption").begin("train-000000") == 0
+    # One that died leaves its lease as it was.
+    record = LeaseRecord(holder=Holder.me(), job="dead", taken=0.0, renewed=0.0, seconds=1.0)
+    number = max(int(Path(name).stem) for name in half.store.sizes("_lease"))
+    half.store.write(f"_lease/{number + 1:08d}.json", record.model_dump_json().encode())
+    with Lease(half.store, "third") as third:
+        assert not third.follows_release

@@ -139,7 +139,14 @@ def _reading(facts: Mapping[str, Any], manifests: Sequence[Manifest], members: M
         "Not alike in all samples, so that a reader which takes the first ones for all loses the rest; the head of this"
         f" file names all columns:\n\n{lines}\n"
     )
-    return (unlike if lines else "") + examples(filled[0].tar, filled[0].split, members or {})
+    bands = (
+        "Pillow opens few TIFFs of several bands or deep values: they are columns of bytes here, and Hugging Face's\n"
+        "loader needs `.decode(False)` where it is given the tars without this card.\n\n"
+    )
+    known = members or {}
+    has_tiffs = any("tif" in formats for formats in known.values())
+    code = examples(filled[0].tar, filled[0].split, known)
+    return (unlike if lines else "") + (bands if has_tiffs else "") + code
 
 
 def _card(job: Job, facts: dict[str, Any], manifests: Sequence[Manifest]) -> str:

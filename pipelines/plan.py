@@ -179,7 +179,8 @@ def plan_job(
         )
     stages = guidance_stages(recipe, source.task, source.labels)
     check_weights(stages)
-    names = Names(source.store, pairs, sequence=source.layout.is_sequence, uniform=recipe.shard.uniform)
+    exposures = recipe.source.exposures if source.layout.is_sequence else None
+    names = Names(source.store, pairs, exposures, uniform=recipe.shard.uniform)
     store = Store(recipe.output, patience).sub(source.dataset)
     job = Job(
         recipe=recipe,

@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.foreign import foreign
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.stages.layouts import Place
-from rwkvfusion.stages.pairing import Found, Unpaired, group_files, is_picture
+from rwkvfusion.stages.pairing import NO_PICTURE, Found, Unpaired, group_files, is_picture
 
 RECORD = ".json"
 """What `fuse` writes beside its pictures."""
@@ -55,8 +56,9 @@ def _of_other_kinds(others: Iterable[Found], found: Iterable[Found]) -> Iterator
     for file in (*listed, *found):
         roles.setdefault(file.folded(), set()).add(file.place.role)
     for file in listed:
-        if len(roles[file.folded()]) > 1:
-            yield Unpaired(name=file.name, reason="not a picture, by its extension")
+        reason = foreign(file.name)
+        if reason or len(roles[file.folded()]) > 1:
+            yield Unpaired(name=file.name, reason=reason or NO_PICTURE)
 
 
 def _below(role: str, store: Store) -> Iterator[Unpaired]:

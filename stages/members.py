@@ -19,7 +19,7 @@ from rwkvfusion.stages.layouts import TARGET
 from rwkvfusion.stages.listing import is_of_the_file, unreadable
 from rwkvfusion.stages.pairing import PairRef
 from rwkvfusion.stages.sample import Image, Sample
-from rwkvfusion.stages.sequences import MAX_EXPOSURES
+from rwkvfusion.stages.sequences import MAX_EXPOSURES, Exposures
 
 _EXPOSURE = "exposure"
 """Stands for the roles of a sequence: which is which is seen when they are read."""
@@ -41,11 +41,12 @@ class Names:
 
     The extension of a role's is the format that most of its files' names tell, as the first such file really has it:
     so where all are alike, each member is named as its picture is. With `uniform`, one that every picture can be
-    brought to. StorageError where the store does not answer.
+    brought to. `exposures`: which are kept of sequences, None of other pairs. StorageError where the store does not
+    answer.
     """
 
-    def __init__(self, store: Store, pairs: Sequence[PairRef], *, sequence: bool, uniform: bool) -> None:
-        self._pairs, self._sequence, self._uniform = pairs, sequence, uniform
+    def __init__(self, store: Store, pairs: Sequence[PairRef], exposures: Exposures | None, *, uniform: bool) -> None:
+        self._pairs, self._exposures, self._uniform = pairs, exposures, uniform
         self._formats = self._count(pairs)
         self._usual = {
             role: min(counts, key=lambda extension: (-counts[extension], extension))
@@ -57,13 +58,17 @@ class Names:
     def extensions(self) -> dict[str, str]:
         """By the role of a picture that was read."""
         chosen = dict(self._chosen)
-        if self._sequence:
+        if self._exposures:
             chosen |= dict.fromkeys(_EXPOSURES, chosen.pop(_EXPOSURE))
         return chosen
 
     def members(self, ref: PairRef) -> tuple[str, ...]:
         """The roles of a pair's pictures: pairs of equal ones have equal members."""
-        return tuple(role for role, _ in self._files(ref))
+        roles = tuple(role for role, _ in self._files(ref))
+        if self._exposures == "extreme":
+            # However many there are, two are kept.
+            return (_EXPOSURE, _EXPOSURE, *(role for role in roles if role != _EXPOSURE))
+        return roles
 
     def packing(self, part: Sequence[PairRef]) -> dict[str, Any]:
         """What the tar of some pairs depends on besides themselves; nothing where their files are as most are."""
@@ -81,7 +86,7 @@ class Names:
 
     def _files(self, ref: PairRef) -> list[tuple[str, str | None]]:
         """Role and name of each picture of a pair; no name for those that are made."""
-        roles = [_EXPOSURE if self._sequence else file.role for file in ref.files]
+        roles = [_EXPOSURE if self._exposures else file.role for file in ref.files]
         if ref.cut is not None:
             return [(role, None) for role in (*roles, *([TARGET] if ref.cut.protocol != "full" else []))]
         files = list(zip(roles, (file.name for file in ref.files), strict=True))

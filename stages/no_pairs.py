@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.foreign import foreign
 from rwkvfusion.stages.layouts import Layout
 from rwkvfusion.stages.pairing import Found, Unpaired, is_picture
 from rwkvfusion.stages.split_folders import split_name
@@ -28,7 +29,9 @@ def no_pair(layout: Layout, names: Iterable[str], found: Sequence[Found]) -> str
         folders = {f"{folder.split('/')[0]}/..." for folder in folders}
     more = f" and {len(folders) - _SHOWN} more" if len(folders) > _SHOWN else ""
     few = printable(", ".join(sorted(folders)[:_SHOWN])) + more
-    return f"looked for {looked}; " + (f"pictures are in {few}" if folders else "there are no pictures")
+    strangers = [name for name in names if foreign(name)]
+    also = f"; {printable(strangers[0])} {foreign(strangers[0])} ({len(strangers)} such files)" if strangers else ""
+    return f"looked for {looked}; " + (f"pictures are in {few}" if folders else "there are no pictures") + also
 
 
 def what_to_set(found: Sequence[Found], strange: Collection[str], *, is_own: bool) -> str:

@@ -181,7 +181,7 @@ def _fit(
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
             ),
         )
-        say(f"{recipe.workers} workers on {cluster}{' with GPUs' if use_gpu else ''}")
+        say(f"{recipe.workers} worker{'s' if recipe.workers > 1 else ''} on {cluster}{' with GPUs' if use_gpu else ''}")
         try:
             with ExitStack() as shown, watched(board, progress or shown.enter_context(StepProgress(recipe.steps))):
                 result = workers.fit()

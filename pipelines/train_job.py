@@ -161,7 +161,7 @@ def _description(plan: TrainPlan) -> str:
             [
                 f"{plan.data.task}: {' + '.join(plan.survey.roles)}, {len(plan.data)} pairs of"
                 f" {', '.join(recipe.data.splits)}, {recipe.steps} steps of {recipe.data.batch} a worker,"
-                f" {recipe.workers} workers; registered as {plan.model_name}.",
+                f" {recipe.workers} of them; registered as {plan.model_name}.",
                 "",
                 "| dataset | pairs | fingerprint |",
                 "|---|---|---|",

@@ -270,7 +270,7 @@ def _downloaded(client: MlflowClient, source: ModelSource) -> Path:
             " (mlflow server --serve-artifacts)"
         )
     try:
-        return Path(mlflow.artifacts.download_artifacts(source.uri, dst_path=_scratch(source.uri)))
+        local = Path(mlflow.artifacts.download_artifacts(source.uri, dst_path=_scratch(source.uri)))
     # Each kind of store has errors of its own.
     except Exception as error:  # noqa: BLE001
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -279,6 +279,13 @@ def _downloaded(client: MlflowClient, source: ModelSource) -> Path:
             f"the files of {source.uri} are registered at {location}, which cannot be read from here: {reason};"
             f" {advice}"
         ) from None
+    # Of a bucket whose objects have expired, MLflow gives an empty folder.
+    if not any(local.rglob(WEIGHTS)):
+        raise ServingError(
+            f"the files of {source.uri} are registered at {location}, and there is no {WEIGHTS} there: they were moved,"
+            " have expired, or are no model of this package"
+        )
+    return local
 
 
 def _location(client: MlflowClient, source: ModelSource) -> str:

@@ -144,6 +144,7 @@ def test_every_command_that_needs_mlflow_says_that_it_is_away(
         ("/srv/other-machine/1/models/m-1/artifacts", "there is no such folder here"),
         ("s3://other-machine/1/models/m-1/artifacts", "cannot be read from here: .*AWS_"),
         ("gs://other-machine/1/models/m-1/artifacts", "cannot be read from here: .*google"),
+        ("TMP/moved-away", "there is no model.safetensors there"),
         ("mlflow-artifacts://other-machine:9/1/m-1", "cannot be read from here: "),
     ],
 )
@@ -155,6 +156,8 @@ def test_artifacts_that_are_elsewhere_are_said_to_be_where_they_are(
         "MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
+    location = location.replace("TMP", str(tmp_path))
+    (tmp_path / "moved-away").mkdir()
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri, uri)
     client.create_registered_model("elsewhere")

@@ -1,6 +1,6 @@
 """Which shards a dataset is to have, so that its readers know when some are missing.
 
-    {root}/{dataset}/plan.json      written before the first shard is made
+    {root}/{dataset}/_plan/shards.json      written before the first shard is made
 
 Datasets that were made before this file was written say it in dataset.json, which comes after their last shard. One
 without either says nothing, and is taken as it is.
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rwkvfusion.infra.manifest import Manifest, ManifestError, open_dataset, read_manifests
 from rwkvfusion.infra.storage import MissingError, Store
 
-PLAN = "plan.json"
+PLAN = "_plan/shards.json"
 ALLOW = "--allow-incomplete"
 
 

@@ -17,6 +17,7 @@ from rwkvfusion.infra.attempts import Attempts
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence, Holder, Lease, LeaseRecord
 from rwkvfusion.infra.manifest import clear_orphans, manifest_name, read_manifest, write_manifest
+from rwkvfusion.infra.planned import PLAN
 from rwkvfusion.model.dataset import TrainingSet
 from rwkvfusion.pipelines.card import finish_dataset
 from rwkvfusion.pipelines.cli import main
@@ -88,9 +89,9 @@ def test_every_reader_says_that_it_is_incomplete_and_takes_it_where_that_is_allo
 
 
 def test_a_whole_one_is_clean_and_its_plan_has_fixed_bytes(half: Job, tmp_path: Path) -> None:
-    before = half.store.read("plan.json")
+    before = half.store.read(PLAN)
     done = make(half, [shard.name for shard in half.pending])
-    assert half.store.read("plan.json") == before
+    assert half.store.read(PLAN) == before
     assert verify(done.store.url, deep=True).clean
     assert len(TrainingSet.open([done.store.url], ["train"])) == 4
     # A name of a training does not depend on what was allowed: its checkpoints are found again.
@@ -118,17 +119,17 @@ def test_a_limit_is_a_plan_too(tmp_path: Path) -> None:
 
 
 def test_datasets_without_a_plan_say_it_in_dataset_json_or_not_at_all(half: Job) -> None:
-    half.store.remove("plan.json")
+    half.store.remove(PLAN)
     assert verify(half.store.url).clean
     done = make(half, [shard.name for shard in half.pending])
     finish_dataset(done, [done.committed[shard.name] for shard in done.shards])
-    half.store.remove("plan.json")
+    half.store.remove(PLAN)
     assert verify(half.store.url).clean
     half.store.remove(manifest_name("train-000003"))
     half.store.remove("train-000003.tar")
     assert "3 of 4 shards are committed" in verify(half.store.url).problems[0]
-    half.store.write("plan.json", b"{")
-    with pytest.raises(RwkvFusionError, match=r"plan\.json is damaged"):
+    half.store.write(PLAN, b"{")
+    with pytest.raises(RwkvFusionError, match=r"shards\.json is damaged"):
         choose_samples(half.store.url)
 
 

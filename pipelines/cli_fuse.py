@@ -95,7 +95,7 @@ def fuse(
 
     Up to 2^30 pixels; colour is kept. Each lies beside a JSON of what made it. One whose JSON says that it was
     made of the same sources by the same model in the same way is not made again; without JSONs (--no-json) all are.
-    GeoTIFFs for a sharpening model are read and written in windows, and keep CRS and transform. The fused picture has
+    GeoTIFFs for a sharpening model are read and written in windows, and keep their georeference. The fused picture has
     the type and the unit of the first one, of a sharpening model of the one that is sharpened. Exit codes: 0 all
     fused, 3 some skipped, 1 none.
 

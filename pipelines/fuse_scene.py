@@ -151,6 +151,9 @@ def fuse_scene(
                 there = slice(rows.start, min(rows.stop, height))
                 out.write(strip[: there.stop - there.start, :width], pair.empty(there))
         stem = name.rpartition(".")[0]
+        for old in (".aux.xml", ".msk", ".ovr"):
+            # Of a picture that lay here before.
+            store.remove(name + old)
         for file in sorted(folder.iterdir()):
             # What GDAL cannot put into a TIFF lies beside it.
             beside = name if file.suffix == ".tif" else f"{stem}{file.name.removeprefix('fused')}"

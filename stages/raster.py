@@ -108,7 +108,12 @@ class Raster:
             raise RasterError(f"{self.name} holds indices of a palette: save their values, gdal_translate -expand gray")
 
     def _dataset(self, path: str) -> DatasetReader:
-        return self._files.enter_context(rasterio.open(path, **({"opener": self._opener} if self._opener else {})))
+        opened = rasterio.open(path, **({"opener": self._opener} if self._opener else {}))
+        dataset: DatasetReader = self._files.enter_context(opened)
+        # It names other files: not where a name says that it is a picture itself.
+        if dataset.driver == "VRT" and not path.lower().endswith(".vrt"):
+            raise RasterError(f"{self.name} is no raster but a list of others (VRT): call it .vrt if that is meant")
+        return dataset
 
     def _bands_of(self, page: DatasetReader) -> list[int]:
         """All but alpha. Of four bands, many tools call the last one alpha: then its values tell."""

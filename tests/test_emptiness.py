@@ -81,7 +81,7 @@ def test_no_value_that_stands_for_empty_changes_a_valid_pixel(
 ) -> None:
     """All give what the scene gives when the empty part holds 0, as a type of more range has it."""
     results = []
-    for dtype, nodata in TOLD:
+    for dtype, nodata in TOLD if which == "both" else TOLD[::3]:
         pan, ms = (bands.astype(dtype) if dtype != "uint8" else (bands // 8).astype(dtype) for bands in pair)
         if which in ("both", "pan"):
             pan[:, :, :EMPTY] = nodata

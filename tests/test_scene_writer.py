@@ -21,7 +21,7 @@ from rwkvfusion.infra.storage import MissingError, StorageError, Store
 from rwkvfusion.model.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.fuse_scene import fuse_scene, raster_units
-from rwkvfusion.stages.raster import Raster
+from rwkvfusion.stages.raster import Raster, RasterError
 
 PAN, MS = (1, 64, 64), (4, 16, 16)
 
@@ -71,6 +71,15 @@ def test_what_bands_and_files_say_of_themselves_is_kept(tmp_path: Path, model: P
         assert (out.tags()["ACQUIRED"], out.tags()["AREA_OR_POINT"]) == ("2020-01-01", "Area")
         assert out.tags(2) == {"WAVELENGTH": "560"}
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.json", "out.tif"]
+    # A mask that lay beside an older picture says nothing of this one.
+    (tmp_path / "out.tif.msk").write_bytes((tmp_path / "out.tif").read_bytes())
+    read(tmp_path, model, "plain_pan.tif", "ms.tif")
+    assert not (tmp_path / "out.tif.msk").exists()
+    (tmp_path / "vrt.tif").write_text(
+        "<VRTDataset rasterXSize='1' rasterYSize='1'><VRTRasterBand dataType='Byte'/></VRTDataset>"
+    )
+    with pytest.raises(RasterError, match=r"vrt.tif is no raster"):
+        Raster(Store(str(tmp_path)), "vrt.tif")
 
 
 @pytest.mark.parametrize("owner", ["both", "pan", "ms"])

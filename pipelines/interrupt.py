@@ -19,7 +19,7 @@ import psutil
 
 from rwkvfusion.pipelines import console
 
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 4.0
 """What a command may take to give back what it holds."""
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -90,12 +90,13 @@ class Watch:
                 return False
             self._begun = True
             self.signal = self.signal or number
-            self._family = _children()
-            console.clear()
             self._mute()
+            # First of all: on a busy machine, listing processes takes seconds.
             timer = threading.Timer(GRACE_SECONDS, self._cut)
             timer.daemon = True
             timer.start()
+            console.clear()
+            self._family = _children()
             return True
 
     def _mute(self) -> None:

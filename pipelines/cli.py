@@ -331,7 +331,12 @@ main.add_command(evaluate)
 )
 @JSON
 def doctor(task: str | None, as_json: bool) -> None:
-    """Say what this machine has: versions, devices, the operator's back end, storage; or the networks' sizes."""
+    """Say what this machine has: versions, devices, the operator's back end, storage; or the networks' sizes.
+
+    \b
+    rwkvfusion doctor
+    rwkvfusion doctor --model wv3
+    """
     from rwkvfusion.pipelines.doctor import machine_facts, machine_lines, model_lines, model_rows
 
     if task is not None:

@@ -51,6 +51,33 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """`--set` values for the four models, random-initialised and small."""
+    import tiny
+    import tiny_sam_t5
+
+    root = tmp_path_factory.mktemp("models")
+    tiny.florence(root / "florence")
+    tiny.grounding_dino(root / "dino")
+    tiny_sam_t5.sam(root / "sam.pth")
+    tiny_sam_t5.t5(root / "t5")
+    return {
+        "caption.model": str(root / "florence"),
+        "caption.max_tokens": "12",
+        "caption.beams": "1",
+        "detect.model": str(root / "dino"),
+        # Random weights are sure of nothing.
+        "detect.box_threshold": "0.0",
+        "detect.max_boxes": "2",
+        "segment.checkpoint": str(root / "sam.pth"),
+        "merge.min_predicted_iou": "0",
+        "merge.min_stability": "0",
+        "merge.max_area": "1",
+        "text.model": str(root / "t5"),
+    }
+
+
+@pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """A real S3 server; processes started with its `environment` find it."""
     with serve(tmp_path_factory.mktemp("seaweed")) as server:

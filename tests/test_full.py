@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-import tiny_sam_t5
 from click.testing import CliRunner, Result
 from made import write_pairs
 
@@ -29,30 +27,6 @@ from rwkvfusion.stages.source import Source
 from rwkvfusion.stages.stage import fingerprints
 
 PAIRS = 8
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """`--set` values for the four models, random-initialised and small."""
-    root = tmp_path_factory.mktemp("models")
-    tiny.florence(root / "florence")
-    tiny.grounding_dino(root / "dino")
-    tiny_sam_t5.sam(root / "sam.pth")
-    tiny_sam_t5.t5(root / "t5")
-    return {
-        "caption.model": str(root / "florence"),
-        "caption.max_tokens": "12",
-        "caption.beams": "1",
-        "detect.model": str(root / "dino"),
-        # Random weights are sure of nothing.
-        "detect.box_threshold": "0.0",
-        "detect.max_boxes": "2",
-        "segment.checkpoint": str(root / "sam.pth"),
-        "merge.min_predicted_iou": "0",
-        "merge.min_stability": "0",
-        "merge.max_area": "1",
-        "text.model": str(root / "t5"),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +58,10 @@ def made(result: Result) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def full(
-    raw: Path, models: dict[str, str], tmp_path_factory: pytest.TempPathFactory, local_ray: None
+    raw: Path, tiny_models: dict[str, str], tmp_path_factory: pytest.TempPathFactory, local_ray: None
 ) -> tuple[Path, dict[str, int]]:
     out = tmp_path_factory.mktemp("full")
-    return out, made(run("prepare", "msrs", raw, out, models, "--json"))
+    return out, made(run("prepare", "msrs", raw, out, tiny_models, "--json"))
 
 
 def samples_at(out: Path) -> list[Sample]:
@@ -121,14 +95,14 @@ def test_all_four_models_fill_complete_shards(full: tuple[Path, dict[str, int]])
 
 @pytest.mark.slow
 def test_only_what_a_setting_touches_runs_again(
-    full: tuple[Path, dict[str, int]], raw: Path, models: dict[str, str], tmp_path: Path
+    full: tuple[Path, dict[str, int]], raw: Path, tiny_models: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(full[0], out)
 
     def again(**values: str) -> dict[str, int]:
         changed = {name.replace("__", "."): value for name, value in values.items()}
-        counts = made(run("prepare", "msrs", raw, out, models | changed, "--json"))
+        counts = made(run("prepare", "msrs", raw, out, tiny_models | changed, "--json"))
         assert verify(str(out), deep=True).problems == ()
         return {stage: count for stage, count in counts.items() if count}
 
@@ -142,16 +116,16 @@ def test_only_what_a_setting_touches_runs_again(
 
 
 def test_a_dry_run_says_what_is_kept_and_how_cards_are_shared(
-    full: tuple[Path, dict[str, int]], raw: Path, models: dict[str, str]
+    full: tuple[Path, dict[str, int]], raw: Path, tiny_models: dict[str, str]
 ) -> None:
-    result = run("prepare", "msrs", raw, full[0], models | {"merge.match_iou": "0.8"}, "--dry-run")
+    result = run("prepare", "msrs", raw, full[0], tiny_models | {"merge.match_iou": "0.8"}, "--dry-run")
     assert "kept from before, by stage, in shards: caption of 2, detect of 2, segment of 2, text of 2" in result.output
     assert "caption kept, detect kept, segment kept, merge 1" in result.output
     # Prompts from the captions: the detector and what follows from it read them.
-    result = run("prepare", "msrs", raw, full[0], models | {"prompts": "auto"}, "--dry-run")
+    result = run("prepare", "msrs", raw, full[0], tiny_models | {"prompts": "auto"}, "--dry-run")
     assert "kept from before, by stage, in shards: caption of 2, text of 2" in result.output
     result = run(
-        "prepare", "msrs", raw, full[0], models | {"prompts": "auto", "caption.prompt": "<CAPTION>"}, "--dry-run"
+        "prepare", "msrs", raw, full[0], tiny_models | {"prompts": "auto", "caption.prompt": "<CAPTION>"}, "--dry-run"
     )
     assert "kept from before" not in result.output
 
@@ -182,7 +156,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def test_models_are_called_only_for_what_changed(
-    raw: Path, models: dict[str, str], tmp_path: Path, calls: Counter[str]
+    raw: Path, tiny_models: dict[str, str], tmp_path: Path, calls: Counter[str]
 ) -> None:
     """The same operators as on the cluster, in this process, with the libraries' own calls counted."""
 
@@ -193,7 +167,7 @@ def test_models_are_called_only_for_what_changed(
             "guidance": "full",
             "prompts": ["car"],
         }
-        for name, value in {**models, **values}.items():
+        for name, value in {**tiny_models, **values}.items():
             group, _, key = name.replace("__", ".").partition(".")
             recipe.setdefault(group, {})[key] = value
         checked = PrepareRecipe.model_validate(recipe)
@@ -248,9 +222,9 @@ HEX = "a1" * 32
 )
 @pytest.mark.usefixtures("no_cluster")
 def test_wrong_weights_are_one_clear_line_before_anything_starts(
-    raw: Path, models: dict[str, str], tmp_path: Path, values: dict[str, str], words: list[str]
+    raw: Path, tiny_models: dict[str, str], tmp_path: Path, values: dict[str, str], words: list[str]
 ) -> None:
-    settings = models | {name: value.format_map(_Braces(models)) for name, value in values.items()}
+    settings = tiny_models | {name: value.format_map(_Braces(tiny_models)) for name, value in values.items()}
     result = run("prepare", "msrs", raw, tmp_path, settings)
     assert result.exit_code == 1, result.output
     lines = result.stderr.strip().splitlines()
@@ -298,8 +272,8 @@ def test_the_papers_settings() -> None:
     assert [type(stage).__name__ for stage in own][1:3] == ["AnnotatedBoxes", "AnnotatedMasks"]
 
 
-def test_each_stage_can_be_set_apart(raw: Path, models: dict[str, str], tmp_path: Path) -> None:
-    values = {name: value for name, value in models.items() if name.startswith("text.")}
+def test_each_stage_can_be_set_apart(raw: Path, tiny_models: dict[str, str], tmp_path: Path) -> None:
+    values = {name: value for name, value in tiny_models.items() if name.startswith("text.")}
     values |= {"guidance": "builtin", "text.method": "encoder"}
     job_facts = json.loads(run("prepare", "msrs", raw, tmp_path, values, "--dry-run", "--json").stdout)
     methods = {stage["stage"]: stage["config"].get("method") for stage in job_facts["stages"]}
@@ -315,20 +289,22 @@ def test_each_stage_can_be_set_apart(raw: Path, models: dict[str, str], tmp_path
     assert "set prompts=[person, car, ...]" in wrong.output
 
 
-def test_fetch_says_where_the_weights_are(raw: Path, models: dict[str, str], tmp_path: Path) -> None:
-    result = run("fetch", "msrs", raw, tmp_path, {name: v for name, v in models.items() if "merge" not in name})
+def test_fetch_says_where_the_weights_are(raw: Path, tiny_models: dict[str, str], tmp_path: Path) -> None:
+    result = run("fetch", "msrs", raw, tmp_path, {name: v for name, v in tiny_models.items() if "merge" not in name})
     assert result.exit_code == 0, result.output
     for name in ("caption.model", "detect.model", "segment.checkpoint", "text.model"):
-        assert models[name] in result.stderr
+        assert tiny_models[name] in result.stderr
     assert "needs no models" in run("fetch", "msrs", raw, tmp_path, {"guidance": "builtin"}).stderr
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_weights_that_lack_a_tensor_are_told_in_one_line(raw: Path, models: dict[str, str], tmp_path: Path) -> None:
+def test_weights_that_lack_a_tensor_are_told_in_one_line(
+    raw: Path, tiny_models: dict[str, str], tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
-    broken = shutil.copytree(models["text.model"], tmp_path / "t5") / "model.safetensors"
+    broken = shutil.copytree(tiny_models["text.model"], tmp_path / "t5") / "model.safetensors"
     tensors = load_file(broken)
     tensors.pop("encoder.block.1.layer.0.SelfAttention.q.weight")
     save_file(tensors, broken, metadata={"format": "pt"})

@@ -1,0 +1,169 @@
+"""Every command that the README and the help texts show is run as it stands, in a folder that holds what it names.
+
+Trainings are cut short, the four models of guidance=full are tiny and only planned with, and a bucket is a folder.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import rasterio
+import torch
+from click.testing import CliRunner
+from made import scene, write_pairs
+from made_datasets import pair, write_dataset
+from rasterio.transform import from_origin
+from scipy.io import savemat
+
+from rwkvfusion.infra.tracking import using
+from rwkvfusion.model.fuser import Fuser, FuserConfig
+from rwkvfusion.model.network import NetworkConfig, RWKVFusion
+from rwkvfusion.pipelines.cli import main
+from rwkvfusion.stages.reading import open_picture
+from rwkvfusion.stages.sample import Sample
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+NAMES = ["00131d", "00055d", "00001n", "00002n"]
+SHORT = ["steps=2", "workers=1", "data.crop=[32,32]", "network.width=8", "log_every=2", "checkpoint_every=2"]
+DIR = {"geotiff": "data/scenes", "hscube": "data/cubes", "m3fd": "data/M3FD", "": "data/TNO"}
+"""What DIR stands for, by a word of the command."""
+
+
+def commands(text: str) -> list[str]:
+    """The command lines of a text: indented, maybe behind a word, over several lines where one ends in a backslash."""
+    joined = re.sub(r"\\\n\s*", "", text)
+    return re.findall(r"^\s+(?:\w[\w ]*: +)?(rwkvfusion [a-z]+\b.*?)(?:\s+#.*)?$", joined, re.MULTILINE)
+
+
+TEXTS = [README.read_text(), main.help or "", *(command.help or "" for command in main.commands.values())]
+EXAMPLES = list(dict.fromkeys(line for text in TEXTS for line in commands(text)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the commands are run: data in the layouts they name, and a registry with the models they name."""
+    root = tmp_path_factory.mktemp("examples")
+    data = root / "data"
+    write_pairs(data / "MSRS", NAMES)
+    write_pairs(data / "MSRS", ["00010n", "00011d"], "test")
+    visible, infrared = data / "MSRS/train/vi", data / "MSRS/train/ir"
+    for copy in (data, data / "TNO", data / "M3FD"):
+        shutil.copytree(visible, copy / "vi", dirs_exist_ok=True)
+        shutil.copytree(infrared, copy / "ir", dirs_exist_ok=True)
+    for target in ("VISIBLE.png", "A.png"):
+        shutil.copy(visible / "00131d.png", root / target)
+    for target in ("INFRARED.png", "B.png"):
+        shutil.copy(infrared / "00131d.png", root / target)
+    (data / "MEFB").mkdir()
+    for side in ("near", "far", "all_in_focus", "fused", "other", "pan", "ms", "gt", "out"):
+        (root / side).mkdir()
+    for seed, name in enumerate(NAMES):
+        _write(root / "fused" / f"{name}.png", scene(seed))
+        _write(root / "other" / f"{name}.png", scene(seed + 1))
+        for more, side in enumerate(("near", "far", "all_in_focus")):
+            _write(root / side / f"{name}.png", scene(seed + more))
+        for letter, gain in (("A", 0.4), ("B", 1.0)):
+            _write(data / "MEFB" / f"{name}_{letter}.png", (scene(seed) * gain).astype(np.uint8))
+    for seed, name in enumerate(("north", "south")):
+        truth = scene(seed, 128, 128, 8).astype(np.uint16) * 8
+        _raster(data / "scenes" / f"{name}_pan.tif", scene(seed, 512, 512, 1).astype(np.uint16) * 8, 1.0)
+        _raster(data / "scenes" / f"{name}_ms.tif", truth, 4.0)
+        for side, array in (
+            ("pan", truth[:, :, :1]),
+            ("ms", truth[::4, ::4]),
+            ("gt", truth),
+            ("out", truth),
+            ("fused", truth),
+        ):
+            _raster(root / side / f"{name}.tif", array, 4.0 if side == "ms" else 1.0)
+    shutil.copy(data / "scenes/north_pan.tif", root / "PAN.tif")
+    shutil.copy(data / "scenes/north_ms.tif", root / "MS.tif")
+    (data / "cubes").mkdir()
+    cube = np.concatenate([scene(seed, 96, 96, 3) for seed in range(34)], axis=2).astype(np.uint16) * 30
+    savemat(data / "cubes" / "paviaC.mat", {"paviaC": cube})
+    # What is prepared with models that cannot be had, and what lies in a bucket.
+    write_dataset(root / "out" / "m3fd", [[pair(seed) for seed in range(2)]])
+    (root / "bucket").symlink_to("out")
+    images = tuple(
+        open_picture(role, "north.tif", (root / role / "north.tif").read_bytes()).image for role in ("pan", "ms")
+    )
+    wv3 = Sample(key="north", dataset="wv3", split="test_full", task="pansharpening", images=images)
+    write_dataset(root / "out" / "wv3", [[wv3]], "pansharpening", "test_full")
+    _register(root)
+    return root
+
+
+def _write(path: Path, picture: np.ndarray) -> None:
+    assert cv2.imwrite(str(path), picture)
+
+
+def _raster(path: Path, picture: np.ndarray, pixel: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width, count = picture.shape
+    profile = {"driver": "GTiff", "height": height, "width": width, "count": count, "dtype": "uint16"}
+    where = {"crs": "EPSG:32633", "transform": from_origin(500_000, 4_600_000, pixel, pixel)}
+    with rasterio.open(path, "w", **profile, **where) as raster:
+        raster.write(picture.transpose(2, 0, 1))
+
+
+def _register(root: Path) -> None:
+    """Small models of random weights: in a folder, and under the names and aliases of the examples."""
+    torch.manual_seed(0)
+    small = {"width": 8, "text_width": 256}
+    luma = RWKVFusion(NetworkConfig(in_channels=(1, 1), out_channels=1, **small))
+    bands = RWKVFusion(NetworkConfig(in_channels=(1, 8), out_channels=8, residual=1, use_mask=False, **small))
+    vif = FuserConfig.of(luma, "vif", ("visible", "infrared"), luma_only=True)
+    pan = FuserConfig.of(bands, "pansharpening", ("pan", "ms"), luma_only=False, scales=(2047.0, 2047.0))
+    Fuser(luma, vif).save(root / "runs" / "last")
+    Fuser(bands, pan).save(root / "runs" / "pan")
+    with using(f"sqlite:///{root}/mlflow.db") as client:
+        for name, folder in (("rwkvfusion-vif", "last"), ("rwkvfusion-pansharpening", "pan"), ("pan", "pan")):
+            client.create_registered_model(name)
+            client.create_model_version(name, (root / "runs" / folder).as_uri())
+            for alias in ("candidate", "champion"):
+                client.set_registered_model_alias(name, alias, "1")
+
+
+def words(line: str, folder: Path, tiny_models: dict[str, str]) -> list[str]:
+    """The arguments of a command, as the module's docstring says."""
+    directory = next(where for word, where in DIR.items() if word in line)
+    line = re.sub(r"\bDIR\b", directory, line).replace("s3://bucket", f"{folder}/bucket")
+    _, *arguments = shlex.split(line)
+    sets: list[str] = []
+    if arguments[0] == "train":
+        sets = SHORT
+    elif "guidance=full" in line:
+        sets = [f"{name}={value}" for name, value in tiny_models.items()]
+    arguments += [part for value in sets for part in ("--set", value)]
+    return [*arguments, "--dry-run"] if "guidance=full" in line and arguments[0] == "prepare" else arguments
+
+
+def test_the_texts_have_examples_of_every_command() -> None:
+    shown = {line.split()[1] for line in EXAMPLES}
+    assert shown == set(main.commands)
+    assert len(EXAMPLES) > 25
+
+
+@pytest.mark.parametrize("line", [line for line in EXAMPLES if line != "rwkvfusion demo"])
+def test_an_example_does_what_it_says(
+    line: str, folder: Path, tiny_models: dict[str, str], local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    result = CliRunner().invoke(main, words(line, folder, tiny_models))
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_goes_through(tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    result = CliRunner().invoke(main, ["demo", "--steps", "2"])
+    assert result.exit_code == 0, result.output

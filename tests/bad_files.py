@@ -151,7 +151,7 @@ UNREADABLE: dict[str, tuple[str, Make]] = {
     "tiff that inflates": ("tif", lambda s: inflating()),
     "nan": ("tif", lambda s: not_finite(s, np.nan)),
     "inf": ("tiff", lambda s: not_finite(s, -np.inf if s % 2 else np.inf)),
-    "whole numbers of 32 bits": ("tif", lambda s: tiff(pixels(s)[:, :, 0].astype(np.int32))),
+    "whole numbers of 32 bits": ("tif", lambda s: tiff(pixels(s)[:, :, 0].astype(np.int32) * 2**20 - 99)),
     "ink of 16 bits": ("tif", lambda s: tiff(np.dstack([pixels(s)] * 2)[:, :, :4].astype(np.uint16),
                                             photometric="separated")),
     "several pictures": ("tif", lambda s: tiff(np.stack([pixels(s)] * 3), photometric="rgb")),

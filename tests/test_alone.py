@@ -16,7 +16,7 @@ from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.alone import AloneError, Death, each_alone
 from rwkvfusion.pipelines.operators import TRIES, RunStage, Target
-from rwkvfusion.stages.sample import Sample
+from rwkvfusion.stages.sample import Box, Sample
 from rwkvfusion.stages.stage import Stage, StageConfig
 
 
@@ -67,17 +67,21 @@ def test_a_process_that_cannot_start_is_no_samples_fault() -> None:
 
 
 def deadly() -> Stage[StageConfig]:
-    """Fills the caption; a sample called `poison` ends the process. A local class travels to other processes."""
+    """Fills the boxes; a sample called `poison` ends the process. A local class travels to other processes."""
 
     class Deadly(Stage[StageConfig]):
         name, version = "deadly", 1
         requires = frozenset({"images"})
-        provides = frozenset({"caption"})
+        provides = frozenset({"boxes"})
 
         def process(self, samples: Sequence[Sample]) -> list[Sample]:
             if any(sample.key == "poison" for sample in samples):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return [sample.replace(caption=f"seen with {len(samples) - 1} others") for sample in samples]
+            seen = f"seen with {len(samples) - 1} others"
+            return [
+                sample.replace(boxes=(Box(role="visible", label=seen, score=1, x0=0, y0=0, x1=9, y1=9),))
+                for sample in samples
+            ]
 
     return Deadly(StageConfig())
 
@@ -91,7 +95,11 @@ def test_a_shard_that_took_three_workers_with_it_is_gone_through_alone(tmp_path:
     samples = [pair(0, key="a"), pair(1, key="poison"), pair(2, key="c")]
     made, count = stage.process("train-000000", samples)
     assert count == 3
-    assert [sample.caption for sample in made] == ["seen with 0 others", None, "seen with 0 others"]
+    assert [[box.label for box in sample.boxes or ()] for sample in made] == [
+        ["seen with 0 others"],
+        [],
+        ["seen with 0 others"],
+    ]
     error = made[1].error
     assert error is not None
     assert (error.stage, error.kind) == ("deadly", "worker_died")

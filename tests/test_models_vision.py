@@ -31,7 +31,7 @@ from rwkvfusion.stages.grounding_dino import GroundingDino, GroundingDinoConfig,
 from rwkvfusion.stages.phrases import joined, object_name, packed, prompt_of, sentences
 from rwkvfusion.stages.reading import open_picture
 from rwkvfusion.stages.rle import decode_rle
-from rwkvfusion.stages.sample import Box, Image, Sample, from_table, to_table
+from rwkvfusion.stages.sample import Box, Caption, Image, Sample, from_table, to_table
 from rwkvfusion.stages.segment import AnnotatedMasks, AnnotatedMasksConfig
 from rwkvfusion.stages.stage import Stage, run
 
@@ -65,7 +65,11 @@ def pairs() -> list[Sample]:
     """Colour, grey and 16 bit, of four sizes, two of them equal; a failed one among them."""
     captions = ["A red car on the road. Two people near a lamp!", "a dog in the street", "A white bus; a tree.", ""]
     sizes = [(96, 128, False), (150, 90, True), (96, 128, False), (40, 64, True)]
-    made = [pair(i, *size, caption=text) for i, (size, text) in enumerate(zip(sizes, captions, strict=True))]
+    # As the caption stage leaves them: one that a dataset has itself would not be made anew.
+    made = [
+        pair(i, *size, caption=text, captions=(Caption(role="visible", text=text),))
+        for i, (size, text) in enumerate(zip(sizes, captions, strict=True))
+    ]
     return [*made[:2], pair(7, 64, 64).failed("source", "unreadable", "no"), *made[2:]]
 
 

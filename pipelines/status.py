@@ -61,7 +61,9 @@ class Status:
         if shards:
             rows = [(s.shard, s.state, *_cells([s])) for s in self.shards]
             lines += [*table(("shard", "state", "pairs", "quarantined", "MB"), rows), ""]
-        splits = {shard.split: [s for s in self.shards if s.split == shard.split] for shard in self.shards}
+        splits: dict[str, list[ShardState]] = {}
+        for shard in self.shards:
+            splits.setdefault(shard.split, []).append(shard)
         sums = {**splits, **({"all": list(self.shards)} if len(splits) != 1 else {})}
         rows = [(name, _done(group), *_cells(group)) for name, group in sums.items()]
         lines += table(("split", "shards", "pairs", "quarantined", "MB"), rows)

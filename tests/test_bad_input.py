@@ -36,10 +36,10 @@ def tree(root: Path, without: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_mtime_ns for path in found if not path.is_dir() or path.is_symlink()}
 
 
+@pytest.mark.parametrize(("n_good", "n_bad"), [(50, 250), pytest.param(200, 1000, marks=pytest.mark.slow)])
 def test_good_pairs_are_committed_and_every_bad_file_is_named(
-    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch, n_good: int, n_bad: int
 ) -> None:
-    n_good, n_bad = 200, 1000
     work, out = tmp_path / "work", tmp_path / "out"
     work.mkdir()
     monkeypatch.chdir(work)

@@ -101,7 +101,7 @@ def fuse(
 
     \b
     rwkvfusion fuse VISIBLE.png INFRARED.png -o fused.png
-    rwkvfusion fuse --a DIR/vi --b DIR/ir -o fused --format tif
+    rwkvfusion fuse --a DIR/vi --b DIR/ir -o tif --format tif
     rwkvfusion fuse VISIBLE.png THERMAL.png --scale infrared=20000-24000 -o fused.png
     rwkvfusion fuse --model models:/rwkvfusion-pansharpening@candidate PAN.tif MS.tif -o OUT.tif
     rwkvfusion fuse --dataset out/msrs --split test -o fused

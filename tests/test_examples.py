@@ -31,7 +31,7 @@ from rwkvfusion.stages.sample import Sample
 README = Path(__file__).resolve().parent.parent / "README.md"
 NAMES = ["00131d", "00055d", "00001n", "00002n"]
 SHORT = ["steps=2", "workers=1", "data.crop=[32,32]", "network.width=8", "log_every=2", "checkpoint_every=2"]
-DIR = {"geotiff": "data/scenes", "hscube": "data/cubes", "m3fd": "data/M3FD", "": "data/TNO"}
+DIR = {"16383": "data/thermal", "geotiff": "data/scenes", "hscube": "data/cubes", "m3fd": "data/M3FD", "": "data/TNO"}
 """What DIR stands for, by a word of the command."""
 
 
@@ -43,6 +43,10 @@ def commands(text: str) -> list[str]:
 
 TEXTS = [README.read_text(), main.help or "", *(command.help or "" for command in main.commands.values())]
 EXAMPLES = list(dict.fromkeys(line for text in TEXTS for line in commands(text)))
+_WORKERS = re.compile(r"rwkvfusion (demo|(prepare|train) (?!.*(--dry-run|guidance=full)))")
+_QUICK_START = [next(line for line in EXAMPLES if f" {name} " in line) for name in ("prepare", "train")]
+SLOW = {line for line in EXAMPLES if _WORKERS.match(line) and line not in _QUICK_START}
+"""Those that start workers, but for the quick start."""
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(visible / "00131d.png", root / target)
     for target in ("INFRARED.png", "B.png"):
         shutil.copy(infrared / "00131d.png", root / target)
+    shutil.copytree(visible, data / "thermal" / "vi")
+    (data / "thermal" / "ir").mkdir()
+    for name in NAMES:
+        counts = 20_000 + 16 * scene(7, channels=1).astype(np.uint16)
+        _write(data / "thermal" / "ir" / f"{name}.png", counts - 16_000)
+    _write(root / "THERMAL.png", counts)
     (data / "MEFB").mkdir()
     for side in ("near", "far", "all_in_focus", "fused", "other", "pan", "ms", "gt", "out"):
         (root / side).mkdir()
@@ -87,8 +97,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (data / "cubes").mkdir()
     cube = np.concatenate([scene(seed, 96, 96, 3) for seed in range(34)], axis=2).astype(np.uint16) * 30
     savemat(data / "cubes" / "paviaC.mat", {"paviaC": cube})
-    # What is prepared with models that cannot be had, and what lies in a bucket.
+    # What other commands prepare, and what lies in a bucket.
     write_dataset(root / "out" / "m3fd", [[pair(seed) for seed in range(2)]])
+    for split, names in (("train", NAMES), ("test", ["00010n", "00011d"])):
+        write_dataset(
+            root / "out" / "msrs", [[pair(i, key=name).replace(text=None) for i, name in enumerate(names)]], split=split
+        )
     (root / "bucket").symlink_to("out")
     images = tuple(
         open_picture(role, "north.tif", (root / role / "north.tif").read_bytes()).image for role in ("pan", "ms")
@@ -136,6 +150,8 @@ def words(line: str, folder: Path, tiny_models: dict[str, str]) -> list[str]:
     line = re.sub(r"\bDIR\b", directory, line).replace("s3://bucket", f"{folder}/bucket")
     _, *arguments = shlex.split(line)
     sets: list[str] = []
+    if arguments[0] == "demo":
+        return [*arguments, "--steps", "2"]
     if arguments[0] == "train":
         sets = SHORT
     elif "guidance=full" in line:
@@ -150,20 +166,13 @@ def test_the_texts_have_examples_of_every_command() -> None:
     assert len(EXAMPLES) > 25
 
 
-@pytest.mark.parametrize("line", [line for line in EXAMPLES if line != "rwkvfusion demo"])
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=pytest.mark.slow if line in SLOW else ()) for line in EXAMPLES]
+)
 def test_an_example_does_what_it_says(
     line: str, folder: Path, tiny_models: dict[str, str], local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     result = CliRunner().invoke(main, words(line, folder, tiny_models))
-    assert result.exit_code == 0, result.output
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_demo_goes_through(tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    result = CliRunner().invoke(main, ["demo", "--steps", "2"])
     assert result.exit_code == 0, result.output

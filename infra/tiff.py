@@ -37,7 +37,7 @@ _ALPHA = frozenset({EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA})
 _VENDORS = ("lsm", "mmstack", "ome", "ndtiff", "fluoview", "stk", "sis", "svs", "scn", "qpi", "ndpi", "bif", "avs",
             "eer", "philips", "scanimage", "nih", "mdgel", "indica")  # fmt: skip
 _PLAIN: dict[str, Any] = {f"is_{vendor}": False for vendor in _VENDORS}
-_ORIENTATION, _DNG_VERSION = 0x0112, 50706
+_ORIENTATION, _DNG_VERSION, _GDAL_NODATA = 0x0112, 50706, 42113
 _MAX_PAGES = 1024
 _EXACT = 2**24
 """Whole numbers up to here are exact in 32-bit floats."""
@@ -116,6 +116,17 @@ def declared_white(data: bytes) -> float | None:
     # What it is otherwise is the largest value that is there, which is no declaration (TIFF 6.0).
     values = set(largest) if isinstance(largest, tuple) else {largest}
     return float(values.pop()) if len(values) == 1 and values <= FEW_BITS else None
+
+
+def declared_nodata(data: bytes) -> float | None:
+    """The number that stands for empty in a TIFF, as GDAL writes it; None of other files, and where none is there."""
+    if data[:4] not in TIFF_MAGIC:
+        return None
+    try:
+        with tifffile.TiffFile(io.BytesIO(data), _multifile=False, **_PLAIN) as tiff:
+            return float(_first_page(tiff).tags.valueof(_GDAL_NODATA))
+    except Exception:  # noqa: BLE001 - as in `declared_white`
+        return None
 
 
 def _first_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
@@ -250,7 +261,7 @@ def _floats(array: np.ndarray) -> np.ndarray:
         array = array.astype(np.float32, copy=False)
     n_bad = array.size - int(np.count_nonzero(np.isfinite(array)))
     if n_bad:
-        raise ImageError(f"{n_bad} of its {array.size} values are NaN or infinite")
+        raise ImageError(f"{n_bad} of its {array.size} values are NaN or infinite: fill them, e.g. gdal_fillnodata.py")
     return array
 
 

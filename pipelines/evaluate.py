@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rwkvfusion.infra.codec import ImageError, decode
 from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.formats import RASTERS
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.tiff import declared_white
 from rwkvfusion.infra.units import Scale
@@ -79,8 +80,7 @@ def evaluate_folders(
     failed: list[str] = []
     for done, names in enumerate(pairs, start=1):
         try:
-            if task in SHARPENING_TASKS:
-                _check_rasters([(store, names[name]) for name, store in stores.items()])
+            _check_rasters([(store, names[name]) for name, store in stores.items()], task)
             pictures = units.of({name: _read(store, names[name]) for name, store in stores.items()})
             scene = Scene(
                 os.path.splitext(names["a"])[0], (pictures.pop("a"), pictures.pop("b")), pictures.pop("target", None)
@@ -94,21 +94,25 @@ def evaluate_folders(
         raise EvaluateError(failed[0])
     # What several files lack is said once.
     left_out = tuple(dict.fromkeys(_words(one) for one in alone))
-    return Table(means.parts(scorer.undefined), left_out, "not in every folder", tuple(failed))
+    return Table(means.parts(scorer.undefined), left_out, "not in every folder", tuple(failed), units.warnings)
 
 
 def _words(one: Unpaired) -> str:
     return one.reason if one.reason.startswith(("no ", "one of ")) else f"{printable(one.name)}: {one.reason}"
 
 
-def _check_rasters(files: Sequence[tuple[Store, str]]) -> None:
-    """EvaluateError where georeferences say that pictures are not of the same pixels, or where one has empty pixels."""
-    # Imported here: the luma tasks need none of it.
+def _check_rasters(files: Sequence[tuple[Store, str]], task: str) -> None:
+    """EvaluateError where georeferences say that pictures are not of the same pixels; of sharpening also where one has
+    empty pixels."""
+    if task not in SHARPENING_TASKS and not any(name.lower().endswith(RASTERS) for _, name in files):
+        return
+    # Imported here: pictures need none of it.
+    from rwkvfusion.stages.picture_rasters import check_ground
     from rwkvfusion.stages.reading import RefusedError
     from rwkvfusion.stages.sharpening import check_rasters
 
     try:
-        check_rasters(files)
+        (check_rasters if task in SHARPENING_TASKS else check_ground)(files)
     except RefusedError as error:
         raise EvaluateError(f"{error}: cut all pictures to ground that all cover") from None
 

@@ -37,7 +37,8 @@ class SharpeningScorer:
             made = sharpening_baselines(high.in_units_of(low), low.values, ratio=ratio)
         except ValueError as error:
             raise EvaluateError(f"{scene.name}: {error}") from None
-        floor = {name: Picture(f"{name} of {scene.name}", values, low.peak) for name, values in made.items()}
+        unit = (low.measure.black, low.measure.white)
+        floor = {name: Picture(f"{name} of {scene.name}", values, unit) for name, values in made.items()}
         scores: dict[str, dict[str, float]] = {}
         for name, picture in with_floor(floor, fused).items():
             try:

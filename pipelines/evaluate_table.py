@@ -52,6 +52,7 @@ class Table:
     left_out: tuple[str, ...] = ()
     why_left_out: str = ""
     failed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def means(self) -> dict[str, dict[str, float]]:
@@ -68,7 +69,7 @@ class Table:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What does not count in the means, in words."""
+        """What does not count in the means, and what a person should know of them, in words."""
         lines = [gap for part in self.parts for gap in part.gaps]
         lines += [f"could not be scored: {reason}" for reason in self.failed[:_SHOWN]]
         if len(self.failed) > _SHOWN:
@@ -76,7 +77,7 @@ class Table:
         if self.left_out:
             shown = ", ".join(self.left_out[:_SHOWN])
             lines.append(f"left out, {self.why_left_out}: {shown} ({len(self.left_out)} in all)")
-        return tuple(lines)
+        return (*lines, *(f"warning: {line}" for line in self.warnings))
 
     @property
     def exit_code(self) -> int:

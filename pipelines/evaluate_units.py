@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from rwkvfusion.infra.errors import printable
-from rwkvfusion.infra.units import EVERY, Scale, UnitError, option_scale
+from rwkvfusion.infra.units import EVERY, Scale, UnitError, narrow_use, narrow_words, option_scale
 from rwkvfusion.model.config import SHARPENING_TASKS
 from rwkvfusion.pipelines.evaluate_scene import EvaluateError, Picture
 from rwkvfusion.stages.layouts import ROLES
@@ -33,16 +33,34 @@ class FolderUnits:
         self._scales = {names[name]: one for name, one in by_name.items()}
         self._is_luma = task not in SHARPENING_TASKS
         self._like = "a" if self._is_luma else "b"
+        self._narrow: dict[str, list[float]] = {}
 
     def of(self, pictures: Mapping[str, Picture]) -> dict[str, Picture]:
         """`pictures` by folder (a, b, target, fused NAME), each with its scale: as declared here, else by its file."""
         sources = {name: self._declared(name, pictures[name]) for name in ("a", "b")}
+        for name, source in sources.items():
+            part = narrow_use(source.values) if source.scale is None else None
+            if part is not None:
+                self._narrow.setdefault(name, []).append(part)
         like = sources[self._like]
         return sources | {
             name: self._declared(name.partition(" ")[0], picture, like)
             for name, picture in pictures.items()
             if name not in sources
         }
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know of the sources so far: see `narrow_use`."""
+        return tuple(
+            narrow_words(
+                f"{len(parts)} picture{'s' * (len(parts) > 1)} of {name}",
+                "use" if len(parts) > 1 else "uses",
+                parts,
+                f"set --scale {name}=VALUE, LOW-HIGH or pLOW-pHIGH",
+            )
+            for name, parts in self._narrow.items()
+        )
 
     def _declared(self, name: str, picture: Picture, like: Picture | None = None) -> Picture:
         if like is not None and name not in self._scales and like.scale is not None:

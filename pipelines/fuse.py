@@ -40,6 +40,7 @@ from rwkvfusion.pipelines.fuse_writer import (
     Task,
 )
 from rwkvfusion.stages.folder_pairs import FoldersError, pair_folders
+from rwkvfusion.stages.picture_rasters import with_filled
 from rwkvfusion.stages.reading import check_orientation, open_picture
 from rwkvfusion.stages.sample import Sample, SampleFormatError
 from rwkvfusion.stages.shards import unpack
@@ -203,7 +204,7 @@ def _raw_sample(model: Model, files: Mapping[str, File]) -> Sample:
     pictures = []
     for role, (store, name) in files.items():
         try:
-            pictures.append(open_picture(role, store.join(name), store.read(name)))
+            pictures.append(with_filled(store, name, open_picture(role, store.join(name), store.read(name))))
         except ImageError as error:
             raise ImageError(f"{printable(store.join(name))}: {error}") from None
     check_orientation(pictures)

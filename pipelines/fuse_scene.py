@@ -14,6 +14,7 @@ import numpy as np
 import rasterio
 
 from rwkvfusion.infra.codec import encode_tiff
+from rwkvfusion.infra.emptiness import filled
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.units import Scale, Unit
@@ -23,7 +24,7 @@ from rwkvfusion.model.tiles import Window
 from rwkvfusion.pipelines.fuse_units import Measured, scene_units
 from rwkvfusion.pipelines.scene_writer import SceneWriter
 from rwkvfusion.stages.ground import check_same_grid
-from rwkvfusion.stages.raster import Raster, RasterError, filled, gdal_errors
+from rwkvfusion.stages.raster import Raster, RasterError, gdal_errors
 from rwkvfusion.stages.raster_pair import RasterPair
 from rwkvfusion.stages.reading import open_picture
 from rwkvfusion.stages.sample import Sample
@@ -81,7 +82,8 @@ def lost_ground(files: Mapping[str, File]) -> tuple[str, ...]:
             if raster.is_located:
                 notes.append(f"the georeference of {raster.name} is not kept: only models that sharpen do")
             if raster.nodata or raster.has_mask:
-                notes.append(f"{raster.name} declares empty pixels: this model takes them for values")
+                how = "they are filled from their neighbours, and the result does not tell them"
+                notes.append(f"{raster.name} declares empty pixels: {how}")
     return tuple(notes)
 
 
@@ -100,11 +102,15 @@ class SceneRecord:
 def raster_units(
     fuser: Fuser, files: Mapping[str, File], scales: Mapping[str, Scale]
 ) -> tuple[dict[str, Unit], dict[str, float]]:
-    """`scene_units` of the rasters `files`, of which `scales` are declared."""
-    measured = {}
-    for role, (store, name) in files.items():
-        with Raster(store, name) as raster:
-            measured[role] = Measured(name, raster.some_values(), raster.declared_white)
+    """`scene_units` of the rasters `files`, of which `scales` are declared. RasterError where they lack the bands."""
+    with ExitStack() as stack:
+        rasters = {role: stack.enter_context(Raster(*file)) for role, file in files.items()}
+        # Values of what is no band of the model have no unit in it.
+        _check_bands(fuser, rasters)
+        measured = {
+            role: Measured(files[role][1], raster.some_values(), raster.declared_white)
+            for role, raster in rasters.items()
+        }
     return scene_units(fuser, scales, measured)
 
 

@@ -93,8 +93,15 @@ class SceneWriter:
         rows = slice(self._done, self._done + strip.shape[0])
         if self._by_mask:
             self._mask(np.asarray(~empty.all(axis=2)), rows)
+            self._note_partly(empty)
         self.dataset.write(strip.transpose(2, 0, 1), window=Window(0, rows.start, self._width, strip.shape[0]))
         self._done = rows.stop
+
+    def _note_partly(self, empty: np.ndarray) -> None:
+        note = "pixels that are empty in some bands only are 0 there: a mask is of all bands"
+        is_told = self._dtype.kind == "f" or note in self.notes
+        if not is_told and bool((empty.any(axis=2) & ~empty.all(axis=2)).any()):
+            self.notes.append(note)
 
     def _mask(self, valid: np.ndarray, rows: slice) -> None:
         """A mask only where there is something to mask."""
@@ -136,6 +143,8 @@ class SceneWriter:
         elif coarse.dataset.gcps[0] and not fine.dataset.rpcs:
             found = {"gcps": [_scaled_point(p, grid) for p in coarse.dataset.gcps[0]], "crs": coarse.dataset.gcps[1]}
             self.notes.append(f"the ground control points are those of {coarse.name}, on the grid of {fine.name}")
+        elif fine.crs or coarse.crs:
+            found = {"crs": fine.crs or coarse.crs}
         rpcs = fine.dataset.rpcs
         if rpcs is None and coarse.dataset.rpcs is not None and grid.rows.scale > 0 and grid.columns.scale > 0:
             rpcs = _scaled_rpcs(coarse.dataset.rpcs, grid)

@@ -17,7 +17,6 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
-from scipy.ndimage import distance_transform_edt
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.storage import Store
@@ -153,7 +152,8 @@ class Raster:
         """The value that counts as 1 where the file says it, as `infra.tiff.declared_white` has it of pictures."""
         bits = self.dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
         largest = self.dataset.tags().get("TIFFTAG_MAXSAMPLEVALUE") or (2 ** int(bits) - 1 if bits else 0)
-        return float(largest) if float(largest) in FEW_BITS and self.datatype.kind != "f" else None
+        known = {str(number): float(number) for number in FEW_BITS}
+        return known.get(str(largest)) if self.datatype.kind != "f" else None
 
     def some_values(self) -> np.ndarray:
         """Its values that are not empty, (N,); of a large raster those of blocks from all over it."""
@@ -204,7 +204,7 @@ class Raster:
         """Whether an alpha band or a mask, in the file or beside it, tells what is empty."""
         has_alpha = any(page.count > len(bands) for page, bands in self._pages)
         flags = [flag for page, _ in self._pages for flag in page.mask_flag_enums]
-        return has_alpha or any(MaskFlags.per_dataset in flag and MaskFlags.alpha not in flag for flag in flags)
+        return has_alpha or any(_is_mask(flag) for flag in flags)
 
     @property
     def may_be_empty(self) -> bool:
@@ -215,7 +215,7 @@ class Raster:
         """The window `part` and which of its values are empty: (h, w, C) of uint8, uint16 or float32, and bool.
 
         Everything else is read as float32, which holds whole numbers up to 2^24. What stands for empty is still there:
-        see `filled`. `shape`: to shrink it to. RasterError where the file is damaged.
+        see `infra.emptiness`. `shape`: to shrink it to. RasterError where the file is damaged.
         """
         rows, columns = part
         window = Window(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
@@ -247,9 +247,7 @@ class Raster:
             nodata = page.nodatavals[band - 1]
             if nodata is not None:
                 gone |= plane == (plane.dtype.type(nodata) if values.dtype.kind == "f" else nodata)
-        # Of an alpha band GDAL makes a mask too, also where it is none.
-        flags = [page.mask_flag_enums[band - 1] for band in bands]
-        masked = [i for i, flag in enumerate(flags) if MaskFlags.per_dataset in flag and MaskFlags.alpha not in flag]
+        masked = [i for i, band in enumerate(bands) if _is_mask(page.mask_flag_enums[band - 1])]
         if masked:
             shaped = None if shape is None else (len(masked), *shape)
             empty[masked] |= page.read_masks([bands[i] for i in masked], window=window, out_shape=shaped) == 0
@@ -258,23 +256,7 @@ class Raster:
         return empty
 
 
-def filled(values: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """(h, w, C) with every empty value replaced by the nearest valid one of its band.
-
-    So nothing that is computed of valid pixels depends on what stands for empty. A band that is all empty gets the mean
-    of those that are not, and 0 where there are none.
-    """
-    if not empty.any():
-        return values
-    out = values.copy()
-    alike = bool((empty == empty[:, :, :1]).all())
-    groups = [slice(None)] if alike else [slice(band, band + 1) for band in range(values.shape[2])]
-    bare = empty.all(axis=(0, 1))
-    for bands in groups:
-        gone = empty[:, :, bands][:, :, 0]
-        if gone.any() and not gone.all():
-            rows, columns = distance_transform_edt(gone, return_distances=False, return_indices=True)
-            out[:, :, bands] = values[rows, columns][:, :, bands]
-    if bare.any():
-        out[:, :, bare] = 0 if bare.all() else out[:, :, ~bare].mean(axis=2, keepdims=True).astype(out.dtype)
-    return out
+def _is_mask(flags: list[MaskFlags]) -> bool:
+    """Whether a mask of all bands or of one tells what is empty. Of an alpha band GDAL makes one too, also where it is
+    none."""
+    return MaskFlags.alpha not in flags and (MaskFlags.per_dataset in flags or not flags)

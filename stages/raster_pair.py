@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rwkvfusion.infra.emptiness import filled
 from rwkvfusion.stages.ground import Axis, common_grid
-from rwkvfusion.stages.raster import Part, Raster, filled
+from rwkvfusion.stages.raster import Part, Raster
 
 _TAPS = 2
 """Coarse pixels around a point that cubic convolution looks at, to each side."""

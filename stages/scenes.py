@@ -102,6 +102,8 @@ class PairScene(Scene):
     """A high- and a low-resolution picture, e.g. PAN and MS."""
 
     ratio: int
+    high_scale: float | None = None
+    """What the file of high resolution declares as 1, where it has one of its own."""
 
     @abstractmethod
     def read(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
@@ -212,7 +214,7 @@ class TiffPair(PairScene):
             until.pop_all()
         self.notes = self._pair.notes
         self.n_bands = rasters[1].n_bands
-        self.scale = rasters[1].declared_white
+        self.high_scale, self.scale = (raster.declared_white for raster in rasters)
 
     @property
     def size(self) -> tuple[int, int]:

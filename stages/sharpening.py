@@ -67,16 +67,24 @@ class CutReader:
         # What a filter makes of integers is float: the range is that of what was there before.
         original = made.images[ref.files[-1].role] if made.target is None else made.target
         scale = known_scale(self._config, self._layout, name, original, declared)
-        self.narrow = ()
+        self.narrow, own = (), self._own(ref)
         if scale is None:
             measured = {**made.images, ref.files[-1].role: original}
-            self.narrow = tuple(role for role, array in measured.items() if narrow_use(array) is not None)
+            self.narrow = tuple(
+                role for role, array in measured.items() if role not in own and narrow_use(array) is not None
+            )
             if any(array.dtype != original.dtype for array in made.images.values()):
                 scale = unit_of(original).white
         paths = {file.role: f"{file.name}{_words(cut)}" for file in ref.files}
-        images = [_image(role, path, made.images[role], scale) for role, path in paths.items()]
+        images = [_image(role, path, made.images[role], own.get(role, scale)) for role, path in paths.items()]
         target = None if made.target is None else _image("target", [*paths.values()][-1], made.target, scale)
         return images, target
+
+    def _own(self, ref: PairRef) -> dict[str, float]:
+        """By role, what counts as 1 where the file of high resolution declares that itself, and the settings do not."""
+        scene = None if self._open is None else self._open[1]
+        own = scene.high_scale if isinstance(scene, PairScene) and self._config.scale is None else None
+        return {} if own is None else {ref.files[0].role: own}
 
     def _made(self, ref: PairRef, cut: Cut) -> tuple[Made, float | None]:
         config = self._config

@@ -32,6 +32,7 @@ from rwkvfusion.stages.pairing import (
     make_keys,
     pair_files,
 )
+from rwkvfusion.stages.picture_rasters import check_tiffs
 from rwkvfusion.stages.reading import (
     Picture,
     RefusedError,
@@ -187,7 +188,8 @@ class Source:
                 low = pictures[-1]
                 scale = known_scale(self.config.scene, self.layout, ref.files[-1].name, low.array, low.image.scale)
                 self._count_narrow(pictures if scale is None else ())
-                images = [picture.image.model_copy(update={"scale": scale}) for picture in pictures]
+                own = {p.image.role: p.image.scale for p in pictures if self.config.scene.scale is None}
+                images = [p.image.model_copy(update={"scale": own.get(p.image.role) or scale}) for p in pictures]
                 target = extras[TARGET].image.model_copy(update={"scale": scale}) if TARGET in extras else None
                 mask = extras.get(MASK)
                 if mask is not None:
@@ -197,6 +199,7 @@ class Source:
             pictures = [declare(picture, self.config.scale) for picture in pictures]
             if TARGET in extras:
                 extras[TARGET] = declare_target(extras[TARGET], pictures[0], self.config.scale)
+            check_tiffs(self.store, [*pictures, *extras.values()])
             self._count_narrow(picture for picture in pictures if picture.image.scale is None)
         except RefusedError as refused:
             error = SampleError(stage=STAGE, kind=refused.kind, message=str(refused))

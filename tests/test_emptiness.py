@@ -16,12 +16,13 @@ from test_metrics_sharpening import scene
 from test_scenes import source
 
 from rwkvfusion.infra.codec import decode
+from rwkvfusion.infra.emptiness import filled
 from rwkvfusion.infra.mtf import degrade
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fuser import Fuser, FuserConfig
 from rwkvfusion.pipelines.fuse_scene import SceneRecord, fuse_scene, overview, raster_units
 from rwkvfusion.pipelines.scene_writer import SceneWriter
-from rwkvfusion.stages.raster import Raster, filled
+from rwkvfusion.stages.raster import Raster
 from rwkvfusion.stages.raster_pair import RasterPair
 
 EMPTY = 24
@@ -124,6 +125,23 @@ def test_masks_and_alpha_tell_what_is_empty_and_are_no_bands(
         np.testing.assert_array_equal(values[~masked], expected[~empty], err_msg=kind)
         assert not (tmp_path / "out.tif.msk").exists()
     (tmp_path / "ms.tif.msk").unlink()
+
+
+def test_a_mask_of_one_band_is_of_that_band(tmp_path: Path, fuser: Fuser, pair: tuple[np.ndarray, np.ndarray]) -> None:
+    pan, ms = pair[0], pair[1].copy()
+    ms[1, :, : EMPTY // 4] = 0
+    expected, empty, _, _ = made(tmp_path, fuser, pan, ms, None, {"nodata": 0})
+    np.testing.assert_array_equal(empty, where(slice(1, 2)))
+    ms[1, :, : EMPTY // 4] = 60_000
+    write(tmp_path / "ms.tif", ms, 4.0)
+    masks = np.where(ms == 60_000, 0, 255).astype(np.uint8)
+    size = {"count": BANDS, "height": ms.shape[1], "width": ms.shape[2], "dtype": "uint8"}
+    with rasterio.open(tmp_path / "ms.tif.msk", "w", driver="GTiff", photometric="minisblack", **size) as file:
+        file.write(masks)
+        file.update_tags(**{f"INTERNAL_MASK_FLAGS_{band}": "0" for band in range(1, BANDS + 1)})
+    values, _, _, record = fused(tmp_path, fuser)
+    np.testing.assert_array_equal(values, expected)
+    assert any("empty in some bands only are 0 there" in note for note in record.notes)
 
 
 @pytest.mark.parametrize(

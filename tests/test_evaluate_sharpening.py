@@ -142,6 +142,8 @@ def test_the_truth_is_perfect_and_the_peak_is_the_scale(tmp_path: Path) -> None:
         assert plain[name]["PSNR"] - scaled[name]["PSNR"] == pytest.approx(20 * math.log10(65535 / 2047), abs=1e-6)
         assert plain[name]["ERGAS"] == pytest.approx(scaled[name]["ERGAS"])
     assert scaled["GSA"]["ERGAS"] < scaled["bicubic"]["ERGAS"]
+    ranged = scores_of(*args, "--scale", "100-2047")
+    assert [ranged[name]["ERGAS"] for name in FLOOR] == pytest.approx([scaled[name]["ERGAS"] for name in FLOOR])
 
 
 def test_sources_on_another_scale_are_brought_to_one(tmp_path: Path) -> None:

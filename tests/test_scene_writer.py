@@ -124,6 +124,12 @@ def test_a_pan_without_georeference_gets_that_of_the_ms(tmp_path: Path, model: P
     with rasterio.open(tmp_path / "out.tif") as out:
         assert (out.crs.to_epsg(), out.transform) == (32633, Affine(1, 0, NORTH_WEST[0], 0, -1, NORTH_WEST[1]))
     assert said in json.loads((tmp_path / "out.json").read_text())["notes"][0]
+    # Of a CRS alone too nothing is lost.
+    write(tmp_path / "crs_pan.tif", values(PAN), transform=Affine.identity())
+    write(tmp_path / "crs_ms.tif", values(MS, 1), transform=Affine.identity())
+    np.testing.assert_array_equal(read(tmp_path, model, "crs_pan.tif", "crs_ms.tif"), plain)
+    with rasterio.open(tmp_path / "out.tif") as out:
+        assert (out.crs.to_epsg(), out.transform.is_identity) == (32633, True)
     # A world file beside it says where it is, and is believed.
     (tmp_path / "pan.pgw").write_text(f"1\n0\n0\n-1\n{NORTH_WEST[0] + 30.5}\n{NORTH_WEST[1] - 0.5}\n")
     result = fuse(model, tmp_path / "pan.png", tmp_path / "plain_ms.tif", "-o", tmp_path / "other.tif")
@@ -147,7 +153,7 @@ def test_a_pair_that_is_no_scene_is_refused_with_the_reason_and_the_job_goes_on(
         (tmp_path / folder).mkdir()
         for stem in ("bands", "complex", "damaged", "good", "pages"):
             (tmp_path / folder / f"{stem}.tif").write_bytes((tmp_path / f"plain_{folder}.tif").read_bytes())
-    write(tmp_path / "ms" / "bands.tif", values(MS)[:3], 4.0)
+    write(tmp_path / "ms" / "bands.tif", values(MS)[:3] * 30, 4.0)
     write(tmp_path / "ms" / "complex.tif", values(MS).astype(np.complex64), 4.0)
     (tmp_path / "pan" / "damaged.tif").write_bytes((tmp_path / "pan" / "good.tif").read_bytes()[:6000])
     with tifffile.TiffWriter(tmp_path / "ms" / "pages.tif") as pages:

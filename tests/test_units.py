@@ -417,6 +417,24 @@ def test_scores_are_of_the_unit(tmp_path: Path) -> None:
     usual = evaluate_folders(a, b8, {"f": f}).means["f"]
     for scale in ({"infrared": RANGE}, {"b": RANGE}):
         assert evaluate_folders(a, b, {"f": f}, scale=scale).means["f"] == pytest.approx(usual)
-    assert evaluate_folders(a, b, {"f": f}).means["f"]["MI"] < usual["MI"] - 1
+    undeclared = evaluate_folders(a, b, {"f": f})
+    assert undeclared.means["f"]["MI"] < usual["MI"] - 1
+    (warning,) = undeclared.warnings
+    assert warning.startswith("2 pictures of b use 2.5 % of the range of 16 bits")
+    assert "set --scale b=VALUE" in list(undeclared.lines())[-1]
+    assert not evaluate_folders(a, b, {"f": f}, scale={"b": RANGE}).warnings
     with pytest.raises(EvaluateError, match="there is no 'thermal' here; there is a, b, fused, infrared"):
         evaluate_folders(a, b, {"f": f}, scale={"thermal": 1.0})
+
+
+def test_a_pan_that_declares_its_bits_keeps_them_beside_an_ms_that_does_not(tmp_path: Path) -> None:
+    rng, place = np.random.default_rng(4), {"driver": "GTiff", "dtype": "uint16", "crs": "EPSG:32633"}
+    for kind, count, size, pixel, more in (("pan", 1, 64, 1, {"NBITS": 11}), ("ms", 4, 16, 4, {})):
+        shape = {"count": count, "height": size, "width": size, "transform": from_origin(5e5, 4.6e6, pixel, pixel)}
+        with rasterio.open(tmp_path / f"a_{kind}.tif", "w", **place, **shape, **more) as file:
+            file.write(rng.integers(100, 1000, (count, size, size)).astype(np.uint16))
+    for scene_settings, expected in (({}, [2047.0, None]), ({"scale": 1023}, [1023.0, 1023.0])):
+        settings = {"layout": "geotiff", "root": str(tmp_path), "holdout": {}}
+        made = Source(SourceConfig.model_validate(settings | {"scene": {"protocol": "full", **scene_settings}}))
+        assert [image.scale for image in read(made).images] == expected
+    assert "pan" not in made.narrow

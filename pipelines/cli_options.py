@@ -9,10 +9,10 @@ import click
 from click.core import ParameterSource
 
 from rwkvfusion.infra.planned import ALLOW
+from rwkvfusion.infra.units import Scale, parse_scales
 
 if TYPE_CHECKING:
     from rwkvfusion.pipelines.plan import Job
-from rwkvfusion.infra.units import Scale, parse_scales
 
 ALLOW_INCOMPLETE = click.option(
     ALLOW, "allow_incomplete", is_flag=True, help="Take what is there of a dataset that `prepare` has not finished."

@@ -25,7 +25,8 @@ def end_lines(result: TrainResult, recipe: TrainRecipe, width: int) -> Iterator[
         yield f"scores on {pairs} of {splits} of {', '.join(result.datasets)}:"
         yield from table_lines(means, width)
         yield from wrap(verdict(means, _MODEL), width)
-    model = f"--model models:/{result.model_name}@{result.alias}"
+    # By now the alias may be with the version of a later training.
+    model = f"--model models:/{result.model_name}@{result.alias}" if result.trained else f"--model {result.model_uri}"
     if result.tracking_uri != tracking_uri():
         model += f" --tracking-uri {redacted(result.tracking_uri)}"
     yield "next:"

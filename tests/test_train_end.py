@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan
+from typing import Any
 
 import pytest
 
@@ -25,16 +27,21 @@ def test_the_verdict_names_what_is_better() -> None:
     assert verdict(means, "model") == against
 
 
+def ended(**changes: Any) -> TrainResult:
+    result = TrainResult(
+        run_id="r", tracking_uri=tracking_uri(), model_name="rwkvfusion-vif", version="3",
+        model_uri="models:/rwkvfusion-vif/3", alias="candidate", steps=10,
+        metrics={"loss": 0.1, "Qabf": 0.612, "MI": None}, floors={"mean": {"Qabf": 0.4, "MI": 1.0}}, pairs=9,
+        splits=("test",), datasets=("/data/out/tno",), notes=(),
+    )  # fmt: skip
+    return replace(result, **changes)
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_the_end_has_scores_floors_and_the_next_commands(elsewhere: bool) -> None:
     where = "https://user:secret@mlflow.example" if elsewhere else tracking_uri()
     recipe = TrainRecipe.model_validate({"data": {"url": "out/tno"}})
-    result = TrainResult(
-        run_id="r", tracking_uri=where, model_name="rwkvfusion-vif", version="3", model_uri="models:/rwkvfusion-vif/3",
-        alias="candidate", steps=10, metrics={"loss": 0.1, "Qabf": 0.612, "MI": None},
-        floors={"mean": {"Qabf": 0.4, "MI": 1.0}}, pairs=9, splits=("test",), datasets=("/data/out/tno",), notes=(),
-    )  # fmt: skip
-    lines = list(end_lines(result, recipe, 80))
+    lines = list(end_lines(ended(tracking_uri=where), recipe, 80))
     assert lines[0] == "scores on 9 pairs of split test of /data/out/tno:"
     assert [line.split() for line in lines[1:4]] == [
         ["Qabf", "MI"],
@@ -48,4 +55,13 @@ def test_the_end_has_scores_floors_and_the_next_commands(elsewhere: bool) -> Non
         "next:",
         f"  rwkvfusion evaluate {model} --dataset /data/out/tno",
         f"  rwkvfusion fuse {model} A B -o OUT.png",
+    ]
+
+
+def test_where_nothing_was_trained_the_commands_take_the_version_wherever_the_alias_is_now() -> None:
+    recipe = TrainRecipe.model_validate({"data": {"url": "out/tno"}})
+    assert [*end_lines(ended(trained=False), recipe, 80)][-3:] == [
+        "next:",
+        "  rwkvfusion evaluate --model models:/rwkvfusion-vif/3 --dataset /data/out/tno",
+        "  rwkvfusion fuse --model models:/rwkvfusion-vif/3 A B -o OUT.png",
     ]

@@ -157,6 +157,8 @@ def _explain(problem: ErrorDetails, model: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"{where!r} is required (give it in the recipe or by --set {where}=...)"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "model_type":
+        message = "settings of its own belong here, {KEY: VALUE}"
     given = "" if isinstance(problem["input"], dict) else f" (got {_short.repr(problem['input'])})"
     return f"{where}: {message}{given}"
 
@@ -166,13 +168,15 @@ def _walk(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], list[t
     key is, or should be, a field of."""
     path: list[str] = []
     inside = models = [model]
-    for part in loc:
+    for place, part in enumerate(loc, start=1):
         chosen = [m for m in models if _method(m) == part]
         if chosen:
             models = chosen
             continue
         path.append(part)
-        inside, models = models, [inner for m in models for inner in _models(_fields(m).get(part))]
+        # What is no field and not the last is a key of a mapping of models, or the place in a list of them.
+        if place == len(loc) or any(part in _fields(m) for m in models):
+            inside, models = models, [inner for m in models for inner in _models(_fields(m).get(part))]
     return path, inside
 
 

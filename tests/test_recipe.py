@@ -18,6 +18,7 @@ class Outer(BaseModel):
     model_config = ConfigDict(extra="forbid")
     output: str
     shard: Inner = Inner()
+    more: dict[str, Inner] = {}
 
 
 def recipe(tmp_path: Path, text: str) -> str:
@@ -39,6 +40,9 @@ def test_overrides_reach_nested_fields_and_keep_their_types(tmp_path: Path) -> N
         ("output: a\nshard: {pair: 3}\n", [], ["unknown key 'shard.pair'", "did you mean 'shard.pairs'"]),
         ("output: a\nshard: {zzz: 3}\n", [], ["valid here: pairs"]),
         ("shard: {pairs: 3}\n", [], ["'output' is required", "--set output="]),
+        ("output: a\nmore: {x: {zzz: 3}}\n", [], ["unknown key 'more.x.zzz', valid here: pairs"]),
+        ("output: a\nmore: {x: {pair: 3}}\n", [], ["did you mean 'more.x.pairs'"]),
+        ("output: a\nmore: {x: vi}\n", [], ["more.x: settings of its own belong here, {KEY: VALUE} (got 'vi')"]),
         ("output: a\nshard: {pairs: many}\n", [], ["shard.pairs", "'many'"]),
         ("output: a\n", ["shard.pairs"], ["--set takes a.b=value"]),
         ("output: a\n", ["shard=3"], ["shard", "3"]),

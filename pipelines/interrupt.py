@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,6 +92,8 @@ class Watch:
             self._begun = True
             self.signal = self.signal or number
             self._mute()
+            # Else a main thread that computes lets this one run for each file of /proc only after 5 ms.
+            sys.setswitchinterval(1e-4)
             # First of all: on a busy machine, listing processes takes seconds.
             timer = threading.Timer(GRACE_SECONDS, self._cut)
             timer.daemon = True

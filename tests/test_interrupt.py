@@ -57,7 +57,7 @@ def check(process: subprocess.Popen[str], number: signal.Signals, family: list[p
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("then", ["raise", "pass"])
+@pytest.mark.parametrize("then", ["raise", "pass", "while True: sum(range(1000))"])
 def test_a_signal_ends_a_command_that_swallows_it_too(number: signal.Signals, then: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("w") as sink:

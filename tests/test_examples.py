@@ -44,9 +44,8 @@ def commands(text: str) -> list[str]:
 TEXTS = [README.read_text(), main.help or "", *(command.help or "" for command in main.commands.values())]
 EXAMPLES = list(dict.fromkeys(line for text in TEXTS for line in commands(text)))
 _WORKERS = re.compile(r"rwkvfusion (demo|(prepare|train) (?!.*(--dry-run|guidance=full)))")
-_QUICK_START = [next(line for line in EXAMPLES if f" {name} " in line) for name in ("prepare", "train")]
-SLOW = {line for line in EXAMPLES if _WORKERS.match(line) and line not in _QUICK_START}
-"""Those that start workers, but for the quick start."""
+SLOW = {line for line in EXAMPLES if _WORKERS.match(line)}
+"""Those that start workers."""
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +99,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # What other commands prepare, and what lies in a bucket.
     write_dataset(root / "out" / "m3fd", [[pair(seed) for seed in range(2)]])
     for split, names in (("train", NAMES), ("test", ["00010n", "00011d"])):
-        write_dataset(
-            root / "out" / "msrs", [[pair(i, key=name).replace(text=None) for i, name in enumerate(names)]], split=split
-        )
+        samples = [pair(i, key=name).replace(text=None, split=split) for i, name in enumerate(sorted(names))]
+        for name in ("msrs", "tno"):
+            write_dataset(root / "out" / name, [samples], split=split)
     (root / "bucket").symlink_to("out")
     images = tuple(
         open_picture(role, "north.tif", (root / role / "north.tif").read_bytes()).image for role in ("pan", "ms")

@@ -270,7 +270,9 @@ def _downloaded(client: MlflowClient, source: ModelSource) -> Path:
             " (mlflow server --serve-artifacts)"
         )
     try:
-        local = Path(mlflow.artifacts.download_artifacts(source.uri, dst_path=_scratch(source.uri)))
+        local = Path(
+            mlflow.artifacts.download_artifacts(source.uri, dst_path=_scratch(f"{client.tracking_uri} {source.uri}"))
+        )
     # Each kind of store has errors of its own.
     except Exception as error:  # noqa: BLE001
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -351,7 +353,7 @@ def _fuser_folder(files: list[str], uri: str) -> str:
 
 @cache
 def _scratch(uri: str) -> str:
-    """A folder for the files of `uri` that lives as long as this process."""
+    """A folder for the files of `uri`, which names the registry too, that lives as long as this process."""
     folder = tempfile.TemporaryDirectory(prefix="rwkvfusion-model-")
     _kept.append(folder)
     return folder.name

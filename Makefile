@@ -16,7 +16,7 @@ help:            ## this list
 
 install: $(STAMP) ## create .venv and install the package with its pinned dependencies
 
-$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard kernels/csrc/*)
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard kernels/csrc/*/*)
 	@echo "[1/3] creating $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "[2/3] installing the installer"
@@ -43,10 +43,10 @@ soak: install    ## kill prepare 30 times on an S3 server, and compare the datas
 	$(BIN)/pytest -m soak -s
 
 s3: install      ## an S3 server on the loopback (SeaweedFS) to try jobs on; S3="FOLDER --port N" keeps its data
-	$(BIN)/python tests/seaweed.py $(S3)
+	$(BIN)/python tests/helpers/seaweed.py $(S3)
 
 bench-kernel: install ## the operator and a network against what their memory and FLOPs cost
-	$(BIN)/python -m rwkvfusion.model.bench $(BENCH)
+	$(BIN)/python -m rwkvfusion.model.network.bench $(BENCH)
 
 gpu-check:       ## the CUDA kernels on this machine's GPU: right, and how fast; any PYTHON with torch will do
 	$(PYTHON) tests/gpu/check.py --out gpu-check.json

@@ -69,7 +69,7 @@ def _compile(cxx: list[str], jobs: list, threads: tuple[str, ...], target: Path,
     objects, running = [], []
     for name, source, flags in jobs:
         objects.append(str(scratch / f"{name}.o"))
-        command = [*cxx, *COMMON, *threads, *flags, "-c", str(SOURCES / source), "-o", objects[-1]]
+        command = [*cxx, *COMMON, *threads, *flags, "-c", str(SOURCES / "cpu" / source), "-o", objects[-1]]
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     output = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
@@ -83,8 +83,10 @@ def build_cuda(target: Path) -> str | None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return "no nvcc found; NVRTC will compile them at first use"
-    flags = (SOURCES / "nvcc_flags.txt").read_text().split()
-    made = subprocess.run([nvcc, *flags, str(SOURCES / "biwkv.cu"), "-o", str(target)], capture_output=True, text=True)
+    flags = (SOURCES / "cuda" / "nvcc_flags.txt").read_text().split()
+    made = subprocess.run(
+        [nvcc, *flags, str(SOURCES / "cuda" / "biwkv.cu"), "-o", str(target)], capture_output=True, text=True
+    )
     return made.stdout + made.stderr if made.returncode else None
 
 

@@ -1,7 +1,7 @@
 """How fast the operator is, against what the same memory traffic costs at best, and against other ways to mix tokens.
 
 Everything is compared within one run, its repetitions in turn (A B A B), so that a busy machine slows both. The ratios
-say more than the milliseconds. `rwkvfusion.model.bench` is the command.
+say more than the milliseconds. `rwkvfusion.model.network.bench` is the command.
 """
 
 import statistics
@@ -14,7 +14,8 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
-from rwkvfusion.kernels import cpu, cuda, fallback
+from rwkvfusion.kernels.backends import cpu, cuda
+from rwkvfusion.kernels.backends import torch as fallback
 
 Work = Callable[[], object]
 Shape = tuple[int, int, int]

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkvfusion.kernels import cpu, cuda, fallback
+from rwkvfusion.kernels.backends import cpu, cuda
+from rwkvfusion.kernels.backends import torch as fallback
 
 __all__ = ["back_end", "biwkv", "gated_biwkv"]
 

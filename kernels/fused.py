@@ -1,7 +1,7 @@
 """Parts of the network in one C++ call each, without gradients: float32 maps (B, H, W, C) on a CPU, C in sixteens.
 
 They give what the modules in `model` give, to rounding, and write over the maps they say they write over. See
-csrc/layer.cpp and csrc/fusion.cpp.
+csrc/cpu/layer.cpp and csrc/cpu/fusion.cpp.
 """
 
 import ctypes
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rwkvfusion.kernels import cpu
+from rwkvfusion.kernels.backends import cpu
 
 _STATE = 7
 _WIDEST = 1024
 
 
 def _struct(name: str, *fields: tuple[type, str]) -> type[ctypes.Structure]:
-    """A C struct of csrc/biwkv.h; each entry is a type and the names that have it."""
+    """A C struct of csrc/cpu/biwkv.h; each entry is a type and the names that have it."""
     listed = [(field, kind) for kind, names in fields for field in names.split()]
     return type(name, (ctypes.Structure,), {"_fields_": listed})
 

@@ -14,10 +14,10 @@ import click
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.secrets import redact_tracebacks, redacted
-from rwkvfusion.pipelines.cli_evaluate import evaluate
-from rwkvfusion.pipelines.cli_fuse import fuse
-from rwkvfusion.pipelines.cli_options import ALLOW_INCOMPLETE, check_form, check_prompts
+from rwkvfusion.pipelines.evaluate.command import evaluate
+from rwkvfusion.pipelines.fuse.command import fuse
 from rwkvfusion.pipelines.interrupt import watched
+from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, check_form
 from rwkvfusion.pipelines.ray_job import check_output
 
 # Commands import what they need when they run: `--help` answers at once, and `fuse` needs no Ray.
@@ -89,7 +89,7 @@ def demo(output: Path, steps: int | None) -> None:
     Makes multi-focus and multi-exposure pairs, prepares two datasets, trains one model on both, registers it,
     and fuses pairs it never trained on.
     """
-    from rwkvfusion.pipelines.demo import run_demo
+    from rwkvfusion.pipelines.demo.run import run_demo
 
     check_output("--output", str(output))
     run_demo(output, steps=steps, say=click.echo)
@@ -135,21 +135,23 @@ def prepare(
     """
     from rwkvfusion.pipelines.cluster import expect
     from rwkvfusion.pipelines.console import Bar, say
-    from rwkvfusion.pipelines.packing import packing_lines
-    from rwkvfusion.pipelines.plan import plan_job
-    from rwkvfusion.pipelines.prepare import prepare as run_prepare
-    from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
-    from rwkvfusion.pipelines.progress import PairProgress
+    from rwkvfusion.pipelines.prepare.packing import packing_lines
+    from rwkvfusion.pipelines.prepare.plan import plan_job
+    from rwkvfusion.pipelines.prepare.progress import PairProgress
+    from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
+    from rwkvfusion.pipelines.prepare.report import outcome_lines, plan_facts, plan_lines
+    from rwkvfusion.pipelines.prepare.run import prepare as run_prepare
     from rwkvfusion.pipelines.recipe import load_recipe
-    from rwkvfusion.pipelines.report import outcome_lines, plan_facts, plan_lines
-    from rwkvfusion.stages.swapped import pairs_swapped
+    from rwkvfusion.stages.source.swapped import pairs_swapped
 
     loaded = load_recipe(recipe, PrepareRecipe, overrides)
     with Bar("planning", 0, "file") as bar:
         job = plan_job(loaded, limit, retry=retry_quarantined, on_read=bar.of)
     if job.pending and (swapped := pairs_swapped(job.source, job.pending[0].pairs)):
         say(f"warning: are visible and infrared swapped? {printable(swapped)}")
-    check_prompts(job, overrides)
+    asked = any(one.startswith("prompts=") for one in overrides)
+    if asked and not any("prompts" in type(stage.config).model_fields for stage in job.stages):
+        raise click.UsageError("--set prompts: no stage looks for objects by words, as one of guidance=full does")
     if dry_run:
         cluster = expect(job.recipe.ray.address, cpus=job.cpus, gpus=any(stage.uses_gpu for stage in job.stages))
         lines = [*plan_lines(job), *packing_lines(job.pack(cluster), cluster)]
@@ -177,10 +179,10 @@ def fetch(recipe: str, overrides: tuple[str, ...]) -> None:
     rwkvfusion fetch m3fd.yaml --set guidance=full --set source.root=data/M3FD
     """
     from rwkvfusion.pipelines.console import say
-    from rwkvfusion.pipelines.guidance import fetch_weights, guidance_stages
-    from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
+    from rwkvfusion.pipelines.prepare.guidance import fetch_weights, guidance_stages
+    from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
     from rwkvfusion.pipelines.recipe import load_recipe
-    from rwkvfusion.stages.source import Source
+    from rwkvfusion.stages.source.source import Source
 
     loaded = load_recipe(recipe, PrepareRecipe, overrides)
     source = Source(loaded.source, loaded.name)
@@ -205,10 +207,10 @@ def status(dataset: str, shards: bool, overrides: tuple[str, ...], as_json: bool
     rwkvfusion status out/tno --shards
     """
     from rwkvfusion.pipelines.console import Bar
-    from rwkvfusion.pipelines.plan import plan_job
-    from rwkvfusion.pipelines.prepare_recipe import PrepareRecipe
+    from rwkvfusion.pipelines.prepare.plan import plan_job
+    from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
+    from rwkvfusion.pipelines.prepare.status import is_recipe, status_of_dataset, status_of_job
     from rwkvfusion.pipelines.recipe import load_recipe
-    from rwkvfusion.pipelines.status import is_recipe, status_of_dataset, status_of_job
 
     if is_recipe(dataset):
         recipe = load_recipe(dataset, PrepareRecipe, overrides)
@@ -232,7 +234,7 @@ def verify(url: str, deep: bool, allow_incomplete: bool, as_json: bool) -> None:
     Exit code 0 if clean, 1 with a list of what is wrong.
     """
     from rwkvfusion.pipelines.console import Bar
-    from rwkvfusion.pipelines.verify import verify as run_verify
+    from rwkvfusion.pipelines.prepare.verify import verify as run_verify
 
     with Bar("verify", 0, "pair") as bar:
         report = run_verify(url, deep=deep, allow_incomplete=allow_incomplete, on_pairs=bar.of)
@@ -280,7 +282,7 @@ def view(
     rwkvfusion view s3://bucket/msrs --split test --limit 40 -o sheet.png
     rwkvfusion view out/msrs --key 00131d --key 00055d --width 640
     """
-    from rwkvfusion.pipelines.view import view as run_view
+    from rwkvfusion.pipelines.gallery.run import view as run_view
 
     check_form(context, {"samples evenly spread": ("limit",)}, "--key" if keys else "samples evenly spread")
     check_output("--output", output)
@@ -304,9 +306,9 @@ def train(recipe: str, again: bool, allow_incomplete: bool, overrides: tuple[str
     rwkvfusion train train_vif_small.yaml --set data.url=out/msrs --set steps=200
     """
     from rwkvfusion.pipelines.recipe import load_recipe
-    from rwkvfusion.pipelines.train import train as run_train
-    from rwkvfusion.pipelines.train_end import end_lines
-    from rwkvfusion.pipelines.train_recipe import TrainRecipe
+    from rwkvfusion.pipelines.train.end import end_lines
+    from rwkvfusion.pipelines.train.recipe import TrainRecipe
+    from rwkvfusion.pipelines.train.run import train as run_train
 
     if allow_incomplete:
         overrides = (*overrides, "data.allow_incomplete=true")

@@ -49,7 +49,7 @@ def operator_facts() -> dict[str, Any]:
     """What computes the Bi-WKV operator on each device, and why nothing better does."""
     import torch
 
-    from rwkvfusion.kernels import cuda
+    from rwkvfusion.kernels.backends import cuda
     from rwkvfusion.kernels.biwkv import back_end
 
     gpus = []
@@ -60,7 +60,7 @@ def operator_facts() -> dict[str, Any]:
     return {
         "cpu": {**cpu._asdict(), "threads": torch.get_num_threads()},
         "gpus": [_FoundBackEnd(*found)._asdict() for found in gpus],
-        "machine_code_for_gpus": Path(cuda.__file__).with_name("biwkv.fatbin").is_file(),
+        "machine_code_for_gpus": (Path(cuda.__file__).parents[1] / "biwkv.fatbin").is_file(),
     }
 
 
@@ -100,7 +100,7 @@ def machine_lines(facts: dict[str, Any]) -> list[str]:
 
 def model_rows(task: str | None = None) -> list[dict[str, Any]]:
     """Size of every task's network, or of one; DoctorError for an unknown one."""
-    from rwkvfusion.model.complexity import table
+    from rwkvfusion.model.network.complexity import table
 
     rows = table()
     if task is None:

@@ -22,11 +22,11 @@ from rasterio.transform import from_origin
 from scipy.io import savemat
 
 from rwkvfusion.infra.tracking import using
-from rwkvfusion.model.fuser import Fuser, FuserConfig
-from rwkvfusion.model.network import NetworkConfig, RWKVFusion
+from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
+from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.stages.reading import open_picture
-from rwkvfusion.stages.sample import Sample
+from rwkvfusion.stages.dataset.sample import Sample
+from rwkvfusion.stages.source.reading import open_picture
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 NAMES = ["00131d", "00055d", "00001n", "00002n"]

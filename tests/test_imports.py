@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source: the folders' arrows, Ray, pickle, and the lean network."""
+"""Who may import whom, read from the source: floors, rooms, Ray, pickle, and the lean network."""
 
 import ast
 import subprocess
@@ -12,19 +12,42 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("infra", "kernels", "model", "pipelines", "stages")
 
-# folder -> what of ours it may import, as prefixes of module names.
-ALLOWED = {
-    "kernels": ("kernels",),
+# Each folder may use itself and those on floors below it.
+FLOORS = {
     "infra": ("infra",),
-    "model": ("model", "kernels", "infra", "stages.sample"),
-    "stages": ("stages", "infra"),
+    "kernels": ("kernels",),
+    "stages": ("stages", "infra", "kernels"),
+    "model": ("model", "stages", "infra", "kernels"),
     "pipelines": FOLDERS,
 }
+
+# room -> the rooms of its own folder that it may use besides itself. What lies in no room is for all of its folder.
+ROOMS = {
+    "stages.dataset": (),
+    "stages.source": ("stages.dataset",),
+    "stages.guidance": ("stages.dataset",),
+    "model.network": (),
+    "model.metrics": (),
+    "model.fusing": ("model.network",),
+    "model.training": ("model.network", "model.fusing"),
+    "model.registry": ("model.fusing",),
+    "pipelines.prepare": (),
+    "pipelines.fuse": ("pipelines.prepare",),
+    "pipelines.evaluate": ("pipelines.fuse",),
+    "pipelines.train": ("pipelines.evaluate",),
+    "pipelines.gallery": (),
+    "pipelines.demo": ("pipelines.prepare", "pipelines.train", "pipelines.fuse", "pipelines.evaluate"),
+}
+# Modules in no room which open the rooms: the command line, and names of an earlier release.
+DOORS = ("pipelines.cli", "model.fuser", "model.pixels", "model.encoded")
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 # Inside these, torch and numpy (with what they need themselves) must be enough.
-LEAN = [f"rwkvfusion.kernels.{path.stem}" for path in sorted((ROOT / "kernels").glob("*.py"))]
-LEAN += [f"rwkvfusion.model.{path.stem}" for path in sorted((ROOT / "model").glob("network*.py"))]
+LEAN = [
+    ".".join(("rwkvfusion", *path.relative_to(ROOT).with_suffix("").parts))
+    for folder in (ROOT / "kernels", ROOT / "model" / "network")
+    for path in sorted(folder.rglob("*.py"))
+]
 
 
 def imports(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
@@ -52,8 +75,10 @@ def violations(source: str, module: str) -> list[str]:
     found = []
     for line, name in imports(tree, module):
         top, _, inner = name.partition(".")
-        if top == "rwkvfusion" and not _allowed(inner, ALLOWED[folder]):
+        if top == "rwkvfusion" and not _allowed(inner, FLOORS[folder]):
             found.append(f"{line}: {folder} may not import {name}")
+        elif top == "rwkvfusion" and not _beside(module.partition(".")[2], inner):
+            found.append(f"{line}: {module} may not import from the room of {name}")
         if top in FOLDERS:
             found.append(f"{line}: {name} is imported by its folder, not as rwkvfusion.{name}")
         if top == "ray" and folder != "pipelines":
@@ -68,6 +93,19 @@ def violations(source: str, module: str) -> list[str]:
 
 def _allowed(inner: str, prefixes: tuple[str, ...]) -> bool:
     return any(inner == prefix or inner.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _room(inner: str) -> str | None:
+    """`stages.source` of `stages.source.scenes.plan`; None for what lies in no room."""
+    return next((room for room in ROOMS if _allowed(inner, (room,))), None)
+
+
+def _beside(inner: str, imported: str) -> bool:
+    """Whether a module may import from a room of its own folder; those on other floors are all open to it."""
+    own, room = _room(inner), _room(imported)
+    if room is None or inner.split(".")[0] != imported.split(".")[0] or inner in DOORS:
+        return True
+    return own is not None and (room == own or room in ROOMS[own])
 
 
 def _called(node: ast.Call) -> str:
@@ -100,21 +138,24 @@ def test_no_folder_has_an_init_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("kernels.scan", "from rwkvfusion.infra import storage"),
-        ("infra.storage", "import rwkvfusion.stages.sample"),
-        ("model.data", "from rwkvfusion.stages.shards import write"),
-        ("model.data", "from rwkvfusion.stages import shards"),
-        ("model.fuser", "def f():\n    from rwkvfusion.pipelines import cli"),
-        ("stages.caption", "from rwkvfusion.model.metrics import luma"),
-        ("stages.caption", "from ..model import metrics"),
-        ("stages.caption", "import importlib\nimportlib.import_module('rwkvfusion.pipelines.cli')"),
-        ("stages.caption", "from model import metrics"),
-        ("model.data", "import ray.data"),
+        ("kernels.backends.scan", "from rwkvfusion.infra import storage"),
+        ("infra.storage", "import rwkvfusion.stages.dataset.sample"),
+        ("model.fusing.fuser", "def f():\n    from rwkvfusion.pipelines import cli"),
+        ("stages.guidance.stage", "from rwkvfusion.model.metrics.table import METRICS"),
+        ("stages.guidance.stage", "from ...model import metrics"),
+        ("stages.guidance.stage", "import importlib\nimportlib.import_module('rwkvfusion.pipelines.cli')"),
+        ("stages.guidance.stage", "from model import metrics"),
+        ("stages.dataset.sample", "from rwkvfusion.stages.source.layouts import ROLES"),
+        ("stages.guidance.stage", "from rwkvfusion.stages.source.scenes import plan"),
+        ("model.metrics.table", "from rwkvfusion.model.fusing import fuser"),
+        ("pipelines.train.run", "import rwkvfusion.pipelines.prepare.run"),
+        ("pipelines.console", "from rwkvfusion.pipelines.fuse.run import fuse"),
+        ("model.training.loader", "import ray.data"),
         ("infra.tracking", "from ray import train"),
-        ("pipelines.train", "import pickle"),
-        ("pipelines.train", "import torch\ntorch.load('a.pt')"),
-        ("pipelines.train", "import torch\ntorch.load('a.pt', weights_only=False)"),
-        ("stages.shards", "import numpy as np\nnp.load(f, allow_pickle=True)"),
+        ("pipelines.train.run", "import pickle"),
+        ("pipelines.train.run", "import torch\ntorch.load('a.pt')"),
+        ("pipelines.train.run", "import torch\ntorch.load('a.pt', weights_only=False)"),
+        ("stages.dataset.shards", "import numpy as np\nnp.load(f, allow_pickle=True)"),
     ],
 )
 def test_the_check_sees_each_kind_of_violation(module: str, source: str) -> None:
@@ -124,11 +165,12 @@ def test_the_check_sees_each_kind_of_violation(module: str, source: str) -> None
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("model.data", "from rwkvfusion.stages.sample import Sample"),
-        ("model.data", "from rwkvfusion.stages import sample"),
-        ("model.network", "from . import layers\nfrom rwkvfusion.kernels.biwkv import biwkv"),
-        ("stages.caption", "from .stage import Stage\nfrom rwkvfusion.infra.storage import Store"),
-        ("pipelines.train", "import ray\nfrom rwkvfusion.model import network\ntorch.load(p, weights_only=True)"),
+        ("model.training.loader", "from rwkvfusion.stages.source.scenes.mtf import mtf"),
+        ("model.training.loader", "from rwkvfusion.stages.dataset import sample"),
+        ("model.network.network", "from . import layers\nfrom rwkvfusion.kernels.biwkv import biwkv"),
+        ("stages.guidance.merge", "from .stage import Stage\nfrom rwkvfusion.infra.storage import Store"),
+        ("pipelines.fuse.command", "from rwkvfusion.pipelines.console import say"),
+        ("pipelines.cli", "from rwkvfusion.pipelines.train import run\ntorch.load(p, weights_only=True)"),
     ],
 )
 def test_the_check_passes_what_is_allowed(module: str, source: str) -> None:

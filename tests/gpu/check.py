@@ -47,11 +47,11 @@ def lay_out(folder: Path) -> None:
     """The package as a namespace, without installing it; the kernels are copied, so that nothing is built in them."""
     package = folder / "rwkvfusion"
     package.mkdir()
-    for name in ("infra", "model"):
+    for name in ("infra", "model", "stages"):
         (package / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "kernels", package / "kernels", ignore=shutil.ignore_patterns("*.fatbin", "__pycache__"))
-    sys.path[:0] = [str(folder), str(ROOT / "tests")]
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(ROOT / "tests")])
+    sys.path[:0] = [str(folder), str(ROOT / "tests" / "gpu")]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(ROOT / "tests" / "gpu")])
 
 
 def build(folder: Path, nvcc: str | None) -> dict[str, object]:
@@ -65,7 +65,7 @@ def build(folder: Path, nvcc: str | None) -> dict[str, object]:
         if made.returncode:
             raise RuntimeError(made.stderr)
     built = time.monotonic() - start
-    from rwkvfusion.kernels import cuda
+    from rwkvfusion.kernels.backends import cuda
 
     if (reason := cuda.unavailable()) is not None:
         raise RuntimeError(reason)
@@ -100,7 +100,7 @@ def sanitizer(tool: str) -> dict[str, str]:
         "9",
         sys.executable,
         "-c",
-        "from gpu import parts; parts.small()",
+        "import parts; parts.small()",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
@@ -111,7 +111,7 @@ def sanitizer(tool: str) -> dict[str, str]:
 
 def speeds(report: Report, folder: Path, nvcc: str | None) -> None:
     """All measurements."""
-    from gpu import speed
+    import speed
 
     for shape in speed.SHAPES:
         for dtype in speed.TYPES:
@@ -126,8 +126,9 @@ def speeds(report: Report, folder: Path, nvcc: str | None) -> None:
 
 def vision(nvcc: str, folder: Path) -> dict[str, object]:
     """Vision-RWKV's layout: right on a short sequence, then timed."""
+    import cases
+    import speed
     import torch
-    from gpu import cases, speed
 
     from rwkvfusion.kernels.reference import biwkv_reference
 
@@ -159,7 +160,7 @@ def main() -> int:
         report.run("machine", machine)
         report.run("build", lambda: build(folder, nvcc))
         if report.ok:
-            from gpu import parts
+            import parts
 
             for part in parts.ALL:
                 report.run(part.__name__, part)

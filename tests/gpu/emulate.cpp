@@ -1,7 +1,7 @@
 // The CUDA kernels as a C++ library, for machines without a GPU.
 #include "emulate.h"
 
-#include "../../kernels/csrc/biwkv.cu"
+#include "../../kernels/csrc/cuda/biwkv.cu"
 
 static void (*kernel)(const Call&);
 static const Call* argument;

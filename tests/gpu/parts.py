@@ -1,10 +1,11 @@
 """What a GPU must get right. Each part raises where it does not, and returns its figures."""
 
+import cases
 import torch
-from gpu import cases
 from torch import Tensor
 
-from rwkvfusion.kernels import cuda, fallback
+from rwkvfusion.kernels.backends import cuda
+from rwkvfusion.kernels.backends import torch as fallback
 from rwkvfusion.kernels.biwkv import back_end, biwkv, gated_biwkv
 from rwkvfusion.kernels.reference import biwkv_reference
 
@@ -166,7 +167,7 @@ def compiled() -> dict[str, float]:
 
 def training() -> dict[str, float | str]:
     """Ten steps of a small network under bfloat16 autocast: the loss is finite and falls."""
-    from rwkvfusion.model.network import RWKVFusion, preset
+    from rwkvfusion.model.network.network import RWKVFusion, preset
 
     torch.manual_seed(0)
     config = preset("vif")

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rwkvfusion.kernels import cuda, driver, fallback
+from rwkvfusion.kernels.backends import cuda, driver
+from rwkvfusion.kernels.backends import torch as fallback
 
 SHAPES = ((1, 307200, 64), (8, 62720, 64))
 TYPES = (torch.float32, torch.bfloat16)

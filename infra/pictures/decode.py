@@ -1,0 +1,316 @@
+"""Encoded pictures to arrays and back: what they really are, whatever their name says."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import tifffile
+from PIL import Image, PngImagePlugin
+
+from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.pictures.foreign import READ, foreign_bytes, is_lack_of_memory, is_lack_of_support
+from rwkvfusion.infra.pictures.tiff import (
+    DEFLATE_RATIO,
+    MAX_BYTES,
+    MAX_PIXELS,
+    TIFF_MAGIC,
+    ImageError,
+    check_filled,
+    check_size,
+    read_tiff,
+    valid_orientation,
+)
+
+__all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "ImageError", "ImageInfo", "decode", "decode_indices", "describe",
+           "display_bands", "encode_png", "encode_tiff", "extension_of", "probe", "thumbnail"]  # fmt: skip
+
+EXTENSIONS = frozenset({"png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp"})
+_FORMATS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}
+_STARTS = (
+    (rb"\x89PNG\r\n\x1a\n", "png"),
+    (rb"\xff\xd8\xff", "jpg"),
+    (rb"BM", "bmp"),
+    (rb"II[*+]\0|MM\0[*+]", "tif"),
+    (rb"RIFF.{4}WEBP", "webp"),
+)
+_ORIENTATION = 0x0112
+_MAX_SCANS = 256
+_JPEG_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_RATIO = 3 * 1024
+"""Values that a JPEG can make of a byte, at most: a block of 64 pixels takes a bit or more."""
+# Sizes are checked here, in our own words, and notes beside the pixels do not make a picture damaged.
+Image.MAX_IMAGE_PIXELS = None
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+# What these say of a damaged file goes into our own error; on its own it would name no file.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What an encoded picture holds: its true extension (from its content), size in pixels, bits per value.
+
+    `orientation`: the EXIF tag, 1 (as stored) to 8: how a viewer would turn the stored pixels. Nothing here does.
+    """
+
+    ext: str
+    height: int
+    width: int
+    channels: int
+    bit_depth: int
+    orientation: int = 1
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decode to (H, W, C), uint8 or uint16 or float32, colour in RGB order; ImageError where that fails.
+
+    Palettes become the colours they stand for, in 8 bits, CMYK and L*a*b* become RGB, an alpha channel is dropped.
+    Depths: 1 to 7 bits fill the range of 8 (their largest value is white: 255); 9 to 15 bits are uint16 with the values
+    as stored; signed and longer integers are unsigned ones of 8 or 16 bits where these hold them, else float32, and
+    refused where that would round them. Floats of any length become float32.
+    The pixels are as stored in every format: an EXIF orientation is not applied, since masks, boxes and the other
+    modality lie on the stored pixels, which are what other readers of a shard see too. Floats are finite.
+    """
+    return describe(data)[1]
+
+
+def probe(data: bytes) -> ImageInfo:
+    """Decode `data` fully (a truncated picture has a good header) and describe it; ImageError where that fails."""
+    return describe(data)[0]
+
+
+def describe(data: bytes) -> tuple[ImageInfo, np.ndarray]:
+    """`probe` and `decode` at the price of one."""
+    try:
+        if data[:4] in TIFF_MAGIC:
+            ext, (orientation, array) = "tif", read_tiff(data, _tiff_by_pillow)
+        else:
+            ext, orientation, array = _read(data)
+    except ImageError:
+        raise
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on hostile bytes; ours is the one type callers see
+        raise ImageError(_why(error, data)) from None
+    height, width, channels = array.shape
+    if not array.size:
+        raise ImageError(f"damaged picture: {width}x{height} of {channels} channels")
+    return ImageInfo(ext, height, width, channels, array.dtype.itemsize * 8, orientation), array
+
+
+def extension_of(data: bytes) -> str | None:
+    """The extension that suits what a file begins with; None where that is no format we read."""
+    return next((extension for start, extension in _STARTS if re.match(start, data[:16], re.DOTALL)), None)
+
+
+def thumbnail(data: bytes, side: int) -> np.ndarray:
+    """Luma (ITU-R BT.601) as float32 (h, w), of whatever scale and size not below `side`; ImageError where that fails.
+
+    Meant to be shrunk. A JPEG is decoded at up to an eighth of its size, which takes a tenth of the time.
+    """
+    if data[:2] == b"\xff\xd8":
+        try:
+            with _open(data) as image:
+                image.draft("L", (side, side))
+                return np.asarray(image.convert("L"), np.float32)
+        except ImageError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in describe
+            raise ImageError(_why(error, data)) from None
+    array = decode(data)
+    if array.shape[2] == 3:
+        return array.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    if array.shape[2] == 1:
+        return array[:, :, 0].astype(np.float32)
+    return np.asarray(array.mean(axis=2, dtype=np.float32))
+
+
+def decode_indices(data: bytes) -> np.ndarray:
+    """Decode an annotated mask to its raw values (H, W) uint8: palette indices, class ids or 0/255 grey.
+
+    As stored, like `decode`, and whatever the number of bits: 2 and 4 are not brought to the range of 8; one bit is
+    0/255. Colours become their luma. ImageError where ids do not fit in 8 bits.
+    """
+    try:
+        array = read_tiff(data, _tiff_by_pillow, raw=True)[1] if data[:4] in TIFF_MAGIC else _read_indices(data)
+    except ImageError:
+        raise
+    except Exception as error:  # noqa: BLE001 - as in describe
+        raise ImageError(_why(error, data)) from None
+    if array.shape[2] == 3 and array.dtype == np.uint8:
+        array = np.asarray(Image.fromarray(array).convert("L"))[:, :, None]
+    if array.shape[2] != 1 or array.dtype == np.float32 or int(array.max(initial=0)) > np.iinfo(np.uint8).max:
+        raise ImageError(
+            f"a mask of {array.shape[2]} channels of {array.dtype}, up to {array.max(initial=0):g}: a mask has one"
+            " channel of whole numbers up to 255"
+        )
+    return np.ascontiguousarray(array[:, :, 0].astype(np.uint8, copy=False))
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """Encode (H, W), (H, W, 1) or (H, W, 3), uint8 or uint16, losslessly as PNG."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype == np.uint8:
+        out = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(array)).save(out, format="PNG")
+        return out.getvalue()
+    if array.dtype != np.uint16:
+        raise ImageError(f"PNG holds uint8 or uint16, not {array.dtype}")
+    ok, buffer = cv2.imencode(".png", array if array.ndim == 2 else array[:, :, ::-1])
+    if not ok:
+        raise ImageError(f"could not encode an array of shape {array.shape} as PNG")
+    return bytes(buffer.tobytes())
+
+
+def display_bands(n_bands: int) -> list[int]:
+    """Which bands of `n_bands` show as red, green and blue; one for grey.
+
+    By the usual orders of satellites (blue, green, red, near infrared; WorldView's eight) and of cubes that begin in
+    the blue.
+    """
+    if n_bands < 3:
+        return [0]
+    if n_bands == 3:
+        return [0, 1, 2]
+    if n_bands == 8:
+        return [4, 2, 1]
+    return [2, 1, 0] if n_bands < 16 else [n_bands // 2, n_bands * 3 // 10, n_bands // 12]
+
+
+def encode_tiff(array: np.ndarray) -> bytes:
+    """Encode (H, W, C), uint8, uint16 or float32 of any number of bands, as a plain TIFF: the same bytes everywhere."""
+    if array.dtype not in (np.uint8, np.uint16, np.float32):
+        raise ImageError(f"TIFF values of type {array.dtype} are not supported")
+    out = io.BytesIO()
+    plane = array[:, :, 0] if array.shape[2] == 1 else array
+    tifffile.imwrite(
+        out,
+        plane,
+        photometric="minisblack",
+        planarconfig="contig" if plane.ndim == 3 else None,
+        metadata=None,
+        software=False,
+        byteorder="<",
+    )
+    return out.getvalue()
+
+
+def _open(data: bytes) -> Image.Image:
+    """The picture's header; only decoders of our formats are tried, and of those that it may belong to."""
+    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > _MAX_SCANS:
+        raise ImageError(f"a JPEG of more than {_MAX_SCANS} scans would take hours to decode")
+    image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP", "TIFF", "WEBP"))
+    values = image.height * image.width * len(image.getbands()) * (2 if _png_depth(data) == 16 else 1)
+    check_size(image.height, image.width, values)
+    if image.format == "PNG":
+        stored = image.height * -(-image.width * _png_depth(data) // 8)
+        check_filled(image.height, image.width, stored, len(data) * DEFLATE_RATIO)
+    elif image.format in ("JPEG", "MPO"):
+        check_filled(image.height, image.width, values, len(data) * _JPEG_RATIO)
+    return image
+
+
+def _read(data: bytes) -> tuple[str, int, np.ndarray]:
+    """Extension, orientation and pixels of all but TIFF."""
+    with _open(data) as image:
+        ext = _FORMATS[image.format or ""]
+        if _png_depth(data) == 16:
+            array = _by_opencv(data)
+            if _png_is_grey(data):
+                array = np.ascontiguousarray(array[:, :, :1])
+        else:
+            array = _by_pillow(image)
+        return ext, _orientation(image), array
+
+
+def _read_indices(data: bytes) -> np.ndarray:
+    """(H, W, C) of a mask in all but TIFF."""
+    with _open(data) as image:
+        if image.mode == "P":
+            return np.asarray(image)[:, :, None]
+    array = _read(data)[2]
+    bits = _png_depth(data)
+    return array // (255 // (2**bits - 1)) if 1 < bits < 8 and _png_is_grey(data) else array
+
+
+def _tiff_by_pillow(data: bytes) -> np.ndarray:
+    with _open(data) as image:
+        return _by_pillow(image)
+
+
+def _by_pillow(image: Image.Image) -> np.ndarray:
+    """8 bits a channel."""
+    image.info.pop("transparency", None)
+    return _channels_last(np.asarray(image.convert(_plain_mode(image))))
+
+
+def _by_opencv(data: bytes) -> np.ndarray:
+    """16 bits a channel."""
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise ImageError("damaged 16-bit picture")
+    array = _channels_last(array)[:, :, :3]
+    return np.ascontiguousarray(array[:, :, ::-1] if array.shape[2] == 3 else array)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return valid_orientation(image.getexif().get(_ORIENTATION))
+    except Exception:  # noqa: BLE001 - the pixels are good whatever the notes beside them are
+        return 1
+
+
+def _plain_mode(image: Image.Image) -> str:
+    if image.mode in ("L", "1", "LA"):
+        return "L"
+    if image.mode == "P":
+        palette = np.asarray(image.getpalette() or [], dtype=np.uint8).reshape(-1, 3)
+        return "L" if bool((palette == palette[:, :1]).all()) else "RGB"
+    return "RGB"
+
+
+def _png_depth(data: bytes) -> int:
+    return data[24] if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 24 else 8
+
+
+def _png_is_grey(data: bytes) -> bool:
+    """Without or with alpha, which OpenCV makes colour of."""
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[25] in (0, 4)
+
+
+def _channels_last(array: np.ndarray) -> np.ndarray:
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def _why(error: Exception, data: bytes) -> str:
+    if not data:
+        return "the file is empty"
+    if is_lack_of_memory(error):
+        return "it is too large for the memory that is free: cut it into parts"
+    text = printable(str(error).split("\n")[0])[:200]
+    kind = _jpeg_kind(data) or foreign_bytes(data)
+    if kind is not None:
+        return kind
+    if "cannot identify" in text:
+        return f"not a picture in a format we read ({READ})"
+    if is_lack_of_support(text):
+        return f"a picture of a kind that is not read ({text}): convert it to PNG or TIFF, e.g. `magick IN OUT.png`"
+    return f"damaged picture: {text or type(error).__name__}"
+
+
+def _jpeg_kind(data: bytes) -> str | None:
+    """What a JPEG is that no decoder here reads: of 12 bits, or lossless. None for others."""
+    place = 2
+    while data[:2] == b"\xff\xd8" and data[place : place + 1] == b"\xff" and len(data) > place + 4:
+        marker, bits = data[place + 1], data[place + 4]
+        if marker in _JPEG_FRAMES:
+            known = bits == 8 and marker not in _JPEG_LOSSLESS
+            kind = "lossless JPEG" if marker in _JPEG_LOSSLESS else "JPEG"
+            return None if known else f"a {kind} of {bits} bits, which is not read: convert it to PNG or TIFF"
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None

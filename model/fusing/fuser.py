@@ -1,0 +1,363 @@
+"""The fuser: a trained network with all that is needed to fuse decoded pictures, and its two plain files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.pictures.decode import decode, decode_indices
+from rwkvfusion.infra.pictures.units import Scale, Unit, UnitError, model_scale, unit_of
+from rwkvfusion.model.fusing.pixels import from_planes, luma, to_planes, with_chroma
+from rwkvfusion.model.fusing.tiles import SCENE_PIXELS, Window, fuse_tiled, strips
+from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
+from rwkvfusion.stages.dataset.sample import Image, Sample, Task
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT_VERSION = 1
+
+
+Roles = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}(\|[a-z][a-z0-9_]{0,31})*$")]
+
+
+class FuserError(RwkvFusionError, ValueError):
+    """Pictures that do not fit the model, or files that are not a model; the message names what differs."""
+
+
+class FuserConfig(BaseModel):
+    """What `config.json` holds beside the weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    task: Task
+    roles: tuple[Roles, ...] = Field(
+        min_length=1,
+        description="modality of each input, in the network's order; `ct|pet|spect`: any one of these",
+    )
+    network: dict[str, Any] = Field(description="fields of NetworkConfig")
+    luma_only: bool = Field(description="the network sees and gives luma, and chroma is fused beside it by weight")
+    scales: tuple[Scale | None, ...] = Field(
+        default=(),
+        description="of each input, where pictures do not say: the value that counts as 1, [the value that counts as 0,"
+        ' that counts as 1], or percentiles such as "p1-p99" of each picture; null: the largest of their type',
+    )
+    version: int = Field(default=FORMAT_VERSION, ge=FORMAT_VERSION, le=FORMAT_VERSION, description="of these files")
+
+    @classmethod
+    def of(
+        cls,
+        network: RWKVFusion,
+        task: Task,
+        roles: tuple[str, ...],
+        *,
+        luma_only: bool,
+        scales: tuple[Scale | None, ...] = (),
+    ) -> FuserConfig:
+        """The config of a network that is there."""
+        # As JSON has it, so that a config read back is equal.
+        fields = json.loads(json.dumps(dataclasses.asdict(network.config)))
+        return cls(task=task, roles=roles, network=fields, luma_only=luma_only, scales=scales)
+
+    @property
+    def places(self) -> tuple[tuple[str, ...], ...]:
+        """The role names that each input takes."""
+        return tuple(tuple(role.split("|")) for role in self.roles)
+
+
+class Fuser:
+    """Fuses one set of pictures at a time, so that the pixels never depend on what else is in a batch.
+
+    FuserError where the config and the network disagree.
+    """
+
+    def __init__(self, network: RWKVFusion, config: FuserConfig) -> None:
+        channels = network.config.in_channels
+        if len(config.roles) != len(channels):
+            raise FuserError(
+                f"the network takes {len(channels)} modalities, the config names {', '.join(config.roles)}"
+            )
+        if len(config.scales) not in (0, len(channels)):
+            raise FuserError(
+                f"the network takes {len(channels)} modalities, the config has {len(config.scales)} scales"
+            )
+        if config.luma_only and (set(channels) | {network.config.out_channels} != {1}):
+            raise FuserError(f"a luma network has single channels, not {channels} -> {network.config.out_channels}")
+        self.config = config
+        self.network = network.eval()
+
+    def save(self, folder: Path) -> None:
+        """Write `model.safetensors` and `config.json` to `folder`, which is made where it is missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        save_file(weights, folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(self.config.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "cpu") -> Self:
+        """The fuser that `save` wrote to `folder`. FuserError for files that are missing, damaged or do not match."""
+        folder = Path(folder)
+        missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+        if missing:
+            raise FuserError(f"no model in {folder}: {' and '.join(missing)} missing")
+        try:
+            config = FuserConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+            network = RWKVFusion(NetworkConfig(**config.network))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "file"
+            raise FuserError(f"{folder / CONFIG} is not a fuser's config: {where}: {first['msg']}") from None
+        except (TypeError, ValueError) as error:
+            raise FuserError(f"{folder / CONFIG} is not a fuser's config: {error}") from None
+        try:
+            network.load_state_dict(load_file(folder / WEIGHTS))
+        except (SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise FuserError(f"{folder / WEIGHTS} does not hold this network's weights: {reason}") from None
+        return cls(network.to(device), config)
+
+    def fuse(
+        self,
+        images: Mapping[str, np.ndarray],
+        mask: np.ndarray | None = None,
+        text: np.ndarray | None = None,
+        scales: Mapping[str, Scale | None] | None = None,
+    ) -> np.ndarray:
+        """Fuse one set of pictures of one scene.
+
+        Args:
+            images: by role, (H, W, C) or (H, W), integers or floats (on 0-1 where they have no scale). A sharpening
+                model takes its low-resolution modality at a whole fraction of the size of the other.
+            mask: (H, W) object indices, 0 = background.
+            text: (tokens, width) encoded caption.
+            scales: by role, what is declared of the values (see `infra.units`). Where nothing is, the model's own
+                scale holds, and where it has none, the largest value of the type counts as 1.
+
+        Returns:
+            (H, W, C), of the type and unit of the first modality, of a sharpening model of the one that it sharpens;
+            rounded half to even. A luma model gives three channels where a modality shows colour, and one where all
+            are grey (also those that store grey as three equal channels).
+
+        Raises:
+            FuserError: roles, channels, types or sizes that do not fit, values that cannot be in the model's unit; the
+                message names them.
+        """
+        chosen = self._choose(images)
+        height, width, ratio = _common_size(chosen, same=self.config.luma_only)
+        units = self.units(chosen, scales)
+        planes = [_planes(role, image, units[role]) for role, image in chosen.items()]
+        guidance = self._guidance(mask, text, height, width)
+        with torch.inference_mode():
+            inputs = [luma(image) for image in planes] if self.config.luma_only else planes
+            fused = fuse_tiled(lambda window: self._forward(inputs, *guidance, window, height), height, width, ratio)
+            if self.config.luma_only:
+                fused = with_chroma(torch.from_numpy(fused), planes).numpy()
+        role = self.fused_like(chosen)
+        return from_planes(fused, chosen[role].dtype, units[role])
+
+    def units(
+        self, images: Mapping[str, np.ndarray], scales: Mapping[str, Scale | None] | None = None
+    ) -> dict[str, Unit]:
+        """The unit of each of `images` by role: as `scales` declare, else the model's own, else their type's.
+
+        FuserError names a role whose values cannot be in that unit.
+        """
+        units = {}
+        for role, values in images.items():
+            try:
+                scale = (scales or {}).get(role)
+                if scale is None:
+                    scale = model_scale(values, self.own_scale(role), display=self.config.luma_only)
+                units[role] = unit_of(values, scale)
+            except UnitError as error:
+                raise FuserError(_no_unit(role, role, error)) from None
+        return units
+
+    def fused_like(self, roles: Iterable[str]) -> str:
+        """The one of `roles` whose type and unit the fused picture has: the first, or the one that is sharpened."""
+        names = self.config.places[self.network.config.residual or 0]
+        return next(role for role in roles if role in names)
+
+    def fuse_scene(
+        self,
+        read: Callable[[Window], Mapping[str, np.ndarray]],
+        height: int,
+        width: int,
+        unit: int,
+        text: np.ndarray | None = None,
+        max_pixels: int = SCENE_PIXELS,
+        units: Mapping[str, Unit] | None = None,
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Sharpen a scene of any size, as (rows, (rows, W, C)) from top to bottom; holds one row of tiles.
+
+        Args:
+            read: gives the pictures by role of a window in pixels of the result; the low-resolution one is read where
+                the window lies on it. Types as in `fuse`.
+            height, width: of the result, multiples of `unit`, the ratio of the resolutions.
+            text: (tokens, width) encoded caption.
+            max_pixels: of a tile.
+            units: of the whole pictures, by role; by default what `units` makes of each tile.
+
+        Raises:
+            FuserError: as `fuse`, and for a model of another kind of task.
+        """
+        sharpened = self.network.config.residual
+        if sharpened is None:
+            raise FuserError(f"a model for {self.config.task} does not sharpen: give it pictures, not scenes")
+        _, tokens = self._guidance(None, text, height, width)
+        dtype: np.dtype[Any] | None = None
+        like: Unit | None = None
+
+        def fuse(window: Window) -> np.ndarray:
+            nonlocal dtype, like
+            chosen = self._choose(read(window))
+            known = self.units(chosen) if units is None else units
+            role = self.fused_like(chosen)
+            dtype, like = chosen[role].dtype, known[role]
+            planes = [_planes(name, image, known[name]) for name, image in chosen.items()]
+            whole = (slice(0, window[0].stop - window[0].start), slice(0, window[1].stop - window[1].start))
+            with torch.inference_mode():
+                return self._forward(planes, None, tokens, whole, whole[0].stop)
+
+        # Strided convolutions, windows and pooling then see the same pixels together in every tile.
+        grid = math.lcm(unit, self.network.config.multiple)
+        step = grid if height % grid == 0 and width % grid == 0 else unit
+        for rows, fused in strips(fuse, height, width, step, max_pixels):
+            assert dtype is not None
+            assert like is not None
+            yield rows, from_planes(fused, dtype, like)
+
+    def fuse_sample(self, sample: Sample) -> np.ndarray:
+        """Fuse a sample with its mask and text. FuserError as `fuse`, ImageError for damaged pictures."""
+        sample = self.with_units(sample)
+        return self.fuse(
+            {image.role: decode(image.data) for image in sample.images},
+            None if sample.mask is None else decode_indices(sample.mask.png),
+            None if sample.text is None else sample.text.array(),
+            {image.role: image.declared for image in sample.images},
+        )
+
+    def with_units(self, sample: Sample) -> Sample:
+        """The sample with the model's own scale declared of the pictures that declare none; twice is as once.
+
+        A target has that of the picture that the fused one is like. FuserError names a picture whose values cannot be
+        in that unit.
+        """
+        images = tuple(self._with_unit(image) for image in sample.images)
+        target = sample.target
+        like = next((i for i in images if i.role in self.config.places[self.network.config.residual or 0]), None)
+        if like is not None and target is not None and target.scale is None and target.bit_depth == like.bit_depth:
+            target = target.model_copy(update={"scale": like.scale, "black": like.black})
+        return sample.model_copy(update={"images": images, "target": target})
+
+    def _with_unit(self, image: Image) -> Image:
+        scale = self.own_scale(image.role)
+        if image.scale is not None or (scale is None and image.bit_depth <= 16):
+            return image
+        values = decode(image.data)
+        try:
+            scale = model_scale(values, scale, display=self.config.luma_only)
+            if scale is None:
+                unit_of(values)
+            return image.with_scale(scale, values)
+        except UnitError as error:
+            raise FuserError(_no_unit(f"{printable(image.path)} ({image.role})", image.role, error)) from None
+
+    def own_scale(self, role: str) -> Scale | None:
+        """What the model itself says of the values of `role`."""
+        scales = self.config.scales or (None,) * len(self.config.roles)
+        return next((scale for names, scale in zip(self.config.places, scales, strict=True) if role in names), None)
+
+    def _choose(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The pictures in the network's order."""
+        chosen = {}
+        for names in self.config.places:
+            present = [name for name in names if name in images]
+            if len(present) == 1:
+                chosen[present[0]] = images[present[0]]
+        if len(chosen) != len(self.config.roles) or len(images) != len(chosen):
+            raise FuserError(
+                f"this model fuses {' + '.join(self.config.roles)}, but was given {' + '.join(images) or 'nothing'}"
+            )
+        channels = self.network.config.in_channels
+        for (role, image), expected in zip(chosen.items(), channels, strict=True):
+            if image.ndim == 2:
+                image = chosen[role] = image[:, :, None]
+            if image.ndim != 3 or 0 in image.shape:
+                raise FuserError(f"{role} is not a picture of (H, W, C): its shape is {image.shape}")
+            allowed = (1, 3) if self.config.luma_only else (expected,)
+            if image.shape[2] not in allowed:
+                raise FuserError(
+                    f"{role} has {image.shape[2]} channels, this model takes {' or '.join(map(str, allowed))}"
+                )
+        return chosen
+
+    def _guidance(
+        self, mask: np.ndarray | None, text: np.ndarray | None, height: int, width: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if mask is not None and mask.shape != (height, width):
+            raise FuserError(f"the mask is {_by(mask.shape)}, the fused picture {_by((height, width))}")
+        if mask is not None and mask.dtype.kind not in "bui":
+            raise FuserError(f"the mask holds object indices, not {mask.dtype}")
+        text_width = self.network.config.text_width
+        if text is not None and (text.ndim != 2 or text.shape[1] != text_width):
+            raise FuserError(f"the text is of shape {text.shape}, this model takes (tokens, {text_width})")
+        device = next(self.network.parameters()).device
+        objects = None if mask is None else torch.from_numpy(mask.astype(np.int64))[None].to(device)
+        tokens = None if text is None or not len(text) else torch.from_numpy(text.astype(np.float32))[None].to(device)
+        return objects, tokens
+
+    def _forward(
+        self, inputs: list[Tensor], mask: Tensor | None, text: Tensor | None, window: Window, height: int
+    ) -> np.ndarray:
+        """The network on one window: (out_channels, h, w) float32."""
+        device = next(self.network.parameters()).device
+        batch = []
+        for image in inputs:
+            ratio = height // image.shape[1]
+            rows, columns = (slice(part.start // ratio, part.stop // ratio) for part in window)
+            batch.append(image[None, :, rows, columns].to(device))
+        fused = self.network(batch, None if mask is None else mask[:, window[0], window[1]], text)[0].float().cpu()
+        if not bool(torch.isfinite(fused).all()):
+            raise FuserError("the network gave values that are not finite: its weights are damaged")
+        return np.asarray(fused)
+
+
+def _no_unit(name: str, role: str, error: UnitError) -> str:
+    options = f"--scale {role}=VALUE; of a served model the column scale; of a dataset source.scale"
+    return f"{name} holds {error}: say which value does here ({options})"
+
+
+def _planes(role: str, image: np.ndarray, unit: Unit) -> Tensor:
+    try:
+        return to_planes(image, unit)
+    except ValueError as error:
+        raise FuserError(f"{role} holds {error}") from None
+
+
+def _common_size(images: Mapping[str, np.ndarray], *, same: bool) -> tuple[int, int, int]:
+    """Height, width, and the number of pixels that every modality divides both into."""
+    largest = max(images, key=lambda role: images[role].shape[0] * images[role].shape[1])
+    height, width = images[largest].shape[:2]
+    unit = 1
+    for role, image in images.items():
+        ratio = height // image.shape[0]
+        if (image.shape[0] * ratio, image.shape[1] * ratio) != (height, width) or (same and ratio != 1):
+            rule = "must be equal" if same else "must be equal, or one a whole fraction of the other"
+            raise FuserError(f"{role} is {_by(image.shape[:2])} and {largest} is {_by((height, width))}: sizes {rule}")
+        unit = math.lcm(unit, ratio)
+    return height, width, unit
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    """(H, W) as people write sizes."""
+    return "x".join(str(n) for n in reversed(shape))

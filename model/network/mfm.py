@@ -1,0 +1,211 @@
+"""Multi-modal fusion module (Sect. 3.5, eq. 15-18): features meet the raw images, the object masks and the text."""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rwkvfusion.kernels import fused
+from rwkvfusion.model.network.layers import SMALL, SpatialMixing
+
+_QUIET = 0.2
+"""Gain of the norms at the start, at which the gate adds little to the features."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text tokens of a batch, the real ones of each sample first.
+
+    Attributes:
+        tokens: (B, T, C).
+        hidden: (B, T) bool, True for padding.
+    """
+
+    tokens: Tensor
+    hidden: Tensor
+
+    @staticmethod
+    def pack(tokens: Tensor, real: Tensor | None) -> "Text":
+        """Move the real tokens to the front, in their order, and zero the rest."""
+        if real is None:
+            real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        order = torch.argsort((~real).to(torch.uint8), dim=1, stable=True)
+        hidden = ~real.gather(1, order)
+        tokens = _take(tokens, order).masked_fill(hidden[..., None], 0)
+        return Text(tokens, hidden)
+
+    def order_with_padding_first(self) -> tuple[Tensor, Tensor]:
+        """(B, T) indices that move the padding to the front, and those that undo it."""
+        n_tokens = self.hidden.shape[1]
+        position = torch.arange(n_tokens, device=self.hidden.device)
+        n_hidden = self.hidden.sum(dim=1, keepdim=True)
+        return (position - n_hidden) % n_tokens, (position + n_hidden) % n_tokens
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Where the objects of a mask are: labels at full size, shares of the pixels below it (Sect. 4.1.2).
+
+    Attributes:
+        labels: (B, H, W) uint8, 0 background, ``count`` the highest; None below full size.
+        shares: (B, H, W, count) or None at full size.
+    """
+
+    count: int
+    labels: Tensor | None
+    shares: Tensor | None = None
+
+    def maps(self, like: Tensor) -> Tensor:
+        """(B, H, W, count), a channel for each object, in the type of `like`."""
+        if self.shares is not None:
+            return self.shares.to(like.dtype)
+        assert self.labels is not None
+        index = torch.arange(1, self.count + 1, device=self.labels.device)
+        return (self.labels[..., None] == index).to(like.dtype)
+
+    def halve(self, like: Tensor) -> "Objects":
+        """The mean over squares of two by two pixels."""
+        return Objects(self.count, None, halve(self.maps(like)))
+
+
+def halve(x: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, H/2, W/2, C), the mean over squares of two by two."""
+    return F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+
+
+def _take(tokens: Tensor, order: Tensor) -> Tensor:
+    return tokens.gather(1, order[..., None].expand_as(tokens))
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a convolution to a (B, H, W, C) map. The result has x's type, under autocast too: see `RWKVFusion`."""
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).to(x.dtype)
+
+
+class TextExchange(nn.Module):
+    """Path iii of the MFM: pooled image features and text as one sequence, through spatial mixing and an MLP (eq. 18).
+
+    The padding stands at the outer end of the sequence and ``w`` decays over the image tokens, so neither the number
+    of padding tokens nor their content reaches the image.
+    """
+
+    def __init__(self, width: int, pool: int, ratio: float, text_first: bool) -> None:
+        super().__init__()
+        self.pool = pool
+        self.text_first = text_first
+        hidden = round(width * ratio)
+        self.spatial_norm = nn.RMSNorm(width)
+        self.spatial = SpatialMixing(width)
+        self.mlp_norm = nn.RMSNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        for name, parameter in self.mlp[2].named_parameters():
+            nn.init.normal_(parameter, std=SMALL if name == "weight" else 0.0)
+
+    def forward(self, image: Tensor, text: Text) -> tuple[Tensor, Text]:
+        """image (B, H, W, C), H and W multiples of the pool -> the pooled, text-guided map, and the text."""
+        return self.exchange(F.avg_pool2d(image.permute(0, 3, 1, 2), self.pool).permute(0, 2, 3, 1), text)
+
+    def exchange(self, pooled: Tensor, text: Text) -> tuple[Tensor, Text]:
+        """The same from the map that is already pooled."""
+        batch, height, width, channels = pooled.shape
+        pixels = pooled.reshape(batch, -1, channels)
+        seen = torch.zeros(pixels.shape[:2], dtype=torch.bool, device=pooled.device)
+        n_text, n_pixels = text.hidden.shape[1], pixels.shape[1]
+        if self.text_first:
+            order, undo = text.order_with_padding_first()
+            tokens = torch.cat((_take(text.tokens, order), pixels), dim=1)
+            tokens = self._mix(tokens, torch.cat((text.hidden.gather(1, order), seen), dim=1), n_pixels)
+            words, pixels = tokens.split((n_text, n_pixels), dim=1)
+            words = _take(words, undo)
+        else:
+            tokens = torch.cat((pixels, text.tokens), dim=1)
+            tokens = self._mix(tokens, torch.cat((seen, text.hidden), dim=1), n_pixels)
+            pixels, words = tokens.split((n_pixels, n_text), dim=1)
+        return pixels.reshape(batch, height, width, channels), replace(text, tokens=words)
+
+    def _mix(self, tokens: Tensor, hidden: Tensor, length: int) -> Tensor:
+        tokens = tokens + self.spatial(self.spatial_norm(tokens), hidden, length)
+        return tokens + self.mlp(self.mlp_norm(tokens))
+
+
+class ModalFusion(nn.Module):
+    """The module itself: feature gate, mask path and text path.
+
+    Args:
+        width: channels of the features.
+        image_channels: channels of all modalities together.
+        max_objects: channels of the mask; 0 leaves the mask path out.
+        text_pool, text_ratio, text_first: of the text path.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        image_channels: int,
+        max_objects: int,
+        text_pool: int,
+        text_ratio: float,
+        text_first: bool,
+    ) -> None:
+        super().__init__()
+        self.feature = nn.Conv2d(width, width, 3, padding=1)
+        self.feature_norm = nn.RMSNorm(width)
+        self.modality = nn.Conv2d(image_channels, width, 3, padding=1)
+        self.modality_norm = nn.RMSNorm(width)
+        for norm in (self.feature_norm, self.modality_norm):
+            nn.init.constant_(norm.weight, _QUIET)
+        # Without a bias no object means no change, so that a missing mask and an empty one are the same.
+        self.mask = nn.Conv2d(max_objects, width, 3, padding=1, bias=False) if max_objects else None
+        self.text = TextExchange(width, text_pool, text_ratio, text_first)
+
+    def forward(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Text]:
+        """Fuse, around a residual.
+
+        Args:
+            x: (B, H, W, C) features of the layer before.
+            images: (B, H, W, image_channels) raw modalities at this size.
+            objects: of the mask at this size, or None.
+            text: tokens of width C.
+
+        Returns:
+            the features, (B, H, W, C), and the text for the next module.
+        """
+        if fused.ready(x) and images.dtype == x.dtype:
+            return self.fused(x, images, objects, text)
+        modality = self.modality_norm(convolve(self.modality, images))
+        features = self.feature_norm(convolve(self.feature, x)) + modality
+        gated = features * F.gelu(features.mean(dim=(1, 2), keepdim=True))
+        if self.mask is not None and objects is not None:
+            gated = gated + (gated + modality) * convolve(self.mask, objects.maps(x))
+        guided, text = self.text(gated, text)
+        size = gated.shape[1:3]
+        guided = F.interpolate(guided.permute(0, 3, 1, 2), size=size, mode="bilinear").permute(0, 2, 3, 1)
+        return x + (gated + guided), text
+
+    def fused(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Text]:
+        """The same in three C++ calls, without gradients."""
+        labels, mask_map = None, None
+        if self.mask is not None and objects is not None:
+            if objects.labels is not None:
+                labels = objects.labels, self.mask.weight
+            else:
+                mask_map = convolve(self.mask, objects.maps(x)).contiguous()
+        parts = fused.Fusion(
+            x,
+            images.contiguous(),
+            _branch(self.feature, self.feature_norm),
+            _branch(self.modality, self.modality_norm),
+            self.text.pool,
+            torch.finfo(x.dtype).eps,
+            labels,
+            mask_map is not None,
+        )
+        pooled = parts.gate(F.gelu(parts.mean), mask_map)
+        guided, text = self.text.exchange(pooled, text)
+        return parts.add(guided.contiguous()), text
+
+
+def _branch(conv: nn.Conv2d, norm: nn.RMSNorm) -> tuple[Tensor, Tensor, Tensor]:
+    assert conv.bias is not None
+    return conv.weight, conv.bias, norm.weight

@@ -1,0 +1,221 @@
+"""RWKVFusion (Sect. 3.2): a U-shaped network of BRWKV layers, guided in its encoder by images, masks and text."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rwkvfusion.kernels import fused
+from rwkvfusion.model.network.config import NetworkConfig, preset
+from rwkvfusion.model.network.layers import BRWKV, SMALL
+from rwkvfusion.model.network.mfm import ModalFusion, Objects, Text, convolve, halve
+
+__all__ = ["NetworkConfig", "RWKVFusion", "preset"]
+
+
+class EncoderLayer(nn.Module):
+    """Multi-modal fusion, then BRWKV."""
+
+    def __init__(self, config: NetworkConfig, level: int, block: int) -> None:
+        super().__init__()
+        width = config.widths[level]
+        self.fusion = ModalFusion(
+            width,
+            sum(config.in_channels),
+            config.max_objects if config.use_mask else 0,
+            config.text_pool[level],
+            config.text_ratio,
+            text_first=block % 2 == 0,
+        )
+        self.brwkv = BRWKV(width, config.hidden_ratio, config.scan, block, config.window)
+
+    def forward(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Text]:
+        x, text = self.fusion(x, images, objects, text)
+        return self.brwkv(x), text
+
+
+class EncoderLevel(nn.Module):
+    """Layers of one size, and the strided convolution to the next."""
+
+    def __init__(self, config: NetworkConfig, level: int, first_block: int) -> None:
+        super().__init__()
+        widths = config.widths
+        before, width, after = widths[max(level - 1, 0)], widths[level], widths[min(level + 1, len(widths) - 1)]
+        text_before = before if level else config.text_width
+        self.text = nn.Linear(text_before, width) if level == 0 or before != width else nn.Identity()
+        blocks = range(first_block, first_block + config.levels[level])
+        self.layers = nn.ModuleList(EncoderLayer(config, level, block) for block in blocks)
+        self.down = nn.Conv2d(width, after, 2, stride=2)
+
+    def forward(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Tensor, Text]:
+        """Return the level's features for the decoder, their half-size form for the next level, and the text."""
+        text = Text(self.text(text.tokens), text.hidden)
+        for layer in self.layers:
+            x, text = layer(x, images, objects, text)
+        return x, convolve(self.down, x), text
+
+
+class DecoderLevel(nn.Module):
+    """Upsampling, the encoder's features weighed by a learnable factor, and layers without text or mask."""
+
+    def __init__(self, config: NetworkConfig, level: int, first_block: int) -> None:
+        super().__init__()
+        widths = config.widths
+        width = widths[level]
+        self.up = nn.Linear(widths[min(level + 1, len(widths) - 1)], 4 * width, bias=False)
+        # The four pixels that one becomes start alike: a checkerboard is slow to unlearn.
+        with torch.no_grad():
+            self.up.weight.copy_((SMALL * torch.randn(width, self.up.in_features)).repeat(4, 1))
+        self.skip = nn.Parameter(torch.ones(()))
+        blocks = range(first_block, first_block + config.levels[level])
+        self.layers = nn.Sequential(
+            *(BRWKV(width, config.hidden_ratio, config.scan, block, config.window) for block in blocks)
+        )
+
+    def forward(self, x: Tensor, encoded: Tensor) -> Tensor:
+        """(B, H/2, W/2, C') and the encoder's (B, H, W, C), which may be overwritten without gradients."""
+        if fused.ready(x, encoded):
+            return self.layers(fused.upsample(x, self.up.weight, float(self.skip), encoded))
+        batch, height, width, channels = encoded.shape
+        up = self.up(x).reshape(batch, height // 2, width // 2, 2, 2, channels)
+        return self.layers(up.transpose(2, 3).reshape(encoded.shape) + self.skip * encoded)
+
+
+class RWKVFusion(nn.Module):
+    """Fuse registered images of several modalities (eq. 5).
+
+    Under autocast the layers compute in half precision, but the features they add to stay in the images' type: in
+    bfloat16 the features could not tell neighbouring grey levels apart.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        n_levels = len(config.levels)
+        self.stem = nn.Conv2d(sum(config.in_channels), config.widths[0], 3, padding=1)
+        starts = [sum(config.levels[:i]) for i in range(n_levels + 1)]
+        self.encoder = nn.ModuleList(EncoderLevel(config, i, starts[i]) for i in range(n_levels))
+        block = starts[-1]
+        self.middle = nn.Sequential(
+            *(
+                BRWKV(config.widths[-1], config.hidden_ratio, config.scan, block + i, config.window)
+                for i in range(config.middle)
+            )
+        )
+        block += config.middle
+        decoder = []
+        for level in reversed(range(n_levels)):
+            decoder.append(DecoderLevel(config, level, block))
+            block += config.levels[level]
+        self.decoder = nn.ModuleList(decoder)
+        self.head = nn.Conv2d(config.widths[0], config.out_channels, 3, padding=1)
+        self._start_from_the_images()
+
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        mask: Tensor | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Fuse a batch.
+
+        Args:
+            images: one (B, C_i, H_i, W_i) tensor in [0, 1] per modality, in the order of the config. The largest
+                gives the size of the result; smaller ones are upsampled to it (bicubic).
+            mask: (B, H, W) integer map of objects, 0 background; indices above ``max_objects`` are ignored. None
+                and all-zero are the same.
+            text: (B, T, text_width) tokens. None and no real token are the same.
+            text_mask: (B, T) bool, True for real tokens; all real if None.
+
+        Returns:
+            (B, out_channels, H, W), not clamped.
+
+        Raises:
+            ValueError: where number, channels or sizes do not fit the config.
+        """
+        self._check(images, mask, text, text_mask)
+        height, width = max(image.shape[2] for image in images), max(image.shape[3] for image in images)
+        upsampled = [_resize(image, height, width) for image in images]
+        right, below = -width % self.config.multiple, -height % self.config.multiple
+        stack = F.pad(torch.cat(upsampled, dim=1), (0, right, 0, below), mode="replicate").permute(0, 2, 3, 1)
+        stack = stack.contiguous()  # channels last from here to the end
+        objects = self._objects(mask, stack, (0, right, 0, below))
+        fused = self._decode(*self._encode(stack, objects, self._text(text, text_mask, stack)))
+        out = convolve(self.head, fused).permute(0, 3, 1, 2)[:, :, :height, :width]
+        return out if self.config.residual is None else out + upsampled[self.config.residual]
+
+    def _encode(self, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, list[Tensor]]:
+        x = convolve(self.stem, images)
+        encoded: list[Tensor] = []
+        for level in self.encoder:
+            if encoded:
+                images, objects = halve(images), None if objects is None else objects.halve(images)
+            features, x, text = level(x, images, objects, text)
+            encoded.append(features)
+        return x, encoded
+
+    def _decode(self, x: Tensor, encoded: list[Tensor]) -> Tensor:
+        x = self.middle(x)
+        for level, features in zip(self.decoder, reversed(encoded), strict=True):
+            x = level(x, features)
+        return x
+
+    def _objects(self, mask: Tensor | None, like: Tensor, pad: tuple[int, int, int, int]) -> Objects | None:
+        """The objects of a (B, H, W) mask, padded; indices the network has no channel for are background."""
+        if not self.config.use_mask or (mask is None and not self.training):
+            return None
+        # DDP wants a gradient for each parameter, so training runs the mask path on an empty mask.
+        empty = torch.zeros(like.shape[:3], dtype=torch.uint8, device=like.device)
+        mask = empty if mask is None else F.pad(mask, pad)
+        known = (mask >= 1) & (mask <= self.config.max_objects)
+        return Objects(self.config.max_objects, torch.where(known, mask, 0).to(torch.uint8))
+
+    def _text(self, text: Tensor | None, text_mask: Tensor | None, like: Tensor) -> Text:
+        if text is None:
+            nothing = like.new_zeros(like.shape[0], 1, self.config.text_width)
+            return Text(nothing, torch.ones(nothing.shape[:2], dtype=torch.bool, device=like.device))
+        return Text.pack(text, text_mask)
+
+    def _check(
+        self, images: Sequence[Tensor], mask: Tensor | None, text: Tensor | None, text_mask: Tensor | None
+    ) -> None:
+        expected = self.config.in_channels
+        if len(images) != len(expected) or any(image.ndim != 4 for image in images):
+            raise ValueError(f"expected {len(expected)} images of (B, C, H, W), got {len(images)}")
+        if (channels := tuple(image.shape[1] for image in images)) != expected:
+            raise ValueError(f"expected channels {expected}, got {channels}")
+        batch = images[0].shape[0]
+        size = max(image.shape[2] for image in images), max(image.shape[3] for image in images)
+        if all(tuple(image.shape[2:]) != size for image in images):
+            raise ValueError("no image is the largest in both height and width")
+        if mask is not None and (tuple(mask.shape) != (batch, *size) or mask.is_floating_point()):
+            raise ValueError(f"mask must be integers of shape {(batch, *size)}, got {tuple(mask.shape)}")
+        if text is not None and (text.ndim != 3 or text.shape[::2] != (batch, self.config.text_width)):
+            raise ValueError(f"text must be ({batch}, T, {self.config.text_width}), got {tuple(text.shape)}")
+        if text_mask is not None and (text is None or text_mask.shape != text.shape[:2]):
+            raise ValueError("text_mask must be (B, T) like text")
+
+    @torch.no_grad()
+    def _start_from_the_images(self) -> None:
+        """Begin near the mean of the modalities, or at the upsampled low-resolution input where that is added."""
+        for name, parameter in self.named_parameters():
+            if name in ("head.weight", "head.bias", "stem.bias"):
+                nn.init.zeros_(parameter)
+        if self.config.residual is not None:
+            return
+        copied = min(self.stem.in_channels, self.stem.out_channels)
+        nn.init.dirac_(self.stem.weight[:copied])
+        first = 0
+        for channels in self.config.in_channels:
+            for out in range(self.config.out_channels):
+                if (source := first + out % channels) < copied:
+                    self.head.weight[out, source, 1, 1] += 1 / len(self.config.in_channels)
+            first += channels
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[2:] == (height, width):
+        return image
+    return F.interpolate(image, size=(height, width), mode="bicubic", align_corners=False)

@@ -1,0 +1,100 @@
+"""Encoded pictures to a fused one, as the served model takes them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rwkvfusion.infra.pictures.decode import decode
+from rwkvfusion.infra.pictures.emptiness import apart, filled
+from rwkvfusion.infra.pictures.tiff import declared_nodata, declared_white
+from rwkvfusion.infra.pictures.units import (
+    EVERY,
+    Scale,
+    UnitError,
+    excess_use,
+    excess_words,
+    narrow_use,
+    narrow_words,
+    option_scale,
+    parse_scales,
+)
+from rwkvfusion.model.fusing.fuser import Fuser, FuserError
+
+COLUMN = "scale"
+"""Of the served model: what is declared of the values of a row's pictures, as `fuse --scale` takes it."""
+
+
+class UnitWarning(UserWarning):
+    """Values that hardly have the unit they are taken to have."""
+
+
+class EmptyWarning(UserWarning):
+    """Empty pixels of which the fused picture does not tell."""
+
+
+def fuse_encoded(
+    fuser: Fuser,
+    pictures: Mapping[str, bytes],
+    mask: np.ndarray | None = None,
+    text: np.ndarray | None = None,
+    scale: str | None = None,
+) -> np.ndarray:
+    """`Fuser.fuse` of encoded `pictures` by role; `scale`: e.g. "1023", or "visible=255 infrared=20000-24000".
+
+    FuserError as there, and for a scale that is none; ImageError for damaged pictures. UnitWarning where nothing is
+    declared and 16 bits use a small part of their range, or values clearly exceed the model's own scale.
+
+    What a TIFF's nodata says is empty changes no other pixel. A sharpening model's result is empty there too, told by
+    the number of the picture that is sharpened; EmptyWarning where it cannot be told.
+    """
+    images = {role: decode(data) for role, data in pictures.items()}
+    numbers = {role: number for role, data in pictures.items() if (number := declared_nodata(data)) is not None}
+    empty = {role: gone for role, number in numbers.items() if (gone := images[role] == number).any()}
+    # No valid pixel may depend on the value that stands for empty.
+    images |= {role: filled(images[role], gone) for role, gone in empty.items()}
+    try:
+        given = parse_scales((scale or "").split())
+    except ValueError as error:
+        raise FuserError(f"{COLUMN}: {error}") from None
+    unknown = sorted(set(given) - {*images, EVERY})
+    if unknown:
+        raise FuserError(f"{COLUMN}: there is no {unknown[0]!r} here, but {', '.join(images)}")
+    scales: dict[str, Scale | None] = {}
+    for role, values in images.items():
+        try:
+            declared = option_scale(values, given, role, display=fuser.config.luma_only)
+        except UnitError as error:
+            raise FuserError(f"{role} holds {error}: set {COLUMN}") from None
+        scales[role] = declared if declared is not None else declared_white(pictures[role])
+    units = fuser.units(images, scales)
+    for role in (role for role, declared in scales.items() if declared is None):
+        is_own = fuser.own_scale(role) is not None
+        part = excess_use(images[role], units[role]) if is_own else narrow_use(images[role])
+        if part is not None:
+            words, verb = (excess_words, "reaches") if is_own else (narrow_words, "uses")
+            option = f"set the column {COLUMN}, e.g. {role}=16383"
+            warnings.warn(words(role, verb, [part], option), UnitWarning, stacklevel=2)
+    fused = fuser.fuse(images, mask, text, scales)
+    like = fuser.fused_like(images)
+    number = numbers.get(like)
+    if fuser.config.luma_only or number is None or not _holds(fused.dtype, number):
+        for role in empty:
+            said = f"{role} has pixels that are empty ({numbers[role]:g}): they are as their neighbours in the result"
+            warnings.warn(said, EmptyWarning, stacklevel=2)
+        return fused
+    fused = apart(fused, number)
+    for role, gone in empty.items():
+        ratio = fused.shape[0] // gone.shape[0]
+        gone = gone.repeat(ratio, axis=0).repeat(ratio, axis=1)
+        fused[gone if role == like else gone.all(axis=2)] = number
+    return fused
+
+
+def _holds(dtype: np.dtype[Any], number: float) -> bool:
+    if dtype.kind == "f":
+        return True
+    return number.is_integer() and np.iinfo(dtype).min <= number <= np.iinfo(dtype).max

@@ -1,0 +1,193 @@
+"""Prepared datasets as the training reads them: committed shards, proved by their manifests, and nothing else."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Self
+
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.pictures.units import Scale
+from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.model.network.config import LUMA_TASKS
+from rwkvfusion.stages.dataset.manifest import DamagedError, Manifest, read_shard
+from rwkvfusion.stages.dataset.planned import read_dataset
+from rwkvfusion.stages.dataset.sample import Sample, SampleFormatError
+from rwkvfusion.stages.dataset.tars import TarFormatError, grouped
+
+SURVEYED_SHARDS = 4
+"""Shards of each dataset looked into before a training starts, spread over it."""
+
+
+class DataError(RwkvFusionError, ValueError):
+    """Data that cannot be trained on; the message names the shard or the key, and the field."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One committed shard: where it lies, and its proof."""
+
+    store: Store
+    manifest: Manifest
+
+    @property
+    def url(self) -> str:
+        """Address of the tar."""
+        return self.store.join(self.manifest.tar)
+
+    def read(self) -> list[Sample]:
+        """Every sample, in the tar's order. DataError unless the tar is byte for byte what was committed.
+
+        StorageError where the store does not answer.
+        """
+        try:
+            data = read_shard(self.store, self.manifest)
+        except DamagedError as error:
+            raise DataError(f"{error}; run prepare on {self.store.url} again") from None
+        try:
+            samples = [Sample.from_members(key, members) for key, members in grouped(data)]
+        except (SampleFormatError, TarFormatError) as error:
+            raise DataError(f"{self.url}: {error}") from None
+        keys = tuple(sample.key for sample in samples)
+        if keys != self.manifest.keys:
+            odd = sorted(set(keys) ^ set(self.manifest.keys)) or ["their order"]
+            raise DataError(f"{self.url} and its manifest differ in keys: {', '.join(odd[:3])}")
+        return samples
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Committed shards from one or several datasets. It pickles small: it holds no pictures."""
+
+    task: str
+    """Of the first dataset. Tasks that fuse luma may be mixed: they share inputs and loss."""
+    shards: tuple[Shard, ...]
+
+    @classmethod
+    def open(cls, urls: Sequence[str], splits: Sequence[str], *, allow_incomplete: bool = False) -> Self:
+        """The shards of `splits` in the datasets at `urls`.
+
+        ManifestError where there is no dataset, or one that lacks planned shards, unless that is allowed; DataError
+        where a split is missing or empty, or the tasks do not mix.
+        """
+        shards: list[Shard] = []
+        for url in urls:
+            store, committed = read_dataset(url, allow_incomplete=allow_incomplete)
+            manifests = [m for m in committed if m.keys]
+            missing = sorted(set(splits) - {m.split for m in manifests})
+            if missing:
+                there = ", ".join(sorted({m.split for m in manifests})) or "no samples at all"
+                raise DataError(f"{store.url} has no samples in split {', '.join(missing)}; it has: {there}")
+            shards += [Shard(store, m) for m in manifests if m.split in splits]
+        tasks = list(dict.fromkeys(shard.manifest.task for shard in shards))
+        if not tasks:
+            raise DataError("no data: give at least one dataset and one split")
+        if len(tasks) > 1 and not set(tasks) <= set(LUMA_TASKS):
+            raise DataError(f"one model cannot be trained for {' and '.join(tasks)}: their inputs and losses differ")
+        return cls(tasks[0], tuple(shards))
+
+    def __len__(self) -> int:
+        return sum(len(shard.manifest.keys) for shard in self.shards)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each dataset, by URL: hex SHA-256 of the names and hashes of the shards that are read."""
+        proofs: dict[str, list[str]] = {}
+        for shard in self.shards:
+            proofs.setdefault(shard.store.url, []).append(f"{shard.manifest.shard} {shard.manifest.sha256}")
+        return {url: sha256("\n".join(lines).encode()) for url, lines in proofs.items()}
+
+    def survey(self) -> Survey:
+        """Look into a few shards of each dataset. DataError where samples differ in what a network fixes."""
+        found: list[tuple[Shard, Sample]] = []
+        for url in self.fingerprints:
+            shards = [shard for shard in self.shards if shard.store.url == url]
+            count = min(SURVEYED_SHARDS, len(shards))
+            for i in range(count):
+                shard = shards[i * (len(shards) - 1) // max(count - 1, 1)]
+                found += [(shard, sample) for sample in shard.read()]
+        return Survey.of(found)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the samples are like: what shapes the network, and one of them as an example."""
+
+    roles: tuple[str, ...]
+    """Role of each modality in its order; `ct|pet|spect` where samples have one of several in that place."""
+    channels: tuple[int, ...]
+    """Channels of each modality as stored, the most seen in each place."""
+    text_width: int | None
+    """Width of the encoded captions; None where there are none."""
+    has_target: bool
+    example: Sample
+    scales: tuple[Scale | None, ...] = ()
+    """What the samples declare of the values of each modality; None where they declare nothing, or not the same."""
+
+    @classmethod
+    def of(cls, found: Sequence[tuple[Shard, Sample]]) -> Self:
+        """From samples that have been read, each with the shard it is in."""
+        first = found[0][1]
+        places: list[set[str]] = [set() for _ in first.images]
+        channels = [0] * len(first.images)
+        scales: list[set[Scale | None]] = [set() for _ in first.images]
+        text_width: int | None = None
+        for shard, sample in found:
+            where = f"{shard.url}: {sample.key}"
+            if len(sample.images) != len(places):
+                raise DataError(f"{where} has {len(sample.images)} modalities, {first.key} has {len(places)}")
+            for i, image in enumerate(sample.images):
+                if any(image.role in place for place in (*places[:i], *places[i + 1 :])):
+                    raise DataError(f"{where}: samples differ in the order of their modalities: {image.role} moves")
+                places[i].add(image.role)
+                channels[i] = max(channels[i], image.channels)
+                # 8 bits need no declaration, and say nothing of what deeper pictures hold.
+                if image.bit_depth > 8 or image.scale is not None:
+                    scales[i].add(image.rule)
+            if sample.text is not None:
+                text_width = text_width or sample.text.width
+                if sample.text.width != text_width:
+                    raise DataError(
+                        f"{where}: its encoded caption is of width {sample.text.width}, others' of {text_width}"
+                    )
+        return cls(
+            roles=tuple("|".join(sorted(place)) for place in places),
+            channels=tuple(channels),
+            text_width=text_width,
+            has_target=all(sample.target is not None for _, sample in found),
+            example=first,
+            scales=tuple(place.pop() if len(place) == 1 else None for place in scales),
+        )
+
+
+class ShardCache:
+    """The last `capacity` shards read, for threads of one process."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._held: OrderedDict[str, Future[list[Sample]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, shard: Shard) -> list[Sample]:
+        """The samples of `shard`, read at most once while it is held. Only who wants a shard waits for it."""
+        with self._lock:
+            held = self._held.get(shard.url)
+            mine = held is None
+            if held is None:
+                held = self._held[shard.url] = Future()
+                if len(self._held) > self.capacity:
+                    self._held.popitem(last=False)
+            self._held.move_to_end(shard.url)
+        if mine:
+            try:
+                held.set_result(shard.read())
+            except BaseException as error:  # noqa: BLE001 - it is raised below
+                # Who waits for it fails alike; who comes later reads it anew.
+                with self._lock:
+                    if self._held.get(shard.url) is held:
+                        del self._held[shard.url]
+                held.set_exception(error)
+        return held.result()

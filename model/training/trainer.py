@@ -1,0 +1,256 @@
+"""The training step with nothing hidden, and its checkpoint. Knows no cluster: the caller may wrap the network in DDP.
+
+All that is random is a function of seed, rank and step, so a checkpoint needs no random state beyond those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.model.network.config import LUMA_TASKS
+from rwkvfusion.model.network.network import RWKVFusion
+from rwkvfusion.model.training.loader import Batch
+from rwkvfusion.model.training.losses import Terms, fusion_loss, sharpening_loss
+
+MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
+
+
+class TrainingError(RwkvFusionError):
+    """The training cannot go on; the message says from which step, and what to change."""
+
+
+class CheckpointError(RwkvFusionError, ValueError):
+    """A folder that is not a checkpoint of this training; the message names the file."""
+
+
+class LossConfig(BaseModel):
+    """Weights of the loss terms (eq. 19 and 20)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    intensity: float = Field(default=10, ge=0, description="vif, mif, mef, mff: distance to the sources (eq. 21)")
+    gradient: float = Field(default=20, ge=0, description="vif, mif, mef, mff: distance of the edges (eq. 23)")
+    ssim: float | None = Field(default=None, ge=0, description="None: 2 for those four, 0.1 for sharpening")
+    intensity_mode: Literal["both", "max"] = Field(default="both", description="distance to both, or to the brighter")
+
+
+class OptimConfig(BaseModel):
+    """AdamW, its schedule, and what guards it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    lr: float = Field(default=1e-3, gt=0, description="highest learning rate")
+    final_lr: float = Field(default=0.01, ge=0, le=1, description="learning rate of the last step, as a part of `lr`")
+    warmup: int = Field(default=100, ge=0, description="steps of linear rise; never more than a tenth of all steps")
+    weight_decay: float = Field(default=1e-6, ge=0)
+    clip: float = Field(default=1.0, gt=0, description="gradients of a larger norm are scaled down to it")
+    ema: float = Field(default=0.999, ge=0, lt=1, description="part of the old average kept per step, after a warm-up")
+    max_skipped: int = Field(default=10, ge=1, description="steps in a row without finite gradients that end the run")
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on GPUs, fp32 on CPUs")
+
+
+def learning_rate(config: OptimConfig, step: int, total: int) -> float:
+    """Of `step`, from 0: linear rise, then half a cosine down to `final_lr` at the last step."""
+    warmup = min(config.warmup, total // 10)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(total - 1 - warmup, 1)
+    low = config.final_lr
+    return config.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+class Trainer:
+    """One rank's part of a training.
+
+    Args:
+        network: on `device` already.
+        wrap: makes the module that is called in training out of the network, e.g. DistributedDataParallel.
+        total: steps of the whole training, which the learning rate's schedule needs.
+    """
+
+    def __init__(
+        self,
+        network: RWKVFusion,
+        *,
+        task: str,
+        loss: LossConfig,
+        optim: OptimConfig,
+        total: int,
+        seed: int,
+        rank: int = 0,
+        wrap: Callable[[RWKVFusion], nn.Module] = lambda network: network,
+    ) -> None:
+        self.network, self.task, self.loss, self.optim = network, task, loss, optim
+        self.total, self.seed, self.rank = total, seed, rank
+        self.device = next(network.parameters()).device
+        self.module = wrap(network)
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+        self.ema = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        self.done = 0
+        """Steps taken: the number of the next one."""
+        self.skipped = 0
+        self.last_loss = torch.full((), math.nan)
+        """Of the last step, the mean over all ranks; not a number before the first."""
+        self._skipped_in_a_row = 0
+        self._bf16 = optim.precision == "bf16" or (optim.precision == "auto" and self.device.type == "cuda")
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One step on `batch`; the loss, its terms and the gradient's norm as detached scalars, means over all ranks.
+
+        A step whose loss or gradient is not finite on any rank changes no weight on any. TrainingError after
+        `max_skipped` of them in a row.
+        """
+        torch.manual_seed(hash((self.seed, self.rank, self.done)) % 2**63)
+        lr = learning_rate(self.optim, self.done, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.module.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, terms = self._loss(batch.to(self.device))
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.optim.clip)
+        values = torch.stack([loss.detach(), *terms.values()])
+        if dist.is_initialized():
+            dist.all_reduce(values)
+            values /= dist.get_world_size()
+        self._update(finite=bool(torch.isfinite(values[0]) & torch.isfinite(norm)))
+        self.done += 1
+        self.last_loss = values[0]
+        return {"loss": values[0], **dict(zip(terms, values[1:], strict=True)), "gradient_norm": norm.detach()}
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Terms]:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            fused = self.module(batch.images, batch.mask, batch.text, batch.text_mask)
+        if self.task in LUMA_TASKS:
+            weights = self.loss
+            ssim = 2.0 if weights.ssim is None else weights.ssim
+            return fusion_loss(
+                fused,
+                batch.images,
+                intensity=weights.intensity,
+                gradient=weights.gradient,
+                ssim=ssim,
+                intensity_mode=weights.intensity_mode,
+            )
+        if batch.target is None:
+            raise TrainingError(f"{self.task} is trained on a target, and {', '.join(batch.keys)} are without one")
+        return sharpening_loss(fused, batch.target, ssim=0.1 if self.loss.ssim is None else self.loss.ssim)
+
+    def _update(self, *, finite: bool) -> None:
+        if not finite:
+            self.skipped += 1
+            self._skipped_in_a_row += 1
+            if self._skipped_in_a_row >= self.optim.max_skipped:
+                raise TrainingError(
+                    f"step {self.done}: loss or gradient was not finite {self._skipped_in_a_row} times in a row; "
+                    f"try a lower optim.lr than {self.optim.lr:g} or optim.precision=fp32"
+                )
+            return
+        self._skipped_in_a_row = 0
+        self.optimizer.step()
+        # At the first steps the weights are far from any that are worth remembering.
+        decay = min(self.optim.ema, (1 + self.done) / (10 + self.done))
+        with torch.no_grad():
+            for name, value in self.network.state_dict().items():
+                if value.is_floating_point():
+                    self.ema[name].lerp_(value, 1 - decay)
+                else:
+                    self.ema[name].copy_(value)
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Fuse `batch` with the averaged weights: (B, C, H, W) float32, on the CPU."""
+        batch = batch.to(self.device)
+        self.network.eval()
+        with torch.inference_mode():
+            inputs = (batch.images, batch.mask, batch.text, batch.text_mask)
+            fused: Tensor = torch.func.functional_call(self.network, self.ema, inputs)
+        return fused.float().cpu()
+
+    def averaged(self) -> RWKVFusion:
+        """A network of its own, on the CPU, with the averaged weights."""
+        network = RWKVFusion(self.network.config)
+        network.load_state_dict(self.ema)
+        return network.eval()
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint to `folder`, which is made where it is missing; the state last, as proof of the rest."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {MODEL: self.network.state_dict(), EMA: self.ema, OPTIMIZER: self._optimizer_tensors()}
+        for name, values in tensors.items():
+            _save(values, folder / name)
+        state = {**self._state(), "files": {name: _file_sha256(folder / name) for name in tensors}}
+        (folder / STATE).write_text(json.dumps(state, indent=1, sort_keys=True) + "\n")
+
+    def load(self, folder: Path) -> None:
+        """Go on exactly where `save` was called. CheckpointError for a folder of another training, or damaged."""
+        try:
+            state = self._proved(folder)
+            network, average, moments = (load_file(folder / name) for name in (MODEL, EMA, OPTIMIZER))
+            average = {name: average[name].to(self.device) for name in self.ema}
+            counts = [int(state[name]) for name in ("done", "skipped", "skipped_in_a_row")]
+            last_loss = torch.tensor(float(state["last_loss"]))
+            self.network.load_state_dict(network)
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{folder} is no checkpoint of this training: {error}") from None
+        self.ema, self.last_loss = average, last_loss
+        self.done, self.skipped, self._skipped_in_a_row = counts
+        self._restore_optimizer(moments)
+
+    def _proved(self, folder: Path) -> dict[str, Any]:
+        """The state, once every file is found to be the one it was written with."""
+        state = json.loads((folder / STATE).read_text())
+        if not isinstance(state, dict) or not isinstance(files := state.get("files"), dict):
+            raise CheckpointError(f"{folder / STATE} does not say what belongs to it")
+        damaged = [name for name in (MODEL, EMA, OPTIMIZER) if files.get(name) != _file_sha256(folder / name)]
+        if damaged:
+            raise CheckpointError(f"{folder} is damaged, or was not stored whole: {', '.join(damaged)}")
+        differs = [name for name, value in self._identity().items() if state.get(name) != value]
+        if differs:
+            raise CheckpointError(f"{folder / STATE} is of another training: {', '.join(differs)} differ")
+        return state
+
+    def _identity(self) -> dict[str, Any]:
+        return {"total": self.total, "seed": self.seed, "task": self.task}
+
+    def _state(self) -> dict[str, Any]:
+        counts = {"done": self.done, "skipped": self.skipped, "skipped_in_a_row": self._skipped_in_a_row}
+        return {**self._identity(), **counts, "last_loss": float(self.last_loss)}
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        """`PARAMETER/exp_avg` and so on; a parameter that never had a gradient has none."""
+        return {
+            f"{name}/{moment}": value
+            for name, parameter in self.network.named_parameters()
+            for moment, value in self.optimizer.state.get(parameter, {}).items()
+        }
+
+    def _restore_optimizer(self, moments: dict[str, Tensor]) -> None:
+        parameters = dict(self.network.named_parameters())
+        self.optimizer.state.clear()
+        for key, value in moments.items():
+            name, _, moment = key.rpartition("/")
+            # AdamW keeps its counter of steps on the CPU.
+            place = "cpu" if moment == "step" else self.device
+            self.optimizer.state[parameters[name]][moment] = value.to(place)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)

@@ -1,0 +1,232 @@
+"""`fuse`: a model's pictures of one pair, of two folders, or of a prepared dataset. Needs no Ray.
+
+Each picture `NAME.png` (TIFF where it has other than 1 or 3 bands, or the format asked for) lies beside `NAME.json`:
+model, sources, guidance, hashes; by it, a picture that is finished is not made again. A pair that cannot be fused is
+skipped with its reason; the others go on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import Literal, Self
+
+import torch
+
+from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.pictures.decode import ImageError
+from rwkvfusion.infra.pictures.formats import FORMATS
+from rwkvfusion.infra.pictures.units import Scale
+from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.model.fusing.fuser import WEIGHTS, Fuser
+from rwkvfusion.model.registry.registry import resolve
+from rwkvfusion.pipelines.console import Bar, say
+from rwkvfusion.pipelines.fuse.scene import File, FuseError
+from rwkvfusion.pipelines.fuse.units import check_roles, declared
+from rwkvfusion.pipelines.fuse.writer import (
+    Fused,
+    FuseSummary,
+    Model,
+    OnPicture,
+    Output,
+    PictureWriter,
+    Skipped,
+    Task,
+)
+from rwkvfusion.stages.dataset.manifest import Manifest, read_shard
+from rwkvfusion.stages.dataset.planned import read_dataset
+from rwkvfusion.stages.dataset.sample import Sample, SampleFormatError
+from rwkvfusion.stages.dataset.shards import unpack
+from rwkvfusion.stages.source.folder_pairs import FoldersError, pair_folders
+from rwkvfusion.stages.source.reading import check_orientation, open_picture
+from rwkvfusion.stages.source.scenes.picture_rasters import with_filled
+
+__all__ = [
+    "FuseError",
+    "FuseSummary",
+    "Model",
+    "Output",
+    "PictureProgress",
+    "fuse_dataset",
+    "fuse_folders",
+    "fuse_pair",
+]
+
+RawGuidance = Literal["none", "builtin"]
+
+
+def open_model(
+    uri: str,
+    device: str | None = None,
+    tracking: str | None = None,
+    scales: Mapping[str, Scale] | None = None,
+) -> Model:
+    """The model behind `uri` (see `serving.resolve`) on `device`; by default on the GPU where there is one.
+
+    `scales`: of the raw pictures that it is to fuse, by role; ScaleError for roles that are not the model's.
+    """
+    source = resolve(uri, tracking)
+    fuser = Fuser.load(source.folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_roles(scales or {}, fuser)
+    return Model(fuser, source, sha256((source.folder / WEIGHTS).read_bytes()), scales or {})
+
+
+def fuse_pair(
+    model: Model,
+    urls: Sequence[str],
+    out: str,
+    guidance: RawGuidance = "none",
+    output: Output = Output(),  # noqa: B008
+) -> FuseSummary:
+    """Fuse the pictures `urls`, in the order of the model's roles, to `out` with its record beside it.
+
+    `out` ends in one of `encode.FORMATS`, or is a folder, where the picture gets the stem of the first. FuseError for a
+    number of pictures that is not the model's, and for an `out` that ends otherwise or in another than `output.format`.
+    """
+    roles = [names[0] for names in model.fuser.config.places]
+    if len(urls) != len(roles):
+        raise FuseError(f"this model fuses {' + '.join(roles)}: give {len(roles)} pictures, not {len(urls)}")
+    files = {role: _file(url) for role, url in zip(roles, urls, strict=True)}
+    folder, name = (Store(out), files[roles[0]][1]) if Store(out).isdir() else _file(out)
+    stem, _, extension = name.rpartition(".")
+    if not Store(out).isdir():
+        if not stem or extension.lower() not in FORMATS:
+            known = ", ".join(f".{one}" for one in FORMATS)
+            raise FuseError(f"{out}: a fused picture is written as {known} (or into a folder that is there)")
+        if output.format not in (None, extension.lower()):
+            raise FuseError(f"{out} is no .{output.format}, which was asked for: leave one of them out")
+        output = replace(output, format=extension)
+    return PictureWriter(model, folder, guidance, replace(output, jobs=1)).run([_task(model, stem, files)], 1)
+
+
+def fuse_folders(
+    model: Model,
+    folders: Mapping[str, str],
+    out: str,
+    guidance: RawGuidance = "none",
+    on_picture: OnPicture | None = None,
+    output: Output = Output(),  # noqa: B008
+) -> FuseSummary:
+    """Fuse the pictures of `folders` (role -> URL), paired by name (see `pair_folders`), to `{out}/{stem}.{format}`.
+
+    Files that pair with nothing are skipped with the reason. FuseError where the roles are
+    not the model's, a folder is not there, or no two stems fit.
+    """
+    places = model.fuser.config.places
+    roles = [role for names in places for role in names if role in folders]
+    if len(roles) != len(places) or set(roles) != set(folders):
+        raise FuseError(f"this model fuses {' + '.join(model.fuser.config.roles)}, not {' + '.join(folders)}")
+    stores = {role: Store(folders[role]) for role in roles}
+    try:
+        pairs, alone = pair_folders(stores)
+    except FoldersError as error:
+        raise FuseError(str(error)) from None
+    tasks = []
+    for pair in pairs:
+        files = {role: (stores[role], name) for role, name in pair.items()}
+        tasks.append(_task(model, os.path.splitext(pair[roles[0]])[0], {role: files[role] for role in roles}))
+    skipped = [Skipped(one.name, one.reason) for one in alone]
+    return PictureWriter(model, Store(out), guidance, output).run(tasks, len(tasks) + len(skipped), on_picture, skipped)
+
+
+def fuse_dataset(
+    model: Model,
+    url: str,
+    out: str,
+    splits: Collection[str] | None = None,
+    keys: Collection[str] | None = None,
+    on_picture: OnPicture | None = None,
+    output: Output = Output(),  # noqa: B008
+    *,
+    allow_incomplete: bool = False,
+) -> FuseSummary:
+    """Fuse the committed samples of the dataset at `url` with their own masks and texts, to `{out}/{stem}.{format}`.
+
+    The stem is that of the first modality's file in the source, so that the pictures can be set beside it; where two
+    samples share one, the later gets its key. FuseError for splits or keys that are not there; ManifestError for a
+    dataset that lacks planned shards, unless that is allowed.
+    """
+    store, manifests = read_dataset(url, allow_incomplete=allow_incomplete)
+    there = sorted({manifest.split for manifest in manifests})
+    unknown = sorted(set(splits or ()) - set(there))
+    if unknown:
+        raise FuseError(f"{store.url} has no split {', '.join(unknown)}; there is {', '.join(there)}")
+    chosen = [manifest for manifest in manifests if not splits or manifest.split in splits]
+    wanted = {key for manifest in chosen for key in manifest.keys if keys is None or key in keys}
+    missing = sorted(set(keys or ()) - wanted)
+    if missing or not wanted:
+        raise FuseError(f"{store.url} has no committed sample {', '.join(missing[:5])} in the splits asked for")
+    tasks = _committed(store, chosen, wanted)
+    return PictureWriter(model, Store(out), "sample", output).run(tasks, len(wanted), on_picture)
+
+
+class PictureProgress:
+    """Progress on stderr, for `on_picture`: what was skipped is said at once, with its reason. Use it as a context."""
+
+    def __init__(self) -> None:
+        self._bar: Bar | None = None
+        self._shown = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._shown.close()
+
+    def __call__(self, result: Fused | Skipped | None, total: int) -> None:
+        if self._bar is None:
+            self._bar = self._shown.enter_context(Bar("fuse", total, "picture"))
+            self._bar.reach(0)
+        if isinstance(result, Skipped):
+            say(f"skipped {printable(result.name)}: {printable(result.reason)}")
+        if isinstance(result, Fused):
+            for note in result.notes:
+                say(f"{printable(result.name)}: {printable(note)}")
+        if result is not None:
+            self._bar.advance(worked=isinstance(result, Fused) and not result.kept)
+
+
+def _file(url: str) -> File:
+    folder, _, name = Store(url).url.rpartition("/")
+    return Store(folder or "/"), name
+
+
+def _task(model: Model, name: str, files: Mapping[str, File]) -> Task:
+    return Task(name, partial(_raw_sample, model, files), files=files)
+
+
+def _raw_sample(model: Model, files: Mapping[str, File]) -> Sample:
+    """A sample of pictures as they are, with what is declared of them; an error names the file."""
+    pictures = []
+    for role, (store, name) in files.items():
+        try:
+            pictures.append(with_filled(store, name, open_picture(role, store.join(name), store.read(name))))
+        except ImageError as error:
+            raise ImageError(f"{printable(store.join(name))}: {error}") from None
+    check_orientation(pictures)
+    images = tuple(declared(model.fuser, model.scales, picture) for picture in pictures)
+    return Sample(key="pair", dataset="files", split="test", task=model.fuser.config.task, images=images)
+
+
+def _committed(store: Store, manifests: Sequence[Manifest], wanted: Collection[str]) -> Iterator[Task]:
+    """A task for each wanted sample of the shards; those of a damaged shard fail with what is wrong with it."""
+    for manifest in manifests:
+        keys = [key for key in manifest.keys if key in wanted]
+        if not keys:
+            continue
+        try:
+            samples = {sample.key: sample for sample in unpack(read_shard(store, manifest))}
+        except RwkvFusionError as error:
+            yield from (Task(key, partial(_fail, str(error)), key) for key in keys)
+            continue
+        for key in keys:
+            stem = samples[key].images[0].path.rpartition("/")[2].rpartition(".")[0]
+            yield Task(stem, partial(samples.__getitem__, key), key)
+
+
+def _fail(message: str) -> Sample:
+    raise SampleFormatError(message)

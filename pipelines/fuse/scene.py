@@ -1,0 +1,201 @@
+"""Fusing scenes: rasters are read in windows, sharpened tile by tile, and written with their georeference."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.pictures.decode import encode_tiff
+from rwkvfusion.infra.pictures.emptiness import filled
+from rwkvfusion.infra.pictures.units import Scale, Unit
+from rwkvfusion.infra.storage import Store
+from rwkvfusion.model.fusing.fuser import Fuser
+from rwkvfusion.model.fusing.tiles import Window
+from rwkvfusion.model.network.config import SHARPENING_TASKS
+from rwkvfusion.pipelines.fuse.scene_writer import SceneWriter
+from rwkvfusion.pipelines.fuse.units import Measured, scene_units
+from rwkvfusion.stages.dataset.sample import Sample
+from rwkvfusion.stages.source.reading import open_picture
+from rwkvfusion.stages.source.scenes.ground import check_same_grid
+from rwkvfusion.stages.source.scenes.raster import Raster, RasterError, gdal_errors
+from rwkvfusion.stages.source.scenes.raster_pair import RasterPair
+
+File = tuple[Store, str]
+RASTERS = ("tif", "tiff")
+_CACHE_MB = 64
+"""Of GDAL, which would take a twentieth of the memory."""
+_OVERVIEW = 256
+_BLOCK = 16 * 2**20
+
+
+class FuseError(RwkvFusionError):
+    """Nothing can be fused as asked; the message says what is missing."""
+
+
+def is_scene(fuser: Fuser, files: Mapping[str, File]) -> bool:
+    """Whether `files` are to be read in windows: rasters for a model that sharpens, of which one is a TIFF or located.
+
+    What GDAL cannot read may yet be a picture, but not beside a raster whose georeference would be lost: RasterError.
+    """
+    if fuser.config.task not in SHARPENING_TASKS or len(files) != 2:
+        return False
+    rasters, errors = [], []
+    with ExitStack() as stack:
+        for store, name in files.values():
+            try:
+                rasters.append(stack.enter_context(Raster(store, name)))
+            except RasterError as error:
+                errors.append(error)
+        is_located = any(raster.is_located for raster in rasters)
+        if errors and is_located:
+            raise errors[0]
+        if errors or is_located:
+            return is_located
+        # A TIFF has more ways to hold bands than GDAL knows.
+        fits = [raster.n_bands for raster in rasters] == list(fuser.network.config.in_channels)
+        return fits and any(raster.dataset.driver == "GTiff" for raster in rasters)
+
+
+def lost_ground(files: Mapping[str, File]) -> tuple[str, ...]:
+    """What TIFFs that are fused as plain pictures say of themselves, and the fused picture does not.
+
+    RasterError where they are not of the same ground.
+    """
+    rasters, notes = [], []
+    with ExitStack() as stack:
+        for store, name in files.values():
+            if name.rpartition(".")[2].lower() in RASTERS:
+                with suppress(RasterError):
+                    rasters.append(stack.enter_context(Raster(store, name)))
+        for raster in rasters:
+            if raster.is_located and rasters[0].is_located:
+                check_same_grid(rasters[0], raster)
+            if raster.is_located:
+                notes.append(f"the georeference of {raster.name} is not kept: only models that sharpen do")
+            if raster.nodata or raster.has_mask:
+                how = "they are filled from their neighbours, and the result does not tell them"
+                notes.append(f"{raster.name} declares empty pixels: {how}")
+    return tuple(notes)
+
+
+@dataclass(frozen=True)
+class SceneRecord:
+    """What was written: the raster's shape and type, its georeference, and the hashes of it and its sources; and what a
+    person should know of how that was done."""
+
+    height: int
+    width: int
+    output: dict[str, Any]
+    sources: dict[str, dict[str, str]]
+    notes: tuple[str, ...]
+
+
+def raster_units(
+    fuser: Fuser, files: Mapping[str, File], scales: Mapping[str, Scale]
+) -> tuple[dict[str, Unit], dict[str, float]]:
+    """`scene_units` of the rasters `files`, of which `scales` are declared. RasterError where they lack the bands."""
+    with ExitStack() as stack:
+        rasters = {role: stack.enter_context(Raster(*file)) for role, file in files.items()}
+        # Values of what is no band of the model have no unit in it.
+        _check_bands(fuser, rasters)
+        measured = {
+            role: Measured(files[role][1], raster.some_values(), raster.declared_white)
+            for role, raster in rasters.items()
+        }
+    return scene_units(fuser, scales, measured)
+
+
+def overview(fuser: Fuser, files: Mapping[str, File], units: Mapping[str, Unit]) -> Sample:
+    """The rasters shrunk to a few hundred pixels: a sample to make a caption of. RasterError as `fuse_scene`."""
+    pictures = []
+    for role, (store, name) in files.items():
+        with Raster(store, name) as raster:
+            rows, columns = raster.size
+            shrink = max(max(rows, columns) / _OVERVIEW, 1)
+            shape = (max(round(rows / shrink), 1), max(round(columns / shrink), 1))
+            values = filled(*raster.read((slice(0, rows), slice(0, columns)), shape))
+        picture, unit = open_picture(role, name, encode_tiff(values)), units[role]
+        pictures.append(picture.image.with_scale((unit.black, unit.white), picture.array))
+    return Sample(key="scene", dataset="files", split="test", task=fuser.config.task, images=tuple(pictures))
+
+
+def fuse_scene(
+    fuser: Fuser,
+    files: Mapping[str, File],
+    store: Store,
+    name: str,
+    units: Mapping[str, Unit],
+    text: np.ndarray | None = None,
+) -> SceneRecord:
+    """Sharpen the rasters `files` (by role, in the model's order) to the GeoTIFF `name`.
+
+    The result has the size and georeference of the high-resolution raster, and of the other the bands, their type,
+    scale, units and descriptions, and the tags; a pixel that is empty in either is empty. RasterError where the rasters
+    do not fit each other or the model, or cannot be read. `units`: by role, see `raster_units`.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_MB))
+        rasters = {role: stack.enter_context(Raster(*file)) for role, file in files.items()}
+        _check_bands(fuser, rasters)
+        low = list(rasters)[fuser.network.config.residual or 0]
+        (high,) = set(rasters) - {low}
+        pair = RasterPair(rasters[high], rasters[low])
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rwkvfusion-fuse-")))
+        stack.enter_context(gdal_errors(f"{name} cannot be written"))
+        (height, width), (tall, wide) = pair.fine.size, (side * pair.ratio for side in pair.size)
+        with SceneWriter(folder / "fused.tif", pair, fuser.network.config.out_channels) as out:
+            for rows, strip in fuser.fuse_scene(_reader(pair, high, low), tall, wide, pair.ratio, text, units=units):
+                there = slice(rows.start, min(rows.stop, height))
+                out.write(strip[: there.stop - there.start, :width], pair.empty(there))
+        stem = name.rpartition(".")[0]
+        for old in (".aux.xml", ".msk", ".ovr"):
+            # Of a picture that lay here before.
+            store.remove(name + old)
+        for file in sorted(folder.iterdir()):
+            # What GDAL cannot put into a TIFF lies beside it.
+            beside = name if file.suffix == ".tif" else f"{stem}{file.name.removeprefix('fused')}"
+            store.put(beside, str(file))
+        output = {
+            "path": name,
+            "sha256": file_sha256(Store(str(folder)), "fused.tif"),
+            "height": height,
+            "width": width,
+            **out.facts,
+        }
+        sources = {role: {"path": name, "sha256": file_sha256(store, name)} for role, (store, name) in files.items()}
+        return SceneRecord(height, width, output, sources, (*pair.notes, *out.notes))
+
+
+def _check_bands(fuser: Fuser, rasters: Mapping[str, Raster]) -> None:
+    wanted = fuser.network.config.in_channels
+    if [raster.n_bands for raster in rasters.values()] != list(wanted):
+        there = " and ".join(f"{raster.name} has {raster.n_bands}" for raster in rasters.values())
+        takes = " and ".join(f"{n} of {role}" for role, n in zip(rasters, wanted, strict=True))
+        more = "".join(f"; {note}" for raster in rasters.values() for note in raster.notes)
+        raise RasterError(f"{there} bands (alpha is none), but this model takes {takes}, in this order{more}")
+
+
+def _reader(pair: RasterPair, high: str, low: str) -> Callable[[Window], dict[str, np.ndarray]]:
+    def read(window: Window) -> dict[str, np.ndarray]:
+        rows, columns = (slice(span.start // pair.ratio, span.stop // pair.ratio) for span in window)
+        fine, coarse = pair.read((rows, columns))
+        return {high: fine.values, low: coarse.values}
+
+    return read
+
+
+def file_sha256(store: Store, name: str) -> str:
+    """Hex SHA-256 of a file, of which one block at a time is in memory."""
+    digest, size = hashlib.sha256(), store.size(name)
+    for start in range(0, size, _BLOCK):
+        digest.update(store.read(name, start, min(start + _BLOCK, size)))
+    return digest.hexdigest()

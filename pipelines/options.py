@@ -1,0 +1,41 @@
+"""What commands share: options of several, and the refusal of options that a call would ignore."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import click
+from click.core import ParameterSource
+
+from rwkvfusion.infra.pictures.units import Scale, parse_scales
+from rwkvfusion.stages.dataset.planned import ALLOW
+
+ALLOW_INCOMPLETE = click.option(
+    ALLOW, "allow_incomplete", is_flag=True, help="Take what is there of a dataset that `prepare` has not finished."
+)
+
+
+def is_given(context: click.Context, name: str) -> bool:
+    """Whether the caller gave the parameter called `name`."""
+    return context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
+
+
+def check_form(context: click.Context, forms: Mapping[str, Collection[str]], form: str) -> None:
+    """UsageError where an option is given that has an effect in other forms of the call only.
+
+    `forms`: for each way to call the command, in words, the names of the parameters that it uses; a parameter of none
+    is used by all. `form`: the way it was called.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        users = [words for words, names in forms.items() if name in names]
+        if users and form not in users and is_given(context, name):
+            raise click.UsageError(f"{parameter.opts[0]} is for {' or '.join(users)}: with {form} it has no effect")
+
+
+def scales_of(_: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, Scale]:
+    """Of the option --scale: the scales by role that were given."""
+    try:
+        return parse_scales(texts)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from None

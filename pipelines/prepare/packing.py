@@ -1,0 +1,114 @@
+"""How many actors each stage gets, and what they share: the job sized to its cluster, before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.stages.guidance.stage import Stage
+
+if TYPE_CHECKING:  # it takes Ray, and a second, to import
+    from rwkvfusion.pipelines.cluster import Cluster
+
+TASK_CPUS = 2
+"""Logical CPUs kept for reading and for committing, which share the cluster with the actors."""
+
+
+class PackingError(RwkvFusionError):
+    """Stages that do not fit the cluster together: they would wait for each other for ever."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The actors of one stage: what each takes, and how many there are at least and at most; none where all that it
+    would make is kept already."""
+
+    stage: Stage[Any]
+    cpus: float
+    gpus: float
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        if self.most == 0:
+            return f"{self.stage.name} kept"
+        count = f"{self.least}-{self.most}" if self.most > self.least else f"{self.least}"
+        takes = f"{self.cpus:g} CPU" + (f" + {self.gpus:g} GPU" if self.gpus else "")
+        return f"{self.stage.name} {count} x {takes}"
+
+
+def wanted_cpus(stages: Sequence[Stage[Any]]) -> float:
+    """Logical CPUs of the smallest pools that run at once, with those for reading and committing."""
+    return float(sum(s.config.resources.cpus * s.config.resources.min_actors for s in stages)) + TASK_CPUS
+
+
+def pack(stages: Sequence[Stage[Any]], kept: frozenset[str], cluster: Cluster, shards: int) -> list[Pool]:
+    """The pools of `stages` for a job of `shards` shards; those named in `kept` need no actors.
+
+    CPUs are counted, not held, so that on a small machine actors take fractions of them. GPUs are not shared out
+    beyond what they have: PackingError where the smallest pools do not fit the cards of this machine. A cluster may
+    grow, so that there they wait.
+    """
+    running = [stage for stage in stages if stage.name not in kept]
+    shrink = min(1.0, max(cluster.cpus - TASK_CPUS, 0.5) / max(wanted_cpus(running) - TASK_CPUS, 1e-9))
+    with_model = [stage for stage in running if stage.uses_gpu]
+    pools = []
+    for stage in stages:
+        resources = stage.config.resources
+        gpus = resources.gpus
+        if gpus is None:
+            gpus = round(1 / len(with_model), 4) if cluster.gpus and stage in with_model else 0.0
+        if stage.name in kept:
+            pools.append(Pool(stage, 0.0, 0.0, 0, 0))
+            continue
+        pools.append(Pool(stage, resources.cpus * shrink, gpus, resources.min_actors, 0))
+    least_gpus = sum(pool.gpus * pool.least for pool in pools)
+    lacking = _lacking(pools, cluster)
+    if lacking and cluster.local:
+        raise PackingError(f"{lacking}: lower STAGE.resources.gpus or STAGE.resources.min_actors")
+    return [_sized(pool, cluster, shards, least_gpus) for pool in pools]
+
+
+def _sized(pool: Pool, cluster: Cluster, shards: int, least_gpus: float) -> Pool:
+    if pool.least == 0:
+        return pool
+    # Stages run side by side, so that more actors than this would only wait for each other.
+    room = int(pool.least * cluster.gpus / least_gpus + 1e-6) if pool.gpus else cluster.cores // 2
+    most = max(pool.least, min(pool.stage.config.resources.max_actors, shards, room))
+    return Pool(pool.stage, pool.cpus, pool.gpus, pool.least, most)
+
+
+def _cards(pools: Sequence[Pool]) -> list[list[tuple[str, float]]]:
+    """Which actors of the smallest pools share which card: first fit, the largest first, as Ray places fractions."""
+    cards: list[list[tuple[str, float]]] = []
+    actors = [(pool.stage.name, pool.gpus) for pool in pools for _ in range(pool.least) if pool.gpus]
+    for name, gpus in sorted(actors, key=lambda actor: -actor[1]):
+        room = next((card for card in cards if sum(g for _, g in card) + gpus <= 1 + 1e-6), None)
+        if room is None:
+            cards.append(room := [])
+        room.append((name, gpus))
+    return cards
+
+
+def _lacking(pools: Sequence[Pool], cluster: Cluster) -> str | None:
+    """What the smallest pools need beyond the cards there are, in words."""
+    cards = _cards(pools)
+    needed = sum(max(1.0, sum(gpus for _, gpus in card)) for card in cards)
+    if needed <= cluster.gpus + 1e-6:
+        return None
+    each = ", ".join(f"{name} {gpus:g}" for card in cards for name, gpus in card)
+    return f"the smallest pools need {needed:g} GPUs ({each}), {cluster.place} has {cluster.gpus:g}"
+
+
+def packing_lines(pools: Sequence[Pool], cluster: Cluster) -> list[str]:
+    """The pools in words, what shares each card, and what has to wait for the cluster to grow."""
+    lines = [f"actors on {cluster}: " + ", ".join(str(pool) for pool in pools)]
+    for number, card in enumerate(_cards(pools)):
+        share = ", ".join(f"{name} {gpus:g}" for name, gpus in card)
+        lines.append(f"GPU {number}: {share} (of 1)")
+    lacking = _lacking(pools, cluster)
+    if lacking:
+        lines.append(f"{lacking}: the job waits until there are more")
+    return lines

@@ -1,0 +1,234 @@
+"""Which pair goes into which shard: a function of the source and the recipe alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.pipelines.prepare.guidance import check_weights, guidance_stages
+from rwkvfusion.pipelines.prepare.packing import Pool, pack, wanted_cpus
+from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
+from rwkvfusion.pipelines.ray_job import check_output
+from rwkvfusion.pipelines.recipe import RecipeError
+from rwkvfusion.stages.dataset.manifest import Manifest, read_manifests
+from rwkvfusion.stages.dataset.planned import PlannedShard, PlannedShards
+from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION
+from rwkvfusion.stages.guidance.cache import StageCache
+from rwkvfusion.stages.guidance.stage import Stage, fingerprint, fingerprints
+from rwkvfusion.stages.source.holdout import OnRead
+from rwkvfusion.stages.source.layouts import MASK
+from rwkvfusion.stages.source.members import Names
+from rwkvfusion.stages.source.source import Assumed, PairRef, Source, Unpaired
+
+if TYPE_CHECKING:  # it takes Ray, and a second, to import
+    from rwkvfusion.pipelines.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to be: its name and pairs, in order."""
+
+    name: str
+    pairs: tuple[PairRef, ...]
+    packing: Mapping[str, Any] = field(default_factory=dict)
+    """How its pictures are packed, where they are not alike."""
+
+    def to_json(self) -> str:
+        pairs = [pair.model_dump(mode="json") for pair in self.pairs]
+        return json.dumps({"pairs": pairs, **self.packing} if self.packing else pairs, sort_keys=True)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of the pairs."""
+        return sha256(self.to_json().encode())
+
+
+def planned_pairs(plan: str) -> list[PairRef]:
+    """The pairs of `ShardPlan.to_json`."""
+    planned = json.loads(plan)
+    return [PairRef.model_validate(ref) for ref in (planned["pairs"] if isinstance(planned, dict) else planned)]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe put together: its stages with their fingerprints, the shards planned, and those still to make."""
+
+    recipe: PrepareRecipe
+    dataset: str
+    task: str
+    store: Store
+    stages: tuple[Stage[Any], ...]
+    fingerprints: tuple[str, ...]
+    shards: tuple[ShardPlan, ...]
+    extensions: dict[str, str]
+    """Of the members of each role, in all shards."""
+    differences: tuple[str, ...]
+    """What is not alike in all samples, in words."""
+    unpaired: tuple[Unpaired, ...]
+    ignored: tuple[Unpaired, ...]
+    assumed: tuple[Assumed, ...]
+    n_left_out: int
+    """Pairs that the settings leave out."""
+    committed: dict[str, Manifest]
+    tars: dict[str, int]
+    """Bytes of the files in the dataset's folder."""
+    retry: bool = False
+    """Whether shards with quarantined pairs are made again."""
+
+    @property
+    def source(self) -> Source:
+        """Where the pairs are read."""
+        return Source(self.recipe.source, self.dataset, self.store.patience)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all stages together, and of how files are read: equal where a shard need not be made again."""
+        reading = self.recipe.source.reading
+        return fingerprint("", [*self.fingerprints, *([reading] if reading else [])])
+
+    @cached_property
+    def pending(self) -> tuple[ShardPlan, ...]:
+        """Shards that are not committed as this recipe would make them."""
+        return tuple(shard for shard in self.shards if not self._is_done(shard))
+
+    def _is_done(self, shard: ShardPlan) -> bool:
+        manifest = self.committed.get(shard.name)
+        if manifest is None or (self.retry and manifest.quarantined):
+            return False
+        is_whole = manifest.sha256 is None or self.tars.get(manifest.tar) == manifest.size
+        done = (shard.digest, self.fingerprint, None)
+        return is_whole and (manifest.plan, manifest.fingerprint, manifest.file) == done
+
+    @property
+    def planned(self) -> PlannedShards:
+        """What the dataset is to hold, for its readers."""
+        shards = {shard.name: PlannedShard(pairs=len(shard.pairs), plan=shard.digest) for shard in self.shards}
+        return PlannedShards(fingerprint=self.fingerprint, shards=shards)
+
+    def again(self) -> Job:
+        """The same job, seen against what is committed now."""
+        return replace(self, **_found(self.store))
+
+    @property
+    def stale(self) -> tuple[str, ...]:
+        """Committed shards that this plan no longer has."""
+        planned = {shard.name for shard in self.shards}
+        return tuple(name for name in self.committed if name not in planned)
+
+    @property
+    def n_own_captions(self) -> int:
+        """Pairs with a caption file of the dataset's own."""
+        return sum(pair.caption is not None for shard in self.shards for pair in shard.pairs)
+
+    @property
+    def n_pairs(self) -> int:
+        return sum(len(shard.pairs) for shard in self.shards)
+
+    @cached_property
+    def kept(self) -> dict[str, frozenset[str]]:
+        """The shards of which each stage, by name, has kept something under its fingerprint."""
+        caches = (StageCache.of(self.store, *pair) for pair in zip(self.stages, self.fingerprints, strict=True))
+        return {cache.stage: cache.shards() for cache in caches}
+
+    @cached_property
+    def idle(self) -> frozenset[str]:
+        """Stages that have kept all they would make: of shards whose pairs are those of the committed one."""
+        if self.retry:
+            return frozenset()
+        same = {s.name for s in self.pending if s.name in self.committed and self.committed[s.name].plan == s.digest}
+        wanted = {shard.name for shard in self.pending}
+        return frozenset(name for name, shards in self.kept.items() if wanted <= same & shards)
+
+    @property
+    def cpus(self) -> float:
+        """Logical CPUs that the smallest pools and the tasks take together."""
+        return wanted_cpus([stage for stage in self.stages if stage.name not in self.idle])
+
+    def pack(self, cluster: Cluster) -> list[Pool]:
+        """The actors of each stage on `cluster`; PackingError where they do not fit."""
+        return pack(self.stages, self.idle, cluster, len(self.pending))
+
+
+def plan_job(
+    recipe: PrepareRecipe, limit: int | None = None, *, retry: bool = False, on_read: OnRead = lambda *_: None
+) -> Job:
+    """List the source and lay out the job; touches no output.
+
+    RecipeError, SourceError, WeightsError where it cannot be done, before anything is started.
+    `limit` takes the first pairs only, and refuses to shrink a dataset that holds more; `retry` tries the quarantined
+    pairs again; `on_read` as in `Source.plan`.
+    """
+    check_output("output", recipe.output)
+    patience = recipe.storage.give_up_seconds
+    source = Source(recipe.source, recipe.name, patience)
+    if recipe.task not in (None, source.task):
+        raise RecipeError(
+            f"the recipe is for task {recipe.task!r}, layout {recipe.source.layout!r} is for {source.task!r}"
+        )
+    plan = source.plan(on_read)
+    pairs = plan.pairs if limit is None else plan.pairs[:limit]
+    if recipe.masks == "annotation" and all(place.role != MASK for place in source.layout.places):
+        raise RecipeError(
+            f"masks=annotation: layout {recipe.source.layout!r} has no masks of its own, no pair would have any:"
+            " set source.mask (layout paired), or masks=auto"
+        )
+    stages = guidance_stages(recipe, source.task, source.labels)
+    check_weights(stages)
+    exposures = recipe.source.exposures if source.layout.is_sequence else None
+    names = Names(source.store, pairs, exposures, uniform=recipe.shard.uniform)
+    store = Store(recipe.output, patience).sub(source.dataset)
+    job = Job(
+        recipe=recipe,
+        dataset=source.dataset,
+        task=source.task,
+        store=store,
+        stages=tuple(stages),
+        fingerprints=fingerprints(stages, {"schema_version": SCHEMA_VERSION}),
+        shards=_cut(pairs, recipe.shard.pairs, names),
+        extensions=names.extensions,
+        differences=tuple(names.differences()),
+        unpaired=plan.unpaired,
+        ignored=plan.ignored,
+        assumed=plan.assumed,
+        n_left_out=plan.n_left_out + len(plan.pairs) - len(pairs),
+        retry=retry,
+        **_found(store),
+    )
+    if limit is not None:
+        held = sum(len(manifest.keys) for manifest in job.committed.values())
+        if held > job.n_pairs:
+            raise RecipeError(f"{store.url} holds {held} pairs; --limit {limit} would drop some: use another output")
+    return job
+
+
+def _found(store: Store) -> dict[str, Any]:
+    """What is in the dataset's folder, as `Job` has it."""
+    committed = {manifest.shard: manifest for manifest in read_manifests(store, skip_damaged=True)}
+    return {"committed": committed, "tars": store.sizes()}
+
+
+def _cut(pairs: Sequence[PairRef], size: int, names: Names) -> tuple[ShardPlan, ...]:
+    """Pairs of one split, and of equal members, in the order of their keys; those with most members first.
+
+    So a shard is alike throughout, and who takes the first for all loses nothing of one that lacks a target.
+    """
+    members = {pair.key: names.members(pair) for pair in pairs}
+
+    def order(pair: PairRef) -> tuple[str, int, tuple[str, ...], str]:
+        return pair.split, -len(members[pair.key]), members[pair.key], pair.key
+
+    shards: list[ShardPlan] = []
+    for split, in_split in groupby(sorted(pairs, key=order), key=lambda pair: pair.split):
+        count = 0
+        for _, alike in groupby(in_split, key=lambda pair: members[pair.key]):
+            group = list(alike)
+            for start in range(0, len(group), size):
+                part = tuple(group[start : start + size])
+                shards.append(ShardPlan(f"{split}-{count:06d}", part, names.packing(part)))
+                count += 1
+    return tuple(shards)

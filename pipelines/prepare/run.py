@@ -1,0 +1,254 @@
+"""`prepare`: raw pairs to committed shards, on Ray Data.
+
+One row is one shard: its name, its plan, the Arrow table of its samples. Each stage is an operator with its own
+pool of actors, so that captioning of one shard and masking of another overlap; the last operator commits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.exceptions import RayError, RayTaskError
+from ray.util.annotations import RayDeprecationWarning
+
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.lease import Fence, Lease
+from rwkvfusion.infra.storage import Store
+from rwkvfusion.pipelines.cluster import Cluster, ClusterError, connect
+from rwkvfusion.pipelines.prepare.attempts import forget_attempts
+from rwkvfusion.pipelines.prepare.card import finish_dataset
+from rwkvfusion.pipelines.prepare.narrow import narrow_of, scale_setting
+from rwkvfusion.pipelines.prepare.operators import READ, CommitShard, ReadPairs, RunStage, Target, first_row
+from rwkvfusion.pipelines.prepare.packing import Pool, packing_lines
+from rwkvfusion.pipelines.prepare.plan import Job
+from rwkvfusion.pipelines.ray_job import check_output
+from rwkvfusion.pipelines.tally import counted
+from rwkvfusion.stages.dataset.manifest import QUARANTINE, Manifest, StageRecord, clear_orphans, manifest_name
+
+MAX_RETRIES = 6
+"""Times a dead worker's task is given to another one; Ray's own default is for ever. More than the tries after which a
+shard's samples are worked on one by one: workers also die for no fault of a sample."""
+MAX_FAILURES = 3
+"""Times in a row that the whole pipeline may fail for want of a part of the cluster, with no shard made in between."""
+MAX_RESTARTS = 20
+"""Times an actor is started anew in its life, which is that of the job."""
+
+_OURS = re.compile(r"^rwkvfusion(\.\w+)+: ")
+_RAISED = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception)\b")
+
+
+class PrepareError(RwkvFusionError):
+    """The job failed as a whole; committed shards stay, and the same command goes on from there."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did. `made`: samples each stage ran on; `exit_code`: 0 all committed, 3 committed with more in
+    quarantine than the recipe allows."""
+
+    dataset_url: str
+    shards_made: int
+    shards_kept: int
+    made: dict[str, int]
+    pairs: int
+    quarantined: dict[str, int]
+    unpaired: int
+    seconds: float
+    exit_code: int
+    narrow: dict[str, int] = field(default_factory=dict)
+    """By role, pictures that use little of their 16 bits while nothing declares their scale."""
+    scale_setting: str = "source.scale"
+
+
+def retire(store: Store, manifest: Manifest) -> None:
+    """Take a shard back: its proof first, so that nobody reads what is about to change."""
+    for name in (manifest_name(manifest.shard), manifest.tar, f"{QUARANTINE}/{manifest.shard}.jsonl"):
+        store.remove(name)
+
+
+OnPairs = Callable[[Mapping[str, int]], None]
+"""Called with the pairs that each operator has passed since the workers were started; with none as they start."""
+
+
+def prepare(
+    job: Job,
+    *,
+    on_shard: Callable[[Manifest], None] = lambda _: None,
+    on_pairs: OnPairs = lambda _: None,
+    say: Callable[[str], None],
+) -> Outcome:
+    """Make every pending shard of `job`, calling `on_shard` as each is committed, and write the dataset's card.
+
+    LeaseError where another job has the dataset. PrepareError where the job as a whole fails: what was committed stays.
+    """
+    with Lease(job.store, "rwkvfusion prepare", job.recipe.storage.lease_seconds) as lease:
+        return _prepare(job.again(), lease, on_shard, on_pairs, say)
+
+
+def _prepare(
+    job: Job, lease: Lease, on_shard: Callable[[Manifest], None], on_pairs: OnPairs, say: Callable[[str], None]
+) -> Outcome:
+    start = time.perf_counter()
+    for name in clear_orphans(job.store, job.committed.values()):
+        say(f"removed {name}, which a job that died had left: no manifest proves it")
+    if lease.follows_release:
+        # What that job had begun was stopped with it, and killed no worker.
+        forget_attempts(job.store)
+    job.planned.write(job.store)
+    for name in job.stale:
+        retire(job.store, job.committed[name])
+    manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}
+    made = Counter({stage.name: 0 for stage in job.stages})
+    for manifest, records in _run(job, lease, on_pairs, say):
+        manifests[manifest.shard] = manifest
+        made.update({record.stage: record.made or 0 for record in records})
+        on_shard(manifest)
+    lease.check()
+    forget_attempts(job.store)
+    ordered = [manifests[shard.name] for shard in job.shards]
+    if job.pending or job.stale or not job.store.exists("dataset.json"):
+        finish_dataset(job, ordered)
+    reasons = sum((manifest.reasons for manifest in ordered), Counter[str]())
+    # The empty border of a scene is no fault of its tiles.
+    n_bad, n_good = reasons.total() - reasons["empty"], sum(len(manifest.keys) for manifest in ordered)
+    too_many = n_bad > job.recipe.quarantine.max_fraction * job.n_pairs or not (n_bad or n_good)
+    return Outcome(
+        dataset_url=job.store.url,
+        shards_made=len(job.pending),
+        shards_kept=len(ordered) - len(job.pending),
+        made={stage.name: made[stage.name] for stage in job.stages},
+        pairs=n_good,
+        quarantined=dict(sorted(reasons.items())),
+        unpaired=len(job.unpaired),
+        seconds=time.perf_counter() - start,
+        exit_code=3 if too_many else 0,
+        narrow=narrow_of(ordered),
+        scale_setting=scale_setting(job.task),
+    )
+
+
+def _run(
+    job: Job, lease: Lease, on_pairs: OnPairs, say: Callable[[str], None]
+) -> Iterator[tuple[Manifest, list[StageRecord]]]:
+    """Make what is pending, giving each shard's manifest and what was done for it now.
+
+    Where a part of the cluster dies and Ray does not get over it, begin anew with what is not committed then.
+    """
+    left = {shard.name for shard in job.pending}
+    failures, begun = 0, False
+    while left:
+        try:
+            with connect(job.recipe.ray.address, cpus=job.cpus) as cluster:
+                begun = True
+                check_output("output", job.recipe.output, hosts=cluster.hosts)
+                pools = job.pack(cluster)
+                say(f"{len(left)} shards; " + "\n".join(packing_lines(pools, cluster)))
+                on_pairs({})
+                with counted(on_pairs) as tally:
+                    for row in pipeline(job, pools, cluster, lease.fence, tally).iter_rows():
+                        manifest = Manifest.from_json(row["manifest"].encode(), "result")
+                        records = [StageRecord.model_validate(record) for record in json.loads(row["records"])]
+                        failures = 0
+                        left.discard(manifest.shard)
+                        yield manifest, records
+        except RayTaskError as error:
+            raise PrepareError(_cause(error)) from error
+        except (RayError, ConnectionError, ClusterError) as error:
+            if isinstance(error, ClusterError) and not begun:
+                raise
+            failures += 1
+            if failures > MAX_FAILURES:
+                raise PrepareError(f"{_cause(error)} ({failures} times in a row, and no shard in between)") from error
+            lease.check()
+            say(f"a part of Ray died: {_cause(error)[:200]}\ngoing on with what is not committed")
+            job = job.again()
+            # What is there now but was not told is told now: its row was lost on the way.
+            for name in sorted(left - {shard.name for shard in job.pending}):
+                left.discard(name)
+                yield job.committed[name], []
+
+
+def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally: Any = None) -> Dataset:
+    """The Ray Data plan of `job`: an operator a stage, an actor pool where it has something to make."""
+    _quiet()
+    target = Target(
+        job.store,
+        job.dataset,
+        job.task,
+        job.fingerprint,
+        fence,
+        retry=job.retry,
+        extensions=job.extensions,
+        uniform=job.recipe.shard.uniform,
+        tally=tally,
+    )
+    rows = [first_row(shard.name, shard.to_json()) for shard in job.pending]
+    # Tasks take no whole CPU from a cluster that is smaller than the actors' demands: they would never be placed. On a
+    # machine of our own each logical CPU that is free would start a process for them, and they all import at once.
+    tasks: dict[str, Any] = {"num_cpus": min(1.0, cluster.cpus / (job.cpus + 1e-9))}
+    if cluster.local:
+        tasks["compute"] = TaskPoolStrategy(size=min(cluster.cores, len(rows)))
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset = _operator(dataset, ReadPairs, (job.recipe.source, target), READ, **tasks)
+    for pool, print_ in zip(pools, job.fingerprints, strict=True):
+        arguments = (pool.stage, print_, target)
+        if pool.most == 0:
+            dataset = _operator(dataset, RunStage, arguments, pool.stage.name, **tasks)
+            continue
+        dataset = _operator(
+            dataset,
+            RunStage,
+            (*arguments, True),
+            pool.stage.name,
+            compute=ActorPoolStrategy(min_size=pool.least, max_size=pool.most),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RETRIES,
+        )
+    return _operator(dataset, CommitShard, (target,), "commit", **tasks)
+
+
+def _operator(dataset: Dataset, operator: type, args: tuple[Any, ...], name: str, **options: Any) -> Dataset:
+    """A Ray Data operator that shows as `name` on the dashboard: tasks, or an actor pool where `compute` is one."""
+    if isinstance(options.get("compute"), ActorPoolStrategy):
+        actor = type(name, (operator,), {})
+        return dataset.map_batches(actor, fn_constructor_args=args, batch_size=1, batch_format="pyarrow", **options)
+    call = operator(*args)
+
+    def task(rows: pa.Table) -> pa.Table:
+        result: pa.Table = call(rows)
+        return result
+
+    task.__name__ = name
+    return dataset.map_batches(task, batch_size=1, batch_format="pyarrow", max_retries=MAX_RETRIES, **options)
+
+
+def _quiet() -> None:
+    """Our own progress is shown, not that of Ray Data's operators."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # What fails reaches us as an exception, and its message the user.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # The cap on retries goes through arguments that Ray keeps until 2.64; the package is pinned below that.
+    warnings.filterwarnings("ignore", category=RayDeprecationWarning)
+
+
+def _cause(error: BaseException) -> str:
+    """The line of Ray's wrapped tracebacks that says what happened; of our own errors the message alone."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raised = [line for line in lines if _RAISED.match(line) and not line.startswith("ray.")]
+    ours = [re.sub(_OURS, "", line) for line in lines if _OURS.match(line)]
+    return [type(error).__name__, *lines, *raised, *ours][-1]

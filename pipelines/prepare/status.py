@@ -1,0 +1,134 @@
+"""`status`: how much of a dataset is there, in pairs and bytes, by its recipe's plan or by its manifests alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rwkvfusion.infra.lease import holder
+from rwkvfusion.infra.storage import Store
+from rwkvfusion.pipelines.console import table
+from rwkvfusion.pipelines.prepare.plan import Job
+from rwkvfusion.pipelines.recipe import builtin_recipes
+from rwkvfusion.stages.dataset.manifest import Manifest, open_dataset, read_manifests
+from rwkvfusion.stages.dataset.planned import read_planned
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """A shard: `state` is committed, outdated or missing; `planned`: pairs, where there is a plan; bytes of its tar."""
+
+    shard: str
+    state: str
+    planned: int | None
+    pairs: int
+    quarantined: dict[str, int]
+    bytes: int
+
+    @property
+    def split(self) -> str:
+        return self.shard.rpartition("-")[0]
+
+    @classmethod
+    def of(cls, name: str, manifest: Manifest | None, *, planned: int | None, pending: bool = False) -> ShardState:
+        """From its manifest, if there is one."""
+        state = "committed" if not pending else "outdated" if manifest else "missing"
+        if manifest is None:
+            return cls(name, state, planned, 0, {}, 0)
+        return cls(name, state, planned, len(manifest.keys), dict(manifest.reasons), manifest.size)
+
+
+@dataclass(frozen=True)
+class Status:
+    """A dataset as it is now; `writer`: who is writing it; `stale`: committed shards that the plan no longer has."""
+
+    dataset: str
+    url: str
+    shards: tuple[ShardState, ...]
+    stale: tuple[str, ...]
+    writer: str | None
+
+    def facts(self) -> dict[str, Any]:
+        """For programs."""
+        return asdict(self)
+
+    def lines(self, *, shards: bool = False) -> list[str]:
+        """For a person: a line a split and their sum, and with `shards` a line a shard."""
+        lines = [f"{self.dataset} at {self.url}"]
+        if shards:
+            rows = [(s.shard, s.state, *_cells([s])) for s in self.shards]
+            lines += [*table(("shard", "state", "pairs", "quarantined", "MB"), rows), ""]
+        splits: dict[str, list[ShardState]] = {}
+        for shard in self.shards:
+            splits.setdefault(shard.split, []).append(shard)
+        sums = {**splits, **({"all": list(self.shards)} if len(splits) != 1 else {})}
+        rows = [(name, _done(group), *_cells(group)) for name, group in sums.items()]
+        lines += table(("split", "shards", "pairs", "quarantined", "MB"), rows)
+        states = Counter(shard.state for shard in self.shards)
+        lines.append("shards: " + (", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "none"))
+        reasons = sum((Counter(shard.quarantined) for shard in self.shards), Counter[str]())
+        if reasons:
+            lines.append(f"in quarantine: {counts(reasons)}")
+        if self.stale:
+            lines.append(f"{len(self.stale)} committed shards are no longer in the plan; the next run drops them")
+        if self.writer:
+            lines.append(f"being written by {self.writer}")
+        return lines
+
+
+def status_of_job(job: Job) -> Status:
+    """What of a recipe's plan is committed."""
+    pending = {shard.name for shard in job.pending}
+    states = tuple(
+        ShardState.of(s.name, job.committed.get(s.name), planned=len(s.pairs), pending=s.name in pending)
+        for s in job.shards
+    )
+    return Status(job.dataset, job.store.url, states, job.stale, _writer(job.store))
+
+
+def status_of_dataset(url: str) -> Status:
+    """What is committed in the dataset at `url`, of what it says is planned. ManifestError where there is none."""
+    store = open_dataset(url)
+    manifests = {manifest.shard: manifest for manifest in read_manifests(store)}
+    planned = read_planned(store)
+    if planned is None:
+        states = tuple(ShardState.of(name, manifest, planned=None) for name, manifest in manifests.items())
+    else:
+        unmade = set(planned.unmade([*manifests.values()]))
+        states = tuple(
+            ShardState.of(name, manifests.get(name), planned=shard.pairs, pending=name in unmade)
+            for name, shard in planned.shards.items()
+        )
+    name = next(iter(manifests.values())).dataset if manifests else store.url.rpartition("/")[2]
+    stale = tuple(name for name in manifests if planned is not None and name not in planned.shards)
+    return Status(name, store.url, states, stale, _writer(store))
+
+
+def is_recipe(given: str) -> bool:
+    """Whether `given` means a recipe, and not a dataset's URL."""
+    return given.endswith((".yaml", ".yml")) or f"{given}.yaml" in builtin_recipes() or Path(given).is_file()
+
+
+def counts(values: Mapping[str, int]) -> str:
+    """Counts by kind in words."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(values.items()))
+
+
+def _cells(shards: list[ShardState]) -> tuple[str, str, str]:
+    planned = [shard.planned for shard in shards if shard.planned is not None]
+    pairs = str(sum(shard.pairs for shard in shards)) + (f"/{sum(planned)}" if planned else "")
+    quarantined = sum(sum(shard.quarantined.values()) for shard in shards)
+    return pairs, str(quarantined), f"{sum(shard.bytes for shard in shards) / 1e6:.1f}"
+
+
+def _done(shards: list[ShardState]) -> str:
+    done = sum(shard.state == "committed" for shard in shards)
+    return str(len(shards)) if shards and shards[0].planned is None else f"{done}/{len(shards)}"
+
+
+def _writer(store: Store) -> str | None:
+    found = holder(store)
+    return None if found is None else str(found)

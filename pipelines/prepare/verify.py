@@ -1,0 +1,165 @@
+"""`verify`: a dataset against its own manifests."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.pictures.decode import ImageError, decode_indices, probe
+from rwkvfusion.infra.storage import StorageError, Store, sha256
+from rwkvfusion.stages.dataset.manifest import Manifest, open_dataset, read_manifests, read_shard
+from rwkvfusion.stages.dataset.planned import ALLOW, incomplete
+from rwkvfusion.stages.dataset.sample import Image, Sample
+from rwkvfusion.stages.dataset.shards import unpack
+from rwkvfusion.stages.source.members import differences, total_members
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was checked and what was found wrong, in words that name shard and field."""
+
+    url: str
+    shards: int
+    pairs: int
+    problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What is right, but not alike in all samples: other readers should know."""
+
+    @property
+    def clean(self) -> bool:
+        return not self.problems
+
+
+def verify(
+    url: str,
+    *,
+    deep: bool = False,
+    allow_incomplete: bool = False,
+    on_pairs: Callable[[int, int], None] = lambda *_: None,
+) -> Report:
+    """Check every manifest and that its tar is there in full; `deep` also hashes, unpacks and decodes everything.
+
+    That planned shards are missing is a problem too, unless it is allowed. `on_pairs` is called with the pairs that
+    were checked so far, and all.
+    """
+    store = open_dataset(url)
+    manifests = read_manifests(store)
+    problems = list(_duplicates(manifests)) + list(_orphans(store, manifests))
+    lacking = None if allow_incomplete else incomplete(store, manifests)
+    if lacking:
+        problems.append(f"{lacking} ({ALLOW} lets it pass)")
+    total, done = sum(len(manifest.keys) for manifest in manifests), 0
+    on_pairs(0, total)
+    for manifest in manifests:
+        if deep:
+            problems += _check_deep(store, manifest, partial(_count, on_pairs, done, total))
+        else:
+            problems += _check_size(store, manifest)
+        done += len(manifest.keys)
+        on_pairs(done, total)
+    members = total_members(manifest.members or {} for manifest in manifests)
+    return Report(store.url, len(manifests), total, tuple(problems), tuple(differences(members, _n_known(manifests))))
+
+
+def _n_known(manifests: list[Manifest]) -> int:
+    """Samples of the shards whose manifests say what their tars hold."""
+    return sum(len(manifest.keys) for manifest in manifests if manifest.members is not None)
+
+
+def _count(on_pairs: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    on_pairs(before + done, total)
+
+
+def _duplicates(manifests: list[Manifest]) -> Iterator[str]:
+    for key, count in Counter(key for manifest in manifests for key in manifest.keys).items():
+        if count > 1:
+            yield f"key {key} is in the dataset {count} times"
+
+
+def _orphans(store: Store, manifests: list[Manifest]) -> Iterator[str]:
+    proved = {manifest.tar for manifest in manifests if manifest.keys}
+    for name in store.files(deep=False):
+        if name.endswith(".tar") and name not in proved:
+            yield f"{store.join(name)} has no manifest: it was never committed and is not read"
+
+
+def _check_size(store: Store, manifest: Manifest) -> list[str]:
+    if manifest.sha256 is None:
+        return []
+    if not store.exists(manifest.tar):
+        return [f"{store.join(manifest.tar)} is missing"]
+    size = store.size(manifest.tar)
+    return [] if size == manifest.size else [f"{store.join(manifest.tar)} has {size} bytes, not {manifest.size}"]
+
+
+def _check_deep(store: Store, manifest: Manifest, on_pair: Callable[[int], None]) -> list[str]:
+    if manifest.sha256 is None:
+        return []
+    try:
+        data = read_shard(store, manifest)
+    except StorageError as error:
+        return [str(error)]
+    try:
+        samples = list(unpack(data))
+    except RwkvFusionError as error:
+        return [f"{manifest.shard}: {error}"]
+    found = tuple(sample.key for sample in samples)
+    problems = [] if found == manifest.keys else [f"{manifest.shard}: holds other keys than its manifest says"]
+    for done, sample in enumerate(samples, start=1):
+        problems += [f"{manifest.shard}/{sample.key}: {problem}" for problem in _check_sample(sample, manifest)]
+        on_pair(done)
+    return problems
+
+
+def _check_sample(sample: Sample, manifest: Manifest) -> Iterator[str]:
+    if (sample.dataset, sample.split, sample.task) != (manifest.dataset, manifest.split, manifest.task):
+        yield "belongs to another dataset, split or task"
+    for image in (*sample.images, *([sample.target] if sample.target else [])):
+        yield from _check_image(image)
+    made_by = {"caption": "caption", "merge": "mask", "text": "text"}
+    for field in (made_by[record.stage] for record in manifest.stages if record.stage in made_by):
+        if getattr(sample, field) is None:
+            yield f"{field} is missing"
+    yield from _check_guidance(sample)
+
+
+def _check_image(image: Image) -> Iterator[str]:
+    if sha256(image.data) != image.sha256:
+        yield f"{image.role} is not the picture that was read (SHA-256 differs)"
+        return
+    try:
+        info = probe(image.data)
+    except ImageError as error:
+        yield f"{image.role}: {error}"
+        return
+    found = (info.ext, info.height, info.width, info.channels, info.bit_depth)
+    if found != (image.ext, image.height, image.width, image.channels, image.bit_depth):
+        depth = f"{info.width}x{info.height}x{info.channels} of {info.bit_depth} bits"
+        yield f"{image.role} is {info.ext}, {depth}, not what meta.json says"
+
+
+def _check_guidance(sample: Sample) -> Iterator[str]:
+    """What does not lie on the pictures, or names one that is not there."""
+    sizes = {image.role: (image.height, image.width) for image in sample.images}
+    for field in ("captions", "boxes", "instances"):
+        if any(part.role not in sizes for part in getattr(sample, field) or ()):
+            yield f"{field} are of a modality that is not there"
+    if any((one.rle.height, one.rle.width) != sizes.get(one.role) for one in sample.instances or ()):
+        yield "instances have another size than their picture"
+    if sample.text is not None and not np.isfinite(sample.text.array()).all():
+        yield "text holds values that are NaN or infinite"
+    if sample.mask is not None:
+        try:
+            indices = decode_indices(sample.mask.png)
+        except ImageError as error:
+            yield f"mask: {error}"
+            return
+        if indices.shape != (sample.images[0].height, sample.images[0].width):
+            yield "mask has another size than the picture"
+        if int(indices.max(initial=0)) > len(sample.mask.labels):
+            yield "mask has more objects than labels"

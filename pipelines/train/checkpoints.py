@@ -1,0 +1,106 @@
+"""The folder of checkpoints that Ray Train keeps, put in order before a training that died goes on.
+
+Ray writes its list of them in place, so that a kill can leave half of it, and does not start from such a list. What a
+checkpoint's own state says is enough to make the list anew.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import ray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rwkvfusion.infra.storage import MissingError, Store
+from rwkvfusion.model.training.trainer import STATE
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of the checkpoints it knows of."""
+_FOLDER = "checkpoint_"
+
+
+def settle(store: Store) -> list[str]:
+    """Leave a list that Ray starts from, and no checkpoint that it does not name; what was done, for a person.
+
+    Nobody else may be writing to `store`, the folder of one attempt.
+    """
+    there = {name: files for name in store.folders() if name.startswith(_FOLDER) and (files := store.files(name))}
+    if not there and not store.exists(SNAPSHOT):
+        return []
+    said = []
+    known = _listed(store)
+    if known is None or not known <= there.keys():
+        known = _list_anew(store, sorted(there))
+        said.append(f"{store.join(SNAPSHOT)} was not whole: made anew of {len(known)} checkpoints")
+    for name in sorted(there.keys() - known):
+        for file in there[name]:
+            store.remove(file)
+        said.append(f"removed {store.join(name)}: it was not stored whole when the job died, or is not needed")
+    return said
+
+
+def complete(store: Store, steps: int) -> list[str]:
+    """Names of the checkpoints of step `steps` that have all their files."""
+    names = [name for name in store.folders() if name.startswith(_FOLDER)]
+    return [name for name in names if (state := _state(store, name)) is not None and state[0] == steps]
+
+
+class _Entry(BaseModel):
+    """What of Ray's format is read here; the rest is its own."""
+
+    model_config = ConfigDict(extra="ignore")
+    checkpoint_dir_name: str
+
+
+class _Snapshot(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    ray_version: str
+    checkpoint_results: list[_Entry]
+    checkpoint_report_indices: list[int]
+    latest_checkpoint_result: _Entry | None
+    current_report_index: int
+
+
+def _listed(store: Store) -> set[str] | None:
+    """The checkpoints that Ray's list names; None where it cannot be read."""
+    try:
+        snapshot = _Snapshot.model_validate_json(store.read(SNAPSHOT))
+    except (MissingError, ValidationError):
+        return None
+    return {entry.checkpoint_dir_name for entry in snapshot.checkpoint_results}
+
+
+def _list_anew(store: Store, names: list[str]) -> set[str]:
+    """Write a list of those of `names` that are all there, the one with the most steps last."""
+    found: list[tuple[int, str, dict[str, Any]]] = []
+    for name in names:
+        if (state := _state(store, name)) is not None:
+            done, loss = state
+            found.append((done, name, {"step": done, "loss": loss}))
+    found.sort(key=lambda one: one[:2])
+    entries = [{"checkpoint_dir_name": name, "metrics": metrics} for _, name, metrics in found]
+    snapshot = {
+        "ray_version": ray.__version__,
+        "checkpoint_results": entries,
+        "checkpoint_report_indices": list(range(len(entries))),
+        "latest_checkpoint_result": entries[-1] if entries else None,
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": len(entries),
+        "validated_checkpoint_dir_names": [],
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+    }
+    store.write(SNAPSHOT, json.dumps(snapshot).encode())
+    return {str(entry["checkpoint_dir_name"]) for entry in entries}
+
+
+def _state(store: Store, name: str) -> tuple[int, float] | None:
+    """Steps and last loss of a checkpoint; None where it is not all there."""
+    try:
+        state = json.loads(store.read(f"{name}/{STATE}"))
+        done, files, loss = int(state["done"]), set(state["files"]), float(state["last_loss"])
+    except (MissingError, KeyError, TypeError, ValueError):
+        return None
+    return (done, loss) if files <= store.sizes(name).keys() else None

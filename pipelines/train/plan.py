@@ -1,0 +1,99 @@
+"""What a training will be, settled and checked before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.model.network.config import LUMA_TASKS, NetworkConfig, preset
+from rwkvfusion.model.training.loader import Loader
+from rwkvfusion.model.training.survey import Survey, TrainingSet
+from rwkvfusion.pipelines.recipe import RecipeError
+from rwkvfusion.pipelines.train.recipe import TrainRecipe
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A recipe with what its data settles."""
+
+    recipe: TrainRecipe
+    data: TrainingSet
+    survey: Survey
+    network: NetworkConfig
+
+    @property
+    def name(self) -> str:
+        """Of the run and its folder; equal only for equal recipes on equal data."""
+        # What does not change the result must not change the name.
+        recipe = self.recipe.model_dump(mode="json", exclude={"output", "max_failures", "address", "tracking"})
+        del recipe["data"]["allow_incomplete"]
+        proof = json.dumps([recipe, sorted(self.data.fingerprints.values())], sort_keys=True)
+        return f"{self.title}-{sha256(proof.encode())[:10]}"
+
+    @property
+    def store(self) -> Store:
+        """The folder of what is known of its attempts; their checkpoints lie beside it."""
+        return Store(self.recipe.output).sub(self.name)
+
+    @property
+    def title(self) -> str:
+        """What names of folders begin with."""
+        return self.recipe.tracking.run_name or f"train-{self.data.task}"
+
+    @property
+    def model_name(self) -> str:
+        """Of the registered model."""
+        return self.recipe.register_as.name or f"rwkvfusion-{self.data.task}"
+
+    def loader(self, rank: int, world: int) -> Loader:
+        """Batches of one worker."""
+        network = self.network
+        luma_only = self.data.task in LUMA_TASKS
+        return Loader(
+            self.data,
+            self.recipe.data,
+            roles=self.survey.roles,
+            text_width=network.text_width,
+            channels=None if luma_only else (*network.in_channels, network.out_channels),
+            seed=self.recipe.seed,
+            rank=rank,
+            world=world,
+        )
+
+
+def plan_training(recipe: TrainRecipe) -> TrainPlan:
+    """Open and survey the data, settle the network, and make one batch.
+
+    RecipeError, DataError, ManifestError, StorageError for whatever would else fail in a worker.
+    """
+    data = recipe.data.open(recipe.data.splits)
+    if recipe.data.final_splits:
+        recipe.data.open(recipe.data.final_splits)
+    survey = data.survey()
+    if recipe.data.roles is not None:
+        survey = replace(survey, roles=recipe.data.roles)
+    plan = TrainPlan(recipe, data, survey, _network(recipe, data.task, survey))
+    plan.loader(0, recipe.workers).batch(0)
+    return plan
+
+
+def _network(recipe: TrainRecipe, task: str, survey: Survey) -> NetworkConfig:
+    config = preset(task)
+    changes: dict[str, Any] = {name: value for name, value in recipe.network.model_dump().items() if value is not None}
+    if task in LUMA_TASKS:
+        changes["in_channels"] = (1,) * len(survey.roles)
+    else:
+        if not survey.has_target:
+            raise RecipeError(f"{task} is learnt from a target, and {survey.example.key} and others have none")
+        if config.residual is None or len(survey.roles) != len(config.in_channels):
+            raise RecipeError(f"{task} fuses {len(config.in_channels)} modalities, not {', '.join(survey.roles)}")
+        changes |= {"in_channels": survey.channels, "out_channels": survey.channels[config.residual]}
+    if survey.text_width is not None:
+        changes["text_width"] = survey.text_width
+    try:
+        return dataclasses.replace(config, **changes)
+    except ValueError as error:
+        raise RecipeError(f"network: {error}") from None

@@ -1,0 +1,115 @@
+"""The recipe of `train`: what is learnt from, what is trained, and where runs, checkpoints and models go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rwkvfusion.model.training.loader import LoaderConfig
+from rwkvfusion.model.training.survey import TrainingSet
+from rwkvfusion.model.training.trainer import LossConfig, OptimConfig
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(LoaderConfig):
+    """Which prepared pairs, and how they become batches."""
+
+    url: str | None = Field(default=None, description="a prepared dataset: folder or URL")
+    urls: tuple[str, ...] = Field(default=(), description="more of them; tasks that fuse luma may be mixed")
+    splits: tuple[str, ...] = Field(default=("train",), min_length=1, description="splits to learn from")
+    allow_incomplete: bool = Field(
+        default=False, description="learn from what is there of a dataset that `prepare` has not finished"
+    )
+    roles: tuple[str, ...] | None = Field(
+        default=None, description="modalities in order, `ct|pet` for either; None: as seen in a few shards"
+    )
+    final_splits: tuple[str, ...] = Field(
+        default=(),
+        description="splits of the final scores; none: those that begin with test, else val, and are not trained on",
+    )
+    final_pairs: int = Field(default=8, ge=0, description="pairs of the final scores; 0 leaves them out")
+
+    @model_validator(mode="after")
+    def _given(self) -> Self:
+        if not self.all_urls:
+            raise ValueError("no data: set data.url to a prepared dataset")
+        if min(self.crop) < 11:
+            raise ValueError(f"crop must be at least 11x11 pixels, the window of the loss, not {self.crop}")
+        return self
+
+    @property
+    def all_urls(self) -> tuple[str, ...]:
+        """Every dataset, in order."""
+        return (*([self.url] if self.url else []), *self.urls)
+
+    def open(self, splits: Sequence[str]) -> TrainingSet:
+        """The committed shards of `splits` of every dataset; errors as of `TrainingSet.open`."""
+        return TrainingSet.open(self.all_urls, splits, allow_incomplete=self.allow_incomplete)
+
+
+class NetworkOverrides(_Group):
+    """Departures from the task's preset; None keeps it. Channels and text width follow from the data."""
+
+    width: int | None = Field(default=None, description="channels of the first level")
+    levels: tuple[int, ...] | None = Field(default=None, description="BRWKV layers of each encoder level")
+    channel_factors: tuple[int, ...] | None = Field(default=None, description="widening of each level")
+    middle: int | None = Field(default=None, description="BRWKV layers below the last level")
+    scan: Literal[1, 2, 3] | None = Field(default=None, description="scanning strategy (Sect. 3.4)")
+    window: int | None = Field(default=None, description="side in pixels to which token mixing is confined")
+    text_pool: tuple[int, ...] | None = Field(default=None, description="pooling of the features that meet the text")
+    use_mask: bool | None = Field(default=None, description="whether the network has a mask path")
+    hidden_ratio: float | None = Field(default=None, description="hidden width of the channel mixing")
+    text_ratio: float | None = Field(default=None, description="hidden width of the text's MLP")
+
+
+class TrackingConfig(_Group):
+    """Where MLflow records the run."""
+
+    uri: str | None = Field(
+        default=None, repr=False, description="None: MLFLOW_TRACKING_URI, else mlflow.db in this folder"
+    )
+    experiment: str = "rwkvfusion"
+    run_name: str | None = Field(default=None, description="None: task, datasets and time")
+
+
+class RegisterConfig(_Group):
+    """How the trained model enters the registry."""
+
+    name: str | None = Field(default=None, description="None: rwkvfusion-TASK")
+    alias: str = Field(default="candidate", min_length=1, description="moved to the new version")
+
+
+class TrainRecipe(_Group):
+    """Everything `rwkvfusion train` needs to know. Every field can be set with `--set a.b=c`."""
+
+    data: DataConfig
+    network: NetworkOverrides = NetworkOverrides()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    steps: int = Field(default=20_000, ge=1, description="optimiser steps in all")
+    checkpoint_every: int = Field(default=500, ge=1, description="steps; a multiple of log_every")
+    log_every: int = Field(default=50, ge=1, description="steps between points of a curve, each their mean")
+    pictures_every: int = Field(default=1000, ge=1, description="steps between example pictures")
+    workers: int = Field(default=1, ge=1, description="processes; one a GPU")
+    threads: int = Field(default=1, ge=1, description="torch threads of each worker")
+    use_gpu: Literal["auto"] | bool = Field(default="auto", description="auto: where the cluster has GPUs")
+    seed: int = Field(default=0, ge=0)
+    tracking: TrackingConfig = TrackingConfig()
+    register_as: RegisterConfig = Field(default=RegisterConfig(), alias="register")
+    output: str = Field(default="out/train", description="folder or URL of the checkpoints; workers must reach it")
+    max_failures: int = Field(default=3, ge=0, description="deaths of workers that are survived")
+    address: str | None = Field(default=None, description="Ray cluster; None: RAY_ADDRESS, else one on this machine")
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        # A point of a curve is a mean over steps: cut by a checkpoint, it would differ after a resume.
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every ({self.log_every})"
+            )
+        return self

@@ -1,0 +1,289 @@
+"""`train`: prepared pairs to a registered model, on Ray Train, recorded in MLflow.
+
+A worker that dies is replaced and goes on from the last checkpoint, in the same run. The same command, after the
+whole job was killed, goes on with the run it began.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.lease import Lease
+from rwkvfusion.infra.reach import reach
+from rwkvfusion.infra.secrets import redacted
+from rwkvfusion.infra.storage import absolute
+from rwkvfusion.infra.tracking import Tracker, TrackingError, tracking_uri
+from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
+from rwkvfusion.model.network.config import LUMA_TASKS
+from rwkvfusion.model.registry.registry import RegisteredVersion, log_and_register
+from rwkvfusion.model.training.trainer import CheckpointError, Trainer, TrainingError
+from rwkvfusion.pipelines import console
+from rwkvfusion.pipelines.cluster import Cluster, connect, expect
+from rwkvfusion.pipelines.console import phase
+from rwkvfusion.pipelines.ray_job import check_output, check_tracking
+from rwkvfusion.pipelines.recipe import RecipeError
+from rwkvfusion.pipelines.tally import watched
+from rwkvfusion.pipelines.train.board import Progress, make_board
+from rwkvfusion.pipelines.train.checkpoints import complete, settle
+from rwkvfusion.pipelines.train.job import TrainJob, finished_result, open_job
+from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
+from rwkvfusion.pipelines.train.progress import StepProgress
+from rwkvfusion.pipelines.train.recipe import TrainRecipe
+from rwkvfusion.pipelines.train.result import TrainResult, known, record_result
+from rwkvfusion.pipelines.train.scores import final_scores, no_scores
+from rwkvfusion.pipelines.train.worker import WorkerSpec, make_trainer, memory_knobs, train_worker
+
+OnProgress = Callable[[Progress], None]
+
+
+def train(
+    recipe: TrainRecipe,
+    *,
+    again: bool = False,
+    progress: OnProgress | None = None,
+    say: Callable[[str], None] = console.say,
+) -> TrainResult:
+    """Train, register the averaged weights, and point the alias at the new version.
+
+    Where the same recipe was trained on the same data before, and its version is still registered, nothing is done.
+
+    Args:
+        again: train anew all the same.
+        progress: called about twice a second while steps are made, from another thread; None shows them on stderr.
+        say: takes lines for a person.
+
+    Raises:
+        RwkvFusionError: a recipe or data that cannot be used, before any cluster starts; LeaseError where the same
+            training is under way; TrainingError where the workers failed more often than `max_failures`. The same
+            recipe then goes on from the last checkpoint.
+    """
+    _check_places(recipe, say)
+    with phase("reading the datasets' manifests and some pairs"):
+        plan = plan_training(recipe)
+    # Two at once would write the same checkpoints into one run.
+    with Lease(plan.store, "rwkvfusion train") as lease:
+        before = None if again else finished_result(plan)
+        if before is not None:
+            say(
+                f"nothing to do: {before.model_name} version {before.version} is of this recipe and this data"
+                f" ({before.model_uri}, run {before.run_id}); --again or another seed trains anew"
+            )
+            return before
+        return _train(plan, open_job(plan), lease, progress, say)
+
+
+def _train(
+    plan: TrainPlan, job: TrainJob, lease: Lease, progress: OnProgress | None, say: Callable[[str], None]
+) -> TrainResult:
+    begun = "going on with" if job.resumed else "recording"
+    where = redacted(job.run.uri)
+    say(f"{len(plan.data)} pairs for {plan.data.task}; {begun} run {job.run.run_id} at {where}")
+    if (reason := no_scores(plan.recipe.data)) is not None:
+        say(reason)
+    tracker = Tracker(job.run.uri, job.run.run_id)
+    try:
+        trainer, notes = _fit(plan, job, progress, say)
+        result = _finish(plan, job, trainer, notes, lease, say)
+    except BaseException as error:
+        # The record of the attempt stays open: the same recipe goes on with this run.
+        with contextlib.suppress(TrackingError):
+            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    tracker.finish()
+    job.finish({name: value for name, value in asdict(result).items() if name != "tracking_uri"})
+    for note in result.notes:
+        say(note)
+    say(f"{result.model_name} version {result.version} is @{result.alias}: models:/{result.model_name}@{result.alias}")
+    return result
+
+
+def _finish(
+    plan: TrainPlan, job: TrainJob, trainer: Trainer, notes: list[str], lease: Lease, say: Callable[[str], None]
+) -> TrainResult:
+    """Score, register and record what was trained. Only what keeps it from being registered is an error."""
+    fuser = _fuser(plan, trainer)
+    with phase("scoring the model"):
+        scores = final_scores(fuser, plan.recipe.data, say)
+    loss = float(trainer.last_loss)
+    metrics = {"loss": loss if math.isfinite(loss) else None, **scores.metrics}
+    lease.check()
+    try:
+        with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch, phase("storing the model"):
+            fuser.save(Path(scratch) / "fuser")
+            version = _register(plan, job, Path(scratch) / "fuser", known(metrics))
+        result = TrainResult(
+            run_id=job.run.run_id,
+            tracking_uri=job.run.uri,
+            model_name=version.name,
+            version=version.version,
+            model_uri=version.uri,
+            alias=plan.recipe.register_as.alias,
+            steps=trainer.done,
+            metrics=metrics,
+            floors=scores.floors,
+            pairs=scores.pairs,
+            splits=scores.splits,
+            datasets=scores.datasets,
+            notes=(*notes, *scores.notes),
+        )
+        record_result(Tracker(job.run.uri, job.run.run_id), result)
+    except TrackingError as error:
+        raise TrackingError(
+            f"{error}; all {trainer.done} steps are made and kept: the same command registers the model"
+        ) from None
+    return result
+
+
+def _fit(
+    plan: TrainPlan, job: TrainJob, progress: OnProgress | None, say: Callable[[str], None]
+) -> tuple[Trainer, list[str]]:
+    """Run the workers to the last step: a trainer with their last checkpoint, and what they could not do besides."""
+    recipe = plan.recipe
+    for line in settle(job.checkpoints(plan)):
+        say(line)
+    if (trainer := _trained(plan, job)) is not None:
+        say(f"all {trainer.done} steps are made already")
+        return trainer, []
+    # Ray Train's default of 2 s between looks at the workers is felt at each start, checkpoint and death.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # On a busy machine the workers' imports alone pass its default of 60 s, and it would start them anew for ever.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    # The controller and the board take no CPU; one more than the workers leaves room for Ray's own tasks.
+    with connect(recipe.address, cpus=recipe.workers + 1) as cluster:
+        use_gpu = _use_gpu(recipe, cluster)
+        board = make_board()
+        spec = WorkerSpec(plan, job.run, board)
+        workers = _Workers(
+            train_worker,
+            train_loop_config={"spec": spec},
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            scaling_config=ScalingConfig(num_workers=recipe.workers, use_gpu=use_gpu),
+            run_config=RunConfig(
+                name=job.folder(plan),
+                storage_path=absolute(recipe.output),
+                failure_config=FailureConfig(max_failures=recipe.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        say(f"{recipe.workers} worker{'s' if recipe.workers > 1 else ''} on {cluster}{' with GPUs' if use_gpu else ''}")
+        try:
+            with ExitStack() as shown, watched(board, progress or shown.enter_context(StepProgress(recipe.steps))):
+                result = workers.fit()
+        except TrainingFailedError as error:
+            raise TrainingError(ray.get(board.given_up.remote()) or _reason(error, plan)) from None
+        if (reason := ray.get(board.given_up.remote())) is not None:
+            raise TrainingError(reason)
+        if result.checkpoint is None:
+            raise TrainingError(f"the workers left no checkpoint in {recipe.output}")
+        trainer = make_trainer(plan, torch.device("cpu"), rank=0, world=1)
+        with result.checkpoint.as_directory() as folder:
+            trainer.load(Path(folder))
+        return trainer, ray.get(board.noted.remote())
+
+
+def _trained(plan: TrainPlan, job: TrainJob) -> Trainer | None:
+    """A trainer with the checkpoint of the last step, where one is there and whole: the job died after it."""
+    store = job.checkpoints(plan)
+    for name in complete(store, plan.recipe.steps):
+        trainer = make_trainer(plan, torch.device("cpu"), rank=0, world=1)
+        with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch, contextlib.suppress(CheckpointError):
+            for file in store.files(name):
+                (Path(scratch) / file.rpartition("/")[2]).write_bytes(store.read(file))
+            trainer.load(Path(scratch))
+            return trainer
+    return None
+
+
+def _check_places(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
+    """LostOutputError where results would be lost, TrackingError where MLflow is not there: before anything starts."""
+    check_output("output", recipe.output)
+    check_tracking(recipe.tracking.uri)
+    on_others = recipe.address or os.environ.get("RAY_ADDRESS")
+    if on_others and ("://" not in recipe.output or tracking_uri(recipe.tracking.uri).startswith("sqlite:")):
+        hosts = expect(recipe.address).hosts
+        check_output("output", recipe.output, hosts=hosts)
+        check_tracking(recipe.tracking.uri, hosts=hosts)
+    reach(recipe.tracking.uri, say=say)
+
+
+class _Workers(TorchTrainer):
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C alone: Ray's own handler waits for the workers, and ends the process with exit code 0."""
+
+
+def _use_gpu(recipe: TrainRecipe, cluster: Cluster) -> bool:
+    """Whether the workers take a GPU each; RecipeError where our own Ray could never start them."""
+    wanted = cluster.gpus > 0 if recipe.use_gpu == "auto" else recipe.use_gpu
+    # Another's cluster may grow when it is asked.
+    if wanted and cluster.local and cluster.gpus < recipe.workers:
+        raise RecipeError(f"workers is {recipe.workers}, one a GPU, and this machine has {cluster.gpus:g}")
+    return wanted
+
+
+def _reason(error: TrainingFailedError, plan: TrainPlan) -> str:
+    """What the workers said, without Ray's wrappers: our own error before a death, a death before what it caused."""
+    if not isinstance(error, WorkerGroupError):
+        return redacted(str(error))
+    causes = sorted((_unwrapped(failure) for failure in error.worker_failures.values()), key=_weight)
+    said = f"a worker failed: {(str(causes[0]).strip() or type(causes[0]).__name__).splitlines()[-1]}"
+    if isinstance(causes[0], RayError):
+        said += f" (where it was killed for want of memory, {memory_knobs(plan)})"
+    return said
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """The exception that Ray's wrappers are about."""
+    while not isinstance(error, RwkvFusionError):
+        inner = [getattr(error, name, None) for name in ("_base_exc", "health_check_failure", "cause", "__cause__")]
+        below = next((one for one in inner if isinstance(one, BaseException)), None)
+        if below is None:
+            break
+        error = below
+    return error
+
+
+def _weight(error: BaseException) -> int:
+    return 0 if isinstance(error, RwkvFusionError) else 1 if isinstance(error, RayError) else 2
+
+
+def _fuser(plan: TrainPlan, trainer: Trainer) -> Fuser:
+    network = trainer.averaged()
+    task = plan.survey.example.task
+    return Fuser(
+        network,
+        FuserConfig.of(network, task, plan.survey.roles, luma_only=task in LUMA_TASKS, scales=plan.survey.scales),
+    )
+
+
+def _register(plan: TrainPlan, job: TrainJob, folder: Path, metrics: dict[str, float]) -> RegisteredVersion:
+    sample = plan.survey.example
+    example = {image.role: image.data for image in sample.images}
+    members = sample.members()
+    for name in ("mask.png", "text.npy"):
+        if f"{sample.key}.{name}" in members:
+            example[name.partition(".")[0]] = members[f"{sample.key}.{name}"]
+    return log_and_register(
+        folder,
+        uri=job.run.uri,
+        run_id=job.run.run_id,
+        name=plan.model_name,
+        alias=plan.recipe.register_as.alias,
+        example=example,
+        metrics=metrics,
+    )

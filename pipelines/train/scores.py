@@ -1,0 +1,109 @@
+"""The last scores of a training: of held-out pairs, with the trivial answers beside them. They fail no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rwkvfusion.infra.secrets import redacted
+from rwkvfusion.model.fusing.fuser import Fuser
+from rwkvfusion.pipelines.evaluate.dataset import Chosen, choose_samples, evaluate_dataset
+from rwkvfusion.pipelines.evaluate.table import Table, finite
+from rwkvfusion.pipelines.train.recipe import DataConfig
+from rwkvfusion.stages.dataset.manifest import open_dataset, read_manifests
+from rwkvfusion.stages.source.scenes.plan import FULL
+
+HELD_OUT = ("test", "val")
+"""What splits of held-out pairs begin with; the first that a dataset has is scored."""
+_MODEL = "model"
+
+
+@dataclass(frozen=True)
+class FinalScores:
+    """Mean scores of the model and of the trivial answers over `pairs`; None for a mean that cannot be had.
+
+    `notes`: in words, what the scores are not, and why.
+    """
+
+    metrics: dict[str, float | None]
+    floors: dict[str, dict[str, float | None]]
+    pairs: int
+    splits: tuple[str, ...]
+    datasets: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        """Of what they are, for a person."""
+        return f"{self.pairs} pairs of split {', '.join(self.splits)} of {', '.join(self.datasets)}"
+
+
+def final_splits(data: DataConfig) -> dict[str, tuple[str, ...]]:
+    """The splits of each dataset that are scored: those asked for, else the held-out ones (see `HELD_OUT`), else none.
+
+    Of scenes, those at reduced resolution, which have targets. ManifestError where there is no dataset.
+    """
+    found = {}
+    for url in data.all_urls:
+        there = sorted({m.split for m in read_manifests(open_dataset(url)) if m.keys} - set(data.splits))
+        there = [split for split in there if split.removesuffix(FULL) not in there or not split.endswith(FULL)]
+        held_out = (tuple(split for split in there if split.startswith(word)) for word in HELD_OUT)
+        found[url] = data.final_splits or next(filter(None, held_out), ())
+    return found
+
+
+def no_scores(data: DataConfig) -> str | None:
+    """Why a training on `data` ends without scores, and what to do; None where it ends with some."""
+    if not data.final_pairs:
+        return "no final scores: data.final_pairs is 0"
+    if any(final_splits(data).values()):
+        return None
+    return (
+        f"no final scores: {', '.join(data.all_urls)} has no split that is not trained on (test*, val*); prepare with"
+        " source.holdout={test: 0.1} holds pairs out, data.final_splits=[SPLIT] names a split"
+    )
+
+
+def final_scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None] = lambda _: None) -> FinalScores:
+    """Score `fuser` on at most `data.final_pairs` pairs, spread over the datasets.
+
+    Raises nothing: what keeps it from scoring is in `notes`.
+    """
+    try:
+        reason = no_scores(data)
+        return _nothing(reason) if reason else _scores(fuser, data, say)
+    # By now the hours of training are over: no error of the last and least step may take the model with it.
+    except Exception as error:  # noqa: BLE001
+        words = str(error).strip().splitlines() or [""]
+        return _nothing(f"no final scores: {redacted(words[0]) or type(error).__name__}")
+
+
+def _nothing(reason: str) -> FinalScores:
+    return FinalScores({}, {}, 0, (), (), (reason,))
+
+
+def _scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None]) -> FinalScores:
+    splits = {url: names for url, names in final_splits(data).items() if names}
+    limit = max(1, data.final_pairs // len(splits))
+    # Whether the datasets are whole was asked before the training.
+    chosen = [choose_samples(url, names, limit, allow_incomplete=True) for url, names in splits.items()]
+    for one in chosen:
+        say(f"scoring {one.line}")
+    table = evaluate_dataset({_MODEL: fuser}, *chosen)
+    rows = finite(table.means)
+    return FinalScores(
+        metrics=rows.pop(_MODEL),
+        floors=rows,
+        pairs=sum(one.count for one in chosen) - len(table.failed) - len(table.left_out),
+        splits=tuple(sorted({split for one in chosen for split in one.splits})),
+        datasets=tuple(one.store.url for one in chosen),
+        notes=tuple(_notes(data, chosen, table)),
+    )
+
+
+def _notes(data: DataConfig, chosen: list[Chosen], table: Table) -> list[str]:
+    notes = list(table.notes)
+    trained_on = sorted(set(data.splits) & {split for one in chosen for split in one.splits})
+    if trained_on:
+        notes.append(f"scores of pairs that were trained on (split {', '.join(trained_on)}), as data.final_splits asks")
+    return notes

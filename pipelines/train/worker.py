@@ -1,0 +1,234 @@
+"""One worker's part of a training: the loop, its checkpoints, and what rank 0 records."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, get_all_reported_checkpoints, get_checkpoint, get_context, report
+from ray.train.torch import get_device
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.secrets import redacted
+from rwkvfusion.infra.storage import RefusedError, StorageError
+from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError
+from rwkvfusion.model.network.network import RWKVFusion
+from rwkvfusion.model.training.loader import Batch, Loader
+from rwkvfusion.model.training.preview import strip
+from rwkvfusion.model.training.trainer import CheckpointError, Trainer, TrainingError, learning_rate
+from rwkvfusion.pipelines.train.board import Progress
+from rwkvfusion.pipelines.train.plan import TrainPlan
+
+EXAMPLES = 2
+"""Samples whose fused pictures are recorded."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All that a worker is given."""
+
+    plan: TrainPlan
+    run: RunInfo
+    board: Any
+
+
+def train_worker(config: dict[str, WorkerSpec]) -> None:
+    """Train from the last checkpoint, or from the start, to the last step. Runs in each of Ray Train's workers.
+
+    What would go wrong again (data, settings, memory) is told to the board, so that it is not tried again.
+    """
+    spec = config["spec"]
+    if ray.get(spec.board.given_up.remote()):
+        return
+    try:
+        _train(spec)
+    except (RwkvFusionError, MemoryError, RuntimeError) as error:
+        reason = lasting_reason(error, spec.plan)
+        if reason is not None:
+            ray.get(spec.board.give_up.remote(reason))
+            raise TrainingError(reason) from None
+        if isinstance(error, RwkvFusionError):
+            # Ray shows tracebacks as they are: what libraries say below our message may hold a credential.
+            raise error from None
+        raise
+
+
+def _train(spec: WorkerSpec) -> None:
+    recipe, context = spec.plan.recipe, get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(recipe.threads)
+    trainer = make_trainer(spec.plan, get_device(), rank=rank, world=world)
+    _resume(trainer)
+    check_agreement(trainer)
+    loader = spec.plan.loader(rank, world)
+    recorder = Recorder(spec, trainer, loader) if rank == 0 else None
+    for batch in islice(loader.stream(trainer.done), recipe.steps - trainer.done):
+        values = trainer.step(batch)
+        if recorder is not None:
+            recorder.after_step(values)
+        if trainer.done % recipe.checkpoint_every == 0 or trainer.done == recipe.steps:
+            _checkpoint(trainer, write=rank == 0)
+
+
+def _resume(trainer: Trainer) -> None:
+    """Load the last checkpoint that is whole, if there is any."""
+    newest = get_checkpoint()
+    if newest is None:
+        return
+    problem = _load(trainer, newest)
+    if problem is not None:
+        older = [reported.checkpoint for reported in get_all_reported_checkpoints()]
+        if all(_load(trainer, one) is not None for one in reversed(older) if one.path != newest.path):
+            raise problem
+
+
+def _load(trainer: Trainer, checkpoint: Checkpoint) -> CheckpointError | None:
+    """What keeps `checkpoint` from being loaded; None where it was."""
+    try:
+        with checkpoint.as_directory() as folder:
+            trainer.load(Path(folder))
+    except (CheckpointError, FileNotFoundError) as error:
+        return CheckpointError(f"{checkpoint.path}: {error}")
+    return None
+
+
+def check_agreement(trainer: Trainer) -> None:
+    """RuntimeError where ranks do not go on from the same step: one of them could not read what others could."""
+    if not dist.is_initialized():
+        return
+    ends = torch.tensor([trainer.done, -trainer.done], device=trainer.device)
+    dist.all_reduce(ends, dist.ReduceOp.MAX)
+    first, last = -int(ends[1]), int(ends[0])
+    if first != last:
+        raise RuntimeError(f"ranks go on from different checkpoints: of step {first} and of step {last}")
+
+
+def lasting_reason(error: BaseException, plan: TrainPlan) -> str | None:
+    """What to tell a person of an error that starting anew would not cure; None for any other."""
+    out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    if out_of_memory:
+        return f"out of memory: {memory_knobs(plan)}"
+    # A store or a server that did not answer may do so by the time the workers are back.
+    if isinstance(error, (StorageError, TrackingError)) and not isinstance(error, RefusedError):
+        return None
+    return str(error) if isinstance(error, RwkvFusionError) else None
+
+
+def memory_knobs(plan: TrainPlan) -> str:
+    """What to turn where memory is short, with what it is now."""
+    recipe = plan.recipe
+    height, width = recipe.data.crop
+    return (
+        f"lower data.batch (now {recipe.data.batch}), data.crop (now [{height}, {width}]) or network.width (now"
+        f" {plan.network.width}) for the network's part; data.cache_mb (now {recipe.data.cache_mb}), data.mix (now"
+        f" {recipe.data.mix}) or workers (now {recipe.workers}, each with its own) for the machine's"
+    )
+
+
+def make_trainer(plan: TrainPlan, device: torch.device, *, rank: int, world: int) -> Trainer:
+    """A trainer at step 0, equal on all ranks."""
+    recipe = plan.recipe
+
+    def wrap(network: RWKVFusion) -> nn.Module:
+        if world == 1:
+            return network
+        return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+    torch.manual_seed(recipe.seed)
+    return Trainer(
+        RWKVFusion(plan.network).to(device),
+        task=plan.data.task,
+        loss=recipe.loss,
+        optim=recipe.optim,
+        total=recipe.steps,
+        seed=recipe.seed,
+        rank=rank,
+        wrap=wrap,
+    )
+
+
+def _checkpoint(trainer: Trainer, *, write: bool) -> None:
+    """Hand a checkpoint to Ray Train, which stores it; every rank must call it."""
+    metrics = {"step": trainer.done, "loss": float(trainer.last_loss)}
+    if not write:
+        report(metrics)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="rwkvfusion-checkpoint-"))
+    try:
+        trainer.save(folder)
+        report(metrics, checkpoint=Checkpoint.from_directory(str(folder)))
+    finally:
+        shutil.rmtree(folder)
+
+
+class Recorder:
+    """What rank 0 tells: curves and pictures to MLflow, progress to the driver."""
+
+    def __init__(self, spec: WorkerSpec, trainer: Trainer, loader: Loader) -> None:
+        self.recipe, self.trainer, self.board = spec.plan.recipe, trainer, spec.board
+        self.per_epoch = loader.order.per_epoch
+        self.batch = loader.config.batch
+        self.loader, self.told_why = loader, False
+        self.tracker = Tracker(spec.run.uri, spec.run.run_id)
+        self.sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        self.count = 0
+        self.told = (time.perf_counter(), trainer.done)
+
+    def after_step(self, values: dict[str, Tensor]) -> None:
+        """Called after each step with what it gave."""
+        done, last = self.trainer.done, self.trainer.done == self.recipe.steps
+        self.count += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums[name].to(value.device) + value
+        if time.perf_counter() - self.told[0] >= 1 or done % self.recipe.log_every == 0 or last:
+            self._tell(float(values["loss"]))
+        if done % self.recipe.log_every == 0 or last:
+            self._curves()
+        if done % self.recipe.pictures_every == 0 or last:
+            self._pictures()
+
+    @cached_property
+    def _examples(self) -> list[Batch]:
+        return self.loader.examples(EXAMPLES)
+
+    def _pictures(self) -> None:
+        """Record the example pictures. They are for a look in between: what keeps them away ends no training."""
+        try:
+            for batch in self._examples:
+                fused = self.trainer.predict(batch)
+                picture = strip(tuple(image[0] for image in batch.images), fused[0], batch.mask[0])
+                self.tracker.picture(batch.keys[0], picture, self.trainer.done)
+        except Exception as error:  # noqa: BLE001 - whatever they raise
+            if not self.told_why:
+                self.board.note.remote(f"no example pictures of step {self.trainer.done}: {redacted(str(error))}")
+            self.told_why = True
+
+    def _tell(self, loss: float) -> None:
+        now, done = time.perf_counter(), self.trainer.done
+        since, before = self.told
+        seconds = (now - since) / max(done - before, 1)
+        self.told = (now, done)
+        self.board.pin.remote(Progress(done, self.recipe.steps, loss, seconds, os.getpid()))
+
+    def _curves(self) -> None:
+        done = self.trainer.done
+        means = {name: float(total) / self.count for name, total in self.sums.items()}
+        self.sums.clear()
+        self.count = 0
+        means["learning_rate"] = learning_rate(self.recipe.optim, done - 1, self.recipe.steps)
+        means["epoch"] = done * self.batch / self.per_epoch
+        means["skipped_steps"] = self.trainer.skipped
+        self.tracker.metrics(means, done)

@@ -1,0 +1,324 @@
+"""From a list of names to pairs: a function of the names and the layout alone, whatever their order."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.pictures.decode import EXTENSIONS
+from rwkvfusion.infra.pictures.foreign import foreign
+from rwkvfusion.infra.storage import sha256
+from rwkvfusion.stages.dataset.sample import Key, Name
+from rwkvfusion.stages.source.layouts import CAPTION, EXTRAS, SPLITS, Layout, Place
+from rwkvfusion.stages.source.split_folders import SplitFolders, split_name
+
+MAX_KEY = 96
+_SHOWN = 4
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRef(_Record):
+    """One file of a pair: its role and its name relative to the source's root."""
+
+    role: Name
+    name: str
+
+
+class ArrayRef(_Record):
+    """An array of a file, and what its axes are (see stages.axes)."""
+
+    name: str
+    axes: str
+
+
+class Cut(_Record):
+    """Which part of its files a pair is, where it is not their whole: a picture of a stack, or a window of a scene.
+
+    `window` and `region` are (top, left, height, width) in pixels of the scene's grid (see stages.scenes); nothing
+    outside the region is looked at. `protocol`: given (as they are, with the target), full (as they are, without),
+    reduced (Wald's).
+    """
+
+    protocol: Literal["given", "full", "reduced"]
+    arrays: dict[str, ArrayRef] = {}
+    index: int | None = None
+    window: tuple[int, int, int, int] | None = None
+    region: tuple[int, int, int, int] | None = None
+
+
+class PairRef(_Record):
+    """One pair as planned, before anything of it is read. `files` are the modalities, in the layout's order."""
+
+    key: Key
+    split: Name
+    files: tuple[FileRef, ...] = Field(min_length=2)
+    target: str | None = None
+    annotation: str | None = None
+    cut: Cut | None = None
+    caption: str | None = Field(default=None, exclude_if=lambda name: name is None)
+    """A text file. Left out where there is none, so that plans without captions are what they were before these."""
+
+
+class Unpaired(_Record):
+    """A name that belongs to no pair, and why."""
+
+    name: str
+    reason: str
+
+
+class Assumed(_Record):
+    """What was taken to hold of a file because nothing declares it, and the setting that would."""
+
+    name: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file with what its name says. `inner` are the folders that are neither its role's nor a split's."""
+
+    name: str
+    place: Place
+    split: str
+    inner: str
+    stem: str
+
+    def exact(self) -> tuple[str, str, str]:
+        """What the files of a pair have in common."""
+        return self.split, self.inner, self.stem
+
+    def folded(self) -> tuple[str, str, str]:
+        """The same without regard to case, or to how accents are composed."""
+        return self.split, _fold(self.inner), _fold(self.stem)
+
+
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+NO_PICTURE = "not a picture, by its extension"
+
+
+def is_picture(name: str) -> bool:
+    """Whether `name` ends like a picture; what it holds is seen when it is read."""
+    return os.path.splitext(name)[1].lower().removeprefix(".") in EXTENSIONS
+
+
+def is_text(name: str) -> bool:
+    """Whether `name` ends like a caption."""
+    return name.lower().endswith(".txt")
+
+
+class NameReader:
+    """Reads the names of a listing by a layout. `splits` reads those of folders; by default the usual names alone."""
+
+    def __init__(
+        self, layout: Layout, names: Iterable[str], default_split: str, splits: SplitFolders | None = None
+    ) -> None:
+        self._layout, self._default_split = layout, default_split
+        self._splits = splits or SplitFolders(())
+        self.names = sorted(names)
+        folders = [_folder(name).split("/") for name in self.names if is_picture(name)]
+        # Folders that all pictures share are a wrapping (`MSRS-main/MSRS/...`), whatever they are called.
+        self._n_wrapping = len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))))
+        self.strange: dict[str, None] = {}
+        """Names of the folders that kept a file from being one of its modality, as they come."""
+
+    def read(self, name: str) -> Found | Unpaired | None:
+        """What `name` is: a file of a role; one that should be, or any other picture, and why it is none; or nothing.
+
+        Nothing are files that are no pictures and lie where no pictures are looked for.
+        """
+        folder, stem = _folder(name), os.path.splitext(name.rsplit("/", 1)[-1])[0]
+        candidates: list[tuple[tuple[int, int, int], Place, str, re.Match[str] | None]] = []
+        expected = fits_folder = False
+        for place in self._layout.places:
+            match = place.find_folder(folder) if place.folders else None
+            if place.folders and match is None:
+                continue
+            fits_folder |= match is not None or place.role not in EXTRAS
+            cut = place.cut_stem(stem)
+            named = cut is not None and cut != stem
+            expected |= match is not None or named
+            if cut is not None and (is_text(name) if place.role == CAPTION else is_picture(name)):
+                # The deepest folder decides, then its longer name, then the longer affix of the stem.
+                start, end = match.span() if match else (0, 0)
+                candidates.append(((end, end - start, len(stem) - len(cut)), place, cut, match))
+        if candidates:
+            _, place, cut, match = max(candidates, key=lambda candidate: candidate[0])
+            return self._found(name, place, cut, match)
+        if is_picture(name):
+            reason = "its name fits no modality" if fits_folder else "lies in no folder of a modality"
+            return Unpaired(name=name, reason=reason)
+        return Unpaired(name=name, reason=foreign(name) or NO_PICTURE) if expected or foreign(name) else None
+
+    def _found(self, name: str, place: Place, stem: str, match: re.Match[str] | None) -> Found | Unpaired:
+        folder = _folder(name)
+        start, end = match.span() if match else (len(folder), len(folder))
+        before, taken, after = (
+            [part for part in path.split("/") if part] for path in (folder[:start], folder[start:end], folder[end:])
+        )
+        inner = [part for part in before + after if part.lower() not in SPLITS]
+        known = before[: self._n_wrapping]
+        for part in inner:
+            if part not in known and not self._layout.has_inner(part) and self._splits.named(part) is None:
+                self.strange[part] = None
+                reason = f"lies in a folder `{printable(part)}`, which this layout does not have"
+                return Unpaired(name=name, reason=f"{reason} (source.splits=[{split_name(part)}] makes it a split)")
+        named = match.groupdict().get("split") if match else None
+        places = range(len(before), len(before) + len(taken))
+        split = self._splits.named(named) if named else self._splits.of([*before, *taken, *after], places)
+        return Found(name, place, split or self._default_split, "/".join(inner), stem)
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+@dataclass(frozen=True)
+class Match:
+    """The files of one pair by role, what they have in common, and its target and mask if any."""
+
+    split: str
+    inner: str
+    stem: str
+    files: Mapping[str, str]
+    extras: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The name of its first file, which no other pair has."""
+        return next(iter(self.files.values()))
+
+
+def pair_files(layout: Layout, found: Sequence[Found]) -> tuple[list[Match], list[Unpaired]]:
+    """Match files by equal names, then those that are left by names equal but for case and composition."""
+    groups, unpaired = group_files(
+        [file for file in found if file.place.role not in EXTRAS], layout.modalities, layout.required
+    )
+    extras = _Extras(layout, found, groups)
+    matches = []
+    for group in groups:
+        names = {file.place.role: file.name for file in group}
+        files = {role: names[role] for role in layout.modalities if role in names}
+        matches.append(Match(*group[0].exact(), files, extras.of(group[0])))
+    return matches, unpaired + extras.left()
+
+
+def group_files(
+    files: Sequence[Found], roles: Sequence[str], required: Collection[str]
+) -> tuple[list[list[Found]], list[Unpaired]]:
+    """The files of each pair, and those of none: with no partner, or with several that could be it.
+
+    A pair has two of `roles` or more, and all that are `required`.
+    """
+    left = list(files)
+    groups: list[list[Found]] = []
+    unpaired: list[Unpaired] = []
+    for common in (Found.exact, Found.folded):
+        by_name: dict[tuple[str, str, str], list[Found]] = defaultdict(list)
+        for file in left:
+            by_name[common(file)].append(file)
+        left = []
+        for group in by_name.values():
+            counts = Counter(file.place.role for file in group)
+            if max(counts.values()) > 1:
+                unpaired += [Unpaired(name=file.name, reason=_ambiguous(group)) for file in group]
+            elif counts.keys() >= set(required) and len(counts) > 1:
+                groups.append(group)
+            elif common is Found.exact:
+                left += group
+            else:
+                unpaired += [Unpaired(name=file.name, reason=_alone(roles, required, group)) for file in group]
+    return groups, unpaired
+
+
+def _ambiguous(group: Sequence[Found]) -> str:
+    names = printable(", ".join(sorted(file.name for file in group)[:_SHOWN]))
+    names += f" and {len(group) - _SHOWN} more" if len(group) > _SHOWN else ""
+    return f"one of several files of a modality with the same name ({names}): which belong together cannot be told"
+
+
+def _alone(roles: Sequence[str], required: Collection[str], group: Sequence[Found]) -> str:
+    there = {file.place.role for file in group}
+    lacking = [role for role in roles if role not in there]
+    missing = [role for role in lacking if role in required] or lacking
+    return f"no {' or '.join(missing)} picture of the name {group[0].stem!r}"
+
+
+class _Extras:
+    """Targets, masks and captions by the names they share with their pairs."""
+
+    def __init__(self, layout: Layout, found: Sequence[Found], groups: Sequence[Sequence[Found]]) -> None:
+        self._rank = {place: rank for rank, place in enumerate(layout.places)}
+        self._left = {file.name: file for file in found if file.place.role in EXTRAS}
+        self._unpaired: list[Unpaired] = []
+        pairs = {group[0].exact() for group in groups}
+        alike = Counter(group[0].folded() for group in groups)
+        self._exact: dict[tuple[str, ...], list[Found]] = defaultdict(list)
+        self._folded: dict[tuple[str, ...], list[Found]] = defaultdict(list)
+        for file in self._left.values():
+            self._exact[file.place.role, *file.exact()].append(file)
+            # What fits two pairs but for case, or one of them exactly, is nobody else's.
+            if file.exact() not in pairs and alike[file.folded()] == 1:
+                self._folded[file.place.role, *file.folded()].append(file)
+
+    def of(self, file: Found) -> dict[str, str]:
+        """The extras that go with the pair of `file`, by role: of several places the preferred one's."""
+        chosen = {}
+        for role in EXTRAS:
+            files = self._exact[role, *file.exact()] or self._folded[role, *file.folded()]
+            best = min((self._rank[f.place] for f in files), default=None)
+            first = [f for f in files if self._rank[f.place] == best]
+            if len(first) == 1:
+                chosen[role] = first[0].name
+                del self._left[first[0].name]
+            for other in files:
+                if other.name in self._left:
+                    reason = _ambiguous(first) if other in first else f"{printable(first[0].name)} is taken instead"
+                    self._drop(other, reason)
+        return chosen
+
+    def left(self) -> list[Unpaired]:
+        """Those that go with no pair, and why."""
+        for file in list(self._left.values()):
+            self._drop(file, f"a {file.place.role} of no pair: there is none of the name {file.stem!r}")
+        return self._unpaired
+
+    def _drop(self, file: Found, reason: str) -> None:
+        del self._left[file.name]
+        self._unpaired.append(Unpaired(name=file.name, reason=reason))
+
+
+def make_keys(texts: Mapping[str, str]) -> dict[str, str]:
+    """A key for each name, of the text beside it; unique, and the same whatever the order.
+
+    Names that would share a key, and those of which no letter or digit can stay, get a piece of the name's hash.
+    """
+    bases = {name: _plain(text) for name, text in texts.items()}
+    keys = {name: base[:MAX_KEY].rstrip("-_") for name, base in bases.items()}
+    for n_digits in (8, 16, 32, 64):
+        uses = Counter(keys.values())
+        clashing = [name for name, key in keys.items() if uses[key] > 1 or not key]
+        for name in clashing:
+            base = (bases[name] or "pair")[: MAX_KEY - 1 - n_digits].rstrip("-_")
+            keys[name] = f"{base}-{sha256(name.encode())[:n_digits]}"
+    return keys
+
+
+def _plain(text: str) -> str:
+    """`text` in the letters of a key: lower case, accents dropped, all else but `_` as `-`."""
+    letters = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return re.sub(r"[^a-z0-9_]+", "-", letters.lower()).strip("-_")

@@ -1,0 +1,152 @@
+"""One pair's files to pictures: read, decoded whole, and checked against each other; nothing about them is changed."""
+
+from __future__ import annotations
+
+import unicodedata
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.pictures.decode import ImageError, ImageInfo, describe
+from rwkvfusion.infra.pictures.tiff import declared_white
+from rwkvfusion.infra.pictures.units import Scale, UnitError, option_scale, unit_of
+from rwkvfusion.infra.storage import MissingError, StorageError, Store, sha256
+from rwkvfusion.stages.dataset.sample import Image
+from rwkvfusion.stages.source.listing import is_of_the_file, unreadable
+
+MAX_CAPTION = 10_000
+"""Characters of a caption of the dataset's own."""
+
+
+class RefusedError(RwkvFusionError):
+    """A pair that cannot be used, and what kind of fault it has."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a sample holds it, what its bytes say of it, and its pixels."""
+
+    image: Image
+    info: ImageInfo
+    array: np.ndarray
+
+
+def read_picture(store: Store, role: str, name: str, *, follow_links: bool) -> Picture:
+    """RefusedError where this file cannot be used, StorageError where the store does not answer."""
+    data = _read(store, name, follow_links=follow_links)
+    try:
+        return open_picture(role, name, data)
+    except ImageError as error:
+        raise RefusedError("unreadable", f"{printable(name)}: {error}") from None
+
+
+def read_caption(store: Store, name: str, *, follow_links: bool) -> str | None:
+    """The text of the file `name`, its lines and words joined by single spaces; None where it holds none.
+
+    UTF-8, with or without a byte order mark, or UTF-16 with one. Errors as of `read_picture`.
+    """
+    data, shown = _read(store, name, follow_links=follow_links), printable(name)
+    try:
+        text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise RefusedError("unreadable", f"{shown} is not text in UTF-8: save it as such") from None
+    caption = " ".join(text.split())
+    if len(caption) > MAX_CAPTION:
+        raise RefusedError("unreadable", f"{shown} has {len(caption)} characters, a caption {MAX_CAPTION} at most")
+    if any(unicodedata.category(c) == "Cc" for c in caption):
+        raise RefusedError("unreadable", f"{shown} holds control characters, which are no text")
+    return caption or None
+
+
+def _read(store: Store, name: str, *, follow_links: bool) -> bytes:
+    shown = printable(name)
+    trouble = unreadable(store, name, follow_links=follow_links)
+    if trouble:
+        raise RefusedError("unreadable", f"{shown} {trouble}")
+    try:
+        return store.read(name)
+    except MissingError:
+        raise RefusedError("missing", f"{shown} is gone: it was there when the source was listed") from None
+    except StorageError as error:
+        if is_of_the_file(error, store):
+            raise RefusedError("unreadable", printable(str(error))) from None
+        raise
+
+
+def open_picture(role: str, path: str, data: bytes) -> Picture:
+    """Decode and describe the bytes of the file `path`, with what it says of its values itself; ImageError where they
+    are no picture."""
+    info, array = describe(data)
+    image = Image(
+        role=role, path=path, data=data, sha256=sha256(data), ext=info.ext, height=info.height, width=info.width,
+        channels=info.channels, bit_depth=info.bit_depth, scale=declared_white(data),
+    )  # fmt: skip
+    return Picture(image, info, array)
+
+
+def declare(picture: Picture, scales: Mapping[str, Scale]) -> Picture:
+    """The picture with what `scales` (the recipe's, by role) declare of its values, else with what its file does.
+
+    RefusedError where it has no unit then.
+    """
+    image = picture.image
+    try:
+        scale = option_scale(picture.array, scales, image.role, display=True)
+        if scale is None and image.scale is None:
+            unit_of(picture.array)
+        return replace(picture, image=image.with_scale(scale, picture.array))
+    except UnitError as error:
+        raise RefusedError("range", f"{_name(picture)} holds {error}: set source.scale.{image.role}") from None
+
+
+def declare_target(target: Picture, first: Picture, scales: Mapping[str, Scale]) -> Picture:
+    """`declare` of a true fused picture, which has the unit of the `first` modality unless it is given its own."""
+    shared = first.image.declared
+    if target.image.role not in scales and shared is not None and target.array.dtype == first.array.dtype:
+        return replace(target, image=target.image.with_scale(shared, target.array))
+    return declare(target, scales)
+
+
+def check_pictures(modalities: Sequence[Picture], extras: Sequence[Picture]) -> None:
+    """RefusedError unless all lie on one grid of pixels, and the modalities differ from each other."""
+    pictures = [*modalities, *extras]
+    check_sizes([picture.image for picture in pictures])
+    check_orientation(pictures)
+    for first, second in combinations(modalities, 2):
+        if _same(first.array, second.array):
+            raise RefusedError("identical", f"{_name(first)} and {_name(second)} hold the same picture")
+
+
+def check_sizes(images: Sequence[Image]) -> None:
+    """RefusedError unless all have as many rows and columns."""
+    if len({(image.height, image.width) for image in images}) > 1:
+        sizes = ", ".join(f"{printable(image.path)} is {image.width}x{image.height}" for image in images)
+        raise RefusedError("size_mismatch", f"the pictures differ in size (width x height): {sizes}")
+
+
+def check_orientation(pictures: Sequence[Picture]) -> None:
+    """RefusedError where a viewer would turn one of the pictures of a scene otherwise than the others."""
+    if len({picture.info.orientation for picture in pictures}) > 1:
+        turns = ", ".join(f"{_name(picture)} has {picture.info.orientation}" for picture in pictures)
+        raise RefusedError(
+            "orientation_mismatch",
+            f"the pictures differ in EXIF orientation, so how they lie on each other cannot be told: {turns}",
+        )
+
+
+def _same(first: np.ndarray, second: np.ndarray) -> bool:
+    """Grey and the same grey stored as colour are the same picture: (H, W, 1) and (H, W, 3) are compared as such."""
+    comparable = first.shape[2] == second.shape[2] or 1 in (first.shape[2], second.shape[2])
+    return comparable and bool((first == second).all())
+
+
+def _name(picture: Picture) -> str:
+    return printable(picture.image.path)

@@ -1,0 +1,158 @@
+"""Arrays in HDF5 and MATLAB files: what a file holds, by its headers alone, and parts of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from typing import Any, Self, TypeVar
+
+import h5py
+import numpy as np
+import scipy.io
+
+from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.pictures.decode import MAX_BYTES
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_MATLAB_CLASS = "MATLAB_class"
+_NUMBERS: Mapping[str, str] = {
+    "double": "float64", "single": "float32", "logical": "bool",
+    **{name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")},
+}  # fmt: skip
+"""MATLAB's classes of plain numbers, as NumPy calls them."""
+_MAX_ENTRIES = 10_000
+T = TypeVar("T")
+
+
+class ArrayFileError(RwkvFusionError, ValueError):
+    """A file that holds no arrays we can read; the message completes "FILE: "."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """An array as the file announces it; of MATLAB files the axes as MATLAB has them."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))} {self.dtype}"
+
+
+class ArrayFile:
+    """Named arrays of numbers in one file (a path, or its bytes). ArrayFileError for whatever is not such a file.
+
+    MATLAB's own files and its HDF5 files (v7.3) read alike. Nothing outside the file is followed: arrays that lie in
+    other files (HDF5's external and virtual ones) are left out.
+    """
+
+    def __init__(self, source: str | BytesIO) -> None:
+        self._source = source
+        self._loaded: dict[str, np.ndarray] = {}
+        self._hdf5 = _guarded(h5py.File, source, "r") if _is_hdf5(source) else None
+        self.is_matlab = self._hdf5 is None or _says_matlab(source)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._hdf5 is not None:
+            self._hdf5.close()
+
+    @cached_property
+    def headers(self) -> dict[str, Header]:
+        """Every array of numbers, by name; those in groups as `group/name`."""
+        if self._hdf5 is not None:
+            return _guarded(self._hdf5_headers)
+        listed = _guarded(scipy.io.whosmat, self._rewound())
+        return {
+            name: Header(tuple(map(int, shape)), np.dtype(_NUMBERS[kind]))
+            for name, shape, kind in listed
+            if kind in _NUMBERS
+        }
+
+    def read(self, name: str, part: tuple[slice | int, ...] = ()) -> np.ndarray:
+        """The array `name`, or a part of it: one slice or index an axis, from the first."""
+        header = self.headers[name]
+        if self._hdf5 is None:
+            if name not in self._loaded:
+                if header.nbytes > MAX_BYTES:
+                    raise ArrayFileError(f"{name} takes {header.nbytes} bytes; save it as HDF5 (MATLAB's -v7.3)")
+                self._loaded[name] = _guarded(self._load, name, header)
+            return np.ascontiguousarray(self._loaded[name][part])
+        stored = self._hdf5[name]
+        full = part + (slice(None),) * (len(header.shape) - len(part))
+        if not self.is_matlab:
+            return np.ascontiguousarray(_guarded(stored.__getitem__, full))
+        # MATLAB stores columns first, HDF5 rows first: the axes of its files are reversed.
+        return np.ascontiguousarray(_guarded(stored.__getitem__, full[::-1]).T)
+
+    def number(self, name: str) -> float | None:
+        """The single number `name`; None where there is none of that name."""
+        header = self.headers.get(name)
+        return float(self.read(name).ravel()[0]) if header is not None and math.prod(header.shape) == 1 else None
+
+    def _load(self, name: str, header: Header) -> np.ndarray:
+        source: Any = self._rewound()
+        array = np.asarray(scipy.io.loadmat(source, variable_names=[name])[name])
+        if array.shape != header.shape or array.dtype.kind not in "biuf":
+            raise ArrayFileError(f"{name} is announced as {header} and is {array.shape} {array.dtype}")
+        return array
+
+    def _hdf5_headers(self) -> dict[str, Header]:
+        found: dict[str, Header] = {}
+
+        def visit(name: str, item: Any) -> None:
+            if len(found) > _MAX_ENTRIES:
+                raise ArrayFileError(f"more than {_MAX_ENTRIES} arrays")
+            plain = isinstance(item, h5py.Dataset) and not item.external and not item.is_virtual
+            if plain and item.dtype.kind in "biuf" and item.shape:
+                shape = tuple(map(int, item.shape))
+                found[name] = Header(shape[::-1] if self.is_matlab else shape, item.dtype)
+
+        assert self._hdf5 is not None
+        self._hdf5.visititems(visit)
+        return found
+
+    def _rewound(self) -> str | BytesIO:
+        if isinstance(self._source, BytesIO):
+            self._source.seek(0)
+        return self._source
+
+
+def _head(source: str | BytesIO, length: int) -> bytes:
+    if isinstance(source, BytesIO):
+        return source.getbuffer()[:length].tobytes()
+    with open(source, "rb") as file:
+        return file.read(length)
+
+
+def _is_hdf5(source: str | BytesIO) -> bool:
+    # A user block of 512 bytes or more may come first; MATLAB's has 512.
+    head = _head(source, 4096)
+    if not head:
+        raise ArrayFileError("the file is empty")
+    return any(head[start : start + 8] == _HDF5 for start in (0, 512, 1024, 2048))
+
+
+def _says_matlab(source: str | BytesIO) -> bool:
+    return _head(source, 6) == b"MATLAB"
+
+
+def _guarded(call: Callable[..., T], *args: Any) -> T:
+    try:
+        return call(*args)
+    except ArrayFileError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the readers raise anything on hostile bytes; ours is the one type callers see
+        text = printable(str(error).split("\n")[0])[:200]
+        raise ArrayFileError(f"no MATLAB or HDF5 file, or a damaged one: {text or type(error).__name__}") from None

@@ -1,0 +1,91 @@
+"""What TIFFs that are read as plain pictures say of their ground and of their empty pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+
+import numpy as np
+
+from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.pictures.decode import encode_tiff
+from rwkvfusion.infra.pictures.emptiness import filled
+from rwkvfusion.infra.pictures.formats import RASTERS
+from rwkvfusion.infra.pictures.units import unit_of
+from rwkvfusion.infra.storage import Store
+from rwkvfusion.stages.source.reading import Picture, RefusedError
+from rwkvfusion.stages.source.scenes.ground import check_same_grid
+from rwkvfusion.stages.source.scenes.raster import Raster, RasterError
+
+
+def check_ground(files: Sequence[tuple[Store, str]]) -> None:
+    """RefusedError where the TIFFs among the files of a pair say that they are not of the same ground.
+
+    What is no raster for GDAL says nothing of its ground.
+    """
+    with ExitStack() as until:
+        located: list[Raster] = []
+        for store, name in files:
+            if name.rpartition(".")[2].lower() in RASTERS:
+                with suppress(RasterError):
+                    raster = until.enter_context(Raster(store, name))
+                    located += [raster] * raster.is_located
+        try:
+            for raster in located[1:]:
+                check_same_grid(located[0], raster)
+        except RasterError as error:
+            raise RefusedError("other_ground", str(error)) from None
+
+
+def check_tiffs(store: Store, pictures: Sequence[Picture]) -> None:
+    """`check_ground` and `check_filled` of the pictures of a pair, read from `store`."""
+    check_ground([(store, picture.image.path) for picture in pictures])
+    for picture in pictures:
+        check_filled(store, picture)
+
+
+def check_filled(store: Store, picture: Picture) -> None:
+    """RefusedError where pixels that a TIFF declares empty would be learnt from as values that nothing else has.
+
+    That is outside the picture's unit, or where the unit itself was taken from all values.
+    """
+    empty = _empty(store, picture.image.path, picture)
+    if empty is None:
+        return
+    image, values = picture.image, picture.array[empty]
+    unit = unit_of(picture.array, image.declared)
+    if image.percentiles is None and values.min() >= unit.black and values.max() <= unit.white:
+        return
+    n_empty = int(empty.any(axis=2).sum())
+    raise RefusedError(
+        "empty",
+        f"{printable(image.path)}: {n_empty} of its pixels are empty and hold {values.flat[0]:g},"
+        " which is none of its values: cut the pictures to where none is, or fill them, e.g. gdal_fillnodata.py",
+    )
+
+
+def with_filled(store: Store, name: str, picture: Picture) -> Picture:
+    """The picture in which values that its TIFF declares empty are as the nearest valid ones; its hash is the file's.
+
+    So no valid pixel of what is made of it depends on what stands for empty.
+    """
+    empty = _empty(store, name, picture)
+    if empty is None:
+        return picture
+    array = filled(picture.array, empty)
+    return replace(picture, image=picture.image.model_copy(update={"data": encode_tiff(array)}), array=array)
+
+
+def _empty(store: Store, name: str, picture: Picture) -> np.ndarray | None:
+    """Which values are empty, (H, W, C); None where none is, as far as the file says."""
+    if picture.image.ext != "tif":
+        return None
+    with suppress(RasterError), Raster(store, name) as raster:
+        rows, columns = raster.size
+        if (raster.nodata or raster.has_mask) and (rows, columns) == picture.array.shape[:2]:
+            _, empty = raster.read((slice(0, rows), slice(0, columns)))
+            if empty.shape != picture.array.shape:
+                empty = np.repeat(empty.any(axis=2, keepdims=True), picture.array.shape[2], axis=2)
+            return empty if empty.any() else None
+    return None

@@ -1,0 +1,142 @@
+"""Scenes of two or more exposures: each folder of pictures is one, whatever the files are called."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from rwkvfusion.infra.errors import printable
+from rwkvfusion.stages.source.layouts import TARGET, Layout
+from rwkvfusion.stages.source.pairing import FileRef, Match, Unpaired, is_picture
+from rwkvfusion.stages.source.reading import Picture, RefusedError, check_sizes
+from rwkvfusion.stages.source.split_folders import SplitFolders
+
+Exposures = Literal["extreme", "all"]
+MAX_EXPOSURES = 32
+_NO_SCENES = frozenset({"under", "over"})
+
+
+def pair_sequences(
+    layout: Layout, names: Iterable[str], default_split: str, splits: SplitFolders | None = None
+) -> tuple[list[Match], list[Unpaired]]:
+    """A match for each folder of two pictures or more, and what belongs to none.
+
+    A target lies under the scene's name in a folder of targets, beside the scenes or above (`Part1/Label/7.JPG` for
+    `Part1/7/`). Which exposure is the darkest is seen when they are read: until then the roles are numbers.
+    """
+    scenes: dict[str, list[str]] = defaultdict(list)
+    targets = []
+    places = [place for place in layout.places if place.role == TARGET]
+    for name in sorted(name for name in names if is_picture(name)):
+        folder = name.rpartition("/")[0]
+        if any(place.find_folder(folder.rpartition("/")[2]) for place in places):
+            targets.append(name)
+        else:
+            scenes[folder].append(name)
+    unpaired = []
+    for folder in list(scenes):
+        reason = _no_scene(folder, scenes[folder])
+        if reason:
+            unpaired += [Unpaired(name=name, reason=reason) for name in scenes.pop(folder)]
+    target_of, alone = _assign(targets, scenes)
+    matches = []
+    for folder, files in scenes.items():
+        above, _, scene = folder.rpartition("/")
+        split = (splits or SplitFolders(())).of(above.split("/") if above else [])
+        roles = {f"exposure_{number}": name for number, name in enumerate(sorted(files, key=_natural), start=1)}
+        extras = {TARGET: target_of[folder]} if folder in target_of else {}
+        matches.append(Match(split or default_split, above, scene, roles, extras))
+    return matches, [*unpaired, *alone]
+
+
+def _assign(targets: Iterable[str], scenes: Iterable[str]) -> tuple[dict[str, str], list[Unpaired]]:
+    """The target of each scene's folder, and the targets that fit none or that several may be meant by."""
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for folder in scenes:
+        by_name[_fold(folder.rpartition("/")[2])].append(folder)
+    claims: dict[str, list[str]] = defaultdict(list)
+    unpaired = []
+    for target in targets:
+        above = target.rpartition("/")[0].rpartition("/")[0]
+        fitting = by_name[_fold(os.path.splitext(target.rpartition("/")[2])[0])]
+        below = [folder for folder in fitting if folder.startswith(above and f"{above}/")]
+        nearest = min((folder.count("/") for folder in below), default=0)
+        below = [folder for folder in below if folder.count("/") == nearest]
+        if len(below) == 1:
+            claims[below[0]].append(target)
+        else:
+            reason = f"fits {len(below)} scenes" if below else "no folder of exposures has the name of this target"
+            unpaired.append(Unpaired(name=target, reason=reason))
+    for folder, names in claims.items():
+        if len(names) > 1:
+            reason = f"one of {len(names)} targets of {printable(folder)}: which is the right one cannot be told"
+            unpaired += [Unpaired(name=name, reason=reason) for name in names]
+    return {folder: names[0] for folder, names in claims.items() if len(names) == 1}, unpaired
+
+
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def _no_scene(folder: str, files: Sequence[str]) -> str | None:
+    """Why a folder holds no scene; None where it may."""
+    if not folder:
+        return "lies in no folder of a scene"
+    if folder.rpartition("/")[2].casefold() in _NO_SCENES:
+        return "lies in a folder of one exposure of many scenes: use layout paired, with modalities under and over"
+    if len(files) < 2:
+        return "the only picture of its scene: there is no other exposure"
+    if len(files) > MAX_EXPOSURES:
+        return f"one of {len(files)} pictures in its folder: a scene has {MAX_EXPOSURES} exposures at most"
+    return None
+
+
+def read_exposures(
+    read: Callable[[str, str], Picture], files: Sequence[FileRef], exposures: Exposures
+) -> list[Picture]:
+    """The exposures of a scene from dark to bright, by mean luma: `under`, `exposure_2`, ..., `over`.
+
+    `extreme` keeps the first and the last alone, and no more than three decoded pictures at a time. Equally bright ones
+    are in the order of `files`. RefusedError where sizes differ, even of those that are not kept, or where all are
+    equally bright.
+    """
+    kept: list[tuple[float, Picture]] = []
+    seen = []
+    for file in files:
+        kept.append(_measured(read(file.role, file.name)))
+        seen.append(kept[-1][1].image)
+        kept.sort(key=lambda one: one[0])
+        if exposures == "extreme":
+            del kept[1:-1]
+    check_sizes(seen)
+    if kept[0][0] == kept[-1][0]:
+        names = ", ".join(printable(image.path) for image in seen)
+        raise RefusedError("same_exposure", f"equally bright, so that none is the darker: {names}")
+    roles = ["under", *(f"exposure_{number}" for number in range(2, len(kept))), "over"]
+    return [
+        replace(picture, image=picture.image.model_copy(update={"role": role}))
+        for role, (_, picture) in zip(roles, kept, strict=True)
+    ]
+
+
+def _measured(picture: Picture) -> tuple[float, Picture]:
+    return mean_luma(picture.array), picture
+
+
+def mean_luma(array: np.ndarray) -> float:
+    """Mean luma (ITU-R BT.601) of (H, W, C), as a part of the largest value of its type (floats: of 1)."""
+    means = array.mean(axis=(0, 1), dtype=np.float64)
+    luma = means @ (0.299, 0.587, 0.114) if len(means) == 3 else means.mean()
+    return float(luma) / (np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1.0)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key by which 10.JPG comes after 2.JPG."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name.casefold())]

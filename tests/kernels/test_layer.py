@@ -1,0 +1,125 @@
+"""The network's parts in one C++ call each against the same parts from torch's operations, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rwkvfusion.kernels import fused as fused_parts
+from rwkvfusion.kernels.backends import cpu
+from rwkvfusion.model.network.config import NetworkConfig
+from rwkvfusion.model.network.layers import BRWKV
+from rwkvfusion.model.network.network import RWKVFusion
+
+pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
+
+
+def layer(width: int, block: int, hidden_ratio: float = 2.0) -> BRWKV:
+    made = BRWKV(width, hidden_ratio, 1, block, None).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+# 64 tokens are a chunk: sizes around one, two and three of them, odd rests, and maps of one row or column.
+@pytest.mark.parametrize("size", [(1, 1), (1, 63), (64, 1), (5, 13), (9, 7), (2, 65), (11, 17), (13, 10), (31, 33)])
+@pytest.mark.parametrize("block", [0, 1])
+def test_fused_is_the_layer(size: tuple[int, int], block: int) -> None:
+    torch.manual_seed(0)
+    made, x = layer(32, block), torch.randn(2, *size, 32)
+    before = x.clone()
+    with torch.no_grad():
+        fused = made.fused(x.clone())
+        exact = made.double().plain(x.double())
+    assert fused is not None
+    assert float((fused - exact).norm() / exact.norm()) < 3e-6
+    assert torch.equal(x, before)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    height=st.integers(1, 24),
+    width=st.integers(1, 24),
+    channels=st.sampled_from([16, 48]),
+    ratio=st.sampled_from([1.0, 3.0]),
+    threads=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 99),
+)
+def test_fused_at_any_size_and_number_of_threads(
+    height: int, width: int, channels: int, ratio: float, threads: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    made, x = layer(channels, seed % 2, ratio), torch.randn(1, height, width, channels)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            fused = made.fused(x.clone())
+    finally:
+        torch.set_num_threads(before)
+    with torch.no_grad():
+        exact = made.double().plain(x.double())
+    assert fused is not None
+    assert float((fused - exact).norm() / exact.norm()) < 5e-6
+
+
+def test_what_it_cannot_do_goes_the_plain_way() -> None:
+    x = torch.randn(1, 8, 8, 32)
+    made = layer(32, 0)
+    assert made.fused(x) is None  # a gradient is wanted
+    with torch.no_grad():
+        assert made.double().fused(x.double()) is None
+        assert layer(24, 0).fused(torch.randn(1, 8, 8, 24)) is None
+        assert BRWKV(32, 2.0, 2, 0, None).fused(x) is None
+        assert BRWKV(32, 2.0, 1, 0, 4).fused(x) is None
+        strong = layer(32, 0)
+        strong.spatial.decay += 1e4
+        assert strong.fused(x) is None
+
+
+@pytest.mark.parametrize("levels", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("size", [(24, 40), (61, 83), (128, 7)])
+def test_network_without_gradients_is_the_network(
+    levels: tuple[int, ...], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fused part at once: pooled text, masks at full size and below, padding, decoder, a batch of two."""
+    torch.manual_seed(1)
+    config = NetworkConfig((1, 3), 2, width=16, levels=levels, channel_factors=(1, 2), text_width=8, max_objects=5)
+    network = RWKVFusion(config).eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if not name.endswith(("decay", "bonus")):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    images = [torch.rand(2, 1, *size), torch.rand(2, 3, *size)]
+    mask = torch.randint(0, 8, (2, *size), dtype=torch.uint8) * (torch.rand(2, *size) < 0.3)
+    text, real = torch.randn(2, 6, 8), torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    calls = []
+    for name in ("layer", "upsample", "Fusion"):
+        real_call = getattr(fused_parts, name)
+        monkeypatch.setattr(fused_parts, name, lambda *a, name=name, call=real_call: calls.append(name) or call(*a))
+    kept = [t.clone() for t in (*images, mask, text)]
+    with torch.no_grad():
+        fused = {
+            "guided": network(images, mask, text, real),
+            "no mask": network(images, None, text, real),
+            "no text": network(images, mask),
+        }
+    n_layers = 2 * sum(levels) + 1
+    assert sorted(set(calls)) == ["Fusion", "layer", "upsample"]
+    assert [calls.count(name) for name in ("Fusion", "layer", "upsample")] == [3 * sum(levels), 3 * n_layers, 6]
+    assert all(torch.equal(a, b) for a, b in zip(kept, (*images, mask, text), strict=True))
+    exact = network.double()
+    images, text = [image.double() for image in images], text.double()
+    with torch.no_grad():
+        expected = {
+            "guided": exact(images, mask, text, real),
+            "no mask": exact(images, None, text, real),
+            "no text": exact(images, mask),
+        }
+    for name, ours in fused.items():
+        assert float((ours - expected[name]).norm() / expected[name].norm()) < 2e-5, name
+    assert float((expected["guided"] - expected["no mask"]).abs().max()) > 1e-3

@@ -1,0 +1,75 @@
+"""Colour: an exact inverse, agreement with Pillow's JPEG YCbCr, and the chroma rule pixel by pixel."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from rwkvfusion.model.fusing.colour import fuse_chroma, rgb_to_ycbcr, ycbcr_to_rgb
+
+unit_planes = arrays(np.float32, (3, 2, 3), elements=st.floats(0, 1, width=32))
+
+
+@given(unit_planes)
+def test_the_inverse_is_exact(planes: np.ndarray) -> None:
+    rgb = torch.from_numpy(planes)
+    assert torch.allclose(ycbcr_to_rgb(rgb_to_ycbcr(rgb)), rgb, rtol=0, atol=1e-6)
+    assert torch.allclose(rgb_to_ycbcr(ycbcr_to_rgb(rgb)), rgb, rtol=0, atol=1e-6)
+    double = rgb.double()
+    assert torch.allclose(ycbcr_to_rgb(rgb_to_ycbcr(double)), double, rtol=0, atol=1e-14)
+
+
+def test_it_is_the_ycbcr_of_jpeg() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    pillow = torch.from_numpy(np.array(Image.fromarray(rgb).convert("YCbCr"))).double().permute(2, 0, 1)
+    ours = rgb_to_ycbcr(torch.from_numpy(rgb).double().permute(2, 0, 1)[None] / 255)[0] * 255
+    ours[1:] += 0.5  # JPEG puts neutral chroma at 128, not 127.5
+    assert (ours - pillow).abs().max() <= 1.0
+
+
+def test_grey_is_neutral() -> None:
+    grey = torch.linspace(0, 1, 256).reshape(1, 16, 16).repeat(3, 1, 1)
+    luma, cb, cr = rgb_to_ycbcr(grey)
+    assert torch.allclose(luma, grey[0], atol=1e-6)
+    assert torch.allclose(cb, torch.full_like(cb, 0.5), atol=1e-6)
+    assert torch.allclose(cr, torch.full_like(cr, 0.5), atol=1e-6)
+
+
+@settings(max_examples=50)
+@given(arrays(np.float64, (3, 5), elements=st.floats(0, 1)), st.permutations(range(3)))
+def test_chroma_rule_pixel_by_pixel(values: np.ndarray, order: list[int]) -> None:
+    planes = [torch.from_numpy(row) for row in values]
+    fused, _ = fuse_chroma(planes, planes)
+    for column, pixel in enumerate(values.T):
+        weights = [abs(value - 0.5) for value in pixel]
+        expected = 0.5
+        if sum(weights) > 0:
+            expected = sum(v * w for v, w in zip(pixel, weights, strict=True)) / sum(weights)
+        assert fused[column].item() == pytest.approx(expected, abs=1e-9)
+        assert min(pixel.min(), 0.5) - 1e-12 <= fused[column].item() <= max(pixel.max(), 0.5) + 1e-12
+    shuffled = [planes[index] for index in order]
+    assert torch.allclose(fuse_chroma(shuffled, shuffled)[0], fused, rtol=0, atol=1e-12)
+
+
+def test_colour_passes_grey_modalities() -> None:
+    colour = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    grey = torch.full((4, 5), 0.5)
+    cb, cr = fuse_chroma([grey, colour[0], grey], [grey, colour[1], grey])
+    assert torch.allclose(cb, colour[0], rtol=0, atol=1e-7)
+    assert torch.allclose(cr, colour[1], rtol=0, atol=1e-7)
+    assert torch.equal(fuse_chroma([grey, grey], [grey, grey])[0], grey)
+
+
+def test_errors_say_what_was_given() -> None:
+    plane = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=r"\(1, 2, 3\)"):
+        rgb_to_ycbcr(plane[None])
+    with pytest.raises(ValueError, match="2 Cb and 1 Cr"):
+        fuse_chroma([plane, plane], [plane])
+    with pytest.raises(ValueError, match="at least one"):
+        fuse_chroma([], [])
+    with pytest.raises(ValueError, match=r"\(2, 3\), \(3, 2\)"):
+        fuse_chroma([plane, plane.T], [plane, plane])

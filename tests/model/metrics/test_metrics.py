@@ -1,0 +1,311 @@
+"""The metrics against plain loops, closed forms, and scores that others published for their own fused images."""
+
+import csv
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from scipy.signal import convolve2d
+from scipy.stats import entropy as scipy_entropy
+
+from rwkvfusion.model.metrics.statistics import squared_frequencies
+from rwkvfusion.model.metrics.table import METRICS, evaluate, luma
+
+Plane = npt.NDArray[np.float64]
+
+DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+needs_golden = pytest.mark.skipif(not (DATA / "golden").is_dir(), reason="no golden images beside the repository")
+needs_msrs = pytest.mark.skipif(not (DATA / "dev" / "MSRS").is_dir(), reason="no MSRS beside the repository")
+
+
+def planes(side: int = 44) -> st.SearchStrategy[Plane]:
+    """Noise, or few grey levels in large blocks, so that flat patches and equal gradients are common."""
+    noise = arrays(np.uint8, (side, side))
+    blocks = arrays(np.uint8, (side // 11, side // 11)).map(lambda block: np.kron(block, np.ones((11, 11))))
+    return st.one_of(noise, blocks).map(lambda plane: plane.astype(np.float64))
+
+
+def random_plane(seed: int, height: int = 48, width: int = 52) -> Plane:
+    return np.random.default_rng(seed).integers(0, 256, (height, width)).astype(np.float64)
+
+
+# --- plain forms to compare with
+
+
+def plain_qabf(fused: Plane, sources: list[Plane]) -> float:
+    def edges(plane: Plane) -> tuple[Plane, Plane]:
+        x = convolve2d(plane, [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], mode="same")
+        y = convolve2d(plane, [[1, 2, 1], [0, 0, 0], [-1, -2, -1]], mode="same")
+        angle = np.empty_like(x)
+        for at in np.ndindex(x.shape):
+            angle[at] = math.pi / 2 if x[at] == 0 else math.atan(y[at] / x[at])
+        return np.hypot(x, y), angle
+
+    fused_g, fused_a = edges(fused)
+    total = weight = 0.0
+    for source in sources:
+        g, a = edges(source)
+        for at in np.ndindex(g.shape):
+            low, high = sorted((g[at], fused_g[at]))
+            ratio = fused_g[at] if low == high else low / high
+            alignment = 1 - abs(a[at] - fused_a[at]) / (math.pi / 2)
+            q = 0.9994 / (1 + math.exp(-15 * (ratio - 0.5))) * 0.9879 / (1 + math.exp(-22 * (alignment - 0.8)))
+            total, weight = total + q * float(g[at]), weight + float(g[at])
+    return total / weight
+
+
+def plain_vif(fused: Plane, source: Plane) -> float:
+    kept = whole = 0.0
+    for scale, size in enumerate((17, 9, 5, 3)):
+        grid = np.arange(size) - size // 2
+        window = np.exp(-(grid[:, None] ** 2 + grid[None, :] ** 2) / (2 * (size / 5) ** 2))
+        window /= window.sum()
+        if scale > 0:
+            source = convolve2d(source, window, mode="valid")[::2, ::2]
+            fused = convolve2d(fused, window, mode="valid")[::2, ::2]
+        for top, left in np.ndindex(source.shape[0] - size + 1, source.shape[1] - size + 1):
+            r, d = source[top : top + size, left : left + size], fused[top : top + size, left : left + size]
+            r, d = r - (window * r).sum(), d - (window * d).sum()
+            var_r, var_d, cov = (window * r * r).sum(), (window * d * d).sum(), (window * r * d).sum()
+            if var_r < 1e-10:
+                continue
+            gain = max(cov / (var_r + 1e-10), 0.0) if var_d >= 1e-10 else 0.0
+            noise = max(var_d - gain * cov, 1e-10)
+            kept += math.log10(1 + gain * gain * var_r / (noise + 2))
+            whole += math.log10(1 + var_r / 2)
+    return kept / whole
+
+
+def plain_ssim(fused: Plane, source: Plane) -> float:
+    scores = []
+    for top, left in np.ndindex(fused.shape[0] - 6, fused.shape[1] - 6):
+        x, y = (plane[top : top + 7, left : left + 7].ravel() for plane in (fused, source))
+        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        (var_x, cov), (_, var_y) = np.cov(x, y)
+        first = (2 * x.mean() * y.mean() + c1) / (x.mean() ** 2 + y.mean() ** 2 + c1)
+        scores.append(first * (2 * cov + c2) / (var_x + var_y + c2))
+    return float(np.mean(scores))
+
+
+def plain_mi(fused: Plane, source: Plane) -> float:
+    joint = np.histogram2d(fused.ravel(), source.ravel(), bins=256, range=[[0, 256], [0, 256]])[0] / fused.size
+    return float(scipy_entropy(joint.ravel(), np.outer(joint.sum(1), joint.sum(0)).ravel()))
+
+
+# No shrinking: the plain loops take a second, and a smaller example would not say more.
+@settings(max_examples=8, deadline=None, phases=(Phase.reuse, Phase.generate))
+@given(planes(), planes())
+def test_metrics_equal_their_plain_forms(fused: Plane, source: Plane) -> None:
+    assume(np.ptp(source) > 0)
+    blend = np.floor((3 * source + fused) / 4)
+    assert METRICS["Qabf"](blend, [source]) == pytest.approx(plain_qabf(blend, [source]), abs=1e-9)
+    assert METRICS["SSIM"](blend, [source]) == pytest.approx(plain_ssim(blend, source), abs=1e-9)
+    assert METRICS["MI"](blend, [source]) == pytest.approx(plain_mi(blend, source), abs=1e-9)
+    assert METRICS["VIF"](blend, [source]) == pytest.approx(plain_vif(blend, source), abs=1e-8)
+
+
+# --- properties
+
+
+@settings(max_examples=25, deadline=None)
+@given(planes(), planes(), planes())
+def test_scores_are_numbers_and_do_not_depend_on_the_order_of_the_sources(a: Plane, b: Plane, c: Plane) -> None:
+    for metric in METRICS.values():
+        score = metric(a, [b, c])
+        assert not math.isnan(score)
+        assert metric(a, [c, b]) == pytest.approx(score, abs=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(planes(), planes())
+def test_sums_over_sources_are_sums(fused: Plane, source: Plane) -> None:
+    others = [source, fused, np.flipud(source)]
+    for name in ("MI", "VIF", "SSIM"):
+        single = sum(METRICS[name](fused, [other]) for other in others)
+        assert METRICS[name](fused, others) == pytest.approx(single, abs=1e-9)
+
+
+def test_a_source_as_the_fused_image_scores_the_best_there_is() -> None:
+    source, other = random_plane(1), random_plane(2)
+    scores = {name: metric(source, [source]) for name, metric in METRICS.items()}
+    assert scores["MI"] == pytest.approx(scores["EN"] * math.log(2))
+    assert scores["VIF"] == pytest.approx(1, abs=1e-7)
+    assert scores["SSIM"] == pytest.approx(1)
+    assert scores["PSNR"] == math.inf
+    # The gain of both sigmoids at their best: Xydeas-Petrovic's constants do not reach 1.
+    assert scores["Qabf"] == pytest.approx(0.9994 * 0.9879 / (1 + math.exp(-22 * 0.2)), abs=1e-3)
+    for name in ("MI", "VIF", "Qabf", "SSIM", "PSNR"):
+        assert METRICS[name](other, [source]) < scores[name]
+
+
+def test_closed_forms() -> None:
+    ramp = np.tile(np.arange(64.0), (64, 1))
+    assert METRICS["SF"](ramp, []) == pytest.approx(1)
+    assert METRICS["AG"](2 * ramp, []) == pytest.approx(math.sqrt(2))
+    assert METRICS["EN"](ramp, []) == pytest.approx(6)
+    assert METRICS["SD"](ramp, []) == pytest.approx(math.sqrt((64**2 - 1) / 12))
+    assert METRICS["PSNR"](ramp + 5, [ramp]) == pytest.approx(20 * math.log10(255 / 5))
+    assert METRICS["PSNR"](ramp, [ramp + 1, ramp + 3]) == pytest.approx(10 * math.log10(255**2 / 5))
+    # Columns against rows share nothing; columns against a relabelling of themselves share all.
+    assert METRICS["MI"](ramp, [ramp.T]) == pytest.approx(0, abs=1e-12)
+    assert METRICS["MI"](ramp, [255 - 3 * ramp]) == pytest.approx(math.log(64))
+
+
+@pytest.mark.parametrize("level", [0, 77, 255])
+def test_flat_images_give_the_documented_numbers(level: int) -> None:
+    flat, busy = np.full((48, 52), level, np.uint8), random_plane(3).astype(np.uint8)
+    scores = evaluate(flat, [busy, flat])
+    assert [scores[name] for name in ("MI", "EN", "SD", "SF", "AG")] == [0, 0, 0, 0, 0]
+    assert scores["VIF"] == pytest.approx(1, abs=1e-6)  # 0 of the busy source, and 1 for the flat one
+    assert evaluate(flat, [flat], ["PSNR"]) == {"PSNR": math.inf}
+    black = np.zeros((48, 52), np.uint8)
+    assert evaluate(flat, [black], ["Qabf"]) == {"Qabf": 0.0}
+
+
+# --- the door
+
+
+def test_luma_is_matlabs_rgb2gray() -> None:
+    rgb = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 255], [10, 200, 33], [1, 2, 3]]], np.uint8)
+    assert luma(rgb).tolist() == [[76, 150, 29], [255, 124, 2]]
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for same in (
+        grey,
+        grey[..., None],
+        np.dstack([grey] * 3),
+        grey * np.uint16(257),
+        grey / 255,
+        grey / np.float32(255),
+    ):
+        np.testing.assert_array_equal(luma(same), grey)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 4), np.uint8), r"\(4, 4, 4\)"),
+        (np.zeros(4, np.uint8), r"\(4,\)"),
+        (np.zeros((4, 4), np.int32), "int32"),
+        (np.full((4, 4), 200.0), "200"),
+        (np.full((4, 4), np.nan), "nan"),
+    ],
+)
+def test_luma_refuses_what_it_would_have_to_guess(image: npt.NDArray[np.float64], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        luma(image)
+
+
+def test_evaluate_names_what_is_wrong() -> None:
+    image = np.zeros((48, 52), np.uint8)
+    with pytest.raises(ValueError, match=r"48x52.*source 1 is 52x48"):
+        evaluate(image, [image, image.T])
+    with pytest.raises(ValueError, match="Qabf"):
+        evaluate(image, [image], ["qabF"])
+    with pytest.raises(ValueError, match="at least one source"):
+        evaluate(image, [])
+    with pytest.raises(ValueError, match="41 pixels"):
+        evaluate(image[:40], [image[:40]])
+    assert list(evaluate(image, [image], ["SF", "EN"])) == ["SF", "EN"]
+
+
+def test_smallest_image_of_every_scale() -> None:
+    small = random_plane(4, 41, 41)
+    assert METRICS["VIF"](small, [np.fliplr(small)]) == pytest.approx(plain_vif(small, np.fliplr(small)), abs=1e-8)
+
+
+# --- published scores
+
+
+def golden(part: str) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """(image, method, {metric: published score})."""
+    scores: dict[tuple[str, str], dict[str, float]] = {}
+    with (DATA / "golden" / part / "scores.csv").open() as table:
+        for row in csv.DictReader(table):
+            scores.setdefault((row["image"], row["method"]), {})[row["metric"]] = float(row["value"])
+    for (image, method), published in scores.items():
+        yield image, method, published
+
+
+def read(path: Path) -> npt.NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def mean_over_rgb(score: Callable[[Plane, list[Plane]], float], *images: npt.NDArray[np.uint8]) -> float:
+    fused, *sources = ([plane.astype(np.float64) for plane in np.moveaxis(image, 2, 0)] for image in images)
+    return float(np.mean([score(f, list(s)) for f, *s in zip(fused, *sources, strict=True)]))
+
+
+def stretched(plane: Plane) -> Plane:
+    return np.floor((plane - plane.min()) / np.ptp(plane) * 255 + 0.5)
+
+
+@needs_golden
+def test_vifb_scores_are_met_in_their_own_convention() -> None:
+    """VIFB: per channel, MI of stretched images, SF over the planes side by side and divided by height * width."""
+    n_compared = 0
+    for image, method, published in golden("vifb"):
+        fused, visible, infrared = (
+            read(DATA / "golden" / "vifb" / folder / f"{image}.jpg") for folder in (method, "VI", "IR")
+        )
+        qabf = mean_over_rgb(METRICS["Qabf"], fused, visible, infrared)
+        mi = mean_over_rgb(
+            lambda f, s: METRICS["MI"](stretched(f), [stretched(source) for source in s]), fused, visible, infrared
+        )
+        side_by_side = np.hstack(list(np.moveaxis(fused, 2, 0))).astype(np.float64)
+        height, width = side_by_side.shape
+        rows, columns = squared_frequencies(side_by_side)
+        sf = math.sqrt(rows * (width - 1) / width + columns * (height - 1) / height)
+        expected = [published[name] for name in ("Qabf", "Mutinf", "Spatial_frequency")]
+        assert [qabf, mi, sf] == pytest.approx(expected, rel=5e-5)
+        n_compared += 1
+    assert n_compared == 24
+
+
+@needs_golden
+def test_tno_scores_are_met() -> None:
+    """Linfeng-Tang: gray, SF on 0-1, MI in bits and blurred at 255 by uint8 saturation, PSNR of an error on 0-1."""
+    n_compared = 0
+    for image, method, published in golden("tno"):
+        fused, visible, infrared = (
+            luma(read(DATA / "golden" / "tno" / folder / image)) / 255 for folder in (method, "vi", "ir")
+        )
+        scores = evaluate(fused, [visible, infrared], ["EN", "SF", "PSNR", "MI", "Qabf"])
+        assert scores["EN"] == pytest.approx(published["EN"], abs=1e-9)
+        assert scores["SF"] / 255 == pytest.approx(published["SF"], abs=1e-9)
+        assert scores["PSNR"] + 20 * math.log10(255) == pytest.approx(published["PSNR"], abs=1e-9)
+        assert -0.036 < scores["MI"] / math.log(2) - published["MI"] < 0
+        assert scores["Qabf"] == pytest.approx(published["Qabf"], abs=0.011)
+        n_compared += 1
+    assert n_compared == 16
+
+
+@needs_msrs
+def test_msrs_floor_lines() -> None:
+    """Visible alone, mean and pixelwise maximum, as measured by other code on other pairs of the same split."""
+    measured = {
+        "visible": {"MI": 4.782, "VIF": 1.046, "SF": 10.20, "Qabf": 0.650, "SSIM": 1.382},
+        "mean": {"MI": 1.834, "VIF": 0.691, "SF": 5.81, "Qabf": 0.364, "SSIM": 1.438},
+        "maximum": {"MI": 4.532, "VIF": 1.049, "SF": 10.59, "Qabf": 0.712, "SSIM": 1.388},
+    }
+    root = DATA / "dev" / "MSRS" / "test"
+    ours: dict[str, list[dict[str, float]]] = {name: [] for name in measured}
+    for path in sorted((root / "vi").iterdir())[::11]:
+        visible, infrared = luma(read(path)), luma(read(root / "ir" / path.name))
+        lines = {
+            "visible": visible,
+            "mean": np.floor((visible + infrared + 1) / 2),
+            "maximum": np.maximum(visible, infrared),
+        }
+        for name, fused in lines.items():
+            ours[name].append({metric: METRICS[metric](fused, [visible, infrared]) for metric in measured[name]})
+    for name, rows in ours.items():
+        means = {metric: float(np.mean([row[metric] for row in rows])) for metric in measured[name]}
+        assert means == pytest.approx(measured[name], rel=0.06), name

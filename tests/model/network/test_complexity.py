@@ -1,0 +1,36 @@
+from dataclasses import replace
+
+import pytest
+
+from rwkvfusion.model.network.complexity import count, table
+from rwkvfusion.model.network.config import preset
+from rwkvfusion.model.network.network import RWKVFusion
+
+
+def test_presets_meet_the_sizes_of_the_paper() -> None:
+    rows = {row["task"]: row for row in table()}
+    assert set(rows) == {"vif", "mif", "mef", "mff", "pansharpening", "hmif"}
+    for task in ("pansharpening", "hmif"):
+        row = rows[task]
+        assert row["parameters"] == pytest.approx(row["paper_parameters"], rel=0.1)
+        assert row["flops"] == pytest.approx(row["paper_flops"], rel=0.1)
+    network = RWKVFusion(preset("mef"))
+    assert rows["mef"]["parameters"] == sum(p.numel() for p in network.parameters())
+
+
+def test_flops_follow_the_formulas() -> None:
+    """Against a count by hand for one layer a level, no mask, no text; FLOPs are linear in the pixels."""
+    config = replace(preset("vif"), levels=(1,), channel_factors=(1,), use_mask=False)
+    c, pixels = config.width, 64 * 64
+    brwkv = 4 * (2 * c) ** 2 + 6 * c * c + 13 * 2 * c
+    fusion = 9 * c * c + 9 * 2 * c
+    text = (4 * c * c + 13 * c + 4 * c * c) / 64
+    level = brwkv + fusion + text + c * 4 * c / 4 + c * 4 * c / 4 + brwkv
+    stem_and_head = 9 * 2 * c + 9 * c
+    # The token that stands for an absent text passes through its projection, the mixing and the MLP.
+    absent = config.text_width * c + 8 * c * c + 13 * c
+    expected = pixels * (stem_and_head + level + brwkv / 4) + absent
+    assert count(config)["flops"] == expected
+    assert count(config)["operator_flops"] == 13 * (2 * c * pixels * 2.25 + c * (64 + 1))
+    double = count(config, (64, 128))["flops"] - absent
+    assert double == 2 * (expected - absent)

@@ -1,0 +1,112 @@
+"""Samples that kill the process they are worked on in."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from made_datasets import pair
+
+from rwkvfusion.infra.lease import Fence
+from rwkvfusion.infra.storage import Store
+from rwkvfusion.pipelines.prepare.alone import AloneError, Death, each_alone
+from rwkvfusion.pipelines.prepare.attempts import Attempts
+from rwkvfusion.pipelines.prepare.operators import TRIES, RunStage, Target
+from rwkvfusion.stages.dataset.sample import Box, Sample
+from rwkvfusion.stages.guidance.stage import Stage, StageConfig
+
+
+def test_only_what_kills_its_process_twice_is_lost(tmp_path: Path) -> None:
+    def make():  # type: ignore[no-untyped-def]
+        (tmp_path / "starts").open("a").write(f"{os.getpid()}\n")
+
+        def work(item: str) -> tuple[str, int]:
+            if item == "segfault":
+                faulthandler.disable()  # it would say so at length
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if item == "exit":
+                os._exit(7)
+            if item == "once" and not (tmp_path / "once").exists():
+                (tmp_path / "once").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return item, os.getpid()
+
+        return work
+
+    items = ["a", "b", "segfault", "c", "once", "exit", "x" * 10**6]
+    found = list(each_alone(make, items))
+    deaths = {item: result for item, result in zip(items, found, strict=True) if isinstance(result, Death)}
+    assert deaths == {"segfault": Death(-11), "exit": Death(7)}
+    assert (str(deaths["segfault"]), str(deaths["exit"])) == ("signal SIGSEGV", "exit code 7")
+    pids = [result[1] for result in found if not isinstance(result, Death)]
+    assert pids[0] == pids[1]
+    assert os.getpid() not in pids
+    # One to begin with, and one for each of five deaths; the last two items' process is gone too.
+    assert len((tmp_path / "starts").read_text().split()) == 6
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_process_that_cannot_start_is_no_samples_fault() -> None:
+    def make():  # type: ignore[no-untyped-def]
+        os._exit(3)
+
+    with pytest.raises(AloneError, match="exit code 3"):
+        list(each_alone(make, ["a"]))
+
+    def refuse():  # type: ignore[no-untyped-def]
+        raise ValueError("no weights")
+
+    with pytest.raises(ValueError, match="no weights"):
+        list(each_alone(refuse, ["a"]))
+
+
+def deadly() -> Stage[StageConfig]:
+    """Fills the boxes; a sample called `poison` ends the process. A local class travels to other processes."""
+
+    class Deadly(Stage[StageConfig]):
+        name, version = "deadly", 1
+        requires = frozenset({"images"})
+        provides = frozenset({"boxes"})
+
+        def process(self, samples: Sequence[Sample]) -> list[Sample]:
+            if any(sample.key == "poison" for sample in samples):
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen = f"seen with {len(samples) - 1} others"
+            return [
+                sample.replace(boxes=(Box(role="visible", label=seen, score=1, x0=0, y0=0, x1=9, y1=9),))
+                for sample in samples
+            ]
+
+    return Deadly(StageConfig())
+
+
+def test_a_shard_that_took_three_workers_with_it_is_gone_through_alone(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    target = Target(store, "made", "vif", "", Fence(store, 0))
+    stage = RunStage(deadly(), "f" * 64, target, load=True)
+    for before in range(TRIES):
+        assert Attempts(store, "deadly").begin("train-000000") == before
+    samples = [pair(0, key="a"), pair(1, key="poison"), pair(2, key="c")]
+    made, count = stage.process("train-000000", samples)
+    assert count == 3
+    assert [[box.label for box in sample.boxes or ()] for sample in made] == [
+        ["seen with 0 others"],
+        [],
+        ["seen with 0 others"],
+    ]
+    error = made[1].error
+    assert error is not None
+    assert (error.stage, error.kind) == ("deadly", "worker_died")
+    assert "SIGKILL" in error.message
+    # The count is gone, and the outcome is kept: nobody tries the sample again, unless asked to.
+    assert Attempts(store, "deadly").begin("train-000000") == 0
+    assert stage.process("train-000000", samples) == (made, 0)
+    retry = RunStage(deadly(), "f" * 64, Target(store, "made", "vif", "", Fence(store, 0), retry=True))
+    harmless = [samples[0], samples[2]]
+    assert retry.process("train-000000", harmless)[1] == 0

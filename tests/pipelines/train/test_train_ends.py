@@ -1,0 +1,184 @@
+"""The end of a training: what it is scored on, and that no score, picture or second run takes the model away."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from made_datasets import TEXT_WIDTH, pair, pairs, write_dataset
+from mlflow import MlflowClient
+
+from rwkvfusion.infra.lease import Lease
+from rwkvfusion.infra.storage import Store
+from rwkvfusion.infra.tracking import TrackingError
+from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
+from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
+from rwkvfusion.pipelines.evaluate.dataset import choose_samples, evaluate_dataset
+from rwkvfusion.pipelines.train.job import TrainJob, open_job
+from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
+from rwkvfusion.pipelines.train.recipe import DataConfig, TrainRecipe
+from rwkvfusion.pipelines.train.run import _finish, train
+from rwkvfusion.pipelines.train.scores import final_scores, final_splits, no_scores
+from rwkvfusion.pipelines.train.worker import Recorder, WorkerSpec, make_trainer
+
+
+@pytest.fixture(scope="module")
+def fuser() -> Fuser:
+    torch.manual_seed(0)
+    network = RWKVFusion(NetworkConfig(in_channels=(1, 1), out_channels=1, width=8, text_width=TEXT_WIDTH))
+    return Fuser(network, FuserConfig.of(network, "vif", ("visible", "infrared"), luma_only=True))
+
+
+def data(*urls: str, **changes: Any) -> DataConfig:
+    return DataConfig(urls=urls, crop=(32, 32), batch=2, prefetch=0, **changes)
+
+
+def recipe(folder: Path, url: str, **changes: Any) -> TrainRecipe:
+    values: dict[str, Any] = {
+        "data": {"url": url, "crop": [32, 32], "batch": 2, "prefetch": 0, "final_pairs": 2},
+        "network": {"width": 8, "levels": [1], "channel_factors": [1]},
+        "steps": 2, "log_every": 1, "checkpoint_every": 2,
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, "output": str(folder / "train"),
+    }  # fmt: skip
+    return TrainRecipe.model_validate(values | changes)
+
+
+def test_final_scores_are_those_of_evaluate_on_held_out_pairs(fuser: Fuser, tmp_path: Path) -> None:
+    url = write_dataset(tmp_path / "a", pairs(3, 2))
+    write_dataset(url, [[pair(7)]], split="val")
+    assert final_splits(data(url)) == {url: ("val",)}
+    write_dataset(url, [[pair(8), pair(9, 32, 32)], [pair(10)]], split="test_day")
+    write_dataset(url, [[pair(11)]], split="test_day_full")
+    assert final_splits(data(url)) == {url: ("test_day",)}
+    assert final_splits(data(url, splits=("train", "test_day", "test_day_full"))) == {url: ("val",)}
+    other = write_dataset(tmp_path / "b", pairs(2, 2))
+    found = final_scores(fuser, data(url, other))
+    means = evaluate_dataset({"model": fuser}, choose_samples(url, ["test_day"], 4)).means
+    assert found.metrics == pytest.approx(means.pop("model"))
+    assert found.floors == {name: pytest.approx(row) for name, row in means.items()}
+    assert {*found.floors} == {"source a alone", "source b alone", "mean", "maximum"}
+    assert (found.pairs, found.splits, found.datasets) == (3, ("test_day",), (url,))
+    assert found.notes == ("VIF: mean of 2 of 3 pairs (VIF needs 41 pixels each way, not 32x32)",)
+
+
+def test_pairs_that_are_trained_on_are_scored_only_where_asked(fuser: Fuser, tmp_path: Path) -> None:
+    url = write_dataset(tmp_path, pairs(2, 2))
+    (note,) = final_scores(fuser, data(url)).notes
+    assert note == no_scores(data(url))
+    assert "has no split that is not trained on" in note
+    assert "source.holdout={test: 0.1}" in note
+    asked = final_scores(fuser, data(url, final_splits=("train",)))
+    assert asked.pairs == 2
+    assert asked.notes == ("scores of pairs that were trained on (split train), as data.final_splits asks",)
+    assert no_scores(data(url, final_splits=("train",))) is None
+    assert final_scores(fuser, data(url, final_pairs=0)).notes == ("no final scores: data.final_pairs is 0",)
+
+
+class Broken(Fuser):
+    def fuse_sample(self, sample: Any) -> np.ndarray:
+        raise ZeroDivisionError("of a library")
+
+
+def test_nothing_that_scoring_raises_gets_out(fuser: Fuser, tmp_path: Path) -> None:
+    url = write_dataset(tmp_path, pairs(2, 2), split="test")
+    found = final_scores(Broken(fuser.network, fuser.config), data(url, splits=("train",)))
+    assert (found.metrics, found.floors, found.pairs) == ({}, {}, 0)
+    assert found.notes == ("no final scores: of a library",)
+    # All of them too small for a metric: null. A shard that is gone: a reason.
+    small = write_dataset(tmp_path / "small", [[pair(1, 32, 32)]], split="test")
+    assert final_scores(fuser, data(small, splits=("train",))).metrics["VIF"] is None
+    Store(url).remove("test-000000.tar")
+    assert "test-000000.tar" in final_scores(fuser, data(url, splits=("train",))).notes[0]
+
+
+def test_example_pictures_end_no_training(tmp_path: Path) -> None:
+    plan = plan_training(recipe(tmp_path, write_dataset(tmp_path / "made", pairs(4, 4)), pictures_every=1))
+    said: list[str] = []
+    board: Any = SimpleNamespace(
+        note=SimpleNamespace(remote=said.append), pin=SimpleNamespace(remote=lambda progress: None)
+    )
+    trainer, loader = make_trainer(plan, torch.device("cpu"), rank=0, world=1), plan.loader(0, 1)
+    recorder = Recorder(WorkerSpec(plan, open_job(plan).run, board), trainer, loader)
+
+    def fail(batch: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("the whole picture")
+
+    trainer.predict = fail  # type: ignore[method-assign]
+    for batch, _ in zip(loader.stream(0), range(2), strict=False):
+        recorder.after_step(trainer.step(batch))
+    assert said == ["no example pictures of step 1: the whole picture"]
+
+
+def made(plan: TrainPlan) -> Any:
+    """A trainer that has made all its steps."""
+    trainer = make_trainer(plan, torch.device("cpu"), rank=0, world=1)
+    for batch, _ in zip(plan.loader(0, 1).stream(0), range(plan.recipe.steps), strict=False):
+        trainer.step(batch)
+    return trainer
+
+
+def checkpoint(plan: TrainPlan, job: TrainJob, trainer: Any) -> None:
+    """Stored as Ray Train does."""
+    trainer.save(Path(job.checkpoints(plan).url) / "checkpoint_x")
+
+
+def test_a_job_that_died_after_its_last_step_registers_without_training_and_is_then_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = write_dataset(tmp_path / "made", pairs(4, 4))
+    write_dataset(url, [[pair(7), pair(8, 32, 32)]], split="test")
+    plan = plan_training(recipe(tmp_path, url))
+    job, trainer = open_job(plan), made(plan)
+    checkpoint(plan, job, trainer)
+
+    def away(*args: Any, **options: Any) -> None:
+        raise TrackingError("MLflow at x: no answer")
+
+    # The tracking server goes away as the model is to be registered: what to do is said, and it is not lost.
+    with monkeypatch.context() as patched, Lease(plan.store, "x") as lease:
+        patched.setattr("rwkvfusion.pipelines.train.run.log_and_register", away)
+        with pytest.raises(
+            TrackingError, match=r"no answer; all 2 steps are made and kept: the same command registers"
+        ):
+            _finish(plan, job, trainer, [], lease, lambda _: None)
+    # Without a cluster: the same command only has to register.
+    monkeypatch.setattr("rwkvfusion.pipelines.train.run.connect", away)
+    said: list[str] = []
+    result = train(plan.recipe, say=said.append)
+    assert "all 2 steps are made already" in said
+    assert (result.run_id, result.version, result.trained) == (job.run.run_id, "1", True)
+    assert result.metrics["loss"] == float(trainer.last_loss)
+    assert result.metrics["VIF"] is not None
+    assert result.notes == ("VIF: mean of 1 of 2 pairs (VIF needs 41 pixels each way, not 32x32)",)
+    client = MlflowClient(result.tracking_uri, result.tracking_uri)
+    run = client.get_run(result.run_id)
+    assert run.data.metrics["final_Qabf"] == result.metrics["Qabf"]
+    assert run.data.metrics["floor_source_a_alone_Qabf"] == result.floors["source a alone"]["Qabf"]
+    assert run.data.tags["scored"] == f"2 pairs of test of {url}"
+    scores = json.loads(Path(client.download_artifacts(result.run_id, "scores.json", str(tmp_path))).read_text())
+    assert scores["floors"]["mean"] == result.floors["mean"]
+    assert client.get_model_version(result.model_name, "1").tags["metric.Qabf"] == f"{result.metrics['Qabf']:.6g}"
+
+    # Once more: nothing is trained, and the answer is the same.
+    said.clear()
+    again = train(plan.recipe, say=said.append)
+    assert said[-1].startswith("nothing to do: rwkvfusion-vif version 1 is of this recipe and this data (models:/")
+    assert asdict(again) == asdict(result) | {"trained": False}
+    assert len(client.search_model_versions(f"name = '{result.model_name}'")) == 1
+    # Trained anew: where it is asked for, of another seed, and where the version is gone.
+    for changes, options in (({}, {"again": True}), ({"seed": 1}, {})):
+        with pytest.raises(TrackingError, match="no answer"):
+            train(plan.recipe.model_copy(update=changes), say=said.append, **options)
+    # A record as it was written before it held the result.
+    record = json.loads(plan.store.read("job.json"))
+    plan.store.write("job.json", json.dumps(record | {"run_id": result.run_id, "finished": True}).encode())
+    assert train(plan.recipe, say=said.append).version == "1"
+    client.delete_model_version(result.model_name, "1")
+    with pytest.raises(TrackingError, match="no answer"):
+        train(plan.recipe, say=said.append)

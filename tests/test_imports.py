@@ -47,7 +47,7 @@ LEAN = [
     ".".join(("rwkvfusion", *path.relative_to(ROOT).with_suffix("").parts))
     for folder in (ROOT / "kernels", ROOT / "model" / "network")
     for path in sorted(folder.rglob("*.py"))
-]
+] + ["rwkvfusion.stages.dataset.task"]
 
 
 def imports(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
@@ -145,7 +145,7 @@ def test_no_folder_has_an_init_of_its_own() -> None:
         ("stages.guidance.stage", "from ...model import metrics"),
         ("stages.guidance.stage", "import importlib\nimportlib.import_module('rwkvfusion.pipelines.cli')"),
         ("stages.guidance.stage", "from model import metrics"),
-        ("stages.dataset.sample", "from rwkvfusion.stages.source.layouts import ROLES"),
+        ("stages.dataset.sample", "from rwkvfusion.stages.source.layouts import LAYOUTS"),
         ("stages.guidance.stage", "from rwkvfusion.stages.source.scenes import plan"),
         ("model.metrics.table", "from rwkvfusion.model.fusing import fuser"),
         ("pipelines.train.run", "import rwkvfusion.pipelines.prepare.run"),

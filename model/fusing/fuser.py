@@ -22,7 +22,8 @@ from rwkvfusion.infra.pictures.units import Scale, Unit, UnitError, model_scale,
 from rwkvfusion.model.fusing.pixels import from_planes, luma, to_planes, with_chroma
 from rwkvfusion.model.fusing.tiles import SCENE_PIXELS, Window, fuse_tiled, strips
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
-from rwkvfusion.stages.dataset.sample import Image, Sample, Task
+from rwkvfusion.stages.dataset.sample import Image, Sample
+from rwkvfusion.stages.dataset.task import Task
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT_VERSION = 1

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rwkvfusion.model.network.config import TASKS, NetworkConfig, preset
+from rwkvfusion.model.network.config import NetworkConfig, preset
 from rwkvfusion.model.network.layers import SpatialMixing
 from rwkvfusion.model.network.network import RWKVFusion
+from rwkvfusion.stages.dataset.task import TASKS
 
 PAPER_SIZES = {"pansharpening": (1_210_000, 2_340_000_000), "hmif": (1_888_000, 3_134_000_000)}
 _OPERATOR_FLOPS = 13

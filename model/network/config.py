@@ -3,9 +3,7 @@
 import math
 from dataclasses import dataclass
 
-LUMA_TASKS = ("vif", "mif", "mef", "mff")
-SHARPENING_TASKS = ("pansharpening", "hmif")
-TASKS = LUMA_TASKS + SHARPENING_TASKS
+from rwkvfusion.stages.dataset.task import LUMA_TASKS, SHARPENING_TASKS, TASKS
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Self
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.model.network.config import LUMA_TASKS
 from rwkvfusion.stages.dataset.manifest import DamagedError, Manifest, read_shard
 from rwkvfusion.stages.dataset.planned import read_dataset
 from rwkvfusion.stages.dataset.sample import Sample, SampleFormatError
 from rwkvfusion.stages.dataset.tars import TarFormatError, grouped
+from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
 SURVEYED_SHARDS = 4
 """Shards of each dataset looked into before a training starts, spread over it."""

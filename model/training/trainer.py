@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.model.network.config import LUMA_TASKS
 from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.model.training.loader import Batch
 from rwkvfusion.model.training.losses import Terms, fusion_loss, sharpening_loss
+from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
 

@@ -12,10 +12,10 @@ import click
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, check_form, is_given, scales_of
 from rwkvfusion.pipelines.ray_job import check_output
+from rwkvfusion.stages.dataset.task import TASKS
 
 # As in cli.py: what is heavy is imported when the command runs.
 
-_TASKS = ("vif", "mif", "mef", "mff", "pansharpening", "hmif")
 # A URI may hold an `=` of its own, but behind one of these, which are then in no NAME.
 _IN_URI = frozenset("/:")
 _FOLDERS, _DATASET = "folders", "a dataset"
@@ -32,7 +32,7 @@ _USED = {
     "--fused", "fused", multiple=True, metavar="NAME=DIR", help="Fused pictures to score; may be given many times."
 )
 @click.option("--target", metavar="DIR", help="Folder of the true fused pictures, where there are any.")
-@click.option("--task", type=click.Choice(_TASKS), default="vif", show_default=True, help="What the folders hold.")
+@click.option("--task", type=click.Choice([*TASKS]), default="vif", show_default=True, help="What the folders hold.")
 @click.option(
     "--scale",
     "scales",

@@ -12,11 +12,11 @@ from rwkvfusion.infra.pictures.tiff import declared_white
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.table import METRICS
-from rwkvfusion.model.network.config import SHARPENING_TASKS
 from rwkvfusion.pipelines.evaluate.luma import LumaScorer, baselines
 from rwkvfusion.pipelines.evaluate.scene import EvaluateError, Picture, Scene, Scorer
 from rwkvfusion.pipelines.evaluate.table import Means, Table, table_lines
 from rwkvfusion.pipelines.evaluate.units import FolderUnits
+from rwkvfusion.stages.dataset.task import SHARPENING_TASKS
 from rwkvfusion.stages.source.folder_pairs import FoldersError, pair_folders
 from rwkvfusion.stages.source.pairing import Unpaired
 

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.units import EVERY, Scale, UnitError, narrow_use, narrow_words, option_scale
-from rwkvfusion.model.network.config import SHARPENING_TASKS
 from rwkvfusion.pipelines.evaluate.scene import EvaluateError, Picture
-from rwkvfusion.stages.source.layouts import ROLES
+from rwkvfusion.stages.dataset.task import TASKS
 
 _FUSED = "fused"
 
@@ -23,15 +22,14 @@ class FolderUnits:
     def __init__(self, task: str, scale: Scale | Mapping[str, Scale] | None) -> None:
         by_name = dict(scale) if isinstance(scale, Mapping) else {} if scale is None else {EVERY: scale}
         names = {name: name for name in (EVERY, "a", "b", "target", _FUSED)}
-        for orders in (orders for known, orders in ROLES.items() if known == task):
-            for order in orders:
-                names |= {order[0]: "a", order[1]: "b"}
+        for first, second in TASKS[task].orders:
+            names |= {first: "a", second: "b"}
         unknown = sorted(set(by_name) - set(names))
         if unknown:
             there = ", ".join(sorted(set(names) - {EVERY}))
             raise EvaluateError(f"--scale: there is no {unknown[0]!r} here; there is {there}")
         self._scales = {names[name]: one for name, one in by_name.items()}
-        self._is_luma = task not in SHARPENING_TASKS
+        self._is_luma = not TASKS[task].sharpens
         self._like = "a" if self._is_luma else "b"
         self._narrow: dict[str, list[float]] = {}
 

@@ -20,10 +20,10 @@ from rwkvfusion.infra.pictures.units import Scale, Unit
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.fusing.tiles import Window
-from rwkvfusion.model.network.config import SHARPENING_TASKS
 from rwkvfusion.pipelines.fuse.scene_writer import SceneWriter
 from rwkvfusion.pipelines.fuse.units import Measured, scene_units
 from rwkvfusion.stages.dataset.sample import Sample
+from rwkvfusion.stages.dataset.task import SHARPENING_TASKS
 from rwkvfusion.stages.source.reading import open_picture
 from rwkvfusion.stages.source.scenes.ground import check_same_grid
 from rwkvfusion.stages.source.scenes.raster import Raster, RasterError, gdal_errors

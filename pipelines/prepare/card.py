@@ -15,6 +15,7 @@ from rwkvfusion.pipelines.prepare.plan import Job
 from rwkvfusion.pipelines.prepare.recipe import METHODS
 from rwkvfusion.stages.dataset.manifest import Manifest
 from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION
+from rwkvfusion.stages.dataset.task import TASKS
 from rwkvfusion.stages.source.members import Members, differences, total_members
 
 
@@ -112,14 +113,6 @@ _PICTURES = {
     True: "The pictures are the source's own bytes, or brought to one format without loss (see `original_ext`)",
 }
 BUILTIN = frozenset(METHODS["builtin"].values())
-_TASKS = {
-    "vif": "visible-infrared fusion",
-    "mif": "medical image fusion",
-    "mef": "multi-exposure fusion",
-    "mff": "multi-focus fusion",
-    "pansharpening": "pansharpening",
-    "hmif": "hyperspectral-multispectral fusion",
-}
 
 
 def all_members(manifests: Sequence[Manifest]) -> Members | None:
@@ -155,10 +148,11 @@ def _card(job: Job, facts: dict[str, Any], manifests: Sequence[Manifest]) -> str
     stages = "\n".join(_stage_row(identity) for identity in facts["stages"])
     measured = any(identity["config"].get("method") in BUILTIN for identity in facts["stages"])
     bad = "\n".join(f"- {kind}: {count}" for kind, count in facts["quarantined"].items()) or "- none"
+    title = TASKS[job.task].title
     return f"""{front_matter(job.dataset, job.task, manifests, members)}
 # {job.dataset}
 
-Registered image pairs for {_TASKS[job.task]} with captions, object masks and encoded captions, as WebDataset shards.
+Registered image pairs for {title} with captions, object masks and encoded captions, as WebDataset shards.
 Made by rwkvfusion {facts["package_version"]}: layout `{job.recipe.source.layout}`, guidance `{job.recipe.guidance}`.
 {_PICTURES[job.recipe.shard.uniform]}; the source's licence holds for them.
 

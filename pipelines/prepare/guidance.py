@@ -9,6 +9,7 @@ from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.weights import WeightsError
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.recipe import RecipeError
+from rwkvfusion.stages.dataset.task import TASKS
 from rwkvfusion.stages.guidance.builtin.caption import BuiltinCaption, CaptionConfig
 from rwkvfusion.stages.guidance.builtin.detect import AnnotatedBoxes, AnnotatedBoxesConfig, DetectConfig, SalientRegions
 from rwkvfusion.stages.guidance.builtin.segment import AnnotatedMasks, AnnotatedMasksConfig, BoxSegmenter, SegmentConfig
@@ -43,8 +44,6 @@ STAGES: Mapping[type[StageConfig], Callable[[Any], Stage[Any]]] = {
 }
 """The stage that each kind of settings makes."""
 
-SHARPENING = frozenset({"pansharpening", "hmif"})
-
 
 def guidance_stages(recipe: PrepareRecipe, task: str, labels: Mapping[int, str]) -> list[Stage[Any]]:
     """The stages of `recipe`, each after those it reads from; nothing is loaded or looked for yet.
@@ -52,7 +51,7 @@ def guidance_stages(recipe: PrepareRecipe, task: str, labels: Mapping[int, str])
     `labels` names the values of the layout's annotated masks. RecipeError where the settings do not fit each other.
     """
     caption: StageConfig = recipe.caption
-    masked = recipe.masks != "none" and not (recipe.masks == "auto" and task in SHARPENING)
+    masked = recipe.masks != "none" and not (recipe.masks == "auto" and TASKS[task].sharpens)
     if not masked:
         return _checked([_plain(caption), recipe.text])
     detect = _with(recipe.detect, prompts=() if recipe.prompts == "auto" else recipe.prompts, labels=dict(labels))

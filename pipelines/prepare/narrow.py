@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from rwkvfusion.infra.pictures.units import narrow_words
 from rwkvfusion.stages.dataset.manifest import Manifest
-from rwkvfusion.stages.source.config import SHARPENING
+from rwkvfusion.stages.dataset.task import TASKS
 
 
 def narrow_of(manifests: Iterable[Manifest]) -> dict[str, int]:
@@ -17,7 +17,7 @@ def narrow_of(manifests: Iterable[Manifest]) -> dict[str, int]:
 
 def scale_setting(task: str) -> str:
     """The setting that declares the scale of pictures for `task`."""
-    return "source.scene.scale" if task in SHARPENING else "source.scale"
+    return "source.scene.scale" if TASKS[task].sharpens else "source.scale"
 
 
 def narrow_lines(narrow: Mapping[str, int], setting: str) -> list[str]:

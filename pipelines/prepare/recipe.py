@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rwkvfusion.infra.lease import SECONDS
 from rwkvfusion.infra.storage import PATIENCE
-from rwkvfusion.stages.dataset.sample import Key, Task
+from rwkvfusion.stages.dataset.sample import Key
+from rwkvfusion.stages.dataset.task import Task
 from rwkvfusion.stages.guidance.builtin.caption import CaptionConfig
 from rwkvfusion.stages.guidance.builtin.detect import AnnotatedBoxesConfig, DetectConfig
 from rwkvfusion.stages.guidance.builtin.segment import AnnotatedMasksConfig, SegmentConfig

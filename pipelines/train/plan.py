@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.model.network.config import LUMA_TASKS, NetworkConfig, preset
+from rwkvfusion.model.network.config import NetworkConfig, preset
 from rwkvfusion.model.training.loader import Loader
 from rwkvfusion.model.training.survey import Survey, TrainingSet
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
+from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
 
 @dataclass(frozen=True)

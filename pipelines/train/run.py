@@ -30,7 +30,6 @@ from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import absolute
 from rwkvfusion.infra.tracking import Tracker, TrackingError, tracking_uri
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
-from rwkvfusion.model.network.config import LUMA_TASKS
 from rwkvfusion.model.registry.registry import RegisteredVersion, log_and_register
 from rwkvfusion.model.training.trainer import CheckpointError, Trainer, TrainingError
 from rwkvfusion.pipelines import console
@@ -48,6 +47,7 @@ from rwkvfusion.pipelines.train.recipe import TrainRecipe
 from rwkvfusion.pipelines.train.result import TrainResult, known, record_result
 from rwkvfusion.pipelines.train.scores import final_scores, no_scores
 from rwkvfusion.pipelines.train.worker import WorkerSpec, make_trainer, memory_knobs, train_worker
+from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
 OnProgress = Callable[[Progress], None]
 

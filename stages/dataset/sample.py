@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.units import Scale, parse_scale, percentiles_of, unit_of
 from rwkvfusion.stages.dataset.manifest import KEY_PATTERN
+from rwkvfusion.stages.dataset.task import Task
 
 SCHEMA_VERSION = 2
 MAX_OBJECTS = 20
@@ -33,7 +34,6 @@ Extension = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{1,8}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 Run = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
-Task = Literal["vif", "mif", "mef", "mff", "pansharpening", "hmif"]
 RESERVED = frozenset({"target", "caption", "mask", "text", "meta"})
 _ELSEWHERE = frozenset({"annotation", "caption", "error", "text"})
 """Fields of a sample that its meta.json does not hold."""

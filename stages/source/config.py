@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.units import EVERY, Scales
 from rwkvfusion.infra.storage import absolute
-from rwkvfusion.stages.dataset.sample import RESERVED, Name, Task
+from rwkvfusion.stages.dataset.sample import RESERVED, Name
+from rwkvfusion.stages.dataset.task import TASKS, Task, task_of
 from rwkvfusion.stages.source.holdout import REST
 from rwkvfusion.stages.source.layouts import (
     ANY,
@@ -24,12 +25,9 @@ from rwkvfusion.stages.source.layouts import (
     Layout,
     Place,
     canonical,
-    usual,
 )
 from rwkvfusion.stages.source.scenes.scene import SceneConfig
 from rwkvfusion.stages.source.sequences import Exposures
-
-SHARPENING = frozenset({"pansharpening", "hmif"})
 
 
 class SourceError(RwkvFusionError, ValueError):
@@ -187,7 +185,7 @@ _OF_CUBES = frozenset({"ratio", "response", "wavelengths"})
 
 def _check_effect(config: SourceConfig, layout: Layout) -> None:
     """SourceError for a setting that this layout makes no use of: what it was meant for would silently not be done."""
-    sharpens = layout.task in SHARPENING
+    sharpens = TASKS[layout.task].sharpens
     for name in config.scene.model_dump(exclude_defaults=True):
         if name in _idle_of_scenes(layout):
             hint = "set source.scale" if name == "scale" and not sharpens else "leave it out"
@@ -213,7 +211,7 @@ def _check_effect(config: SourceConfig, layout: Layout) -> None:
 def _idle_of_scenes(layout: Layout) -> frozenset[str]:
     """Settings of `source.scene` that the layout makes no use of."""
     every = frozenset(SceneConfig.model_fields)
-    if layout.task not in SHARPENING:
+    if not TASKS[layout.task].sharpens:
         return every
     if layout.is_scene:
         return _OF_CUBES | {"axes"}
@@ -236,10 +234,10 @@ def _paired(config: SourceConfig) -> Layout:
         raise SourceError(f"source.modalities: {' and '.join(roles)} must not lie in the same place")
     if config.labels and config.mask is None:
         raise SourceError("source.labels names the values of annotated masks: set source.mask too, or leave it out")
-    known = usual(roles)
+    known = task_of(roles)
     task = config.task or (known[0] if known else None)
     if task is None:
-        raise SourceError(f"the task of {', '.join(roles)} is not known: set source.task ({', '.join(get_args(Task))})")
+        raise SourceError(f"the task of {', '.join(roles)} is not known: set source.task ({', '.join(TASKS)})")
     places = [config.modalities[role].place(role) for role in (known[1] if known else roles)]
     places += [config.target.place(TARGET)] if config.target else []
     places += [config.mask.place(MASK)] if config.mask else []

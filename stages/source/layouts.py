@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from rwkvfusion.stages.dataset.sample import Task
+from rwkvfusion.stages.dataset.task import Task
 
 TARGET, MASK, CAPTION = "target", "mask", "caption"
 EXTRAS = (TARGET, MASK, CAPTION)
@@ -255,15 +255,6 @@ LAYOUTS: Mapping[str, Layout] = {
 """Layouts by name. A dataset of another shape is described in the recipe, as layout `paired`."""
 
 PAIRED = "paired"
-ROLES: Mapping[Task, tuple[tuple[str, ...], ...]] = {
-    "vif": (("visible", "infrared"),),
-    "mif": (("mri", "ct"), ("mri", "pet"), ("mri", "spect")),
-    "mef": (("under", "over"),),
-    "mff": (("near", "far"),),
-    "pansharpening": (("pan", "ms"),),
-    "hmif": (("ms", "hs"),),
-}
-"""The usual modalities of each task, in their order."""
 
 
 def canonical(name: str) -> str:
@@ -277,9 +268,3 @@ def canonical(name: str) -> str:
 
 def _letters(name: str) -> str:
     return re.sub("[-_ ]", "", name.lower())
-
-
-def usual(roles: Iterable[str]) -> tuple[Task, tuple[str, ...]] | None:
-    """The task whose usual modalities `roles` are, and their order; None where they are no task's."""
-    wanted = set(roles)
-    return next(((task, order) for task, orders in ROLES.items() for order in orders if set(order) == wanted), None)

@@ -16,6 +16,7 @@ from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.decode import ImageError, decode, encode_png, encode_tiff, extension_of
 from rwkvfusion.infra.storage import StorageError, Store, sha256
 from rwkvfusion.stages.dataset.sample import Image, Sample
+from rwkvfusion.stages.dataset.task import exposure_roles
 from rwkvfusion.stages.source.layouts import TARGET
 from rwkvfusion.stages.source.listing import is_of_the_file, unreadable
 from rwkvfusion.stages.source.pairing import PairRef
@@ -23,7 +24,6 @@ from rwkvfusion.stages.source.sequences import MAX_EXPOSURES, Exposures
 
 _EXPOSURE = "exposure"
 """Stands for the roles of a sequence: which is which is seen when they are read."""
-_EXPOSURES = ("under", *(f"exposure_{number}" for number in range(2, MAX_EXPOSURES)), "over")
 _SAME = {"jpeg": "jpg", "tiff": "tif"}
 _LOSSLESS = ("png", "tif")
 Members = Mapping[str, Mapping[str, int]]
@@ -59,7 +59,7 @@ class Names:
         """By the role of a picture that was read."""
         chosen = dict(self._chosen)
         if self._exposures:
-            chosen |= dict.fromkeys(_EXPOSURES, chosen.pop(_EXPOSURE))
+            chosen |= dict.fromkeys(exposure_roles(MAX_EXPOSURES), chosen.pop(_EXPOSURE))
         return chosen
 
     def members(self, ref: PairRef) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from rwkvfusion.infra.errors import printable
+from rwkvfusion.stages.dataset.task import TASKS, exposure_roles
 from rwkvfusion.stages.source.layouts import TARGET, Layout
 from rwkvfusion.stages.source.pairing import FileRef, Match, Unpaired, is_picture
 from rwkvfusion.stages.source.reading import Picture, RefusedError, check_sizes
@@ -20,7 +21,6 @@ from rwkvfusion.stages.source.split_folders import SplitFolders
 
 Exposures = Literal["extreme", "all"]
 MAX_EXPOSURES = 32
-_NO_SCENES = frozenset({"under", "over"})
 
 
 def pair_sequences(
@@ -89,7 +89,7 @@ def _no_scene(folder: str, files: Sequence[str]) -> str | None:
     """Why a folder holds no scene; None where it may."""
     if not folder:
         return "lies in no folder of a scene"
-    if folder.rpartition("/")[2].casefold() in _NO_SCENES:
+    if folder.rpartition("/")[2].casefold() in TASKS["mef"].orders[0]:
         return "lies in a folder of one exposure of many scenes: use layout paired, with modalities under and over"
     if len(files) < 2:
         return "the only picture of its scene: there is no other exposure"
@@ -119,10 +119,9 @@ def read_exposures(
     if kept[0][0] == kept[-1][0]:
         names = ", ".join(printable(image.path) for image in seen)
         raise RefusedError("same_exposure", f"equally bright, so that none is the darker: {names}")
-    roles = ["under", *(f"exposure_{number}" for number in range(2, len(kept))), "over"]
     return [
         replace(picture, image=picture.image.model_copy(update={"role": role}))
-        for role, (_, picture) in zip(roles, kept, strict=True)
+        for role, (_, picture) in zip(exposure_roles(len(kept)), kept, strict=True)
     ]
 
 

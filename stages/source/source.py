@@ -15,8 +15,9 @@ from rwkvfusion.infra.pictures.decode import MAX_BYTES
 from rwkvfusion.infra.pictures.foreign import foreign
 from rwkvfusion.infra.pictures.units import narrow_use
 from rwkvfusion.infra.storage import PATIENCE, Store
-from rwkvfusion.stages.dataset.sample import Image, Sample, SampleError, Task
-from rwkvfusion.stages.source.config import SHARPENING, PlaceConfig, SourceConfig, SourceError, layout_of
+from rwkvfusion.stages.dataset.sample import Image, Sample, SampleError
+from rwkvfusion.stages.dataset.task import TASKS, Task
+from rwkvfusion.stages.source.config import PlaceConfig, SourceConfig, SourceError, layout_of
 from rwkvfusion.stages.source.holdout import OnRead, hash_files, join_groups, split_of
 from rwkvfusion.stages.source.layouts import CAPTION, MASK, PAIRED, SPLITS, TARGET
 from rwkvfusion.stages.source.listing import unreadable
@@ -76,6 +77,7 @@ class Source:
         self.layout = layout_of(config)
         self.store = Store(config.root, patience)
         self.task: Task = self.layout.task
+        self._sharpens = TASKS[self.task].sharpens
         self.dataset = name or config.layout
         self.labels = self.layout.labels
         self.narrow: Counter[str] = Counter()
@@ -99,14 +101,14 @@ class Source:
             return self._plan_sharpening(names, [], unpaired, ignored, on_read)
         splits = self._split_folders(names)
         # Files of scenes may say their split themselves (see ScenePlanner), and come before a default.
-        default = "" if self.task in SHARPENING else self._default_split()
+        default = "" if self._sharpens else self._default_split()
         reader = NameReader(self.layout, names, default, splits)
         found, matches, others = self._sequences(names, splits) if self.layout.is_sequence else self._matches(reader)
         unpaired += others
         if not matches:
             advice = what_to_set(found, reader.strange, is_own=self.config.layout == PAIRED)
             raise SourceError(f"{self._start}: {no_pair(self.layout, names, found)}. {advice}")
-        if self.task in SHARPENING:
+        if self._sharpens:
             return self._plan_sharpening([], matches, unpaired, ignored, on_read)
         # Keys come before the choice of splits, so that they do not depend on it.
         keys = make_keys({match.name: self._key_text(match) for match in matches})
@@ -181,7 +183,7 @@ class Source:
             for role, name in ((TARGET, ref.target), (MASK, ref.annotation)):
                 if name is not None:
                     extras[role] = self._picture(role, name)
-            if self.task in SHARPENING:
+            if self._sharpens:
                 check_sharpening(pictures, extras.get(TARGET))
                 names = [*(file.name for file in ref.files), *([ref.target] if ref.target else [])]
                 check_rasters([(self.store, name) for name in names])

@@ -9,10 +9,11 @@ import numpy as np
 
 from rwkvfusion.infra.pictures.decode import ImageError, decode
 from rwkvfusion.stages.dataset.sample import Image
+from rwkvfusion.stages.dataset.task import TASKS
 from rwkvfusion.stages.source.pairing import PairRef
 from rwkvfusion.stages.source.source import Source
 
-VISIBLE, INFRARED = "visible", "infrared"
+VISIBLE, INFRARED = TASKS["vif"].orders[0]
 _VISIBLE = frozenset({"vi", "vis", "visible", "rgb", "visual"})
 _INFRARED = frozenset({"ir", "inf", "infrared", "thermal", "lwir", "tir", "swir"})
 _LOOKED_AT = 5

@@ -14,6 +14,7 @@ from typing import Literal
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.storage import StorageError, Store
+from rwkvfusion.stages.dataset.task import TASKS
 from rwkvfusion.stages.source.holdout import OnRead
 from rwkvfusion.stages.source.layouts import SPLITS, TARGET
 from rwkvfusion.stages.source.listing import is_of_the_file, unreadable
@@ -50,7 +51,6 @@ ALIASES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
 }
 """Names of arrays by what they are, the preferred first, in lower case; upsampled ones (lms, HSI_up) are not used."""
-ROLES: Mapping[str, tuple[str, str]] = {"pansharpening": ("pan", "ms"), "hmif": ("ms", "hs")}
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class ScenePlanner:
 
     def _of_arrays(self, name: str, file: ArrayFile) -> Iterator[Planned]:
         roles = _find(file, ALIASES[self._task])
-        high, low = ROLES[self._task]
+        high, low = TASKS[self._task].orders[0]
         split = said_split(name) or self._splits.of(name.split("/")[:-1])
         stem = os.path.splitext(name.rpartition("/")[2])[0]
         files = (FileRef(role=high, name=name), FileRef(role=low, name=name))

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rwkvfusion.stages.dataset.task import TASKS
 from rwkvfusion.stages.source.scenes.mtf import SENSORS, degrade, gains_for
 from rwkvfusion.stages.source.scenes.raster import Part
 from rwkvfusion.stages.source.scenes.scene import CubeScene, EmptyError, PairScene
 
+PAN, MS = TASKS["pansharpening"].orders[0]
+HS = TASKS["hmif"].orders[0][1]
 MARGIN = 20
 """Pixels beyond a window that the filters of 41 taps look at."""
 
@@ -27,7 +30,7 @@ def as_it_is(scene: PairScene, part: Part) -> Made:
     """The window `part` of a PAN and MS at full resolution; nothing is known of the target. EmptyError as below."""
     _check_full(scene, part)
     pan, ms = scene.read(part)
-    return Made({"pan": pan, "ms": ms}, None)
+    return Made({PAN: pan, MS: ms}, None)
 
 
 def reduced_pair(scene: PairScene, part: Part, region: Part, sensor: str) -> Made:
@@ -43,7 +46,7 @@ def reduced_pair(scene: PairScene, part: Part, region: Part, sensor: str) -> Mad
     low_ms = degrade(ms, ratio, gains_for(sensor, ms.shape[2]))
     low_pan = degrade(pan, ratio, SENSORS[sensor].pan)
     coarse = tuple(slice(s.start // ratio, s.stop // ratio) for s in inner)
-    images = {"pan": low_pan[inner].astype(np.float32), "ms": low_ms[coarse].astype(np.float32)}
+    images = {PAN: low_pan[inner].astype(np.float32), MS: low_ms[coarse].astype(np.float32)}
     return Made(images, np.ascontiguousarray(ms[inner]))
 
 
@@ -55,7 +58,7 @@ def reduced_cube(scene: CubeScene, part: Part, region: Part, ratio: int, sensor:
     target = np.ascontiguousarray(cube[inner])
     coarse = tuple(slice(s.start // ratio, s.stop // ratio) for s in inner)
     ms = target.astype(np.float64) @ scene.response.T
-    return Made({"ms": ms.astype(np.float32), "hs": low[coarse].astype(np.float32)}, target)
+    return Made({MS: ms.astype(np.float32), HS: low[coarse].astype(np.float32)}, target)
 
 
 def _check_full(scene: PairScene, part: Part) -> None:

@@ -23,7 +23,8 @@ from rwkvfusion.model.metrics.table import METRICS
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.evaluate.table import LOWER_IS_BETTER
-from rwkvfusion.stages.dataset.sample import Image, Sample, Task
+from rwkvfusion.stages.dataset.sample import Image, Sample
+from rwkvfusion.stages.dataset.task import Task
 
 FLOOR = ["bicubic", "Brovey", "GSA"]
 REDUCED = ["PSNR", "SAM", "ERGAS", "SSIM", "Q2n", "SCC"]

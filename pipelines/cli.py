@@ -179,9 +179,9 @@ def fetch(recipe: str, overrides: tuple[str, ...]) -> None:
     rwkvfusion fetch m3fd.yaml --set guidance=full --set source.root=data/M3FD
     """
     from rwkvfusion.pipelines.console import say
-    from rwkvfusion.pipelines.prepare.guidance import fetch_weights, guidance_stages
     from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
     from rwkvfusion.pipelines.recipe import load_recipe
+    from rwkvfusion.stages.guidance.chain import fetch_weights, guidance_stages
     from rwkvfusion.stages.source.source import Source
 
     loaded = load_recipe(recipe, PrepareRecipe, overrides)

@@ -32,7 +32,7 @@ ROOMS = {
     "model.training": ("model.network", "model.fusing"),
     "model.registry": ("model.fusing",),
     "pipelines.prepare": (),
-    "pipelines.fuse": ("pipelines.prepare",),
+    "pipelines.fuse": (),
     "pipelines.evaluate": ("pipelines.fuse",),
     "pipelines.train": ("pipelines.evaluate",),
     "pipelines.gallery": (),

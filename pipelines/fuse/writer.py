@@ -341,11 +341,12 @@ def _sources(sample: Sample | None) -> dict[str, str]:
 
 def _builtin_stages(model: Model) -> list[Stage[Any]]:
     # Imported here: OpenCV and SciPy are not needed to fuse without guidance.
-    from rwkvfusion.pipelines.prepare.guidance import builtin_stages
     from rwkvfusion.stages.guidance.builtin.text import TextConfig
+    from rwkvfusion.stages.guidance.chain import GuidanceConfig, guidance_stages
 
-    masks = "auto" if model.fuser.network.config.use_mask else "none"
-    stages = builtin_stages(text=TextConfig(width=model.fuser.network.config.text_width), masks=masks)
+    network = model.fuser.network.config
+    config = GuidanceConfig(text=TextConfig(width=network.text_width), masks="auto" if network.use_mask else "none")
+    stages = guidance_stages(config, "vif")
     for stage in stages:
         stage.load()
     return stages

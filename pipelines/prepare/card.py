@@ -12,10 +12,10 @@ from rwkvfusion.infra.storage import sha256
 from rwkvfusion.pipelines.prepare.card_reading import examples, fields_of_meta, front_matter
 from rwkvfusion.pipelines.prepare.narrow import narrow_lines, narrow_of, scale_setting
 from rwkvfusion.pipelines.prepare.plan import Job
-from rwkvfusion.pipelines.prepare.recipe import METHODS
 from rwkvfusion.stages.dataset.manifest import Manifest
 from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION
 from rwkvfusion.stages.dataset.task import TASKS
+from rwkvfusion.stages.guidance.chain import METHODS
 from rwkvfusion.stages.source.members import Members, differences, total_members
 
 

@@ -10,7 +10,6 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.pipelines.prepare.guidance import check_weights, guidance_stages
 from rwkvfusion.pipelines.prepare.packing import Pool, pack, wanted_cpus
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.ray_job import check_output
@@ -19,6 +18,7 @@ from rwkvfusion.stages.dataset.manifest import Manifest, read_manifests
 from rwkvfusion.stages.dataset.planned import PlannedShard, PlannedShards
 from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION
 from rwkvfusion.stages.guidance.cache import StageCache
+from rwkvfusion.stages.guidance.chain import check_weights, guidance_stages
 from rwkvfusion.stages.guidance.stage import Stage, fingerprint, fingerprints
 from rwkvfusion.stages.source.holdout import OnRead
 from rwkvfusion.stages.source.layouts import MASK
@@ -159,7 +159,7 @@ def plan_job(
 ) -> Job:
     """List the source and lay out the job; touches no output.
 
-    RecipeError, SourceError, WeightsError where it cannot be done, before anything is started.
+    RecipeError, SourceError, StageError, WeightsError where it cannot be done, before anything is started.
     `limit` takes the first pairs only, and refuses to shrink a dataset that holds more; `retry` tries the quarantined
     pairs again; `on_read` as in `Source.plan`.
     """

@@ -16,13 +16,13 @@ from made import write_pairs
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.prepare.guidance import check_weights, guidance_stages
 from rwkvfusion.pipelines.prepare.operators import RunStage, Target
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.prepare.verify import verify
 from rwkvfusion.stages.dataset.manifest import read_manifests
 from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.dataset.shards import unpack
+from rwkvfusion.stages.guidance.chain import check_weights, guidance_stages
 from rwkvfusion.stages.guidance.stage import fingerprints
 from rwkvfusion.stages.source.source import Source
 
@@ -257,7 +257,7 @@ def test_the_papers_settings() -> None:
         from rwkvfusion.pipelines.recipe import load_recipe
 
         loaded = load_recipe(recipe, PrepareRecipe, ("guidance=full", *values))
-        return guidance_stages(loaded, str(loaded.task), {})
+        return guidance_stages(loaded, str(loaded.task))
 
     fixed = stages("m3fd")
     assert [stage.name for stage in fixed] == ["caption", "detect", "segment", "merge", "text"]

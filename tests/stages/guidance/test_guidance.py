@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from rwkvfusion.infra.pictures.decode import decode, decode_indices, encode_png
-from rwkvfusion.pipelines.prepare.guidance import builtin_stages
 from rwkvfusion.stages.dataset.sample import Box, Image, Instance, Sample
 from rwkvfusion.stages.guidance.builtin.detect import DetectConfig, SalientRegions
 from rwkvfusion.stages.guidance.builtin.segment import BoxSegmenter, SegmentConfig
 from rwkvfusion.stages.guidance.builtin.text import HashedText, TextConfig
+from rwkvfusion.stages.guidance.chain import GuidanceConfig, guidance_stages
 from rwkvfusion.stages.guidance.display import view
 from rwkvfusion.stages.guidance.rle import decode_rle
 from rwkvfusion.stages.guidance.stage import Stage, StageConfig, StageError, check_chain, fingerprint, run
@@ -44,6 +44,10 @@ def with_square(value: int = 230) -> np.ndarray:
 def sample(first: np.ndarray, second: np.ndarray, key: str = "a") -> Sample:
     images = (picture(first), picture(second, "infrared"))
     return Sample(key=key, dataset="d", split="train", task="vif", images=images)
+
+
+def builtin_stages(labels: dict[int, str] | None = None) -> list[Stage[Any]]:
+    return guidance_stages(GuidanceConfig(), "vif", labels or {})
 
 
 def guided(*samples: Sample, stages: Sequence[Stage[Any]] | None = None) -> list[Sample]:
@@ -142,7 +146,7 @@ def test_a_datasets_own_mask_is_used_instead() -> None:
     classes[100:150, 100:140] = 1
     classes[100:150, 180:220] = 1
     annotated = sample(with_square(), flat(91)).replace(annotation=picture(classes, "mask"))
-    (found,) = guided(annotated, stages=builtin_stages(labels={1: "car", 2: "person"}))
+    (found,) = guided(annotated, stages=builtin_stages({1: "car", 2: "person"}))
     assert found.mask is not None
     assert sorted(found.mask.labels) == ["car", "car", "person"]
     assert ((decode_indices(found.mask.png) > 0) == (classes > 0)).all()
@@ -250,7 +254,7 @@ def test_a_chain_that_cannot_work_is_refused_before_it_starts() -> None:
 def test_a_fingerprint_changes_with_what_changes_the_output_only() -> None:
     def prints(**detect: Any) -> list[str]:
         chain = [""]
-        for stage in builtin_stages(detect=DetectConfig.model_validate(detect)):
+        for stage in guidance_stages(GuidanceConfig.model_validate({"detect": detect}), "vif"):
             chain.append(fingerprint(chain[-1], stage.identity()))
         return chain[1:]
 
@@ -264,7 +268,7 @@ def test_a_datasets_own_objects_are_kept_whatever_their_size() -> None:
     classes[:, 100:] = 2
     grey = np.full((480, 640), 90, np.uint8)
     annotated = sample(grey, grey // 2).replace(annotation=picture(classes, "mask"))
-    (made,) = guided(annotated, stages=builtin_stages(labels={1: "person", 2: "car"}))
+    (made,) = guided(annotated, stages=builtin_stages({1: "person", 2: "car"}))
     assert made.mask is not None
     assert sorted(made.mask.labels) == ["car", "person"]
     indices = decode_indices(made.mask.png)

@@ -12,7 +12,6 @@ from made_datasets import picture
 
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.storage import Store
-from rwkvfusion.pipelines.prepare.guidance import builtin_stages
 from rwkvfusion.pipelines.prepare.plan import Job, plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe, QuarantineConfig
 from rwkvfusion.pipelines.prepare.report import plan_lines
@@ -22,6 +21,7 @@ from rwkvfusion.pipelines.recipe import load_recipe
 from rwkvfusion.stages.dataset.manifest import read_manifests
 from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.dataset.shards import unpack
+from rwkvfusion.stages.guidance.chain import GuidanceConfig, guidance_stages
 from rwkvfusion.stages.guidance.stage import run
 
 
@@ -91,7 +91,7 @@ def test_builtin_guidance_takes_any_size(size: tuple[int, int], kind: str) -> No
         array[size[0] // 3 :, size[1] // 3 : size[1] // 2 + 1] = 250
     images = (picture("visible", array), picture("infrared", 255 - array[:, :, :1]))
     samples = [Sample(key="k", dataset="d", split="train", task="vif", images=images)]
-    for stage in builtin_stages():
+    for stage in guidance_stages(GuidanceConfig(), "vif"):
         stage.load()
         samples = run(stage, samples)
     (sample,) = samples

@@ -142,12 +142,12 @@ def prepare(
     from rwkvfusion.pipelines.prepare.report import outcome_lines, plan_facts, plan_lines
     from rwkvfusion.pipelines.prepare.run import prepare as run_prepare
     from rwkvfusion.pipelines.recipe import load_recipe
-    from rwkvfusion.stages.source.swapped import pairs_swapped
+    from rwkvfusion.stages.source.names import pairs_swapped
 
     loaded = load_recipe(recipe, PrepareRecipe, overrides)
     with Bar("planning", 0, "file") as bar:
         job = plan_job(loaded, limit, retry=retry_quarantined, on_read=bar.of)
-    if job.pending and (swapped := pairs_swapped(job.source, job.pending[0].pairs)):
+    if job.pending and (swapped := pairs_swapped(job.source.read, job.pending[0].pairs)):
         say(f"warning: are visible and infrared swapped? {printable(swapped)}")
     asked = any(one.startswith("prompts=") for one in overrides)
     if asked and not any("prompts" in type(stage.config).model_fields for stage in job.stages):

@@ -26,7 +26,7 @@ from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.stages.dataset.sample import Sample
-from rwkvfusion.stages.source.reading import open_picture
+from rwkvfusion.stages.source.files import open_picture
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 NAMES = ["00131d", "00055d", "00001n", "00002n"]

@@ -165,7 +165,7 @@ def test_the_check_sees_each_kind_of_violation(module: str, source: str) -> None
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("model.training.loader", "from rwkvfusion.stages.source.scenes.mtf import mtf"),
+        ("model.training.loader", "from rwkvfusion.stages.source.scenes.sensors import mtf"),
         ("model.training.loader", "from rwkvfusion.stages.dataset import sample"),
         ("model.network.network", "from . import layers\nfrom rwkvfusion.kernels.biwkv import biwkv"),
         ("stages.guidance.merge", "from .stage import Stage\nfrom rwkvfusion.infra.storage import Store"),

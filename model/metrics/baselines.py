@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from rwkvfusion.stages.source.scenes.mtf import SENSORS, degrade
+from rwkvfusion.stages.source.scenes.sensors import SENSORS, degrade
 
 Array = npt.NDArray[np.float64]
 

@@ -18,7 +18,7 @@ from scipy import ndimage
 from skimage.metrics import structural_similarity
 
 from rwkvfusion.model.metrics.table import score_or_nan
-from rwkvfusion.stages.source.scenes.mtf import mtf_kernel
+from rwkvfusion.stages.source.scenes.sensors import mtf_kernel
 
 Picture = npt.NDArray[Any]
 Cube = npt.NDArray[np.float64]

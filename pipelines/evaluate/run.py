@@ -17,8 +17,8 @@ from rwkvfusion.pipelines.evaluate.scene import EvaluateError, Picture, Scene, S
 from rwkvfusion.pipelines.evaluate.table import Means, Table, table_lines
 from rwkvfusion.pipelines.evaluate.units import FolderUnits
 from rwkvfusion.stages.dataset.task import SHARPENING_TASKS
-from rwkvfusion.stages.source.folder_pairs import FoldersError, pair_folders
-from rwkvfusion.stages.source.pairing import Unpaired
+from rwkvfusion.stages.source.pair import Unpaired
+from rwkvfusion.stages.source.pairing import FoldersError, pair_folders
 
 __all__ = ["EvaluateError", "OnScene", "Table", "baselines", "evaluate_folders", "scorer_for", "table_lines"]
 
@@ -107,9 +107,8 @@ def _check_rasters(files: Sequence[tuple[Store, str]], task: str) -> None:
     if task not in SHARPENING_TASKS and not any(name.lower().endswith(RASTERS) for _, name in files):
         return
     # Imported here: pictures need none of it.
-    from rwkvfusion.stages.source.reading import RefusedError
-    from rwkvfusion.stages.source.scenes.picture_rasters import check_ground
-    from rwkvfusion.stages.source.scenes.read import check_rasters
+    from rwkvfusion.stages.source.files import RefusedError
+    from rwkvfusion.stages.source.scenes.picture_rasters import check_ground, check_rasters
 
     try:
         (check_rasters if task in SHARPENING_TASKS else check_ground)(files)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from rwkvfusion.model.metrics.baselines import sharpening_baselines
 from rwkvfusion.model.metrics.sharpening import against_reference, without_reference
 from rwkvfusion.pipelines.evaluate.scene import EvaluateError, Picture, Scene, Scores, check_size, with_floor
-from rwkvfusion.stages.source.scenes.mtf import gains_for
+from rwkvfusion.stages.source.scenes.sensors import gains_for
 
 REDUCED, FULL = "against their targets (reduced resolution)", "without a target (full resolution)"
 

@@ -41,8 +41,8 @@ from rwkvfusion.stages.dataset.manifest import Manifest, read_shard
 from rwkvfusion.stages.dataset.planned import read_dataset
 from rwkvfusion.stages.dataset.sample import Sample, SampleFormatError
 from rwkvfusion.stages.dataset.shards import unpack
-from rwkvfusion.stages.source.folder_pairs import FoldersError, pair_folders
-from rwkvfusion.stages.source.reading import check_orientation, open_picture
+from rwkvfusion.stages.source.files import check_orientation, open_picture
+from rwkvfusion.stages.source.pairing import FoldersError, pair_folders
 from rwkvfusion.stages.source.scenes.picture_rasters import with_filled
 
 __all__ = [

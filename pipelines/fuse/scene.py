@@ -24,7 +24,7 @@ from rwkvfusion.pipelines.fuse.scene_writer import SceneWriter
 from rwkvfusion.pipelines.fuse.units import Measured, scene_units
 from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.dataset.task import SHARPENING_TASKS
-from rwkvfusion.stages.source.reading import open_picture
+from rwkvfusion.stages.source.files import open_picture
 from rwkvfusion.stages.source.scenes.ground import check_same_grid
 from rwkvfusion.stages.source.scenes.raster import Raster, RasterError, gdal_errors
 from rwkvfusion.stages.source.scenes.raster_pair import RasterPair

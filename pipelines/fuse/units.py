@@ -24,7 +24,7 @@ from rwkvfusion.infra.pictures.units import (
 )
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.stages.dataset.sample import Image, Sample
-from rwkvfusion.stages.source.reading import Picture
+from rwkvfusion.stages.source.files import Picture
 
 
 class ScaleError(RwkvFusionError, ValueError):

@@ -33,7 +33,7 @@ from rwkvfusion.pipelines.fuse.scene import (
 from rwkvfusion.pipelines.fuse.units import odd_lines, odd_roles
 from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.guidance.stage import Stage, run
-from rwkvfusion.stages.source.swapped import INFRARED, VISIBLE, why_swapped
+from rwkvfusion.stages.source.names import INFRARED, VISIBLE, why_swapped
 
 _BESIDE = (".tfw", ".tifw", ".wld", ".RPB", ".rpb", "_RPC.TXT", "_rpc.txt")
 Guidance = Literal["none", "builtin", "sample"]

@@ -34,8 +34,10 @@ from rwkvfusion.stages.dataset.sample import SCHEMA, SCHEMA_VERSION, Sample, fro
 from rwkvfusion.stages.dataset.shards import pack
 from rwkvfusion.stages.guidance.cache import StageCache
 from rwkvfusion.stages.guidance.stage import Stage, free_memory, run
+from rwkvfusion.stages.source.config import SourceConfig
 from rwkvfusion.stages.source.members import count_members, made_uniform
-from rwkvfusion.stages.source.source import PairRef, Source, SourceConfig
+from rwkvfusion.stages.source.pair import PairRef
+from rwkvfusion.stages.source.source import Source
 
 READ = "read"
 """The first operator's name; the others have their stage's."""

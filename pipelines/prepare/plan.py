@@ -20,10 +20,11 @@ from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION
 from rwkvfusion.stages.guidance.cache import StageCache
 from rwkvfusion.stages.guidance.chain import check_weights, guidance_stages
 from rwkvfusion.stages.guidance.stage import Stage, fingerprint, fingerprints
-from rwkvfusion.stages.source.holdout import OnRead
 from rwkvfusion.stages.source.layouts import MASK
 from rwkvfusion.stages.source.members import Names
-from rwkvfusion.stages.source.source import Assumed, PairRef, Source, Unpaired
+from rwkvfusion.stages.source.pair import Assumed, PairRef, Unpaired
+from rwkvfusion.stages.source.source import Source
+from rwkvfusion.stages.source.splits import OnRead
 
 if TYPE_CHECKING:  # it takes Ray, and a second, to import
     from rwkvfusion.pipelines.cluster import Cluster

@@ -9,7 +9,7 @@ from rwkvfusion.infra.storage import PATIENCE
 from rwkvfusion.stages.dataset.sample import Key
 from rwkvfusion.stages.dataset.task import Task
 from rwkvfusion.stages.guidance.chain import GuidanceConfig
-from rwkvfusion.stages.source.source import SourceConfig
+from rwkvfusion.stages.source.config import SourceConfig
 
 
 class _Group(BaseModel):

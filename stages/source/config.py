@@ -13,7 +13,6 @@ from rwkvfusion.infra.pictures.units import EVERY, Scales
 from rwkvfusion.infra.storage import absolute
 from rwkvfusion.stages.dataset.sample import RESERVED, Name
 from rwkvfusion.stages.dataset.task import TASKS, Task, task_of
-from rwkvfusion.stages.source.holdout import REST
 from rwkvfusion.stages.source.layouts import (
     ANY,
     CAPTION,
@@ -28,6 +27,7 @@ from rwkvfusion.stages.source.layouts import (
 )
 from rwkvfusion.stages.source.scenes.scene import SceneConfig
 from rwkvfusion.stages.source.sequences import Exposures
+from rwkvfusion.stages.source.splits import REST
 
 
 class SourceError(RwkvFusionError, ValueError):

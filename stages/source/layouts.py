@@ -103,13 +103,13 @@ class Layout:
     extensions: frozenset[str] = frozenset()
     """Of files that hold arrays; none: the files are pictures."""
     is_scene: bool = False
-    """Whether pictures without a target are scenes, that are cut and degraded into pairs (see stages.scenes)."""
+    """Whether pictures without a target are scenes, that are cut and degraded into pairs (see scenes.scene)."""
     unused: tuple[str, ...] = ()
     """How the stems of pictures end that are of no use."""
     scale: float | None = None
     """Value of integers that usually counts as 1; None: the largest of their type."""
     is_sequence: bool = False
-    """Whether each folder holds the exposures of one scene, under whatever names (see stages.sequences)."""
+    """Whether each folder holds the exposures of one scene, under whatever names (see sequences)."""
     group: str | None = None
     """Pattern of a stem whose first group names what must stay in one split; None: the stem, and what looks alike."""
     holdout: Mapping[str, float] = field(default_factory=dict)

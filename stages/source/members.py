@@ -17,9 +17,9 @@ from rwkvfusion.infra.pictures.decode import ImageError, decode, encode_png, enc
 from rwkvfusion.infra.storage import StorageError, Store, sha256
 from rwkvfusion.stages.dataset.sample import Image, Sample
 from rwkvfusion.stages.dataset.task import exposure_roles
+from rwkvfusion.stages.source.files import is_of_the_file, unreadable
 from rwkvfusion.stages.source.layouts import TARGET
-from rwkvfusion.stages.source.listing import is_of_the_file, unreadable
-from rwkvfusion.stages.source.pairing import PairRef
+from rwkvfusion.stages.source.pair import PairRef
 from rwkvfusion.stages.source.sequences import MAX_EXPOSURES, Exposures
 
 _EXPOSURE = "exposure"

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.foreign import foreign
 from rwkvfusion.stages.source.layouts import Layout
-from rwkvfusion.stages.source.pairing import Found, Unpaired, is_picture
-from rwkvfusion.stages.source.split_folders import split_name
+from rwkvfusion.stages.source.pair import Found, Unpaired, is_picture
+from rwkvfusion.stages.source.splits import split_name
 
 _SHOWN = 8
 

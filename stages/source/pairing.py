@@ -6,119 +6,18 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from rwkvfusion.infra.errors import printable
-from rwkvfusion.infra.pictures.decode import EXTENSIONS
+from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.foreign import foreign
-from rwkvfusion.infra.storage import sha256
-from rwkvfusion.stages.dataset.sample import Key, Name
+from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.stages.source.layouts import CAPTION, EXTRAS, SPLITS, Layout, Place
-from rwkvfusion.stages.source.split_folders import SplitFolders, split_name
+from rwkvfusion.stages.source.pair import NO_PICTURE, Found, Match, Unpaired, is_picture, is_text
+from rwkvfusion.stages.source.splits import SplitFolders, split_name
 
 MAX_KEY = 96
 _SHOWN = 4
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileRef(_Record):
-    """One file of a pair: its role and its name relative to the source's root."""
-
-    role: Name
-    name: str
-
-
-class ArrayRef(_Record):
-    """An array of a file, and what its axes are (see stages.axes)."""
-
-    name: str
-    axes: str
-
-
-class Cut(_Record):
-    """Which part of its files a pair is, where it is not their whole: a picture of a stack, or a window of a scene.
-
-    `window` and `region` are (top, left, height, width) in pixels of the scene's grid (see stages.scenes); nothing
-    outside the region is looked at. `protocol`: given (as they are, with the target), full (as they are, without),
-    reduced (Wald's).
-    """
-
-    protocol: Literal["given", "full", "reduced"]
-    arrays: dict[str, ArrayRef] = {}
-    index: int | None = None
-    window: tuple[int, int, int, int] | None = None
-    region: tuple[int, int, int, int] | None = None
-
-
-class PairRef(_Record):
-    """One pair as planned, before anything of it is read. `files` are the modalities, in the layout's order."""
-
-    key: Key
-    split: Name
-    files: tuple[FileRef, ...] = Field(min_length=2)
-    target: str | None = None
-    annotation: str | None = None
-    cut: Cut | None = None
-    caption: str | None = Field(default=None, exclude_if=lambda name: name is None)
-    """A text file. Left out where there is none, so that plans without captions are what they were before these."""
-
-
-class Unpaired(_Record):
-    """A name that belongs to no pair, and why."""
-
-    name: str
-    reason: str
-
-
-class Assumed(_Record):
-    """What was taken to hold of a file because nothing declares it, and the setting that would."""
-
-    name: str
-    what: str
-
-
-@dataclass(frozen=True)
-class Found:
-    """A file with what its name says. `inner` are the folders that are neither its role's nor a split's."""
-
-    name: str
-    place: Place
-    split: str
-    inner: str
-    stem: str
-
-    def exact(self) -> tuple[str, str, str]:
-        """What the files of a pair have in common."""
-        return self.split, self.inner, self.stem
-
-    def folded(self) -> tuple[str, str, str]:
-        """The same without regard to case, or to how accents are composed."""
-        return self.split, _fold(self.inner), _fold(self.stem)
-
-
-def _fold(text: str) -> str:
-    return unicodedata.normalize("NFC", text).casefold()
-
-
-NO_PICTURE = "not a picture, by its extension"
-
-
-def is_picture(name: str) -> bool:
-    """Whether `name` ends like a picture; what it holds is seen when it is read."""
-    return os.path.splitext(name)[1].lower().removeprefix(".") in EXTENSIONS
-
-
-def is_text(name: str) -> bool:
-    """Whether `name` ends like a caption."""
-    return name.lower().endswith(".txt")
 
 
 class NameReader:
@@ -185,22 +84,6 @@ class NameReader:
 
 def _folder(name: str) -> str:
     return name.rpartition("/")[0]
-
-
-@dataclass(frozen=True)
-class Match:
-    """The files of one pair by role, what they have in common, and its target and mask if any."""
-
-    split: str
-    inner: str
-    stem: str
-    files: Mapping[str, str]
-    extras: Mapping[str, str]
-
-    @property
-    def name(self) -> str:
-        """The name of its first file, which no other pair has."""
-        return next(iter(self.files.values()))
 
 
 def pair_files(layout: Layout, found: Sequence[Found]) -> tuple[list[Match], list[Unpaired]]:
@@ -322,3 +205,61 @@ def _plain(text: str) -> str:
     """`text` in the letters of a key: lower case, accents dropped, all else but `_` as `-`."""
     letters = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     return re.sub(r"[^a-z0-9_]+", "-", letters.lower()).strip("-_")
+
+
+RECORD = ".json"
+"""What `fuse` writes beside its pictures."""
+
+
+class FoldersError(RwkvFusionError, ValueError):
+    """Folders that hold no set of pictures; the message says what is there."""
+
+
+def pair_folders(folders: Mapping[str, Store]) -> tuple[list[dict[str, str]], list[Unpaired]]:
+    """For each name that is in all of `folders`, the picture's file name in each; and what is left, as `folder/name`.
+
+    Names are compared without extension: exactly, then without regard to case and to how accents are composed. Of
+    several files of one name in a folder none is taken. A file of another kind is left where another folder has a file
+    of its name, and a folder in a folder where it holds pictures. FoldersError where one is no folder, or none is left.
+    """
+    found: list[Found] = []
+    others: list[Found] = []
+    unpaired: list[Unpaired] = []
+    for role, store in folders.items():
+        if not store.isdir():
+            raise FoldersError(f"{role}: {store.url} is not a folder")
+        for name in store.files(deep=False):
+            file = Found(f"{role}/{name}", Place(role), "", "", os.path.splitext(name)[0])
+            if is_picture(name):
+                found.append(file)
+            elif not name.lower().endswith(RECORD):
+                others.append(file)
+        unpaired += _below(role, store)
+    groups, alone = group_files(found, [*folders], [*folders])
+    if not groups:
+        counts = ", ".join(f"{sum(file.place.role == role for file in found)} {role}" for role in folders)
+        deeper = "".join(f"; {one.name} is {one.reason}" for one in unpaired[:1])
+        raise FoldersError(f"no picture has the same name before the dot in every folder (there are {counts}){deeper}")
+    unpaired += [*alone, *_of_other_kinds(others, found)]
+    pairs = [{file.place.role: file.name.partition("/")[2] for file in group} for group in groups]
+    first = next(iter(folders))
+    return sorted(pairs, key=lambda pair: pair[first]), sorted(unpaired, key=lambda one: one.name)
+
+
+def _of_other_kinds(others: Iterable[Found], found: Iterable[Found]) -> Iterator[Unpaired]:
+    listed = [*others]
+    roles: dict[tuple[str, str, str], set[str]] = {}
+    for file in (*listed, *found):
+        roles.setdefault(file.folded(), set()).add(file.place.role)
+    for file in listed:
+        reason = foreign(file.name)
+        if reason or len(roles[file.folded()]) > 1:
+            yield Unpaired(name=file.name, reason=reason or NO_PICTURE)
+
+
+def _below(role: str, store: Store) -> Iterator[Unpaired]:
+    for folder in store.folders():
+        count = sum(map(is_picture, store.files(folder)))
+        if count:
+            reason = f"a folder with {count} pictures: only those beside it are taken"
+            yield Unpaired(name=f"{role}/{folder}", reason=reason)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -14,10 +13,10 @@ import numpy as np
 
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.stages.dataset.task import TASKS, exposure_roles
+from rwkvfusion.stages.source.files import Picture, RefusedError, check_sizes
 from rwkvfusion.stages.source.layouts import TARGET, Layout
-from rwkvfusion.stages.source.pairing import FileRef, Match, Unpaired, is_picture
-from rwkvfusion.stages.source.reading import Picture, RefusedError, check_sizes
-from rwkvfusion.stages.source.split_folders import SplitFolders
+from rwkvfusion.stages.source.pair import FileRef, Match, Unpaired, fold, is_picture
+from rwkvfusion.stages.source.splits import SplitFolders
 
 Exposures = Literal["extreme", "all"]
 MAX_EXPOSURES = 32
@@ -60,12 +59,12 @@ def _assign(targets: Iterable[str], scenes: Iterable[str]) -> tuple[dict[str, st
     """The target of each scene's folder, and the targets that fit none or that several may be meant by."""
     by_name: dict[str, list[str]] = defaultdict(list)
     for folder in scenes:
-        by_name[_fold(folder.rpartition("/")[2])].append(folder)
+        by_name[fold(folder.rpartition("/")[2])].append(folder)
     claims: dict[str, list[str]] = defaultdict(list)
     unpaired = []
     for target in targets:
         above = target.rpartition("/")[0].rpartition("/")[0]
-        fitting = by_name[_fold(os.path.splitext(target.rpartition("/")[2])[0])]
+        fitting = by_name[fold(os.path.splitext(target.rpartition("/")[2])[0])]
         below = [folder for folder in fitting if folder.startswith(above and f"{above}/")]
         nearest = min((folder.count("/") for folder in below), default=0)
         below = [folder for folder in below if folder.count("/") == nearest]
@@ -79,10 +78,6 @@ def _assign(targets: Iterable[str], scenes: Iterable[str]) -> tuple[dict[str, st
             reason = f"one of {len(names)} targets of {printable(folder)}: which is the right one cannot be told"
             unpaired += [Unpaired(name=name, reason=reason) for name in names]
     return {folder: names[0] for folder, names in claims.items() if len(names) == 1}, unpaired
-
-
-def _fold(text: str) -> str:
-    return unicodedata.normalize("NFC", text).casefold()
 
 
 def _no_scene(folder: str, files: Sequence[str]) -> str | None:

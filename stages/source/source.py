@@ -18,24 +18,7 @@ from rwkvfusion.infra.storage import PATIENCE, Store
 from rwkvfusion.stages.dataset.sample import Image, Sample, SampleError
 from rwkvfusion.stages.dataset.task import TASKS, Task
 from rwkvfusion.stages.source.config import PlaceConfig, SourceConfig, SourceError, layout_of
-from rwkvfusion.stages.source.holdout import OnRead, hash_files, join_groups, split_of
-from rwkvfusion.stages.source.layouts import CAPTION, MASK, PAIRED, SPLITS, TARGET
-from rwkvfusion.stages.source.listing import unreadable
-from rwkvfusion.stages.source.no_pairs import no_pair, no_scene, what_to_set
-from rwkvfusion.stages.source.pairing import (
-    NO_PICTURE,
-    Assumed,
-    FileRef,
-    Found,
-    Match,
-    NameReader,
-    PairRef,
-    Unpaired,
-    is_picture,
-    make_keys,
-    pair_files,
-)
-from rwkvfusion.stages.source.reading import (
+from rwkvfusion.stages.source.files import (
     Picture,
     RefusedError,
     check_pictures,
@@ -44,13 +27,25 @@ from rwkvfusion.stages.source.reading import (
     declare_target,
     read_caption,
     read_picture,
+    unreadable,
 )
-from rwkvfusion.stages.source.scenes.picture_rasters import check_tiffs
+from rwkvfusion.stages.source.layouts import CAPTION, MASK, PAIRED, SPLITS, TARGET
+from rwkvfusion.stages.source.no_pairs import no_pair, no_scene, what_to_set
+from rwkvfusion.stages.source.pair import NO_PICTURE, Assumed, FileRef, Found, Match, PairRef, Unpaired, is_picture
+from rwkvfusion.stages.source.pairing import NameReader, make_keys, pair_files
+from rwkvfusion.stages.source.scenes.picture_rasters import check_rasters, check_tiffs
 from rwkvfusion.stages.source.scenes.plan import FULL, ScenePlanner
-from rwkvfusion.stages.source.scenes.read import CutReader, check_rasters, check_sharpening, known_scale, usual_scale
+from rwkvfusion.stages.source.scenes.read import CutReader, check_sharpening, known_scale, usual_scale
 from rwkvfusion.stages.source.sequences import pair_sequences, read_exposures
-from rwkvfusion.stages.source.split_folders import SplitFolders
-from rwkvfusion.stages.source.splits import SplitListError, split_by_lists
+from rwkvfusion.stages.source.splits import (
+    OnRead,
+    SplitFolders,
+    SplitListError,
+    hash_files,
+    join_groups,
+    split_by_lists,
+    split_of,
+)
 
 __all__ = ["Assumed", "FileRef", "PairRef", "PlaceConfig", "Plan", "Source", "SourceConfig", "SourceError", "Unpaired"]
 STAGE = "source"

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_source import source, write
 
-from rwkvfusion.stages.source.pairing import is_picture
-from rwkvfusion.stages.source.source import Plan, SourceError
+from rwkvfusion.stages.source.config import SourceError
+from rwkvfusion.stages.source.pair import is_picture
+from rwkvfusion.stages.source.source import Plan
 
 PAIRED: dict[str, Any] = {
     "target": {"folder": "gt", "suffix": "_gt"},

@@ -14,7 +14,7 @@ from rwkvfusion.infra.pictures.emptiness import filled
 from rwkvfusion.infra.pictures.formats import RASTERS
 from rwkvfusion.infra.pictures.units import unit_of
 from rwkvfusion.infra.storage import Store
-from rwkvfusion.stages.source.reading import Picture, RefusedError
+from rwkvfusion.stages.source.files import Picture, RefusedError
 from rwkvfusion.stages.source.scenes.ground import check_same_grid
 from rwkvfusion.stages.source.scenes.raster import Raster, RasterError
 
@@ -89,3 +89,24 @@ def _empty(store: Store, name: str, picture: Picture) -> np.ndarray | None:
                 empty = np.repeat(empty.any(axis=2, keepdims=True), picture.array.shape[2], axis=2)
             return empty if empty.any() else None
     return None
+
+
+def check_rasters(files: Sequence[tuple[Store, str]]) -> None:
+    """RefusedError where files that are taken as they are lie on other ground than the first, or have empty pixels.
+
+    What is no raster for GDAL says nothing of its ground.
+    """
+    with ExitStack() as until:
+        rasters: list[Raster] = []
+        for store, name in files:
+            with suppress(RasterError):
+                rasters.append(until.enter_context(Raster(store, name)))
+        for raster in rasters:
+            try:
+                if rasters[0].is_located and raster.is_located:
+                    check_same_grid(rasters[0], raster)
+                n_empty = raster.n_empty()
+            except RasterError as error:
+                raise RefusedError("other_ground", str(error)) from None
+            if n_empty:
+                raise RefusedError("empty", f"{raster.name}: {n_empty} of its pixels are empty")

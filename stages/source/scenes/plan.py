@@ -5,6 +5,7 @@ A function of the files' headers and the settings; no values are read.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,13 +16,11 @@ from typing import Literal
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.stages.dataset.task import TASKS
-from rwkvfusion.stages.source.holdout import OnRead
+from rwkvfusion.stages.source.files import is_of_the_file, unreadable
 from rwkvfusion.stages.source.layouts import SPLITS, TARGET
-from rwkvfusion.stages.source.listing import is_of_the_file, unreadable
-from rwkvfusion.stages.source.pairing import ArrayRef, Assumed, Cut, FileRef, Match, Unpaired
+from rwkvfusion.stages.source.pair import ArrayRef, Assumed, Cut, FileRef, Match, Unpaired
 from rwkvfusion.stages.source.scenes.arrays import ArrayFile
 from rwkvfusion.stages.source.scenes.axes import MIN_CUBE_BANDS, AxesError, View, cube, solve
-from rwkvfusion.stages.source.scenes.mtf import gains_for
 from rwkvfusion.stages.source.scenes.scene import (
     ArrayCube,
     ArrayPair,
@@ -31,9 +30,8 @@ from rwkvfusion.stages.source.scenes.scene import (
     TiffPair,
     open_arrays,
 )
-from rwkvfusion.stages.source.scenes.spectral import usual_cube
-from rwkvfusion.stages.source.scenes.tiles import regions, windows
-from rwkvfusion.stages.source.split_folders import SplitFolders
+from rwkvfusion.stages.source.scenes.sensors import gains_for, usual_cube
+from rwkvfusion.stages.source.splits import OnRead, SplitFolders
 
 FULL = "_full"
 """What the name of a split of full-resolution pairs ends in: they have no target, and cannot be learnt from."""
@@ -265,3 +263,46 @@ def _only_cube(name: str, file: ArrayFile, axes: str | None) -> View:
         raise SceneError(f"several cubes: {', '.join(view.name for view in spectral)}; keep one a file")
     listed = ", ".join(f"{key} {header}" for key, header in headers.items()) or "no arrays of numbers"
     raise SceneError(f"no hyperspectral cube (of {MIN_CUBE_BANDS} bands or more) in it: there is {listed}")
+
+
+Box = tuple[int, int, int, int]
+MIN_REGION = 16
+"""Rows that a held-out region has at least; scenes too small for it are not divided."""
+
+
+def regions(size: tuple[int, int], unit: int, holdout: Mapping[str, float], rest: str) -> dict[str, Box]:
+    """A scene of `size` (rows, columns) by split: whole rows of pixels, the held-out ones at the bottom.
+
+    Every box begins and ends on multiples of `unit`; rows and columns beyond the last multiple are left out.
+    """
+    rows, columns = (side // unit * unit for side in size)
+    boxes: dict[str, Box] = {}
+    bottom = rows
+    for split, part in sorted(holdout.items()):
+        height = round(part * rows / unit) * unit
+        if height < MIN_REGION or bottom - height < MIN_REGION:
+            continue
+        bottom -= height
+        boxes[split] = (bottom, 0, height, columns)
+    return {rest: (0, 0, bottom, columns), **boxes}
+
+
+def windows(region: Box, tile: int, overlap: int, unit: int) -> Iterator[Box]:
+    """Windows of about `tile` pixels a side that cover `region`; neighbours share about `overlap` pixels.
+
+    They begin and end on multiples of `unit`, and there are as many as come nearest to the size asked for, so that none
+    is a mere rest: a side is between 2/3 and 3/2 of `tile`, or the region's.
+    """
+    top, left, height, width = region
+    for y, tall in _spans(height, tile, overlap, unit):
+        for x, wide in _spans(width, tile, overlap, unit):
+            yield top + y, left + x, tall, wide
+
+
+def _spans(length: int, tile: int, overlap: int, unit: int) -> Iterator[tuple[int, int]]:
+    n_units, count = length // unit, max(1, round(length / tile))
+    count, more = min(count, n_units), overlap // 2 // unit
+    edges = [n_units * i // count for i in range(count + 1)]
+    for first, last in itertools.pairwise(edges):
+        start, stop = max(first - more, 0), min(last + more, n_units)
+        yield start * unit, (stop - start) * unit

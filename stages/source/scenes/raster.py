@@ -22,7 +22,7 @@ from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.units import FEW_BITS
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.store_files import StoreFiles
-from rwkvfusion.stages.source.listing import is_local
+from rwkvfusion.stages.source.files import is_local
 
 Part = tuple[slice, slice]
 """Rows and columns."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,14 +12,14 @@ from rwkvfusion.infra.pictures.decode import encode_tiff
 from rwkvfusion.infra.pictures.units import narrow_use, unit_of
 from rwkvfusion.infra.storage import MissingError, Store, sha256
 from rwkvfusion.stages.dataset.sample import Image
+from rwkvfusion.stages.dataset.task import TASKS
+from rwkvfusion.stages.source.files import Picture, RefusedError
 from rwkvfusion.stages.source.layouts import Layout
 from rwkvfusion.stages.source.names import words
-from rwkvfusion.stages.source.pairing import ArrayRef, Cut, PairRef
-from rwkvfusion.stages.source.reading import Picture, RefusedError
+from rwkvfusion.stages.source.pair import ArrayRef, Cut, PairRef
 from rwkvfusion.stages.source.scenes.arrays import ArrayFile
 from rwkvfusion.stages.source.scenes.axes import View
-from rwkvfusion.stages.source.scenes.ground import check_same_grid
-from rwkvfusion.stages.source.scenes.raster import Part, Raster, RasterError
+from rwkvfusion.stages.source.scenes.raster import Part
 from rwkvfusion.stages.source.scenes.scene import (
     ArrayCube,
     ArrayPair,
@@ -33,7 +33,7 @@ from rwkvfusion.stages.source.scenes.scene import (
     open_arrays,
     read_view,
 )
-from rwkvfusion.stages.source.scenes.wald import Made, as_it_is, reduced_cube, reduced_pair
+from rwkvfusion.stages.source.scenes.sensors import SENSORS, degrade, gains_for
 
 _TEN_BIT = frozenset({"gf2", "gaofen"})
 
@@ -192,27 +192,6 @@ def check_sharpening(modalities: Sequence[Picture], target: Picture | None) -> N
         )
 
 
-def check_rasters(files: Sequence[tuple[Store, str]]) -> None:
-    """RefusedError where files that are taken as they are lie on other ground than the first, or have empty pixels.
-
-    What is no raster for GDAL says nothing of its ground.
-    """
-    with ExitStack() as until:
-        rasters: list[Raster] = []
-        for store, name in files:
-            with suppress(RasterError):
-                rasters.append(until.enter_context(Raster(store, name)))
-        for raster in rasters:
-            try:
-                if rasters[0].is_located and raster.is_located:
-                    check_same_grid(rasters[0], raster)
-                n_empty = raster.n_empty()
-            except RasterError as error:
-                raise RefusedError("other_ground", str(error)) from None
-            if n_empty:
-                raise RefusedError("empty", f"{raster.name}: {n_empty} of its pixels are empty")
-
-
 def _view(file: ArrayFile, ref: ArrayRef) -> View:
     header = file.headers.get(ref.name)
     if header is None or len(header.shape) != len(ref.axes):
@@ -255,3 +234,69 @@ def _storable(array: np.ndarray) -> np.ndarray:
     if n_bad:
         raise RefusedError("unreadable", f"{n_bad} of {values.size} values are NaN or infinite")
     return values
+
+
+PAN, MS = TASKS["pansharpening"].orders[0]
+HS = TASKS["hmif"].orders[0][1]
+MARGIN = 20
+"""Pixels beyond a window that the filters of 41 taps look at."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """Pictures (h, w, C) by role, and the target where there is one."""
+
+    images: Mapping[str, np.ndarray]
+    target: np.ndarray | None
+
+
+def as_it_is(scene: PairScene, part: Part) -> Made:
+    """The window `part` of a PAN and MS at full resolution; nothing is known of the target. EmptyError as below."""
+    _check_full(scene, part)
+    pan, ms = scene.read(part)
+    return Made({PAN: pan, MS: ms}, None)
+
+
+def reduced_pair(scene: PairScene, part: Part, region: Part, sensor: str) -> Made:
+    """PAN and MS of the window `part`, both degraded by the ratio with the MTF (float32); the target is the MS.
+
+    Nothing outside `region` is looked at: its border is repeated. EmptyError where a pixel of the window is empty; what
+    is empty around it is, to the filters, as its nearest valid neighbour.
+    """
+    _check_full(scene, part)
+    ratio = scene.ratio
+    wide, inner = _context(part, region, ratio)
+    pan, ms = scene.read(wide)
+    low_ms = degrade(ms, ratio, gains_for(sensor, ms.shape[2]))
+    low_pan = degrade(pan, ratio, SENSORS[sensor].pan)
+    coarse = tuple(slice(s.start // ratio, s.stop // ratio) for s in inner)
+    images = {PAN: low_pan[inner].astype(np.float32), MS: low_ms[coarse].astype(np.float32)}
+    return Made(images, np.ascontiguousarray(ms[inner]))
+
+
+def reduced_cube(scene: CubeScene, part: Part, region: Part, ratio: int, sensor: str) -> Made:
+    """A cube's window degraded by `ratio`, and the multispectral bands it shows (float32); it is the target."""
+    wide, inner = _context(part, region, ratio)
+    cube = scene.read(wide)
+    low = degrade(cube, ratio, gains_for(sensor, cube.shape[2]))
+    target = np.ascontiguousarray(cube[inner])
+    coarse = tuple(slice(s.start // ratio, s.stop // ratio) for s in inner)
+    ms = target.astype(np.float64) @ scene.response.T
+    return Made({MS: ms.astype(np.float32), HS: low[coarse].astype(np.float32)}, target)
+
+
+def _check_full(scene: PairScene, part: Part) -> None:
+    n_empty = scene.n_empty(part)
+    if n_empty:
+        raise EmptyError(f"{n_empty} of its pixels are empty: only tiles without are used")
+
+
+def _context(part: Part, region: Part, ratio: int) -> tuple[Part, Part]:
+    """`part` with what the filters see around it inside `region`, and where `part` lies in that."""
+    margin = -(-MARGIN // ratio) * ratio
+    wide, inner = [], []
+    for span, limit in zip(part, region, strict=True):
+        start, stop = max(span.start - margin, limit.start), min(span.stop + margin, limit.stop)
+        wide.append(slice(start, stop))
+        inner.append(slice(span.start - start, span.stop - start))
+    return (wide[0], wide[1]), (inner[0], inner[1])

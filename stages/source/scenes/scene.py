@@ -17,13 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.decode import MAX_BYTES
 from rwkvfusion.infra.storage import Store
-from rwkvfusion.stages.source.listing import is_local
+from rwkvfusion.stages.source.files import is_local
 from rwkvfusion.stages.source.scenes.arrays import ArrayFile
 from rwkvfusion.stages.source.scenes.axes import View, picture_part, to_picture
-from rwkvfusion.stages.source.scenes.mtf import SENSORS
 from rwkvfusion.stages.source.scenes.raster import Part, Raster
 from rwkvfusion.stages.source.scenes.raster_pair import RasterPair
-from rwkvfusion.stages.source.scenes.spectral import RESPONSES, response_matrix, wavelengths
+from rwkvfusion.stages.source.scenes.sensors import RESPONSES, SENSORS, response_matrix, wavelengths
 
 
 class SceneError(RwkvFusionError, ValueError):

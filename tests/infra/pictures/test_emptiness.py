@@ -21,9 +21,9 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.pipelines.fuse.scene import SceneRecord, fuse_scene, overview, raster_units
 from rwkvfusion.pipelines.fuse.scene_writer import SceneWriter
-from rwkvfusion.stages.source.scenes.mtf import degrade
 from rwkvfusion.stages.source.scenes.raster import Raster
 from rwkvfusion.stages.source.scenes.raster_pair import RasterPair
+from rwkvfusion.stages.source.scenes.sensors import degrade
 
 EMPTY = 24
 """Columns of the PAN that are empty; of the MS a quarter of them."""

@@ -34,7 +34,8 @@ from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.stages.dataset.sample import Image, Sample
 from rwkvfusion.stages.guidance.cache import content_digest
 from rwkvfusion.stages.guidance.display import view
-from rwkvfusion.stages.source.source import Source, SourceConfig, SourceError
+from rwkvfusion.stages.source.config import SourceConfig, SourceError
+from rwkvfusion.stages.source.source import Source
 
 RNG = np.random.default_rng(0)
 VISIBLE, INFRARED = scene(1, 48, 64, 1), 255 - scene(1001, 48, 64, 1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rwkvfusion.model.metrics.baselines import sharpening_baselines
 from rwkvfusion.model.metrics.sharpening import against_reference
 from rwkvfusion.model.network.network import _resize
-from rwkvfusion.stages.source.scenes.mtf import degrade
+from rwkvfusion.stages.source.scenes.sensors import degrade
 
 Array = npt.NDArray[np.float64]
 

@@ -20,7 +20,7 @@ from rwkvfusion.model.metrics.sharpening import (
     sam,
     without_reference,
 )
-from rwkvfusion.stages.source.scenes.mtf import SENSORS, degrade
+from rwkvfusion.stages.source.scenes.sensors import SENSORS, degrade
 
 EPS = np.finfo(np.float64).eps
 

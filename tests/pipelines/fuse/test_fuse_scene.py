@@ -22,7 +22,7 @@ from rwkvfusion.model.fusing import tiles
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion, preset
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.stages.source.scenes.mtf import degrade
+from rwkvfusion.stages.source.scenes.sensors import degrade
 
 BANDS = 4
 

@@ -21,7 +21,7 @@ from rwkvfusion.stages.guidance.chain import GuidanceConfig, guidance_stages
 from rwkvfusion.stages.guidance.display import view
 from rwkvfusion.stages.guidance.rle import decode_rle
 from rwkvfusion.stages.guidance.stage import Stage, StageConfig, StageError, check_chain, fingerprint, run
-from rwkvfusion.stages.source.reading import open_picture
+from rwkvfusion.stages.source.files import open_picture
 
 SQUARE = (60, 80, 100, 130)  # y0, x0, y1, x1
 

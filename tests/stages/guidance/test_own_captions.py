@@ -22,7 +22,8 @@ from rwkvfusion.stages.dataset.manifest import read_manifests, read_shard
 from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.dataset.shards import unpack
 from rwkvfusion.stages.guidance.builtin.text import HashedText, TextConfig
-from rwkvfusion.stages.source.source import PairRef, SourceError
+from rwkvfusion.stages.source.config import SourceError
+from rwkvfusion.stages.source.pair import PairRef
 
 TEXTS = {
     "bom": (b"\xef\xbb\xbfA red car\r\n  by night.\n\n", "A red car by night."),

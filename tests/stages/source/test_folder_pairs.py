@@ -16,7 +16,7 @@ from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.evaluate.run import EvaluateError, evaluate_folders
-from rwkvfusion.stages.source.folder_pairs import FoldersError, pair_folders
+from rwkvfusion.stages.source.pairing import FoldersError, pair_folders
 
 NAMES = {
     "a": ["X.png", "two.png", "two.bmp", "cafe\u0301.png", "only_a.png", "3.tif", "c.d.png", "deep/9.png", "7.xyz",

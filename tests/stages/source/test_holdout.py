@@ -20,8 +20,8 @@ from rwkvfusion.infra.pictures.decode import ImageError, decode, encode_png, enc
 from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.recipe import RecipeError, load_recipe
-from rwkvfusion.stages.source.holdout import N_BITS, hash_files, join_groups, perceptual_hash, split_of
 from rwkvfusion.stages.source.source import Plan
+from rwkvfusion.stages.source.splits import N_BITS, hash_files, join_groups, perceptual_hash, split_of
 
 NAMES = st.text("abc/1é副", max_size=5)
 SHARES = st.dictionaries(st.sampled_from(["test", "val", "other"]), st.floats(0.05, 0.3))

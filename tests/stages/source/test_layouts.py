@@ -16,8 +16,8 @@ from test_source import TREES, picture, source, write
 
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.stages.guidance.annotation import AnnotationConfig, annotated
+from rwkvfusion.stages.source.config import SourceConfig, SourceError
 from rwkvfusion.stages.source.layouts import LAYOUTS, PAIRED, canonical
-from rwkvfusion.stages.source.source import SourceConfig, SourceError
 
 # What is to be found, as key, split, names of the modalities' files, target and mask; and what is named as unpaired.
 Pairs = dict[str, tuple[str, list[str], str | None, str | None]]

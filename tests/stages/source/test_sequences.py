@@ -16,11 +16,11 @@ from PIL import Image
 from test_source import picture, source, write
 
 from rwkvfusion.infra.pictures.decode import decode, encode_png, encode_tiff
+from rwkvfusion.stages.source.config import SourceError
+from rwkvfusion.stages.source.files import Picture, RefusedError, open_picture
 from rwkvfusion.stages.source.layouts import LAYOUTS
-from rwkvfusion.stages.source.pairing import FileRef
-from rwkvfusion.stages.source.reading import Picture, RefusedError, open_picture
+from rwkvfusion.stages.source.pair import FileRef
 from rwkvfusion.stages.source.sequences import MAX_EXPOSURES, mean_luma, pair_sequences, read_exposures
-from rwkvfusion.stages.source.source import SourceError
 
 
 def exposure(gain: float, seed: int = 1, size: tuple[int, int] = (24, 16), form: str = "PNG") -> bytes:

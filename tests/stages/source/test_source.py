@@ -24,9 +24,11 @@ from PIL import Image
 
 from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.stages.dataset.sample import KEY_PATTERN
+from rwkvfusion.stages.source.config import SourceConfig, SourceError
 from rwkvfusion.stages.source.layouts import LAYOUTS
+from rwkvfusion.stages.source.pair import PairRef
 from rwkvfusion.stages.source.pairing import make_keys
-from rwkvfusion.stages.source.source import PairRef, Plan, Source, SourceConfig, SourceError
+from rwkvfusion.stages.source.source import Plan, Source
 
 VIF = {"visible": {"folder": "vi"}, "infrared": {"folder": "ir"}}
 

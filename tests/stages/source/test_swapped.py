@@ -10,9 +10,10 @@ from made import scene
 from PIL import Image as Pil
 
 from rwkvfusion.infra.pictures.decode import encode_png
-from rwkvfusion.stages.source.reading import open_picture
-from rwkvfusion.stages.source.source import Source, SourceConfig
-from rwkvfusion.stages.source.swapped import colours_swapped, names_swapped, pairs_swapped
+from rwkvfusion.stages.source.config import SourceConfig
+from rwkvfusion.stages.source.files import open_picture
+from rwkvfusion.stages.source.names import colours_swapped, names_swapped, pairs_swapped
+from rwkvfusion.stages.source.source import Source
 
 
 @pytest.mark.parametrize(
@@ -58,5 +59,5 @@ def test_a_source_is_swapped_where_most_of_its_pairs_are(tmp_path: Path) -> None
     config = {"layout": "paired", "root": str(tmp_path), "task": "vif", "modalities": modalities}
     source = Source(SourceConfig.model_validate(config))
     pairs = source.plan().pairs
-    assert "first/0.png, given as visible, is grey" in str(pairs_swapped(source, pairs))
-    assert pairs_swapped(source, pairs[1:]) is None
+    assert "first/0.png, given as visible, is grey" in str(pairs_swapped(source.read, pairs))
+    assert pairs_swapped(source.read, pairs[1:]) is None

@@ -38,7 +38,7 @@ from rwkvfusion.stages.guidance.pretrained.grounding_dino import GroundingDino, 
 from rwkvfusion.stages.guidance.pretrained.phrases import joined, object_name, packed, prompt_of, sentences
 from rwkvfusion.stages.guidance.rle import decode_rle
 from rwkvfusion.stages.guidance.stage import Stage, run
-from rwkvfusion.stages.source.reading import open_picture
+from rwkvfusion.stages.source.files import open_picture
 
 PROMPTS = ("People", "Forklift", "red  Car", "Street lamp")
 TEXT = "people. forklift. red car. street lamp."

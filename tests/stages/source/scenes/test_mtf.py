@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkvfusion.stages.source.scenes.mtf import SENSORS, degrade, gains_for, mtf_kernel
+from rwkvfusion.stages.source.scenes.sensors import SENSORS, degrade, gains_for, mtf_kernel
 
 GAINS = sorted({gain for sensor in SENSORS.values() for gain in (*sensor.ms, sensor.pan)})
 

@@ -13,7 +13,8 @@ from test_units import VIF, luma_fuser, pan_fuser, run
 from rwkvfusion.infra.pictures.decode import decode, encode_tiff
 from rwkvfusion.model.registry.encoded import EmptyWarning, fuse_encoded
 from rwkvfusion.pipelines.evaluate.run import evaluate_folders
-from rwkvfusion.stages.source.source import Source, SourceConfig
+from rwkvfusion.stages.source.config import SourceConfig
+from rwkvfusion.stages.source.source import Source
 
 HEIGHT, WIDTH, EMPTY = 48, 64, 16
 RNG = np.random.default_rng(7)

@@ -23,12 +23,12 @@ from rwkvfusion.infra.storage import StorageError
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.stages.dataset.sample import Sample
+from rwkvfusion.stages.source.config import SourceConfig, SourceError
 from rwkvfusion.stages.source.scenes.arrays import ArrayFile, ArrayFileError
 from rwkvfusion.stages.source.scenes.axes import AxesError, solve
-from rwkvfusion.stages.source.scenes.mtf import SENSORS, degrade, gains_for
-from rwkvfusion.stages.source.scenes.spectral import wavelengths
-from rwkvfusion.stages.source.scenes.tiles import Box, regions, windows
-from rwkvfusion.stages.source.source import Source, SourceConfig, SourceError
+from rwkvfusion.stages.source.scenes.plan import Box, regions, windows
+from rwkvfusion.stages.source.scenes.sensors import SENSORS, degrade, gains_for, wavelengths
+from rwkvfusion.stages.source.source import Source
 
 RATIO, BANDS = 4, 4
 

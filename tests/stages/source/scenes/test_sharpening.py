@@ -23,7 +23,7 @@ from rwkvfusion.pipelines.train.recipe import TrainRecipe
 from rwkvfusion.pipelines.train.run import _fuser
 from rwkvfusion.pipelines.train.scores import final_scores
 from rwkvfusion.pipelines.train.worker import make_trainer
-from rwkvfusion.stages.source.scenes.mtf import degrade
+from rwkvfusion.stages.source.scenes.sensors import degrade
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -1,7 +1,10 @@
-"""One pair's files to pictures: read, decoded whole, and checked against each other; nothing about them is changed."""
+"""Files of a source, read: which can be opened, their pictures and captions, and whether those fit each other."""
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 import unicodedata
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping, Sequence
@@ -9,14 +12,68 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
+from fsspec.core import split_protocol
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
-from rwkvfusion.infra.pictures.decode import ImageError, ImageInfo, describe
+from rwkvfusion.infra.pictures.decode import MAX_BYTES, ImageError, ImageInfo, describe
 from rwkvfusion.infra.pictures.tiff import declared_white
 from rwkvfusion.infra.pictures.units import Scale, UnitError, option_scale, unit_of
 from rwkvfusion.infra.storage import MissingError, StorageError, Store, sha256
 from rwkvfusion.stages.dataset.sample import Image
-from rwkvfusion.stages.source.listing import is_of_the_file, unreadable
+
+_OTHER = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+_OF_THE_FILE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO}
+)
+
+
+def is_local(store: Store) -> bool:
+    """Whether the store is a folder of this machine, with all that may lie in one."""
+    return split_protocol(store.url)[0] in (None, "file", "local")
+
+
+def unreadable(store: Store, name: str, *, follow_links: bool = True, max_bytes: int | None = MAX_BYTES) -> str | None:
+    """Why `name` cannot be opened, in words that follow it; None where it can, or is on no disk of this machine.
+
+    Opening a pipe waits for ever, and a device may hold no end: so this comes before it. `max_bytes`: of a file that is
+    read whole; None for those that are read in windows.
+    """
+    if not is_local(store):
+        return None
+    path = store.path(name)
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        # Where it went away since it was listed, whoever reads it finds out.
+        return "is a link that leads nowhere" if os.path.islink(path) else None
+    except OSError as error:
+        return "is a link that leads to itself" if error.errno == errno.ELOOP else f"cannot be read: {error.strerror}"
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((words for is_one, words in _OTHER if is_one(status.st_mode)), "something else")
+        return f"is {kind}, not a file"
+    if max_bytes is not None and status.st_size > max_bytes:
+        return f"has {status.st_size} bytes, and no picture of more than {max_bytes} is read"
+    if not follow_links and not _is_inside(path, store.path()):
+        return "is reached through a link out of source.root, and source.follow_links is off"
+    return None
+
+
+def is_of_the_file(error: StorageError, store: Store) -> bool:
+    """Whether one file cannot be read, rather than the store as a whole."""
+    cause = error.__cause__
+    return is_local(store) and isinstance(cause, OSError) and cause.errno in _OF_THE_FILE
+
+
+def _is_inside(path: str, root: str) -> bool:
+    real = os.path.realpath(root)
+    return os.path.commonpath([real, os.path.realpath(path)]) == real
+
 
 MAX_CAPTION = 10_000
 """Characters of a caption of the dataset's own."""

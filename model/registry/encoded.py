@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rwkvfusion.infra.pictures.decode import decode
+from rwkvfusion.infra.pictures.decode import decode, decode_indices
 from rwkvfusion.infra.pictures.emptiness import apart, filled
+from rwkvfusion.infra.pictures.encode import encode_picture
 from rwkvfusion.infra.pictures.tiff import declared_nodata, declared_white
 from rwkvfusion.infra.pictures.units import (
     EVERY,
@@ -34,6 +37,26 @@ class UnitWarning(UserWarning):
 
 class EmptyWarning(UserWarning):
     """Empty pixels of which the fused picture does not tell."""
+
+
+def load_fuser(folder: Path | str) -> Fuser:
+    """The fuser in the folder of a model's files, on the CPU. FuserError as `Fuser.load`."""
+    return Fuser.load(folder)
+
+
+def fuse_row(fuser: Fuser, row: Mapping[str, Any]) -> bytes:
+    """`fuse_encoded` of a row of the served model, by column, to PNG or, of more bands, TIFF; cells may be missing."""
+    # pandas fills the cells that a row lacks with NaN or None.
+    cells = {str(name): bytes(cell) for name, cell in row.items() if isinstance(cell, bytes | bytearray | memoryview)}
+    mask, text, scale = cells.pop("mask", None), cells.pop("text", None), row.get(COLUMN)
+    fused = fuse_encoded(
+        fuser,
+        cells,
+        None if mask is None else decode_indices(mask),
+        None if text is None else _text(text),
+        scale if isinstance(scale, str) else None,
+    )
+    return encode_picture(fused)[0]
 
 
 def fuse_encoded(
@@ -92,6 +115,13 @@ def fuse_encoded(
         gone = gone.repeat(ratio, axis=0).repeat(ratio, axis=1)
         fused[gone if role == like else gone.all(axis=2)] = number
     return fused
+
+
+def _text(data: bytes) -> np.ndarray:
+    try:
+        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+    except (ValueError, EOFError, OSError) as error:
+        raise FuserError(f"the text is not a .npy array of plain numbers: {error}") from None
 
 
 def _holds(dtype: np.dtype[Any], number: float) -> bool:

@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from rwkvfusion.infra.pictures.units import Scale, parse_scales
-from rwkvfusion.stages.dataset.planned import ALLOW
+from rwkvfusion.stages.dataset.manifest import ALLOW
 
 ALLOW_INCOMPLETE = click.option(
     ALLOW, "allow_incomplete", is_flag=True, help="Take what is there of a dataset that `prepare` has not finished."

@@ -155,7 +155,7 @@ def test_no_folder_has_an_init_of_its_own() -> None:
         ("pipelines.train.run", "import pickle"),
         ("pipelines.train.run", "import torch\ntorch.load('a.pt')"),
         ("pipelines.train.run", "import torch\ntorch.load('a.pt', weights_only=False)"),
-        ("stages.dataset.shards", "import numpy as np\nnp.load(f, allow_pickle=True)"),
+        ("stages.dataset.tar", "import numpy as np\nnp.load(f, allow_pickle=True)"),
     ],
 )
 def test_the_check_sees_each_kind_of_violation(module: str, source: str) -> None:

@@ -143,7 +143,7 @@ class Loader:
         self.data, self.config, self.text_width, self.seed, self.rank = data, config, text_width, seed, rank
         self.channels = channels
         self.places = tuple(frozenset(role.split("|")) for role in roles)
-        sizes = [len(shard.manifest.keys) for shard in data.shards]
+        sizes = [len(shard.keys) for shard in data.shards]
         self.order = EpochOrder(sizes, seed=seed, rank=rank, world=world, mix=config.mix)
         self._shards = ShardCache(config.mix + 1)
         self._held: dict[tuple[int, int], Decoded] = {}
@@ -183,7 +183,7 @@ class Loader:
 
     def examples(self, count: int, size: int = 256) -> list[Batch]:
         """The first `count` samples, as centre crops of at most `size` pixels a side, one a batch, all guidance on."""
-        places = [(s, i) for s, shard in enumerate(self.data.shards) for i in range(len(shard.manifest.keys))]
+        places = [(s, i) for s, shard in enumerate(self.data.shards) for i in range(len(shard.keys))]
         found = []
         for place in places[:count]:
             sample = self._sample(place)

@@ -11,11 +11,9 @@ from typing import Self
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.units import Scale
-from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.stages.dataset.manifest import DamagedError, Manifest, read_shard
-from rwkvfusion.stages.dataset.planned import read_dataset
-from rwkvfusion.stages.dataset.sample import Sample, SampleFormatError
-from rwkvfusion.stages.dataset.tars import TarFormatError, grouped
+from rwkvfusion.infra.storage import sha256
+from rwkvfusion.stages.dataset.dataset import Dataset, Shard
+from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
 SURVEYED_SHARDS = 4
@@ -24,38 +22,6 @@ SURVEYED_SHARDS = 4
 
 class DataError(RwkvFusionError, ValueError):
     """Data that cannot be trained on; the message names the shard or the key, and the field."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One committed shard: where it lies, and its proof."""
-
-    store: Store
-    manifest: Manifest
-
-    @property
-    def url(self) -> str:
-        """Address of the tar."""
-        return self.store.join(self.manifest.tar)
-
-    def read(self) -> list[Sample]:
-        """Every sample, in the tar's order. DataError unless the tar is byte for byte what was committed.
-
-        StorageError where the store does not answer.
-        """
-        try:
-            data = read_shard(self.store, self.manifest)
-        except DamagedError as error:
-            raise DataError(f"{error}; run prepare on {self.store.url} again") from None
-        try:
-            samples = [Sample.from_members(key, members) for key, members in grouped(data)]
-        except (SampleFormatError, TarFormatError) as error:
-            raise DataError(f"{self.url}: {error}") from None
-        keys = tuple(sample.key for sample in samples)
-        if keys != self.manifest.keys:
-            odd = sorted(set(keys) ^ set(self.manifest.keys)) or ["their order"]
-            raise DataError(f"{self.url} and its manifest differ in keys: {', '.join(odd[:3])}")
-        return samples
 
 
 @dataclass(frozen=True)
@@ -70,27 +36,20 @@ class TrainingSet:
     def open(cls, urls: Sequence[str], splits: Sequence[str], *, allow_incomplete: bool = False) -> Self:
         """The shards of `splits` in the datasets at `urls`.
 
-        ManifestError where there is no dataset, or one that lacks planned shards, unless that is allowed; DataError
-        where a split is missing or empty, or the tasks do not mix.
+        DatasetError where there is no dataset, one that lacks planned shards, unless that is allowed, or a split
+        without samples; DataError where the tasks do not mix.
         """
-        shards: list[Shard] = []
-        for url in urls:
-            store, committed = read_dataset(url, allow_incomplete=allow_incomplete)
-            manifests = [m for m in committed if m.keys]
-            missing = sorted(set(splits) - {m.split for m in manifests})
-            if missing:
-                there = ", ".join(sorted({m.split for m in manifests})) or "no samples at all"
-                raise DataError(f"{store.url} has no samples in split {', '.join(missing)}; it has: {there}")
-            shards += [Shard(store, m) for m in manifests if m.split in splits]
+        datasets = (Dataset.open(url, allow_incomplete=allow_incomplete).select(splits) for url in urls)
+        shards = tuple(shard for dataset in datasets for shard in dataset.shards)
         tasks = list(dict.fromkeys(shard.manifest.task for shard in shards))
         if not tasks:
             raise DataError("no data: give at least one dataset and one split")
         if len(tasks) > 1 and not set(tasks) <= set(LUMA_TASKS):
             raise DataError(f"one model cannot be trained for {' and '.join(tasks)}: their inputs and losses differ")
-        return cls(tasks[0], tuple(shards))
+        return cls(tasks[0], shards)
 
     def __len__(self) -> int:
-        return sum(len(shard.manifest.keys) for shard in self.shards)
+        return sum(len(shard.keys) for shard in self.shards)
 
     @property
     def fingerprints(self) -> dict[str, str]:

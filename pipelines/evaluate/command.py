@@ -117,7 +117,7 @@ def evaluate(
     """
     from rwkvfusion.infra.storage import Store
     from rwkvfusion.pipelines.console import Bar, say
-    from rwkvfusion.pipelines.evaluate.dataset import choose_samples, evaluate_dataset
+    from rwkvfusion.pipelines.evaluate.dataset import evaluate_dataset, select_samples
     from rwkvfusion.pipelines.evaluate.run import evaluate_folders
 
     if dataset is None and (folder_a is None or folder_b is None):
@@ -133,14 +133,14 @@ def evaluate(
         uris = _by_name(models, "--model", name)
         if is_given(context, "name") and name not in uris:
             raise click.UsageError("--name is for a --model without a NAME of its own: here it has no effect")
-        chosen = choose_samples(dataset, splits or None, limit, allow_incomplete=allow_incomplete)
-        if is_given(context, "sensor") and chosen.task != "pansharpening":
-            raise click.UsageError(f"--sensor is for pansharpening without targets, and {chosen.line}")
-        say(f"scoring {chosen.line}")
+        selected = select_samples(dataset, splits or None, limit, allow_incomplete=allow_incomplete)
+        if is_given(context, "sensor") and selected.task != "pansharpening":
+            raise click.UsageError(f"--sensor is for pansharpening without targets, and {selected.line}")
+        say(f"scoring {selected.line}")
         fusers = {called: open_model(uri, tracking=tracking_uri).fuser for called, uri in uris.items()}
-        with Bar("evaluate", chosen.count, "sample") as bar:
+        with Bar("evaluate", len(selected.dataset), "sample") as bar:
             bar.reach(0)
-            table = evaluate_dataset(fusers, chosen, sensor=sensor, on_scene=bar.of)
+            table = evaluate_dataset(fusers, selected, sensor=sensor, on_scene=bar.of)
     elif folder_a is not None and folder_b is not None:
         folders = _by_name(fused, "--fused")
         with Bar("evaluate", 0, "pair") as bar:

@@ -37,10 +37,8 @@ from rwkvfusion.pipelines.fuse.writer import (
     Skipped,
     Task,
 )
-from rwkvfusion.stages.dataset.manifest import Manifest, read_shard
-from rwkvfusion.stages.dataset.planned import read_dataset
+from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.dataset.sample import Sample, SampleFormatError
-from rwkvfusion.stages.dataset.shards import unpack
 from rwkvfusion.stages.source.files import check_orientation, open_picture
 from rwkvfusion.stages.source.pairing import FoldersError, pair_folders
 from rwkvfusion.stages.source.scenes.picture_rasters import with_filled
@@ -147,21 +145,11 @@ def fuse_dataset(
     """Fuse the committed samples of the dataset at `url` with their own masks and texts, to `{out}/{stem}.{format}`.
 
     The stem is that of the first modality's file in the source, so that the pictures can be set beside it; where two
-    samples share one, the later gets its key. FuseError for splits or keys that are not there; ManifestError for a
+    samples share one, the later gets its key. DatasetError for splits or keys that are not there, and for a
     dataset that lacks planned shards, unless that is allowed.
     """
-    store, manifests = read_dataset(url, allow_incomplete=allow_incomplete)
-    there = sorted({manifest.split for manifest in manifests})
-    unknown = sorted(set(splits or ()) - set(there))
-    if unknown:
-        raise FuseError(f"{store.url} has no split {', '.join(unknown)}; there is {', '.join(there)}")
-    chosen = [manifest for manifest in manifests if not splits or manifest.split in splits]
-    wanted = {key for manifest in chosen for key in manifest.keys if keys is None or key in keys}
-    missing = sorted(set(keys or ()) - wanted)
-    if missing or not wanted:
-        raise FuseError(f"{store.url} has no committed sample {', '.join(missing[:5])} in the splits asked for")
-    tasks = _committed(store, chosen, wanted)
-    return PictureWriter(model, Store(out), "sample", output).run(tasks, len(wanted), on_picture)
+    selected = Dataset.open(url, allow_incomplete=allow_incomplete).select(splits, keys)
+    return PictureWriter(model, Store(out), "sample", output).run(_committed(selected), len(selected), on_picture)
 
 
 class PictureProgress:
@@ -212,20 +200,21 @@ def _raw_sample(model: Model, files: Mapping[str, File]) -> Sample:
     return Sample(key="pair", dataset="files", split="test", task=model.fuser.config.task, images=images)
 
 
-def _committed(store: Store, manifests: Sequence[Manifest], wanted: Collection[str]) -> Iterator[Task]:
-    """A task for each wanted sample of the shards; those of a damaged shard fail with what is wrong with it."""
-    for manifest in manifests:
-        keys = [key for key in manifest.keys if key in wanted]
-        if not keys:
-            continue
+def _committed(dataset: Dataset) -> Iterator[Task]:
+    """A task for each selected sample; those of a damaged shard fail with what is wrong with it."""
+    for shard in dataset.shards:
         try:
-            samples = {sample.key: sample for sample in unpack(read_shard(store, manifest))}
+            samples = shard.read()
         except RwkvFusionError as error:
-            yield from (Task(key, partial(_fail, str(error)), key) for key in keys)
+            yield from (Task(key, partial(_fail, str(error)), key) for key in shard.keys)
             continue
-        for key in keys:
-            stem = samples[key].images[0].path.rpartition("/")[2].rpartition(".")[0]
-            yield Task(stem, partial(samples.__getitem__, key), key)
+        for sample in samples:
+            stem = sample.images[0].path.rpartition("/")[2].rpartition(".")[0]
+            yield Task(stem, partial(_as_it_is, sample), sample.key)
+
+
+def _as_it_is(sample: Sample) -> Sample:
+    return sample
 
 
 def _fail(message: str) -> Sample:

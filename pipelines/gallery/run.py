@@ -6,22 +6,17 @@ shards only, and of them only those with a sample that is shown. Needs no Ray.
 
 from __future__ import annotations
 
-import difflib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image as Pil
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.decode import ImageError
-from rwkvfusion.infra.storage import StorageError, Store
+from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.gallery.draw import draw_head, draw_row, stack
-from rwkvfusion.stages.dataset.manifest import Manifest, open_dataset, read_manifests, read_shard
-from rwkvfusion.stages.dataset.planned import incomplete
-from rwkvfusion.stages.dataset.sample import Sample
-from rwkvfusion.stages.dataset.shards import unpack
+from rwkvfusion.stages.dataset.dataset import Dataset
 
 LIMIT, WIDTH = 12, 320
 MIN_WIDTH, MAX_WIDTH = 96, 2048
@@ -74,28 +69,28 @@ def view(
     """Write a contact sheet of the dataset at `url` to `output`, a .png on any store.
 
     `limit` samples are taken, spread evenly over the dataset (or its `splits`), always the same ones; `keys` are shown
-    in the order given, however many. A picture is `width` pixels wide. ManifestError where there is no dataset,
-    ViewError for a split or key that is not there and for a sheet that would be too large, StorageError where `output`
-    cannot be written.
+    in the order given, however many. A picture is `width` pixels wide. DatasetError where there is no dataset, for a
+    split or key that is not there and for a damaged shard; ViewError for a sheet that would be too large, StorageError
+    where `output` cannot be written.
     """
     if not output.lower().endswith(".png"):
         raise ViewError(f"{output}: a sheet is written as .png")
     if limit < 1 or not MIN_WIDTH <= width <= MAX_WIDTH:
         raise ViewError(f"limit must be 1 or more and width {MIN_WIDTH} to {MAX_WIDTH}, not {limit} and {width}")
-    store = open_dataset(url)
-    committed = read_manifests(store)
-    manifests = _manifests(store, committed, splits)
-    there = {key: manifest for manifest in manifests for key in manifest.keys}
-    if not there:
-        raise ViewError(f"{store.url} holds no samples: see `rwkvfusion verify` and its quarantine")
-    chosen = _given(keys, there, manifests, store) if keys else _spread(list(there), limit)
-    shown = [Shown(key, there[key].split, there[key].shard) for key in chosen]
-    sheet = _sheet(store, shown, {key: there[key] for key in chosen}, len(there), width)
+    dataset = Dataset.open(url, allow_incomplete=True)
+    available = dataset.select(splits)
+    selected = available.select(keys=keys) if keys else available.select(limit=limit)
+    shards = {key: shard for shard in selected.shards for key in shard.keys}
+    order = list(dict.fromkeys(keys)) or list(shards)
+    sheet = _sheet(selected, order, len(available), width)
     folder, _, name = Store(output).url.rpartition("/")
     out = io.BytesIO()
     sheet.save(out, format="PNG")
     Store(folder or "/").write(name, out.getvalue())
-    return Summary(store.url, Store(output).url, tuple(shown), len(there), *sheet.size, incomplete(store, committed))
+    shown = tuple(Shown(key, shards[key].manifest.split, shards[key].manifest.shard) for key in order)
+    return Summary(
+        dataset.store.url, Store(output).url, shown, len(available), *sheet.size, incomplete=dataset.incomplete()
+    )
 
 
 def more_hint(shown: int, total: int) -> str:
@@ -103,58 +98,23 @@ def more_hint(shown: int, total: int) -> str:
     return f"more with --limit {min(total, 2 * shown)}, a certain one with --key KEY"
 
 
-def _manifests(store: Store, manifests: list[Manifest], splits: Sequence[str] | None) -> list[Manifest]:
-    there = sorted({manifest.split for manifest in manifests})
-    unknown = sorted(set(splits or ()) - set(there))
-    if unknown:
-        raise ViewError(f"{store.url} has no split {', '.join(unknown)}; there is {', '.join(there) or 'none'}")
-    return [manifest for manifest in manifests if not splits or manifest.split in splits]
-
-
-def _spread(keys: list[str], limit: int) -> list[str]:
-    """At most `limit` of the keys, evenly apart, with the first and (where there is room for two) the last."""
-    places = np.linspace(0, len(keys) - 1, min(limit, len(keys))).round().astype(int)
-    return [keys[place] for place in places]
-
-
-def _given(keys: Sequence[str], there: dict[str, Manifest], manifests: Sequence[Manifest], store: Store) -> list[str]:
-    """The keys asked for, each once; ViewError names the first that is not there, and why or what is near it."""
-    for key in keys:
-        if key in there:
-            continue
-        for lost in (lost for manifest in manifests for lost in manifest.quarantined if lost.key == key):
-            raise ViewError(f"{key} is in quarantine ({lost.kind} at {lost.stage}): {lost.message}")
-        near = difflib.get_close_matches(key, there, n=3, cutoff=0.4) or list(there)[:3]
-        raise ViewError(f"{store.url} has no sample {key} in the splits asked for; near it: {', '.join(near)}")
-    return list(dict.fromkeys(keys))
-
-
-def _sheet(store: Store, shown: Sequence[Shown], manifests: dict[str, Manifest], total: int, width: int) -> Pil.Image:
+def _sheet(selected: Dataset, order: Sequence[str], total: int, width: int) -> Pil.Image:
     rows: dict[str, Pil.Image] = {}
     pixels = 0
-    for sample in _samples(store, manifests):
-        manifest = manifests[sample.key]
-        try:
-            row = draw_row(sample, manifest.shard, width)
-        except ImageError as error:
-            raise ViewError(f"{sample.key} of {store.join(manifest.tar)}: {error}") from None
-        rows[sample.key] = row
-        pixels += row.width * row.height
-        if pixels > MAX_SHEET_PIXELS:
-            raise ViewError(f"{len(shown)} samples of width {width} are too many for one sheet: lower one of the two")
-    ordered = [rows[one.key] for one in shown]
-    hint = f"  -  {more_hint(len(shown), total)}" if len(shown) < total else ""
-    counts = f"{len(shown)} of {total} samples{hint}"
-    return stack([draw_head(store.url, counts, max(row.width for row in ordered), width), *ordered])
-
-
-def _samples(store: Store, wanted: dict[str, Manifest]) -> Iterator[Sample]:
-    """The samples of the wanted keys, shard by shard, so that each shard is read once and only one is held."""
-    for shard in sorted({manifest.shard for manifest in wanted.values()}):
-        keys = {key for key, manifest in wanted.items() if manifest.shard == shard}
-        manifest = wanted[min(keys)]
-        try:
-            data = read_shard(store, manifest)
-        except StorageError as error:
-            raise ViewError(str(error)) from error
-        yield from (sample for sample in unpack(data) if sample.key in keys)
+    for shard in selected.shards:
+        for sample in shard.read():
+            try:
+                row = draw_row(sample, shard.manifest.shard, width)
+            except ImageError as error:
+                raise ViewError(f"{sample.key} of {shard.url}: {error}") from None
+            rows[sample.key] = row
+            pixels += row.width * row.height
+            if pixels > MAX_SHEET_PIXELS:
+                raise ViewError(
+                    f"{len(order)} samples of width {width} are too many for one sheet: lower one of the two"
+                )
+    hint = f"  -  {more_hint(len(order), total)}" if len(order) < total else ""
+    head = draw_head(
+        selected.store.url, f"{len(order)} of {total} samples{hint}", max(row.width for row in rows.values()), width
+    )
+    return stack([head, *(rows[key] for key in order)])

@@ -12,7 +12,7 @@ from rwkvfusion.infra.storage import sha256
 from rwkvfusion.pipelines.prepare.card_reading import examples, fields_of_meta, front_matter
 from rwkvfusion.pipelines.prepare.narrow import narrow_lines, narrow_of, scale_setting
 from rwkvfusion.pipelines.prepare.plan import Job
-from rwkvfusion.stages.dataset.manifest import Manifest
+from rwkvfusion.stages.dataset.manifest import CARD, FACTS, SIZES, Manifest
 from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION
 from rwkvfusion.stages.dataset.task import TASKS
 from rwkvfusion.stages.guidance.chain import METHODS
@@ -23,9 +23,9 @@ def finish_dataset(job: Job, manifests: Sequence[Manifest]) -> None:
     """Write `dataset.json`, `sizes.json` (WebDataset's shard sizes) and `README.md` (the card)."""
     facts = describe_dataset(job, manifests)
     sizes = {manifest.tar: len(manifest.keys) for manifest in manifests if manifest.keys}
-    job.store.write("sizes.json", _json(sizes))
-    job.store.write("README.md", _card(job, facts, manifests).encode())
-    job.store.write("dataset.json", _json(facts))
+    job.store.write(SIZES, _json(sizes))
+    job.store.write(CARD, _card(job, facts, manifests).encode())
+    job.store.write(FACTS, _json(facts))
 
 
 def describe_dataset(job: Job, manifests: Sequence[Manifest]) -> dict[str, Any]:

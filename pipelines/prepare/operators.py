@@ -21,17 +21,17 @@ from rwkvfusion.pipelines.prepare.alone import Death, each_alone
 from rwkvfusion.pipelines.prepare.attempts import Attempts
 from rwkvfusion.pipelines.prepare.plan import planned_pairs
 from rwkvfusion.pipelines.tally import Teller
+from rwkvfusion.stages.dataset.commit import commit_shard
 from rwkvfusion.stages.dataset.manifest import (
-    QUARANTINE,
     Manifest,
     Quarantined,
     StageRecord,
     check_shard,
-    commit_shard,
+    quarantine_name,
     read_manifest,
 )
 from rwkvfusion.stages.dataset.sample import SCHEMA, SCHEMA_VERSION, Sample, from_table, to_table
-from rwkvfusion.stages.dataset.shards import pack
+from rwkvfusion.stages.dataset.tar import pack
 from rwkvfusion.stages.guidance.cache import StageCache
 from rwkvfusion.stages.guidance.stage import Stage, free_memory, run
 from rwkvfusion.stages.source.config import SourceConfig
@@ -122,9 +122,9 @@ class ReadPairs:
 
     def _committed(self, row: dict[str, Any]) -> Manifest | None:
         manifest = None if self.target.retry else read_manifest(self.target.store, row["shard"])
-        if manifest is None or manifest.file is not None:
+        if manifest is None or not manifest.is_in_place:
             return None
-        same = (manifest.plan, manifest.fingerprint) == (sha256(row["plan"].encode()), self.target.fingerprint)
+        same = manifest.is_of(sha256(row["plan"].encode()), self.target.fingerprint)
         return manifest if same and check_shard(self.target.store, manifest) is None else None
 
     def _one_by_one(self, refs: list[PairRef]) -> list[Sample]:
@@ -258,7 +258,7 @@ class CommitShard:
         )
         store, fence = self.target.store, self.target.fence
         fence.check()
-        quarantine = f"{QUARANTINE}/{manifest.shard}.jsonl"
+        quarantine = quarantine_name(manifest.shard)
         if manifest.quarantined:
             lines = "".join(q.model_dump_json() + "\n" for q in manifest.quarantined)
             store.write(quarantine, lines.encode())

@@ -14,8 +14,7 @@ from rwkvfusion.pipelines.prepare.packing import Pool, pack, wanted_cpus
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.pipelines.recipe import RecipeError
-from rwkvfusion.stages.dataset.manifest import Manifest, read_manifests
-from rwkvfusion.stages.dataset.planned import PlannedShard, PlannedShards
+from rwkvfusion.stages.dataset.manifest import Manifest, PlannedShard, PlannedShards, read_manifests
 from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION
 from rwkvfusion.stages.guidance.cache import StageCache
 from rwkvfusion.stages.guidance.chain import check_weights, guidance_stages
@@ -102,8 +101,7 @@ class Job:
         if manifest is None or (self.retry and manifest.quarantined):
             return False
         is_whole = manifest.sha256 is None or self.tars.get(manifest.tar) == manifest.size
-        done = (shard.digest, self.fingerprint, None)
-        return is_whole and (manifest.plan, manifest.fingerprint, manifest.file) == done
+        return is_whole and manifest.is_in_place and manifest.is_of(shard.digest, self.fingerprint)
 
     @property
     def planned(self) -> PlannedShards:

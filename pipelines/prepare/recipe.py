@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rwkvfusion.infra.lease import SECONDS
 from rwkvfusion.infra.storage import PATIENCE
-from rwkvfusion.stages.dataset.sample import Key
+from rwkvfusion.stages.dataset.manifest import Key
 from rwkvfusion.stages.dataset.task import Task
 from rwkvfusion.stages.guidance.chain import GuidanceConfig
 from rwkvfusion.stages.source.config import SourceConfig

@@ -24,7 +24,6 @@ from ray.util.annotations import RayDeprecationWarning
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence, Lease
-from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cluster import Cluster, ClusterError, connect
 from rwkvfusion.pipelines.prepare.attempts import forget_attempts
 from rwkvfusion.pipelines.prepare.card import finish_dataset
@@ -34,7 +33,8 @@ from rwkvfusion.pipelines.prepare.packing import Pool, packing_lines
 from rwkvfusion.pipelines.prepare.plan import Job
 from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.pipelines.tally import counted
-from rwkvfusion.stages.dataset.manifest import QUARANTINE, Manifest, StageRecord, clear_orphans, manifest_name
+from rwkvfusion.stages.dataset.commit import clear_orphans, retire
+from rwkvfusion.stages.dataset.manifest import FACTS, Manifest, StageRecord
 
 MAX_RETRIES = 6
 """Times a dead worker's task is given to another one; Ray's own default is for ever. More than the tries after which a
@@ -69,12 +69,6 @@ class Outcome:
     narrow: dict[str, int] = field(default_factory=dict)
     """By role, pictures that use little of their 16 bits while nothing declares their scale."""
     scale_setting: str = "source.scale"
-
-
-def retire(store: Store, manifest: Manifest) -> None:
-    """Take a shard back: its proof first, so that nobody reads what is about to change."""
-    for name in (manifest_name(manifest.shard), manifest.tar, f"{QUARANTINE}/{manifest.shard}.jsonl"):
-        store.remove(name)
 
 
 OnPairs = Callable[[Mapping[str, int]], None]
@@ -117,7 +111,7 @@ def _prepare(
     lease.check()
     forget_attempts(job.store)
     ordered = [manifests[shard.name] for shard in job.shards]
-    if job.pending or job.stale or not job.store.exists("dataset.json"):
+    if job.pending or job.stale or not job.store.exists(FACTS):
         finish_dataset(job, ordered)
     reasons = sum((manifest.reasons for manifest in ordered), Counter[str]())
     # The empty border of a scene is no fault of its tiles.

@@ -13,8 +13,8 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.console import table
 from rwkvfusion.pipelines.prepare.plan import Job
 from rwkvfusion.pipelines.recipe import builtin_recipes
-from rwkvfusion.stages.dataset.manifest import Manifest, open_dataset, read_manifests
-from rwkvfusion.stages.dataset.planned import read_planned
+from rwkvfusion.stages.dataset.dataset import Dataset
+from rwkvfusion.stages.dataset.manifest import Manifest, read_planned
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,16 @@ def status_of_job(job: Job) -> Status:
 
 
 def status_of_dataset(url: str) -> Status:
-    """What is committed in the dataset at `url`, of what it says is planned. ManifestError where there is none."""
-    store = open_dataset(url)
-    manifests = {manifest.shard: manifest for manifest in read_manifests(store)}
+    """What is committed in the dataset at `url`, of what it says is planned. DatasetError where there is none."""
+    dataset = Dataset.open(url, allow_incomplete=True)
+    store, manifests = dataset.store, {manifest.shard: manifest for manifest in dataset.manifests}
     planned = read_planned(store)
     if planned is None:
         states = tuple(ShardState.of(name, manifest, planned=None) for name, manifest in manifests.items())
     else:
-        unmade = set(planned.unmade([*manifests.values()]))
+        missing = set(planned.missing(dataset.manifests))
         states = tuple(
-            ShardState.of(name, manifests.get(name), planned=shard.pairs, pending=name in unmade)
+            ShardState.of(name, manifests.get(name), planned=shard.pairs, pending=name in missing)
             for name, shard in planned.shards.items()
         )
     name = next(iter(manifests.values())).dataset if manifests else store.url.rpartition("/")[2]

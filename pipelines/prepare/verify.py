@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,11 +11,10 @@ import numpy as np
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.decode import ImageError, decode_indices, probe
-from rwkvfusion.infra.storage import StorageError, Store, sha256
-from rwkvfusion.stages.dataset.manifest import Manifest, open_dataset, read_manifests, read_shard
-from rwkvfusion.stages.dataset.planned import ALLOW, incomplete
+from rwkvfusion.infra.storage import sha256
+from rwkvfusion.stages.dataset.dataset import Dataset, Shard
+from rwkvfusion.stages.dataset.manifest import ALLOW, Manifest
 from rwkvfusion.stages.dataset.sample import Image, Sample
-from rwkvfusion.stages.dataset.shards import unpack
 from rwkvfusion.stages.source.members import differences, total_members
 
 
@@ -47,71 +46,60 @@ def verify(
     That planned shards are missing is a problem too, unless it is allowed. `on_pairs` is called with the pairs that
     were checked so far, and all.
     """
-    store = open_dataset(url)
-    manifests = read_manifests(store)
-    problems = list(_duplicates(manifests)) + list(_orphans(store, manifests))
-    lacking = None if allow_incomplete else incomplete(store, manifests)
-    if lacking:
-        problems.append(f"{lacking} ({ALLOW} lets it pass)")
-    total, done = sum(len(manifest.keys) for manifest in manifests), 0
+    dataset = Dataset.open(url, allow_incomplete=True)
+    sizes = dataset.store.sizes()
+    problems = [*_duplicates(dataset), *_orphans(dataset, sizes)]
+    missing = None if allow_incomplete else dataset.incomplete()
+    if missing:
+        problems.append(f"{missing} ({ALLOW} lets it pass)")
+    total, done = len(dataset), 0
     on_pairs(0, total)
-    for manifest in manifests:
+    for shard in dataset.shards:
         if deep:
-            problems += _check_deep(store, manifest, partial(_count, on_pairs, done, total))
+            problems += _check_deep(shard, partial(_count, on_pairs, done, total))
         else:
-            problems += _check_size(store, manifest)
-        done += len(manifest.keys)
+            problems += _check_size(shard, sizes.get(shard.manifest.tar))
+        done += len(shard.keys)
         on_pairs(done, total)
-    members = total_members(manifest.members or {} for manifest in manifests)
-    return Report(store.url, len(manifests), total, tuple(problems), tuple(differences(members, _n_known(manifests))))
-
-
-def _n_known(manifests: list[Manifest]) -> int:
-    """Samples of the shards whose manifests say what their tars hold."""
-    return sum(len(manifest.keys) for manifest in manifests if manifest.members is not None)
+    described = [manifest for manifest in dataset.manifests if manifest.members is not None]
+    notes = differences(
+        total_members(manifest.members or {} for manifest in described), sum(len(one.keys) for one in described)
+    )
+    return Report(dataset.store.url, len(dataset.manifests), total, tuple(problems), tuple(notes))
 
 
 def _count(on_pairs: Callable[[int, int], None], before: int, total: int, done: int) -> None:
     on_pairs(before + done, total)
 
 
-def _duplicates(manifests: list[Manifest]) -> Iterator[str]:
-    for key, count in Counter(key for manifest in manifests for key in manifest.keys).items():
+def _duplicates(dataset: Dataset) -> Iterator[str]:
+    for key, count in Counter(key for shard in dataset.shards for key in shard.keys).items():
         if count > 1:
             yield f"key {key} is in the dataset {count} times"
 
 
-def _orphans(store: Store, manifests: list[Manifest]) -> Iterator[str]:
-    proved = {manifest.tar for manifest in manifests if manifest.keys}
-    for name in store.files(deep=False):
+def _orphans(dataset: Dataset, sizes: Mapping[str, int]) -> Iterator[str]:
+    proved = {shard.manifest.tar for shard in dataset.shards}
+    for name in sorted(sizes):
         if name.endswith(".tar") and name not in proved:
-            yield f"{store.join(name)} has no manifest: it was never committed and is not read"
+            yield f"{dataset.store.join(name)} has no manifest: it was never committed and is not read"
 
 
-def _check_size(store: Store, manifest: Manifest) -> list[str]:
-    if manifest.sha256 is None:
-        return []
-    if not store.exists(manifest.tar):
-        return [f"{store.join(manifest.tar)} is missing"]
-    size = store.size(manifest.tar)
-    return [] if size == manifest.size else [f"{store.join(manifest.tar)} has {size} bytes, not {manifest.size}"]
+def _check_size(shard: Shard, size: int | None) -> list[str]:
+    if size is None:
+        return [f"{shard.url} is missing"]
+    return [] if size == shard.manifest.size else [f"{shard.url} has {size} bytes, not {shard.manifest.size}"]
 
 
-def _check_deep(store: Store, manifest: Manifest, on_pair: Callable[[int], None]) -> list[str]:
-    if manifest.sha256 is None:
-        return []
+def _check_deep(shard: Shard, on_pair: Callable[[int], None]) -> list[str]:
     try:
-        data = read_shard(store, manifest)
-    except StorageError as error:
-        return [str(error)]
-    try:
-        samples = list(unpack(data))
+        samples = shard.read()
     except RwkvFusionError as error:
-        return [f"{manifest.shard}: {error}"]
-    found = tuple(sample.key for sample in samples)
-    problems = [] if found == manifest.keys else [f"{manifest.shard}: holds other keys than its manifest says"]
+        return [f"{shard.manifest.shard}: {error}"]
+    problems = []
     for done, sample in enumerate(samples, start=1):
-        problems += [f"{manifest.shard}/{sample.key}: {problem}" for problem in _check_sample(sample, manifest)]
+        found = _check_sample(sample, shard.manifest)
+        problems += [f"{shard.manifest.shard}/{sample.key}: {problem}" for problem in found]
         on_pair(done)
     return problems
 

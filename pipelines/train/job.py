@@ -153,7 +153,7 @@ def _description(plan: TrainPlan) -> str:
     """The run for a person who finds it in MLflow, as Markdown."""
     recipe, pairs = plan.recipe, Counter[str]()
     for shard in plan.data.shards:
-        pairs[shard.store.url] += len(shard.manifest.keys)
+        pairs[shard.store.url] += len(shard.keys)
     rows = [f"| {url} | {pairs[url]} | {digest[:12]} |" for url, digest in plan.data.fingerprints.items()]
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return redacted(

@@ -68,7 +68,7 @@ class TrainPlan:
 def plan_training(recipe: TrainRecipe) -> TrainPlan:
     """Open and survey the data, settle the network, and make one batch.
 
-    RecipeError, DataError, ManifestError, StorageError for whatever would else fail in a worker.
+    RecipeError, DataError, DatasetError, StorageError for whatever would else fail in a worker.
     """
     data = recipe.data.open(recipe.data.splits)
     if recipe.data.final_splits:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.model.fusing.fuser import Fuser
-from rwkvfusion.pipelines.evaluate.dataset import Chosen, choose_samples, evaluate_dataset
+from rwkvfusion.pipelines.evaluate.dataset import Selected, evaluate_dataset, select_samples
 from rwkvfusion.pipelines.evaluate.table import Table, finite
 from rwkvfusion.pipelines.train.recipe import DataConfig
-from rwkvfusion.stages.dataset.manifest import open_dataset, read_manifests
+from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.source.scenes.plan import FULL
 
 HELD_OUT = ("test", "val")
@@ -41,13 +41,13 @@ class FinalScores:
 def final_splits(data: DataConfig) -> dict[str, tuple[str, ...]]:
     """The splits of each dataset that are scored: those asked for, else the held-out ones (see `HELD_OUT`), else none.
 
-    Of scenes, those at reduced resolution, which have targets. ManifestError where there is no dataset.
+    Of scenes, those at reduced resolution, which have targets. DatasetError where there is no dataset.
     """
     found = {}
     for url in data.all_urls:
-        there = sorted({m.split for m in read_manifests(open_dataset(url)) if m.keys} - set(data.splits))
-        there = [split for split in there if split.removesuffix(FULL) not in there or not split.endswith(FULL)]
-        held_out = (tuple(split for split in there if split.startswith(word)) for word in HELD_OUT)
+        splits = [split for split in Dataset.open(url, allow_incomplete=True).splits if split not in data.splits]
+        splits = [split for split in splits if split.removesuffix(FULL) not in splits or not split.endswith(FULL)]
+        held_out = (tuple(split for split in splits if split.startswith(word)) for word in HELD_OUT)
         found[url] = data.final_splits or next(filter(None, held_out), ())
     return found
 
@@ -86,24 +86,24 @@ def _scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None]) -> Final
     splits = {url: names for url, names in final_splits(data).items() if names}
     limit = max(1, data.final_pairs // len(splits))
     # Whether the datasets are whole was asked before the training.
-    chosen = [choose_samples(url, names, limit, allow_incomplete=True) for url, names in splits.items()]
-    for one in chosen:
+    selected = [select_samples(url, names, limit, allow_incomplete=True) for url, names in splits.items()]
+    for one in selected:
         say(f"scoring {one.line}")
-    table = evaluate_dataset({_MODEL: fuser}, *chosen)
+    table = evaluate_dataset({_MODEL: fuser}, *selected)
     rows = finite(table.means)
     return FinalScores(
         metrics=rows.pop(_MODEL),
         floors=rows,
-        pairs=sum(one.count for one in chosen) - len(table.failed) - len(table.left_out),
-        splits=tuple(sorted({split for one in chosen for split in one.splits})),
-        datasets=tuple(one.store.url for one in chosen),
-        notes=tuple(_notes(data, chosen, table)),
+        pairs=sum(len(one.dataset) for one in selected) - len(table.failed) - len(table.left_out),
+        splits=tuple(sorted({split for one in selected for split in one.splits})),
+        datasets=tuple(one.dataset.store.url for one in selected),
+        notes=tuple(_notes(data, selected, table)),
     )
 
 
-def _notes(data: DataConfig, chosen: list[Chosen], table: Table) -> list[str]:
+def _notes(data: DataConfig, selected: list[Selected], table: Table) -> list[str]:
     notes = list(table.notes)
-    trained_on = sorted(set(data.splits) & {split for one in chosen for split in one.splits})
+    trained_on = sorted(set(data.splits) & {split for one in selected for split in one.splits})
     if trained_on:
         notes.append(f"scores of pairs that were trained on (split {', '.join(trained_on)}), as data.final_splits asks")
     return notes

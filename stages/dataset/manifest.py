@@ -2,7 +2,10 @@
 
     {root}/{dataset}/{split}-{000000}.tar             a shard
     {root}/{dataset}/_manifests/{split}-{000000}.json  its proof: a shard exists when its manifest does
-    {root}/{dataset}/dataset.json  sizes.json          what the whole holds, for people and for other readers
+    {root}/{dataset}/_quarantine/{split}-{000000}.jsonl  pairs of it that are in no shard, and why
+    {root}/{dataset}/_plan/shards.json                 the shards that it is to have, written before the first is made
+    {root}/{dataset}/_cache/{stage}/..                 what single stages have computed, see stages.guidance.cache
+    {root}/{dataset}/dataset.json  sizes.json  README.md  what the whole holds, for other readers and for people
 
 Readers believe manifests only.
 """
@@ -12,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Self
 
@@ -27,23 +30,27 @@ from pydantic import (
 )
 
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.storage import MissingError, RefusedError, StorageError, Store, sha256
+from rwkvfusion.infra.storage import MissingError, RefusedError, Store, sha256
 
 MANIFESTS = "_manifests"
 QUARANTINE = "_quarantine"
+PLAN = "_plan/shards.json"
+CACHE = "_cache"
+FACTS, SIZES, CARD = "dataset.json", "sizes.json", "README.md"
 KEY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,95}$"
 SHARD_PATTERN = re.compile(r"^(?P<split>[a-z][a-z0-9_]{0,31})-(?P<index>[0-9]{6})$")
 INTERIM = re.compile(r"^[a-z][a-z0-9_]{0,31}-[0-9]{6}\.[0-9a-f]{12}\.tar$")
-"""Names of tars that wait to take an older one's place."""
-_TAR = re.compile(r"^[a-z][a-z0-9_]{0,31}-[0-9]{6}(\.[0-9a-f]{12})?\.tar$")
-WRITE_TRIES = 3
+"""Names of tars that are to take an older one's place."""
+TAR_PATTERN = re.compile(r"^[a-z][a-z0-9_]{0,31}-[0-9]{6}(\.[0-9a-f]{12})?\.tar$")
 READERS = 16
+ALLOW = "--allow-incomplete"
+"""The option of commands that take a dataset which lacks planned shards."""
 
 
 Key = Annotated[str, StringConstraints(pattern=KEY_PATTERN)]
 
 
-class ManifestError(RwkvFusionError, ValueError):
+class DatasetError(RwkvFusionError, ValueError):
     """A dataset that cannot be read as one; the message names the URL and what to do."""
 
 
@@ -113,6 +120,11 @@ class Manifest(BaseModel):
         return self.file or f"{self.shard}.tar"
 
     @property
+    def is_in_place(self) -> bool:
+        """Whether the tar has its lasting name, and no other tar is to be replaced by it any more."""
+        return self.file is None
+
+    @property
     def split(self) -> str:
         return self.shard.rpartition("-")[0]
 
@@ -126,6 +138,10 @@ class Manifest(BaseModel):
         """By role, pictures that use little of their 16 bits while nothing declares their scale."""
         return sum((Counter(stage.narrow) for stage in self.stages), Counter[str]())
 
+    def is_of(self, plan: str, fingerprint: str | None) -> bool:
+        """Whether the shard was made from the pairs with the SHA-256 `plan`, by the stages with this fingerprint."""
+        return self.plan == plan and self.fingerprint == fingerprint
+
     def proves_same(self, other: Manifest) -> bool:
         """Whether `other` stands for the same shard, whatever it took to make it."""
         effort = {"stages"}
@@ -136,13 +152,13 @@ class Manifest(BaseModel):
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Self:
-        """ManifestError naming `where` if `data` is not a manifest."""
+        """DatasetError naming `where` if `data` is not a manifest."""
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "file"
-            raise ManifestError(f"{where} is not a shard manifest: {field}: {first['msg']}") from None
+            raise DatasetError(f"{where} is not a shard manifest: {field}: {first['msg']}") from None
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:
@@ -154,67 +170,8 @@ def read_manifest(store: Store, shard: str) -> Manifest | None:
     """The shard's manifest; None where there is none, or one that is damaged: its shard is to be made."""
     try:
         return Manifest.from_json(store.read(manifest_name(shard)), store.join(manifest_name(shard)))
-    except (MissingError, ManifestError):
+    except (MissingError, DatasetError):
         return None
-
-
-def commit_shard(store: Store, manifest: Manifest, tar: bytes, check: Callable[[], None] = lambda: None) -> Manifest:
-    """Write a shard and then its proof, and give the proof back; `tar` is empty where all samples are in quarantine.
-
-    A shard that was committed before stays readable until the new manifest is there: the new tar is first committed
-    under a name of its own, and takes the old one's place when nothing points to that any more. What is there already,
-    and whole, is left as it is. `check` is called before each write and raises where this job must not write any more.
-
-    Raises:
-        StorageError: what arrived is not what was sent, or another job committed the shard meanwhile.
-    """
-    old = read_manifest(store, manifest.shard)
-    if old is not None and old.proves_same(manifest) and check_shard(store, old) is None:
-        return old
-    waiting = {old.tar} if old and old.sha256 is not None else set()
-    same = old is not None and (old.tar, old.sha256) == (manifest.tar, manifest.sha256)
-    if manifest.sha256 is not None and not (same and check_shard(store, manifest) is None):
-        if waiting:
-            interim = manifest.model_copy(update={"file": f"{manifest.shard}.{manifest.sha256[:12]}.tar"})
-            waiting.add(interim.tar)
-            if check_shard(store, interim) is not None:
-                _write_checked(store, interim, tar, check)
-            check()
-            write_manifest(store, interim)
-        _write_checked(store, manifest, tar, check)
-    check()
-    if old is not None:
-        write_manifest(store, manifest)
-    elif not store.create(manifest_name(manifest.shard), manifest.to_json()):
-        there = read_manifest(store, manifest.shard)
-        if there is not None and not there.proves_same(manifest):
-            raise StorageError(f"{store.join(manifest_name(manifest.shard))} was written by another job meanwhile")
-        # What was in the way is damaged, or says the same.
-        write_manifest(store, manifest)
-    if manifest.sha256 is not None:
-        waiting.discard(manifest.tar)
-    for name in sorted(waiting):
-        store.remove(name)
-    return manifest
-
-
-def clear_orphans(store: Store, proofs: Iterable[Manifest]) -> list[str]:
-    """Remove what jobs that died left beside the shards that `proofs` are of, and name the tars among it.
-
-    Tars that no manifest proves, manifests that are damaged, lists of quarantined pairs of shards that do not exist,
-    and parts of uploads. The caller must be the only writer. Whatever else lies there is left alone.
-    """
-    shards = {manifest.shard: manifest.tar for manifest in proofs}
-    proved = set(shards.values())
-    tars = [name for name in sorted(store.sizes()) if _TAR.fullmatch(name) and name not in proved]
-    lost: list[str] = []
-    for folder, ending in ((MANIFESTS, ".json"), (QUARANTINE, ".jsonl")):
-        listed = (name.removesuffix(ending) for name in store.sizes(folder) if name.endswith(ending))
-        lost += (f"{folder}/{name}{ending}" for name in listed if SHARD_PATTERN.fullmatch(name) and name not in shards)
-    for name in [*tars, *lost]:
-        store.remove(name)
-    store.clear_parts()
-    return tars
 
 
 def manifest_name(shard: str) -> str:
@@ -222,54 +179,28 @@ def manifest_name(shard: str) -> str:
     return f"{MANIFESTS}/{shard}.json"
 
 
-def _write_checked(store: Store, manifest: Manifest, tar: bytes, check: Callable[[], None]) -> None:
-    """Write the tar until it reads back as it was sent: an upload may be cut off without a word."""
-    problem: str | None = None
-    for _ in range(WRITE_TRIES):
-        check()
-        store.write(manifest.tar, tar)
-        problem = check_shard(store, manifest)
-        if problem is None:
-            return
-    raise StorageError(f"{problem}, {WRITE_TRIES} times in a row: this store loses what it is given")
+def quarantine_name(shard: str) -> str:
+    """Name of the list of the shard's quarantined pairs in the dataset's folder."""
+    return f"{QUARANTINE}/{shard}.jsonl"
 
 
-def read_manifests(store: Store, splits: Iterable[str] | None = None, *, skip_damaged: bool = False) -> list[Manifest]:
-    """All committed shards of the dataset, sorted by name; ManifestError names a manifest that is damaged.
+def read_manifests(store: Store, *, skip_damaged: bool = False) -> list[Manifest]:
+    """All committed shards of the dataset, sorted by name; DatasetError names a manifest that is damaged.
 
     `skip_damaged` takes a damaged one for absent: it was cut off while being written, and its shard is to be made.
     """
-    wanted = None if splits is None else set(splits)
-    matches = (SHARD_PATTERN.fullmatch(name.removesuffix(".json")) for name in store.sizes(MANIFESTS))
-    names = sorted(
-        manifest_name(match[0]) for match in matches if match and (wanted is None or match["split"] in wanted)
-    )
-    found = []
+    shards = (name.removesuffix(".json") for name in store.sizes(MANIFESTS))
+    names = sorted(manifest_name(shard) for shard in shards if SHARD_PATTERN.fullmatch(shard))
+    manifests = []
     # A store answers many at once as fast as one.
     with ThreadPoolExecutor(READERS) as pool:
         for name, data in zip(names, pool.map(store.read, names), strict=True):
             try:
-                found.append(Manifest.from_json(data, store.join(name)))
-            except ManifestError:
+                manifests.append(Manifest.from_json(data, store.join(name)))
+            except DatasetError:
                 if not skip_damaged:
                     raise
-    return found
-
-
-def open_dataset(url: str) -> Store:
-    """The dataset at `url`: its own folder, or a folder that holds exactly one dataset.
-
-    ManifestError says what is there instead.
-    """
-    store = Store(url)
-    if store.isdir(MANIFESTS):
-        return store
-    inside = [name for name in store.folders() if store.isdir(f"{name}/{MANIFESTS}")]
-    if len(inside) == 1:
-        return store.sub(inside[0])
-    if inside:
-        raise ManifestError(f"{store.url} holds several datasets: name one, e.g. {store.join(inside[0])}")
-    raise ManifestError(f"no dataset at {store.url}: nothing was committed there (make one with `rwkvfusion prepare`)")
+    return manifests
 
 
 def check_shard(store: Store, manifest: Manifest) -> str | None:
@@ -294,3 +225,57 @@ def read_shard(store: Store, manifest: Manifest) -> bytes:
     if sha256(data) != manifest.sha256:
         raise DamagedError(f"{store.join(manifest.tar)} is not what was committed (SHA-256 differs)")
     return data
+
+
+class PlannedShard(BaseModel):
+    """One shard to be; None where it is not known."""
+
+    model_config = ConfigDict(frozen=True)
+    pairs: int | None = None
+    plan: str | None = Field(default=None, description="SHA-256 of its pairs, as its manifest will have it")
+
+
+class PlannedShards(BaseModel):
+    """The shards that a dataset is to have, by name, so that its readers know when some are missing.
+
+    `fingerprint` is that of all stages.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    version: int = 1
+    fingerprint: str | None = None
+    shards: Mapping[str, PlannedShard]
+
+    def write(self, store: Store) -> None:
+        """Into the dataset's folder, unless it is there already."""
+        data = json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True).encode()
+        if not store.exists(PLAN) or store.read(PLAN) != data:
+            store.write(PLAN, data)
+
+    def missing(self, manifests: Iterable[Manifest]) -> list[str]:
+        """The shards that are not committed, or were made from other pairs or with other settings than these."""
+        committed = {manifest.shard: manifest for manifest in manifests}
+        return [
+            name
+            for name, shard in self.shards.items()
+            if name not in committed or not (shard.plan is None or committed[name].is_of(shard.plan, self.fingerprint))
+        ]
+
+
+def read_planned(store: Store) -> PlannedShards | None:
+    """What the dataset's folder says; None where it says nothing. DatasetError where that is damaged.
+
+    Datasets that were made before PLAN was written say it in FACTS, which comes after their last shard. One without
+    either is taken as it is.
+    """
+    for name in (PLAN, FACTS):
+        try:
+            planned = json.loads(store.read(name))
+            if name == FACTS:
+                planned = {"shards": {shard: {} for shard in planned["shards"]}}
+            return PlannedShards.model_validate(planned)
+        except MissingError:
+            continue
+        except (KeyError, TypeError, ValueError):
+            raise DatasetError(f"{store.join(name)} is damaged: run `rwkvfusion prepare` again") from None
+    return None

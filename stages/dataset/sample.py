@@ -21,14 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.units import Scale, parse_scale, percentiles_of, unit_of
-from rwkvfusion.stages.dataset.manifest import KEY_PATTERN
+from rwkvfusion.stages.dataset.manifest import Key
 from rwkvfusion.stages.dataset.task import Task
 
 SCHEMA_VERSION = 2
 MAX_OBJECTS = 20
 MAX_PIXELS = 2**30
 
-Key = Annotated[str, StringConstraints(pattern=KEY_PATTERN)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 Extension = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{1,8}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

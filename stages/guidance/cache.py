@@ -17,10 +17,10 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from rwkvfusion.infra.storage import MissingError, Store
+from rwkvfusion.stages.dataset.manifest import CACHE
 from rwkvfusion.stages.dataset.sample import SCHEMA, Sample
 from rwkvfusion.stages.guidance.stage import Stage
 
-CACHE = "_cache"
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 

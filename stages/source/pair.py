@@ -11,7 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from rwkvfusion.infra.pictures.decode import EXTENSIONS
-from rwkvfusion.stages.dataset.sample import Key, Name
+from rwkvfusion.stages.dataset.manifest import Key
+from rwkvfusion.stages.dataset.sample import Name
 from rwkvfusion.stages.source.layouts import Place
 
 

@@ -36,13 +36,13 @@ from PIL import Image
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.decode import decode_indices, describe
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.model.training.survey import Shard
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.recipe import builtin_recipes, load_recipe
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
+from rwkvfusion.stages.dataset.dataset import Shard
 from rwkvfusion.stages.dataset.manifest import Manifest, Quarantined, StageRecord
 from rwkvfusion.stages.dataset.sample import Sample
-from rwkvfusion.stages.dataset.shards import pack, unpack
+from rwkvfusion.stages.dataset.tar import pack, unpack
 
 MAX_SECONDS, MAX_BYTES, HANG_SECONDS = 5.0, 2**30, 30.0
 NUMBERS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2, 3, 8, 16, 20000, 65500, 10**6)
@@ -178,10 +178,8 @@ def read_tar(data: bytes) -> None:
 def read_shard(data: bytes) -> None:
     store = Store("memory://fuzz")
     store.write(MANIFEST.tar, data)
-    assert all(
-        isinstance(s, Sample)
-        for s in Shard(store, MANIFEST.model_copy(update={"sha256": sha256(data), "size": len(data)})).read()
-    )
+    proof = MANIFEST.model_copy(update={"sha256": sha256(data), "size": len(data)})
+    assert all(isinstance(sample, Sample) for sample in Shard(store, proof, proof.keys).read())
 
 
 def read_manifest(data: bytes) -> None:

@@ -12,7 +12,7 @@ from rwkvfusion.infra.pictures.decode import encode_png
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.stages.dataset.manifest import Manifest, write_manifest
 from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION, Image, Mask, Sample, Text
-from rwkvfusion.stages.dataset.shards import pack
+from rwkvfusion.stages.dataset.tar import pack
 from rwkvfusion.stages.dataset.task import Task
 
 TEXT_WIDTH = 16

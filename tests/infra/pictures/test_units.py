@@ -27,7 +27,7 @@ from rwkvfusion.model.registry.encoded import UnitWarning, fuse_encoded
 from rwkvfusion.model.training.loader import Loader, LoaderConfig
 from rwkvfusion.model.training.survey import TrainingSet
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.evaluate.dataset import choose_samples, evaluate_dataset
+from rwkvfusion.pipelines.evaluate.dataset import evaluate_dataset, select_samples
 from rwkvfusion.pipelines.evaluate.run import EvaluateError, evaluate_folders
 from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
@@ -407,7 +407,7 @@ def test_scores_are_of_the_unit(tmp_path: Path) -> None:
         ("eight", eight, fuser), ("deep", deep, fuser), ("undeclared", undeclared, luma_fuser(None, RANGE)),
     ):  # fmt: skip
         url = write_dataset(tmp_path / name, [samples], split="test")
-        tables.append(evaluate_dataset({"m": model}, choose_samples(url)).means)
+        tables.append(evaluate_dataset({"m": model}, select_samples(url)).means)
     for table in tables[1:]:
         assert table["m"] == pytest.approx(tables[0]["m"], rel=0.02)
         assert table["source b alone"] == pytest.approx(tables[0]["source b alone"])

@@ -19,8 +19,9 @@ from rwkvfusion.infra.pictures.decode import decode, decode_indices
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.training.loader import Batch, Loader, LoaderConfig
 from rwkvfusion.model.training.order import EpochOrder
-from rwkvfusion.model.training.survey import DataError, Shard, ShardCache, TrainingSet
-from rwkvfusion.stages.dataset.manifest import ManifestError
+from rwkvfusion.model.training.survey import DataError, ShardCache, TrainingSet
+from rwkvfusion.stages.dataset.dataset import Shard
+from rwkvfusion.stages.dataset.manifest import DatasetError
 from rwkvfusion.stages.dataset.sample import Sample, Text
 
 SMALL = LoaderConfig(crop=(16, 24), batch=3, prefetch=0)
@@ -180,21 +181,21 @@ def test_only_what_manifests_prove_is_read(tmp_path: Path) -> None:
     # A shard without its proof is not there.
     store.write("train-000002.tar", store.read("train-000000.tar"))
     data = TrainingSet.open([url], ["train"])
-    assert [len(shard.manifest.keys) for shard in data.shards] == [3, 3]
+    assert [len(shard.keys) for shard in data.shards] == [3, 3]
     before = data.fingerprints
     name = "_manifests/train-000001.json"
     proof = store.read(name)
     store.write(name, proof.replace(b'"pair-0004"', b'"pair-0009"'))
-    with pytest.raises(DataError, match=r"train-000001\.tar.*pair-0004"):
+    with pytest.raises(DatasetError, match=r"train-000001\.tar.*pair-0004"):
         TrainingSet.open([url], ["train"]).survey()
     store.write(name, proof)
     assert TrainingSet.open([url], ["train"]).fingerprints == before
     store.write("train-000001.tar", store.read("train-000001.tar")[:-1])
-    with pytest.raises(DataError, match=r"train-000001\.tar .* its manifest says .*run prepare on"):
+    with pytest.raises(DatasetError, match=r"train-000001\.tar .* its manifest says .*run prepare on"):
         TrainingSet.open([url], ["train"]).survey()
-    with pytest.raises(DataError, match="no samples in split val; it has: train"):
+    with pytest.raises(DatasetError, match="no samples in split val; it has: train"):
         TrainingSet.open([url], ["train", "val"])
-    with pytest.raises(ManifestError, match="no dataset at"):
+    with pytest.raises(DatasetError, match="no dataset at"):
         TrainingSet.open([str(tmp_path / "nowhere")], ["train"])
 
 
@@ -267,11 +268,11 @@ def test_a_slow_shard_keeps_nobody_waiting_who_wants_another(tmp_path: Path) -> 
                 raise DataError("no answer")
             return super().read()
 
-    cache, shard = ShardCache(2), Slow(slow.store, slow.manifest)
+    cache, shard = ShardCache(2), Slow(slow.store, slow.manifest, slow.keys)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(cache.get, shard)
         assert reading.wait(60)
-        assert [sample.key for sample in cache.get(quick)] == list(quick.manifest.keys)
+        assert [sample.key for sample in cache.get(quick)] == list(quick.keys)
         second = pool.submit(cache.get, shard)
         time.sleep(0.05)
         go.set()
@@ -279,6 +280,6 @@ def test_a_slow_shard_keeps_nobody_waiting_who_wants_another(tmp_path: Path) -> 
         for waiting in (first, second):
             with pytest.raises(DataError, match="no answer"):
                 waiting.result(60)
-    assert [sample.key for sample in cache.get(shard)] == list(slow.manifest.keys)
+    assert [sample.key for sample in cache.get(shard)] == list(slow.keys)
     assert cache.get(shard) is cache.get(shard)
     assert len(reads) == 2

@@ -23,10 +23,10 @@ from rwkvfusion.model.metrics.table import METRICS, luma
 from rwkvfusion.model.metrics.table import evaluate as score
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.evaluate.dataset import choose_samples, evaluate_dataset
-from rwkvfusion.pipelines.evaluate.run import EvaluateError, baselines, evaluate_folders
+from rwkvfusion.pipelines.evaluate.dataset import evaluate_dataset, select_samples
+from rwkvfusion.pipelines.evaluate.run import baselines, evaluate_folders
 from rwkvfusion.pipelines.evaluate.table import LOWER_IS_BETTER, Means, Part, Table, table_lines
-from rwkvfusion.stages.dataset.sample import Sample
+from rwkvfusion.stages.dataset.manifest import DatasetError
 
 FLOOR = ["source a alone", "source b alone", "mean", "maximum"]
 
@@ -97,11 +97,11 @@ def test_a_dataset_gives_the_scores_of_its_pictures_in_folders(model: str, datas
 
 
 def test_the_target_of_a_sample_is_scored_against(model: str, dataset: str) -> None:
-    chosen = choose_samples(dataset, ["test_a"])
+    chosen = select_samples(dataset, ["test_a"])
     fuser = Fuser.load(model)
     table = evaluate_dataset({"model": fuser}, chosen)
     assert [part.pairs for part in table.parts] == [3, 1]
-    (sample,) = (s for s in _samples(chosen) if s.target is not None)
+    (sample,) = (s for s in chosen.dataset.samples() if s.target is not None)
     assert sample.target is not None
     truth, fused = luma(decode(sample.target.data)), luma(fuser.fuse_sample(sample))
     expected = 10 * math.log10(255**2 / np.mean((truth - fused) ** 2))
@@ -111,23 +111,17 @@ def test_the_target_of_a_sample_is_scored_against(model: str, dataset: str) -> N
     assert table.means["mean"]["SSIM_ref"] > 0.99
 
 
-def _samples(chosen: Any) -> list[Sample]:
-    from rwkvfusion.pipelines.evaluate import dataset as module
-
-    return list(module._samples(chosen))
-
-
 def test_splits_that_begin_with_test_are_taken_else_all(dataset: str, tmp_path: Path) -> None:
-    assert choose_samples(dataset).splits == ("test_a", "test_b")
-    assert choose_samples(dataset).count == 4
-    assert choose_samples(dataset, ["train"]).count == 2
+    assert select_samples(dataset).splits == ("test_a", "test_b")
+    assert len(select_samples(dataset).dataset) == 4
+    assert len(select_samples(dataset, ["train"]).dataset) == 2
     plain = write_dataset(tmp_path, [[pair(1), pair(2)], [pair(3)]], split="val")
-    chosen = choose_samples(plain, limit=2)
-    assert (chosen.splits, chosen.count, chosen.total) == (("val",), 2, 3)
-    assert [keys for _, keys in chosen.shards] == [("pair-0001",), ("pair-0003",)]
+    chosen = select_samples(plain, limit=2)
+    assert (chosen.splits, len(chosen.dataset), chosen.total) == (("val",), 2, 3)
+    assert [shard.keys for shard in chosen.dataset.shards] == [("pair-0001",), ("pair-0003",)]
     assert chosen.line == f"2 of the 3 samples of split val of {plain} (vif)"
-    with pytest.raises(EvaluateError, match="no split tests; there is test_a, test_b, train"):
-        choose_samples(dataset, ["tests"])
+    with pytest.raises(DatasetError, match="no samples in split tests; it has: test_a, test_b, train"):
+        select_samples(dataset, ["tests"])
 
 
 def test_models_stand_beside_each_other_and_the_floor_needs_none(model: str, dataset: str, tmp_path: Path) -> None:
@@ -222,7 +216,7 @@ def test_a_sample_that_cannot_be_fused_or_read_is_named(model: str, dataset: str
     url = write_dataset(tmp_path / "torn", [[pair(1), pair(2)]], split="test")
     tar = tmp_path / "torn" / "test-000000.tar"
     tar.write_bytes(tar.read_bytes()[:-512])
-    assert re.search(r"test-000000\.tar has \d+ bytes.*rwkvfusion verify", run("--dataset", url, code=1))
+    assert re.search(r"test-000000\.tar has \d+ bytes.*run prepare on", run("--dataset", url, code=1))
 
 
 def test_the_help_names_every_metric() -> None:

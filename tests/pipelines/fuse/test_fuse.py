@@ -28,9 +28,9 @@ from rwkvfusion.pipelines.fuse.run import (
     open_model,
 )
 from rwkvfusion.pipelines.fuse.writer import Fused, Skipped
-from rwkvfusion.stages.dataset.manifest import Manifest, write_manifest
+from rwkvfusion.stages.dataset.manifest import DatasetError, Manifest, write_manifest
 from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION, Image, Mask, Sample, Text
-from rwkvfusion.stages.dataset.shards import pack
+from rwkvfusion.stages.dataset.tar import pack
 
 
 @pytest.fixture(scope="module")
@@ -204,9 +204,9 @@ def test_a_dataset_is_fused_with_its_own_guidance(model: Model, dataset: Store, 
 def test_keys_choose_samples_and_damage_is_skipped(model: Model, dataset: Store, tmp_path: Path) -> None:
     (one,) = fuse_dataset(model, dataset.url, str(tmp_path / "one"), keys=["b"]).written
     assert one.name == "Bild 2"
-    with pytest.raises(FuseError, match="no committed sample zebra"):
+    with pytest.raises(DatasetError, match="no sample zebra in the splits asked for; near it: a-1, b"):
         fuse_dataset(model, dataset.url, str(tmp_path), keys=["b", "zebra"])
-    with pytest.raises(FuseError, match="no split val; there is test"):
+    with pytest.raises(DatasetError, match="no samples in split val; it has: test"):
         fuse_dataset(model, dataset.url, str(tmp_path), splits=["val"])
     torn = Store(str(tmp_path / "torn"))
     for name in dataset.files():

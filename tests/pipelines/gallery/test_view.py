@@ -20,7 +20,7 @@ from rwkvfusion.pipelines.gallery.draw import FILL, GAP, PALETTE, UNUSED
 from rwkvfusion.pipelines.gallery.marks import shrink
 from rwkvfusion.pipelines.gallery.run import ViewError, view
 from rwkvfusion.pipelines.gallery.text import FAINT, INK, MAX_LINES, block, clean, font, wrap
-from rwkvfusion.stages.dataset.manifest import ManifestError, Quarantined, read_manifest, write_manifest
+from rwkvfusion.stages.dataset.manifest import DatasetError, Quarantined, read_manifest, write_manifest
 from rwkvfusion.stages.dataset.sample import Box, Caption, Instance, Mask, Sample
 from rwkvfusion.stages.guidance.rle import encode_rle
 
@@ -227,7 +227,7 @@ def test_samples_are_spread_over_the_dataset_and_only_their_shards_read() -> Non
     given_keys = view(url, "memory://view/out/keys.png", keys=["pair-0006", "pair-0001", "pair-0006"], width=96)
     assert [one.key for one in given_keys.shown] == ["pair-0006", "pair-0001"]
     Store(url).write("train-000000.tar", b"other")
-    with pytest.raises(ViewError, match="its manifest says"):
+    with pytest.raises(DatasetError, match="its manifest says"):
         view(url, "memory://view/out/bad.png", keys=["pair-0001"])
 
 
@@ -251,24 +251,24 @@ def test_a_sheet_too_large_to_open_is_not_made(tmp_path: Path, monkeypatch: pyte
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     url = write_dataset(tmp_path / "data", pairs(3, 3))
     out = str(tmp_path / "sheet.png")
-    with pytest.raises(ViewError, match=r"no sample pair-00002.*near it: pair-0002"):
+    with pytest.raises(DatasetError, match=r"no sample pair-00002.*near it: pair-0002"):
         view(url, out, keys=["pair-0000", "pair-00002"])
-    with pytest.raises(ViewError, match="no split val; there is train"):
+    with pytest.raises(DatasetError, match="no samples in split val; it has: train"):
         view(url, out, splits=["val"])
     with pytest.raises(ViewError, match=r"sheet.jpg.*\.png"):
         view(url, str(tmp_path / "sheet.jpg"))
     with pytest.raises(ViewError, match="width 96 to"):
         view(url, out, width=5)
-    with pytest.raises(ManifestError, match="no dataset at"):
+    with pytest.raises(DatasetError, match="no dataset at"):
         view(str(tmp_path / "nowhere"), out)
     store = Store(url)
     manifest = read_manifest(store, "train-000000")
     assert manifest is not None
     lost = Quarantined(key="gone", files=(), stage="source", kind="damaged", message="it ends early")
     write_manifest(store, manifest.model_copy(update={"quarantined": (lost,)}))
-    with pytest.raises(ViewError, match=r"gone is in quarantine .damaged at source.: it ends early"):
+    with pytest.raises(DatasetError, match=r"gone is in quarantine .damaged at source.: it ends early"):
         view(url, out, keys=["gone"])
     write_manifest(store, manifest.model_copy(update={"keys": (), "sha256": None, "size": 0, "quarantined": (lost,)}))
-    with pytest.raises(ViewError, match="holds no samples"):
+    with pytest.raises(DatasetError, match="holds no samples"):
         view(url, out)
     assert not Path(out).exists()

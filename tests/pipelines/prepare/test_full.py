@@ -21,7 +21,7 @@ from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.prepare.verify import verify
 from rwkvfusion.stages.dataset.manifest import read_manifests
 from rwkvfusion.stages.dataset.sample import Sample
-from rwkvfusion.stages.dataset.shards import unpack
+from rwkvfusion.stages.dataset.tar import unpack
 from rwkvfusion.stages.guidance.chain import check_weights, guidance_stages
 from rwkvfusion.stages.guidance.stage import fingerprints
 from rwkvfusion.stages.source.source import Source

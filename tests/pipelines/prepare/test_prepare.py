@@ -17,7 +17,7 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.prepare.verify import verify
 from rwkvfusion.stages.dataset.manifest import read_manifests
-from rwkvfusion.stages.dataset.shards import unpack
+from rwkvfusion.stages.dataset.tar import unpack
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -12,7 +12,7 @@ from made_datasets import pairs, write_dataset
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.prepare.status import ShardState, Status, is_recipe
-from rwkvfusion.stages.dataset.planned import PlannedShard, PlannedShards
+from rwkvfusion.stages.dataset.manifest import PlannedShard, PlannedShards
 
 
 def status(*args: str) -> str:

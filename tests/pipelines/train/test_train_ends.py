@@ -19,7 +19,7 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.tracking import TrackingError
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
-from rwkvfusion.pipelines.evaluate.dataset import choose_samples, evaluate_dataset
+from rwkvfusion.pipelines.evaluate.dataset import evaluate_dataset, select_samples
 from rwkvfusion.pipelines.train.job import TrainJob, open_job
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train.recipe import DataConfig, TrainRecipe
@@ -59,7 +59,7 @@ def test_final_scores_are_those_of_evaluate_on_held_out_pairs(fuser: Fuser, tmp_
     assert final_splits(data(url, splits=("train", "test_day", "test_day_full"))) == {url: ("val",)}
     other = write_dataset(tmp_path / "b", pairs(2, 2))
     found = final_scores(fuser, data(url, other))
-    means = evaluate_dataset({"model": fuser}, choose_samples(url, ["test_day"], 4)).means
+    means = evaluate_dataset({"model": fuser}, select_samples(url, ["test_day"], 4)).means
     assert found.metrics == pytest.approx(means.pop("model"))
     assert found.floors == {name: pytest.approx(row) for name, row in means.items()}
     assert {*found.floors} == {"source a alone", "source b alone", "mean", "maximum"}

@@ -17,20 +17,20 @@ from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence, Holder, Lease, LeaseRecord
 from rwkvfusion.model.training.survey import TrainingSet
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.evaluate.dataset import choose_samples
+from rwkvfusion.pipelines.evaluate.dataset import select_samples
 from rwkvfusion.pipelines.gallery.run import view
 from rwkvfusion.pipelines.prepare.attempts import Attempts
 from rwkvfusion.pipelines.prepare.card import finish_dataset
 from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.plan import Job, plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
-from rwkvfusion.pipelines.prepare.run import prepare, retire
+from rwkvfusion.pipelines.prepare.run import prepare
 from rwkvfusion.pipelines.prepare.status import status_of_dataset
 from rwkvfusion.pipelines.prepare.verify import verify
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
-from rwkvfusion.stages.dataset.manifest import clear_orphans, manifest_name, read_manifest, write_manifest
-from rwkvfusion.stages.dataset.planned import PLAN
+from rwkvfusion.stages.dataset.commit import clear_orphans, retire
+from rwkvfusion.stages.dataset.manifest import PLAN, manifest_name, read_manifest, write_manifest
 
 LACKS = r"is incomplete: 2 of 4 shards are committed as they were planned last, train-000002 and 1 others are not"
 
@@ -70,7 +70,7 @@ def test_every_reader_says_that_it_is_incomplete_and_takes_it_where_that_is_allo
     url = half.store.url
     for read in (
         lambda: TrainingSet.open([url], ["train"]),
-        lambda: choose_samples(url),
+        lambda: select_samples(url),
         lambda: plan_training(train_recipe(url)),
     ):
         with pytest.raises(RwkvFusionError, match=LACKS + r".*--allow-incomplete"):
@@ -80,7 +80,7 @@ def test_every_reader_says_that_it_is_incomplete_and_takes_it_where_that_is_allo
     assert re.search(LACKS, report.problems[0])
     assert verify(url, deep=True, allow_incomplete=True).clean
     assert len(TrainingSet.open([url], ["train"], allow_incomplete=True)) == 2
-    assert choose_samples(url, allow_incomplete=True).count == 2
+    assert len(select_samples(url, allow_incomplete=True).dataset) == 2
     shown = view(url, str(tmp_path / "sheet.png"))
     assert (shown.total, re.search(LACKS, shown.line) is None) == (2, False)
     states = {one.shard: (one.state, one.planned, one.pairs) for one in status_of_dataset(url).shards}
@@ -130,7 +130,7 @@ def test_datasets_without_a_plan_say_it_in_dataset_json_or_not_at_all(half: Job)
     assert "3 of 4 shards are committed" in verify(half.store.url).problems[0]
     half.store.write(PLAN, b"{")
     with pytest.raises(RwkvFusionError, match=r"shards\.json is damaged"):
-        choose_samples(half.store.url)
+        select_samples(half.store.url)
 
 
 def test_a_shard_that_is_taken_back_goes_with_its_interim_tar(half: Job) -> None:

@@ -17,11 +17,11 @@ from made_datasets import pair, write_dataset
 
 from rwkvfusion.infra.pictures.decode import encode_png
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.model.training.survey import DataError, Shard
 from rwkvfusion.pipelines.prepare.verify import verify
-from rwkvfusion.stages.dataset.manifest import read_manifests, write_manifest
+from rwkvfusion.stages.dataset.dataset import Dataset
+from rwkvfusion.stages.dataset.manifest import DatasetError, read_manifests, write_manifest
 from rwkvfusion.stages.dataset.sample import Mask, Sample, SampleFormatError
-from rwkvfusion.stages.dataset.shards import pack, unpack
+from rwkvfusion.stages.dataset.tar import pack, unpack
 
 Members = list[tuple[tarfile.TarInfo, bytes]]
 SAMPLES = [pair(seed, 16, 24).replace(caption="a disc") for seed in range(3)]
@@ -208,8 +208,8 @@ def test_what_is_no_shard_is_refused_by_every_reader(name: str, tmp_path: Path) 
     report = verify(store.url, deep=True)
     assert len(report.problems) == 1
     assert report.problems[0].startswith(manifest.shard)
-    with pytest.raises(DataError, match=manifest.tar):
-        Shard(store, proof).read()
+    with pytest.raises(DatasetError, match=manifest.tar):
+        list(Dataset.open(store.url).samples())
 
 
 def test_samples_lie_in_the_order_of_their_keys(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_samples_lie_in_the_order_of_their_keys(tmp_path: Path) -> None:
     assert [sample.key for sample in unpack(pack(shard))] == keys
     store = Store(write_dataset(tmp_path, [shard]))
     assert verify(store.url, deep=True).problems == ()
-    assert [sample.key for sample in Shard(store, read_manifests(store)[0]).read()] == keys
+    assert [sample.key for sample in Dataset.open(store.url).samples()] == keys
 
 
 def png(height: int, width: int, claims: tuple[int, int] | None = None) -> bytes:

@@ -17,8 +17,8 @@ from made import scene
 from pydantic import ValidationError
 
 from rwkvfusion.infra.pictures.decode import encode_png
+from rwkvfusion.stages.dataset.manifest import KEY_PATTERN
 from rwkvfusion.stages.dataset.sample import (
-    KEY_PATTERN,
     SCHEMA,
     Box,
     Caption,

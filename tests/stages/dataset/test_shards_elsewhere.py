@@ -30,7 +30,7 @@ from rwkvfusion.pipelines.prepare.verify import verify
 from rwkvfusion.stages.dataset.manifest import read_manifests
 from rwkvfusion.stages.dataset.sample import META, Sample, is_in_meta
 from rwkvfusion.stages.dataset.sample import Image as Picture
-from rwkvfusion.stages.dataset.shards import unpack
+from rwkvfusion.stages.dataset.tar import unpack
 
 PAIRED = {
     "layout": "paired", "modalities": {"visible": {"folder": "vi"}, "infrared": {"folder": "ir"}},

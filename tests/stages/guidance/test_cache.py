@@ -14,16 +14,10 @@ from made_datasets import pair
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.pipelines.prepare.operators import RunStage, Target
-from rwkvfusion.stages.dataset.manifest import (
-    Manifest,
-    check_shard,
-    clear_orphans,
-    commit_shard,
-    read_manifest,
-    read_manifests,
-)
+from rwkvfusion.stages.dataset.commit import clear_orphans, commit_shard
+from rwkvfusion.stages.dataset.manifest import Manifest, check_shard, read_manifest, read_manifests
 from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION, Box, Instance, Sample, Text
-from rwkvfusion.stages.dataset.shards import pack
+from rwkvfusion.stages.dataset.tar import pack
 from rwkvfusion.stages.guidance.cache import StageCache
 from rwkvfusion.stages.guidance.rle import encode_rle
 from rwkvfusion.stages.guidance.stage import Stage, StageConfig, fingerprints

@@ -20,7 +20,7 @@ from rwkvfusion.pipelines.prepare.report import plan_lines
 from rwkvfusion.pipelines.prepare.verify import verify
 from rwkvfusion.stages.dataset.manifest import read_manifests, read_shard
 from rwkvfusion.stages.dataset.sample import Sample
-from rwkvfusion.stages.dataset.shards import unpack
+from rwkvfusion.stages.dataset.tar import unpack
 from rwkvfusion.stages.guidance.builtin.text import HashedText, TextConfig
 from rwkvfusion.stages.source.config import SourceError
 from rwkvfusion.stages.source.pair import PairRef

@@ -20,7 +20,7 @@ from rwkvfusion.pipelines.prepare.verify import verify
 from rwkvfusion.pipelines.recipe import load_recipe
 from rwkvfusion.stages.dataset.manifest import read_manifests
 from rwkvfusion.stages.dataset.sample import Sample
-from rwkvfusion.stages.dataset.shards import unpack
+from rwkvfusion.stages.dataset.tar import unpack
 from rwkvfusion.stages.guidance.chain import GuidanceConfig, guidance_stages
 from rwkvfusion.stages.guidance.stage import run
 

@@ -23,7 +23,7 @@ from made import scene
 from PIL import Image
 
 from rwkvfusion.infra.storage import StorageError, Store
-from rwkvfusion.stages.dataset.sample import KEY_PATTERN
+from rwkvfusion.stages.dataset.manifest import KEY_PATTERN
 from rwkvfusion.stages.source.config import SourceConfig, SourceError
 from rwkvfusion.stages.source.layouts import LAYOUTS
 from rwkvfusion.stages.source.pair import PairRef

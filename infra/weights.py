@@ -5,27 +5,29 @@ Of a model's folder only safetensors, settings and tokenizers are looked at; not
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import re
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote
 
 from fsspec.core import split_protocol
 
-from rwkvfusion.infra import hub, model_folder
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.hashes import HEX, cache_folder, file_hashes, sha256sum
-from rwkvfusion.infra.model_folder import FILES
 from rwkvfusion.infra.storage import open_file
 
 Say = Callable[[str], None]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+"""What of a model's folder shapes the output: weights and their index, settings, tokenizer."""
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = "pickles (.bin) are not loaded: save the model again with transformers' save_pretrained"
 
 
 class WeightsError(RwkvFusionError, ValueError):
@@ -45,7 +47,7 @@ class MissingWeightsError(WeightsError):
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights as found: `path` (folder or file) on this machine; the rest is the same on any machine.
+    """Weights on this machine: `path` (folder or file) is its own; the rest is the same on any machine.
 
     `model`: hub id, else the folder's or file's name; `revision`: a hub model's commit; `sha256`: of the file, or of
     everything in the folder that shapes the output, as `sha256sum FILES | sort | sha256sum` in the C locale.
@@ -61,7 +63,7 @@ class Weights:
         return {"model": self.model, "revision": self.revision, "sha256": self.sha256}
 
     def must_equal(self, other: Weights) -> None:
-        """WeightsError where these are not the weights `other`, which another machine found."""
+        """WeightsError where these are not the weights `other`, which another machine selected."""
         if self.sha256 != other.sha256:
             raise WeightsError(
                 f"{self.path} on {socket.gethostname()} holds {self.model} with SHA-256 {self.sha256[:12]}, but the job"
@@ -105,8 +107,6 @@ class HubModel:
             if os.path.isabs(where):
                 return self._checked(self._local(Path(where)), os.path.basename(where))
             return self._checked(self._snapshot(), where)
-        except model_folder.FolderError as error:
-            raise WeightsError(f"{self.option}: {error}") from error
         except OSError as error:
             raise WeightsError(f"{self.option}: cannot read {error.filename or where}: {error.strerror}") from error
 
@@ -115,29 +115,26 @@ class HubModel:
 
         WeightsError where that cannot be, or where HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids it.
         """
+        from huggingface_hub import constants
+
         try:
             return self.find()
         except MissingWeightsError as error:
-            if variable := hub.offline():
-                elsewhere = f"or run `{self._command()}` elsewhere and copy its folder in {hub.cache()} to here"
+            if variable := _offline():
+                elsewhere = f"or run `{self._command()}` elsewhere and copy its folder in {_hub_cache()} to here"
                 raise MissingWeightsError(error.missing, f"{variable} is set; unset it, {elsewhere}") from None
-        say(f"{self.option}: downloading {self._named} from {hub.endpoint()}")
-        try:
-            hub.download(self.model, str(self.revision))
-        except hub.HubError as error:
-            raise WeightsError(f"{self.option}: {error}") from error
+        say(f"{self.option}: downloading {self._named} from {constants.ENDPOINT}")
+        self._download()
         return self.find()
 
     @property
     def _named(self) -> str:
         return f"{self.model} at revision {self.revision}"
 
-    @property
-    def _remedy(self) -> str:
-        return f"run `rwkvfusion fetch RECIPE` with the same settings, or `{self._command()}`"
-
     def _command(self, *more: str) -> str:
-        return hub.command(self.model, str(self.revision), *more)
+        """What a user may run to download what `fetch` does."""
+        include = (f'--include "{pattern}"' for pattern in _FILES)
+        return " ".join(["hf download", self.model, "--revision", str(self.revision), *include, *more])
 
     def _local(self, folder: Path) -> Path:
         if self.revision is not None:
@@ -146,8 +143,8 @@ class HubModel:
             )
         if not folder.is_dir():
             raise WeightsError(f"{self.option}: there is no folder {folder}")
-        if lack := model_folder.lack(folder):
-            raise WeightsError(f"{self.option}: {folder} has no {lack}")
+        if lacking := self._lacking(folder):
+            raise WeightsError(f"{self.option}: {folder} has no {lacking}")
         return folder
 
     def _snapshot(self) -> Path:
@@ -155,76 +152,103 @@ class HubModel:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
 
+        remedy = f"run `rwkvfusion fetch RECIPE` with the same settings, or `{self._command()}`"
+        revision, rest = self._pinned(), None
         try:
-            folder = Path(
-                snapshot_download(
-                    self.model,
-                    revision=self._pinned(),
-                    cache_dir=hub.cache(),
-                    local_files_only=True,
-                    allow_patterns=FILES,
-                    ignore_patterns="*/*",
-                )
-            )
-            lack = model_folder.lack(folder)
+            folder = Path(snapshot_download(self.model, revision=revision, local_files_only=True, **_wanted()))
         except HFValidationError:
             raise WeightsError(
                 f"{self.option}: {self.model!r} is neither a folder here nor a hub id (OWNER/NAME)"
             ) from None
         except IncompleteSnapshotError as error:
-            folder = Path(error.snapshot_path)
-            lack = model_folder.lack(folder) or "settings or tokenizer files that belong to it"
+            folder, rest = Path(error.snapshot_path), "settings or tokenizer files that belong to it"
         except LocalEntryNotFoundError:
-            others = hub.revisions(self.model)
-            there = f"; here is {' and '.join(others)}" if others else f"; looked in {hub.cache()}"
-            raise MissingWeightsError(
-                f"{self.option}: {self._named} is not on this machine{there}", self._remedy
-            ) from None
-        if lack:
-            raise MissingWeightsError(
-                f"{self.option}: {self._named} is incomplete on this machine, without {lack}", self._remedy
-            )
+            others = sorted(_cached(self.model))
+            here = f"here is {' and '.join(others)}" if others else f"looked in {_hub_cache()}"
+            missing = f"{self.option}: {self._named} is not on this machine; {here}"
+            raise MissingWeightsError(missing, remedy) from None
+        if lacking := self._lacking(folder) or rest:
+            incomplete = f"{self.option}: {self._named} is incomplete on this machine, without {lacking}"
+            raise MissingWeightsError(incomplete, remedy)
         return folder
 
     def _pinned(self) -> str:
         if self.revision and _COMMIT.fullmatch(self.revision):
             return self.revision
-        name = self.revision or "main"
-        commit = hub.reference(self.model, name)
-        known = f"; on this machine {name} is {commit}" if commit else ""
-        setting = _beside(self.option, "revision")
+        setting, name = _beside(self.option, "revision"), self.revision or "main"
+        commits = [commit for commit, names in _cached(self.model).items() if name in names]
+        here = f"; on this machine {name} is {commits[0]}" if commits else ""
         if self.revision is None:
             raise WeightsError(
                 f"{self.option}: there is no folder {self.model} here, and a model of the hub needs {setting},"
-                f" the full commit of 40 digits{known}"
+                f" the full commit of 40 digits{here}"
             )
         raise WeightsError(
-            f"{setting}: {self.revision!r} is no full commit of {self.model}; branches and tags move, so give all"
-            f" 40 digits{known}"
+            f"{setting}: {name!r} is no full commit of {self.model}; branches and tags move, so give all 40 digits{here}"
         )
 
+    def _lacking(self, folder: Path) -> str | None:
+        """What transformers would miss in `folder`."""
+        if not (folder / "config.json").is_file():
+            return "config.json"
+        missing = [path.name for path in self._weight_files(folder) if not path.is_file()]
+        if missing == [_SINGLE] and any(folder.glob("*.bin")):
+            return f"{_SINGLE}; {_PICKLES}"
+        return ", ".join(missing) or None
+
+    def _weight_files(self, folder: Path) -> list[Path]:
+        """What transformers would load: the single file, else those that the index names; they need not exist."""
+        if (folder / _SINGLE).is_file() or not (folder / _INDEX).is_file():
+            return [folder / _SINGLE]
+        names = self._json(folder / _INDEX).get("weight_map")
+        # Only files directly in the folder count, so one elsewhere is one that is missing.
+        files = {folder / Path(str(name)).name for name in names.values()} if isinstance(names, dict) else set()
+        return sorted(files) or [folder / _SINGLE]
+
     def _checked(self, folder: Path, name: str) -> Weights:
-        kind = model_folder.model_type(folder)
-        if self.types and kind not in self.types:
-            what = f"is a {kind!r} model" if kind else "has a config.json without model_type"
+        kind = self._json(folder / "config.json").get("model_type")
+        if self.types and (not isinstance(kind, str) or kind not in self.types):
+            what = f"is a {kind!r} model" if isinstance(kind, str) else "has a config.json without model_type"
             raise WeightsError(f"{self.option} needs {' or '.join(sorted(self.types))}, but {self.model} {what}")
-        weights = model_folder.weight_files(folder)
+        weights = self._weight_files(folder)
         for path in weights:
-            if damage := model_folder.damage(path):
-                raise WeightsError(f"{self.option}: {path} {damage}; {self._anew}")
-        hashes = model_folder.hashes(folder)
+            self._check_sound(path)
+        files = {path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()}
+        hashes = file_hashes(sorted(path for path in files if not path.name.lower().startswith((".", "readme"))))
         for path, digest in hashes.items():
             # The hub's cache names large files by the hash that the hub gave for them.
             if self.revision and HEX.fullmatch(path.resolve().name) and path.resolve().name != digest:
                 raise WeightsError(f"{self.option}: {path} is damaged: its SHA-256 is not the hub's; {self._anew}")
-        found = model_folder.weights_hash(hashes, weights)
-        if self.sha256 not in (None, found):
+        # Of one weights file its own hash, as the hub's page shows it; of several that of their list.
+        actual = hashes[weights[0]] if len(weights) == 1 else sha256sum({path: hashes[path] for path in weights})
+        if self.sha256 not in (None, actual):
             what = weights[0].name if len(weights) == 1 else f"the list of {len(weights)} weight files"
             raise WeightsError(
-                f"{_beside(self.option, 'sha256')}: {what} of {self.model} has SHA-256 {found}, not {self.sha256}:"
+                f"{_beside(self.option, 'sha256')}: {what} of {self.model} has SHA-256 {actual}, not {self.sha256}:"
                 f" it may be damaged, or another model's; {self._anew}"
             )
         return Weights(folder, name, self.revision, sha256sum(hashes))
+
+    def _check_sound(self, path: Path) -> None:
+        """WeightsError where a safetensors file is not one, as far as its header and its size tell."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="np"):
+                return
+        except SafetensorError as error:
+            raise WeightsError(
+                f"{self.option}: {path} is damaged, cut off, or only git-lfs's pointer to it ({error}); {self._anew}"
+            ) from None
+
+    def _json(self, path: Path) -> dict[str, Any]:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise WeightsError(f"{self.option}: {path} is damaged: it is not a JSON object")
+        return content
 
     @property
     def _anew(self) -> str:
@@ -233,6 +257,32 @@ class HubModel:
             return "copy it anew"
         # The cache keeps the data apart from the snapshot, which links to it: removing the snapshot repairs nothing.
         return f"fetch it anew with `{self._command('--force-download')}`"
+
+    def _download(self) -> None:
+        from huggingface_hub import HfApi, constants, snapshot_download
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+        hub = constants.ENDPOINT
+        try:
+            files = {file.rfilename for file in HfApi().model_info(self.model, revision=self.revision).siblings or ()}
+            if not files & {_SINGLE, _INDEX}:
+                raise WeightsError(f"{self.option}: {self._named} has no {_SINGLE} on the hub; {_PICKLES}")
+            if "config.json" not in files:
+                raise WeightsError(f"{self.option}: {self._named} has no config.json on the hub: no transformers model")
+            snapshot_download(self.model, revision=self.revision, **_wanted())
+            return
+        except WeightsError:
+            raise
+        except GatedRepoError:
+            why = f"{self.model} is gated: accept its terms at {hub}/{self.model}, then run `hf auth login`"
+        except RevisionNotFoundError:
+            why = f"{self.model} has no revision {self.revision} on {hub}; {hub}/{self.model}/commits/main lists them"
+        except RepositoryNotFoundError:
+            why = f"{hub} has no model {self.model}, or shows it only to its members (`hf auth login`)"
+        except Exception as error:
+            # The hub's client raises errors of its own and of two HTTP libraries.
+            why = f"could not download {self._named} from {hub}: {_first_line(error)}"
+        raise WeightsError(f"{self.option}: {why}")
 
 
 @dataclass(frozen=True)
@@ -261,17 +311,17 @@ class Checkpoint:
             what = "is a folder, not a checkpoint file" if path.is_dir() else "does not exist"
             raise WeightsError(f"{self.option}: {path} {what}")
         try:
-            found = file_hashes([path])[path]
+            actual = file_hashes([path])[path]
         except OSError as error:
             raise WeightsError(f"{self.option}: cannot read {path}: {error.strerror}") from error
-        if self.sha256 not in (None, found):
+        if self.sha256 not in (None, actual):
             if self._remote:
                 raise MissingWeightsError(f"{self.option}: {path} is damaged", self._remedy)
             raise WeightsError(
-                f"{_beside(self.option, 'sha256')}: {path} has SHA-256 {found}, not {self.sha256}: it may be damaged,"
+                f"{_beside(self.option, 'sha256')}: {path} has SHA-256 {actual}, not {self.sha256}: it may be damaged,"
                 " or another model's; copy it anew"
             )
-        return Weights(path, path.name, None, found)
+        return Weights(path, path.name, None, actual)
 
     def fetch(self, say: Say = lambda _: None) -> Weights:
         """As `find`; a URL's file that is missing or damaged is downloaded first.
@@ -282,7 +332,7 @@ class Checkpoint:
         try:
             return self.find()
         except MissingWeightsError as error:
-            if "http" in str(split_protocol(self.location)[0]) and (variable := hub.offline()):
+            if "http" in str(split_protocol(self.location)[0]) and (variable := _offline()):
                 elsewhere = f"or give {self.option} a copy of it"
                 raise MissingWeightsError(error.missing, f"{variable} is set; unset it, {elsewhere}") from None
         say(f"{self.option}: downloading {self._shown}")
@@ -310,40 +360,62 @@ class Checkpoint:
         return f"run `rwkvfusion fetch RECIPE` with the same settings, or give {self.option} a copy of it"
 
     def _download(self) -> None:
+        import pooch
+
+        # It tells of URLs with their signatures.
+        pooch.get_logger().setLevel("ERROR")
         path = self._path
-        # Several workers of several machines may fetch into one folder.
-        part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
         try:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            digest = self._copy(part)
-            if digest != self.sha256:
-                raise WeightsError(
-                    f"{self.option}: {self._shown} gave {part.stat().st_size} bytes with SHA-256 {digest}, not"
-                    f" {self.sha256}: it was damaged on the way, or is another file now"
-                )
-            os.replace(part, path)
-        except WeightsError:
-            raise
+            pooch.retrieve(self.location, f"sha256:{self.sha256}", path.name, path.parent, downloader=_copy)
+        except ValueError as error:
+            if "does not match" not in str(error):
+                raise WeightsError(f"{self.option}: could not download {self._shown}: {_reason(error)}") from error
+            raise WeightsError(
+                f"{self.option}: {self._shown} gave a file with another SHA-256 than {self.sha256}: it was damaged on"
+                " the way, or is another file now"
+            ) from None
         except Exception as error:
             # Each protocol's client has its own errors.
             raise WeightsError(f"{self.option}: could not download {self._shown}: {_reason(error)}") from error
-        finally:
-            with suppress(OSError):
-                part.unlink()
 
-    def _copy(self, part: Path) -> str:
-        """Copy what is at the URL to `part`; its hash."""
-        from tqdm import tqdm
 
-        digest = hashlib.sha256()
-        with open_file(self.location) as source, part.open("wb") as sink:
-            size = getattr(source, "size", None)
-            with tqdm(total=size, unit="B", unit_scale=True, desc=self._path.name, disable=None) as bar:
-                while block := source.read(1 << 20):
-                    digest.update(block)
-                    sink.write(block)
-                    bar.update(len(block))
-        return digest.hexdigest()
+def _copy(url: str, target: str, _: object) -> None:
+    """As one of pooch's downloaders, for any protocol that fsspec knows."""
+    from tqdm import tqdm
+
+    with open_file(url) as source, open(target, "wb") as sink:
+        with tqdm.wrapattr(source, "read", total=getattr(source, "size", None), disable=None) as shown:
+            while block := shown.read(1 << 20):
+                sink.write(block)
+
+
+def _hub_cache() -> Path:
+    """Where the hub's own tools keep what they download."""
+    from huggingface_hub import constants
+
+    return Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE).expanduser()
+
+
+def _wanted() -> dict[str, Any]:
+    return {"cache_dir": _hub_cache(), "allow_patterns": _FILES, "ignore_patterns": "*/*"}
+
+
+def _cached(model: str) -> dict[str, frozenset[str]]:
+    """The commits of `model` of which something is in the hub's cache, each with its branches and tags."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = [one for one in scan_cache_dir(_hub_cache()).repos if one.repo_id == model]
+    except CacheNotFound:
+        return {}
+    return {revision.commit_hash: revision.refs for one in repositories for revision in one.revisions}
+
+
+def _offline() -> str | None:
+    """The variable that forbids the network, where one is set; the first counts, as for the hub's own client."""
+    name = next((n for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(n)), None)
+    return name if name and os.environ[name].upper() in ("1", "ON", "YES", "TRUE") else None
 
 
 def _beside(option: str, name: str) -> str:
@@ -356,6 +428,10 @@ def _check_hash(sha256: str | None, option: str) -> None:
         raise WeightsError(f"{_beside(option, 'sha256')}: {sha256!r} is not 64 hexadecimal digits in lower case")
 
 
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _reason(error: Exception) -> str:
     """Why a file did not come, without what follows the question mark of its URL."""
     # fsspec's http calls every refusal a missing file; what the server said is the first cause of it.
@@ -366,4 +442,4 @@ def _reason(error: Exception) -> str:
         return f"the server answered {status} {getattr(first, 'message', '')}".rstrip()
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    return re.sub(r"\?[^\s'\")]*", "", hub.first_line(error))
+    return re.sub(r"\?[^\s'\")]*", "", _first_line(error))

@@ -193,7 +193,7 @@ def test_weights_of_two_machines_must_be_equal() -> None:
         ({"model.safetensors": None, "pytorch_model.bin": b"x"}, {}, ["has no model.safetensors", "not loaded"]),
         ({"model.safetensors": None, "model.safetensors.index.json": b"[]"}, {}, ["index.json", "damaged"]),
         ({"model.safetensors": b"version https://git-lfs.github.com/spec/v1\noid"}, {}, ["git-lfs"]),
-        ({"model.safetensors": b"<html>Sign in</html>"}, {}, ["damaged or cut off"]),
+        ({"model.safetensors": b"<html>Sign in</html>"}, {}, ["damaged, cut off"]),
         ({"config.json": b"{"}, {}, ["config.json is damaged"]),
         ({"config.json": b"\xff[]"}, {}, ["config.json is damaged"]),
         ({"config.json": b"{}"}, {"types": frozenset({"t5"})}, ["caption.model needs t5", "without model_type"]),
@@ -437,7 +437,7 @@ def test_a_checkpoint_from_a_url(site: Loopback, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        ("damaged", ["gave 6000000 bytes", sha(DATA), "damaged on the way"]),
+        ("damaged", ["another SHA-256 than", sha(DATA), "damaged on the way"]),
         ("cut", ["could not download"]),
         ("missing", ["could not download", "404 Not Found"]),
         ("refused", ["could not download", "403 Forbidden"]),

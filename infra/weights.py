@@ -184,7 +184,8 @@ class HubModel:
                 f" the full commit of 40 digits{here}"
             )
         raise WeightsError(
-            f"{setting}: {name!r} is no full commit of {self.model}; branches and tags move, so give all 40 digits{here}"
+            f"{setting}: {name!r} is no full commit of {self.model}; branches and tags move, so give all"
+            f" 40 digits{here}"
         )
 
     def _lacking(self, folder: Path) -> str | None:
@@ -279,8 +280,7 @@ class HubModel:
             why = f"{self.model} has no revision {self.revision} on {hub}; {hub}/{self.model}/commits/main lists them"
         except RepositoryNotFoundError:
             why = f"{hub} has no model {self.model}, or shows it only to its members (`hf auth login`)"
-        except Exception as error:
-            # The hub's client raises errors of its own and of two HTTP libraries.
+        except Exception as error:  # noqa: BLE001 - the hub's client has errors of its own and of two HTTP libraries
             why = f"could not download {self._named} from {hub}: {_first_line(error)}"
         raise WeightsError(f"{self.option}: {why}")
 
@@ -384,8 +384,9 @@ def _copy(url: str, target: str, _: object) -> None:
     from tqdm import tqdm
 
     with open_file(url) as source, open(target, "wb") as sink:
-        with tqdm.wrapattr(source, "read", total=getattr(source, "size", None), disable=None) as shown:
-            while block := shown.read(1 << 20):
+        shown = tqdm.wrapattr(source, "read", total=getattr(source, "size", None), disable=None)
+        with shown as blocks:
+            while block := blocks.read(1 << 20):
                 sink.write(block)
 
 

@@ -7,16 +7,22 @@ a command does before its first pair is a `phase`, which is shown with its own t
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import textwrap
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+
+from rwkvfusion.infra.secrets import redacted
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -160,6 +166,13 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def answer(facts: Any, lines: Iterable[str], *, as_json: bool) -> None:
+    """A command's answer, on stdout: `facts` (a dataclass, or what JSON takes) as one JSON object, or `lines`."""
+    if is_dataclass(facts) and not isinstance(facts, type):
+        facts = asdict(facts)
+    click.echo(redacted(json.dumps(facts)) if as_json else "\n".join(lines))
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

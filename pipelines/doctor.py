@@ -1,4 +1,4 @@
-"""`doctor`: what this machine has, and how large the networks are."""
+"""The command `doctor`: what this machine has, and how large the networks are."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import click
 
 from rwkvfusion.infra.cores import usable_cores
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.tracking import tracking_uri
+from rwkvfusion.pipelines.console import answer, table
+from rwkvfusion.pipelines.options import JSON
 
 _PACKAGES = (
     "torch", "ray", "webdataset", "pyarrow", "mlflow", "transformers", "segment-anything", "numpy",
@@ -24,6 +28,31 @@ _ALIASES = {"wv3": "pansharpening", "pavia": "hmif"}
 
 class DoctorError(RwkvFusionError):
     """A question that has no answer; the message lists those that have."""
+
+
+@click.command()
+@click.option(
+    "--model",
+    "task",
+    is_flag=False,
+    flag_value="all",
+    metavar="[TASK]",
+    help="Parameters and FLOPs of each task's network at 64x64, beside the paper's; or of one (wv3, hmif, vif ...).",
+)
+@JSON
+def doctor(task: str | None, as_json: bool) -> None:
+    """Say what this machine has: versions, devices, the operator's back end, storage; or the networks' sizes.
+
+    \b
+    rwkvfusion doctor
+    rwkvfusion doctor --model wv3
+    """
+    if task is None:
+        facts = machine_facts()
+        answer(facts, machine_lines(facts), as_json=as_json)
+    else:
+        rows = model_rows(None if task == "all" else task)
+        answer(rows, model_lines(rows), as_json=as_json)
 
 
 def machine_facts() -> dict[str, Any]:
@@ -52,30 +81,26 @@ def operator_facts() -> dict[str, Any]:
     from rwkvfusion.kernels.backends import cuda
     from rwkvfusion.kernels.biwkv import back_end
 
+    def facts(device: str) -> dict[str, Any]:
+        return dict(zip(("back_end", "why_not_better"), back_end(device), strict=True))
+
     gpus = []
     for index in range(torch.cuda.device_count()):
         with torch.cuda.device(index):
-            gpus.append(back_end(f"cuda:{index}"))
-    cpu = _FoundBackEnd(*back_end("cpu"))
+            gpus.append(facts(f"cuda:{index}"))
     return {
-        "cpu": {**cpu._asdict(), "threads": torch.get_num_threads()},
-        "gpus": [_FoundBackEnd(*found)._asdict() for found in gpus],
+        "cpu": {**facts("cpu"), "threads": torch.get_num_threads()},
+        "gpus": gpus,
         "machine_code_for_gpus": (Path(cuda.__file__).parents[1] / "biwkv.fatbin").is_file(),
     }
 
 
-class _FoundBackEnd(NamedTuple):
-    back_end: str
-    why_not_better: str | None
-
-
 def operator_line(facts: dict[str, Any]) -> str:
     """`operator_facts` for a person."""
-    found = [("CPU", facts["cpu"]), *((f"GPU {i}", gpu) for i, gpu in enumerate(facts["gpus"]))]
     parts = []
-    for device, back_end in found:
-        reason = f" ({back_end['why_not_better']})" if back_end["why_not_better"] else ""
-        parts.append(f"{device}: {back_end['back_end']}{reason}")
+    for device, used in (("CPU", facts["cpu"]), *((f"GPU {i}", gpu) for i, gpu in enumerate(facts["gpus"]))):
+        reason = f" ({used['why_not_better']})" if used["why_not_better"] else ""
+        parts.append(f"{device}: {used['back_end']}{reason}")
     if not facts["gpus"]:
         ready = "machine code is in the package" if facts["machine_code_for_gpus"] else "NVRTC compiles at first use"
         parts.append(f"GPU: none that torch sees (CUDA kernels: {ready})")
@@ -105,30 +130,33 @@ def model_rows(task: str | None = None) -> list[dict[str, Any]]:
     rows = table()
     if task is None:
         return rows
-    wanted = _ALIASES.get(task.lower(), task.lower())
-    found = [row for row in rows if row["task"] == wanted]
-    if not found:
+    name = _ALIASES.get(task.lower(), task.lower())
+    selected = [row for row in rows if row["task"] == name]
+    if not selected:
         raise DoctorError(f"no network for {task!r}: there is {', '.join(row['task'] for row in rows)}, wv3, pavia")
-    return found
+    return selected
 
 
 def model_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """`model_rows` as a table; multiply-accumulates of convolutions and linear layers, 13 a value of the operator."""
-    lines = [f"{'task':<14} {'inputs':<9} {'parameters':>11} {'paper':>8} {'':>7} {'GFLOPs':>8} {'paper':>7} {'':>7}"]
-    for row in rows:
-        inputs = "+".join(map(str, row["in_channels"]))
-        parameters = (
-            f"{row['parameters'] / 1e6:>10.3f}M {_paper(row['parameters'], row['paper_parameters'], 1e6, 'M', 8)}"
+    heads = ("task", "inputs", "parameters", "paper", "", "GFLOPs", "paper", "")
+    cells = [
+        (
+            row["task"],
+            "+".join(map(str, row["in_channels"])),
+            *_beside_paper(row["parameters"], row["paper_parameters"], 1e6, "M"),
+            *_beside_paper(row["flops"], row["paper_flops"], 1e9, ""),
         )
-        flops = f"{row['flops'] / 1e9:>8.3f} {_paper(row['flops'], row['paper_flops'], 1e9, '', 7)}"
-        lines.append(f"{row['task']:<14} {inputs:<9} {parameters} {flops}".rstrip())
-    return [*lines, "at 64x64; inputs are channels of each modality; GFLOPs count a multiply-accumulate as one"]
+        for row in rows
+    ]
+    last = "at 64x64; inputs are channels of each modality; GFLOPs count a multiply-accumulate as one"
+    return [*table(heads, cells), last]
 
 
-def _paper(ours: int, paper: int | None, unit: float, suffix: str, width: int) -> str:
-    if paper is None:
-        return f"{'-':>{width}} {'':>7}"
-    return f"{f'{paper / unit:.3f}{suffix}':>{width}} {f'{ours / paper - 1:+.1%}':>7}"
+def _beside_paper(ours: int, paper: int | None, unit: float, suffix: str) -> tuple[str, str, str]:
+    """Our number, the paper's, and by how much they differ."""
+    own = f"{ours / unit:.3f}{suffix}"
+    return (own, "-", "") if paper is None else (own, f"{paper / unit:.3f}{suffix}", f"{ours / paper - 1:+.1%}")
 
 
 def _version(name: str) -> str | None:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from rwkvfusion.infra.pictures.units import Scale, parse_scales
-from rwkvfusion.stages.dataset.manifest import ALLOW
+if TYPE_CHECKING:  # it takes numpy to import
+    from rwkvfusion.infra.pictures.units import Scale
 
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="A.B=VALUE",
+    help="Set one field of the recipe; may be given many times.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 ALLOW_INCOMPLETE = click.option(
-    ALLOW, "allow_incomplete", is_flag=True, help="Take what is there of a dataset that `prepare` has not finished."
+    "--allow-incomplete", is_flag=True, help="Take what is there of a dataset that `prepare` has not finished."
 )
 
 
@@ -34,7 +43,9 @@ def check_form(context: click.Context, forms: Mapping[str, Collection[str]], for
 
 
 def scales_of(_: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, Scale]:
-    """Of the option --scale: the scales by role that were given."""
+    """Callback of the option --scale: the scales by role."""
+    from rwkvfusion.infra.pictures.units import parse_scales
+
     try:
         return parse_scales(texts)
     except ValueError as error:

@@ -24,7 +24,7 @@ from scipy.io import savemat
 from rwkvfusion.infra.tracking import using
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
-from rwkvfusion.pipelines.cli import main
+from rwkvfusion.pipelines.cli import COMMANDS, main
 from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.source.files import open_picture
 
@@ -41,7 +41,7 @@ def commands(text: str) -> list[str]:
     return re.findall(r"^\s+(?:\w[\w ]*: +)?(rwkvfusion [a-z]+\b.*?)(?:\s+#.*)?$", joined, re.MULTILINE)
 
 
-TEXTS = [README.read_text(), main.help or "", *(command.help or "" for command in main.commands.values())]
+TEXTS = [README.read_text(), main.help or "", *(main.get_command(None, name).help for name in COMMANDS)]
 EXAMPLES = list(dict.fromkeys(line for text in TEXTS for line in commands(text)))
 _WORKERS = re.compile(r"rwkvfusion (demo|(prepare|train) (?!.*(--dry-run|guidance=full)))")
 SLOW = {line for line in EXAMPLES if _WORKERS.match(line)}
@@ -161,7 +161,7 @@ def words(line: str, folder: Path, tiny_models: dict[str, str]) -> list[str]:
 
 def test_the_texts_have_examples_of_every_command() -> None:
     shown = {line.split()[1] for line in EXAMPLES}
-    assert shown == set(main.commands)
+    assert shown == set(COMMANDS)
     assert len(EXAMPLES) > 25
 
 

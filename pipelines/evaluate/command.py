@@ -14,7 +14,7 @@ from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, check_form, is_given,
 from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.stages.dataset.task import TASKS
 
-# As in cli.py: what is heavy is imported when the command runs.
+# What is heavy is imported when the command runs.
 
 # A URI may hold an `=` of its own, but behind one of these, which are then in no NAME.
 _IN_URI = frozenset("/:")

@@ -12,10 +12,10 @@ import click
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.formats import FORMATS, LOSSY, QUALITY
 from rwkvfusion.infra.pictures.units import Scale
-from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, check_form, scales_of
+from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, JSON, check_form, scales_of
 from rwkvfusion.pipelines.ray_job import check_output
 
-# As in cli.py: what is heavy is imported when the command runs.
+# What is heavy is imported when the command runs.
 
 _PAIR, _FOLDERS, _DATASET = "a pair A B", "two folders", "a dataset"
 _USED = {
@@ -69,7 +69,7 @@ _USED = {
 @click.option("--no-json", "no_records", is_flag=True, help="Write no record beside each picture.")
 @click.option("--overwrite", is_flag=True, help="Make finished pictures again.")
 @click.option("--jobs", type=click.IntRange(1), help="Pairs at once; the result is the same.  [default: CPU cores]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@JSON
 @click.pass_context
 def fuse(
     context: click.Context,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rwkvfusion.infra.lease import holder
 from rwkvfusion.infra.storage import Store
@@ -50,10 +49,6 @@ class Status:
     shards: tuple[ShardState, ...]
     stale: tuple[str, ...]
     writer: str | None
-
-    def facts(self) -> dict[str, Any]:
-        """For programs."""
-        return asdict(self)
 
     def lines(self, *, shards: bool = False) -> list[str]:
         """For a person: a line a split and their sum, and with `shards` a line a shard."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -41,9 +41,9 @@ class Mark:
 class Marks:
     """All marks of a sample. Boxes and masks by role, in the sample's order."""
 
-    boxes: dict[str, list[Mark]] = field(default_factory=dict)
-    masks: dict[str, list[Mark]] = field(default_factory=dict)
-    merged: list[Mark] = field(default_factory=list)
+    boxes: dict[str, list[Mark]]
+    masks: dict[str, list[Mark]]
+    merged: list[Mark]
 
 
 def find_marks(sample: Sample, shapes: Mapping[str, Shape]) -> Marks:
@@ -68,17 +68,20 @@ def shrink(mask: np.ndarray, shape: Shape) -> np.ndarray:
 
 def _merged(mask: Mask, shape: Shape) -> list[Mark]:
     indices = decode_indices(mask.png)
-    found = [shrink(indices == number, shape) for number in range(1, len(mask.labels) + 1)]
-    return [Mark(n, label, None, _around(m), m) for n, (label, m) in enumerate(zip(mask.labels, found, strict=True), 1)]
+    marks = []
+    for number, label in enumerate(mask.labels, start=1):
+        shown = shrink(indices == number, shape)
+        marks.append(Mark(number, label, None, _around(shown), shown))
+    return marks
 
 
 def _masks(sample: Sample, shapes: Mapping[str, Shape], merged: Sequence[Mark]) -> dict[str, list[Mark]]:
-    found: dict[str, list[Mark]] = {role: [] for role in sample.roles}
+    masks: dict[str, list[Mark]] = {role: [] for role in sample.roles}
     for running, one in enumerate(sample.instances or (), start=1):
         mask = shrink(decode_rle(one.rle), shapes[one.role])
         number = running if sample.mask is None else _object_of(mask, one.label, merged, shapes[sample.roles[0]])
-        found[one.role].append(Mark(number, one.label, one.predicted_iou, _around(mask), mask))
-    return found
+        masks[one.role].append(Mark(number, one.label, one.predicted_iou, _around(mask), mask))
+    return masks
 
 
 def _object_of(mask: np.ndarray, label: str, merged: Sequence[Mark], shape: Shape) -> int | None:
@@ -96,21 +99,20 @@ def _object_of(mask: np.ndarray, label: str, merged: Sequence[Mark], shape: Shap
 
 
 def _boxes(sample: Sample, shapes: Mapping[str, Shape], masks: Mapping[str, list[Mark]]) -> dict[str, list[Mark]]:
-    found: dict[str, list[Mark]] = {role: [] for role in sample.roles}
+    boxes: dict[str, list[Mark]] = {role: [] for role in sample.roles}
     for running, one in enumerate(sample.boxes or (), start=1):
         image = sample.image(one.role)
         sy, sx = (shown / size for shown, size in zip(shapes[one.role], (image.height, image.width), strict=True))
         number = running if sample.instances is None else None
-        found[one.role].append(Mark(number, one.label, one.score, (one.x0 * sx, one.y0 * sy, one.x1 * sx, one.y1 * sy)))
+        boxes[one.role].append(Mark(number, one.label, one.score, (one.x0 * sx, one.y0 * sy, one.x1 * sx, one.y1 * sy)))
     for role, marks in masks.items():
-        boxes = found[role]
         # From the masks to the boxes: a mask has come from one box, but not every box has led to a mask.
         for mark in marks:
-            shares = [_box_iou(mark.box, box.box) if box.label == mark.label else 0.0 for box in boxes]
+            shares = [_box_iou(mark.box, box.box) if box.label == mark.label else 0.0 for box in boxes[role]]
             place = int(np.argmax(shares)) if shares else 0
-            if shares and shares[place] >= AROUND and boxes[place].number is None:
-                boxes[place] = replace(boxes[place], number=mark.number)
-    return found
+            if shares and shares[place] >= AROUND and boxes[role][place].number is None:
+                boxes[role][place] = replace(boxes[role][place], number=mark.number)
+    return boxes
 
 
 def _box_iou(a: Rectangle, b: Rectangle) -> float:
@@ -120,7 +122,5 @@ def _box_iou(a: Rectangle, b: Rectangle) -> float:
 
 
 def _around(mask: np.ndarray) -> Rectangle:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
-        return 0.0, 0.0, 0.0, 0.0
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return float(x), float(y), float(x + width), float(y + height)

@@ -15,11 +15,10 @@ from PIL import Image as Pil
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.decode import ImageError
 from rwkvfusion.infra.storage import Store
-from rwkvfusion.pipelines.gallery.draw import draw_head, draw_row, stack
+from rwkvfusion.pipelines.gallery.sheet import draw_head, draw_row, stack
 from rwkvfusion.stages.dataset.dataset import Dataset
 
 LIMIT, WIDTH = 12, 320
-MIN_WIDTH, MAX_WIDTH = 96, 2048
 MAX_SHEET_PIXELS = 200_000_000
 
 
@@ -75,8 +74,6 @@ def view(
     """
     if not output.lower().endswith(".png"):
         raise ViewError(f"{output}: a sheet is written as .png")
-    if limit < 1 or not MIN_WIDTH <= width <= MAX_WIDTH:
-        raise ViewError(f"limit must be 1 or more and width {MIN_WIDTH} to {MAX_WIDTH}, not {limit} and {width}")
     dataset = Dataset.open(url, allow_incomplete=True)
     available = dataset.select(splits)
     selected = available.select(keys=keys) if keys else available.select(limit=limit)

@@ -5,30 +5,25 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
-import tifffile
 from PIL import Image, PngImagePlugin
 
 from rwkvfusion.infra.errors import printable
-from rwkvfusion.infra.pictures.foreign import READ, foreign_bytes, is_lack_of_memory, is_lack_of_support
-from rwkvfusion.infra.pictures.tiff import (
-    DEFLATE_RATIO,
-    MAX_BYTES,
-    MAX_PIXELS,
-    TIFF_MAGIC,
-    ImageError,
-    check_filled,
-    check_size,
-    read_tiff,
-    valid_orientation,
-)
+from rwkvfusion.infra.pictures.foreign import READ, ImageError, foreign_bytes, is_lack_of_memory, is_lack_of_support
 
 __all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "ImageError", "ImageInfo", "decode", "decode_indices", "describe",
-           "display_bands", "encode_png", "encode_tiff", "extension_of", "probe", "thumbnail"]  # fmt: skip
+           "display_bands", "extension_of", "thumbnail"]  # fmt: skip
 
+MAX_PIXELS = 2**30
+"""Pictures of more pixels are refused before they are decoded (a decompression bomb is small on disk)."""
+MAX_BYTES = 2**31
+"""The same for the decoded values of all channels, and for encoded files."""
+DEFLATE_RATIO = 1032
+"""Bytes that deflate can make of one, at most."""
 EXTENSIONS = frozenset({"png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp"})
 _FORMATS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}
 _STARTS = (
@@ -38,6 +33,7 @@ _STARTS = (
     (rb"II[*+]\0|MM\0[*+]", "tif"),
     (rb"RIFF.{4}WEBP", "webp"),
 )
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112
 _MAX_SCANS = 256
 _JPEG_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
@@ -49,7 +45,6 @@ Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # What these say of a damaged file goes into our own error; on its own it would name no file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 @dataclass(frozen=True)
@@ -57,6 +52,8 @@ class ImageInfo:
     """What an encoded picture holds: its true extension (from its content), size in pixels, bits per value.
 
     `orientation`: the EXIF tag, 1 (as stored) to 8: how a viewer would turn the stored pixels. Nothing here does.
+    `white`: the value that counts as 1, where a TIFF says it: of 9 to 15 bits, by their number (GDAL's NBITS) or by a
+    MaxSampleValue that ends so many. `nodata`: the number that stands for empty in it, as GDAL writes it.
     """
 
     ext: str
@@ -65,6 +62,8 @@ class ImageInfo:
     channels: int
     bit_depth: int
     orientation: int = 1
+    white: float | None = None
+    nodata: float | None = None
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -80,26 +79,32 @@ def decode(data: bytes) -> np.ndarray:
     return describe(data)[1]
 
 
-def probe(data: bytes) -> ImageInfo:
-    """Decode `data` fully (a truncated picture has a good header) and describe it; ImageError where that fails."""
-    return describe(data)[0]
-
-
 def describe(data: bytes) -> tuple[ImageInfo, np.ndarray]:
-    """`probe` and `decode` at the price of one."""
-    try:
-        if data[:4] in TIFF_MAGIC:
-            ext, (orientation, array) = "tif", read_tiff(data, _tiff_by_pillow)
+    """What `data` holds, and its values as `decode` gives them: a truncated picture has a good header."""
+    white = nodata = None
+    with _errors(data):
+        if data[:4] in _TIFF:
+            # Slow to import, and other formats need none of it.
+            from rwkvfusion.infra.pictures.tiff import read_tiff
+
+            ext, (array, orientation, white, nodata) = "tif", read_tiff(data)
         else:
             ext, orientation, array = _read(data)
-    except ImageError:
-        raise
-    except Exception as error:  # noqa: BLE001 - decoders raise anything on hostile bytes; ours is the one type callers see
-        raise ImageError(_why(error, data)) from None
     height, width, channels = array.shape
     if not array.size:
         raise ImageError(f"damaged picture: {width}x{height} of {channels} channels")
-    return ImageInfo(ext, height, width, channels, array.dtype.itemsize * 8, orientation), array
+    return ImageInfo(ext, height, width, channels, array.dtype.itemsize * 8, orientation, white, nodata), array
+
+
+@contextmanager
+def _errors(data: bytes) -> Iterator[None]:
+    """Decoders raise anything on hostile bytes; ours is the one type that callers see."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise ImageError(_why(error, data)) from None
 
 
 def extension_of(data: bytes) -> str | None:
@@ -113,14 +118,9 @@ def thumbnail(data: bytes, side: int) -> np.ndarray:
     Meant to be shrunk. A JPEG is decoded at up to an eighth of its size, which takes a tenth of the time.
     """
     if data[:2] == b"\xff\xd8":
-        try:
-            with _open(data) as image:
-                image.draft("L", (side, side))
-                return np.asarray(image.convert("L"), np.float32)
-        except ImageError:
-            raise
-        except Exception as error:  # noqa: BLE001 - as in describe
-            raise ImageError(_why(error, data)) from None
+        with _errors(data), _open(data) as image:
+            image.draft("L", (side, side))
+            return np.asarray(image.convert("L"), np.float32)
     array = decode(data)
     if array.shape[2] == 3:
         return array.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
@@ -135,12 +135,13 @@ def decode_indices(data: bytes) -> np.ndarray:
     As stored, like `decode`, and whatever the number of bits: 2 and 4 are not brought to the range of 8; one bit is
     0/255. Colours become their luma. ImageError where ids do not fit in 8 bits.
     """
-    try:
-        array = read_tiff(data, _tiff_by_pillow, raw=True)[1] if data[:4] in TIFF_MAGIC else _read_indices(data)
-    except ImageError:
-        raise
-    except Exception as error:  # noqa: BLE001 - as in describe
-        raise ImageError(_why(error, data)) from None
+    with _errors(data):
+        if data[:4] in _TIFF:
+            from rwkvfusion.infra.pictures.tiff import read_tiff
+
+            array = read_tiff(data, raw=True).array
+        else:
+            array = _read_indices(data)
     if array.shape[2] == 3 and array.dtype == np.uint8:
         array = np.asarray(Image.fromarray(array).convert("L"))[:, :, None]
     if array.shape[2] != 1 or array.dtype == np.float32 or int(array.max(initial=0)) > np.iinfo(np.uint8).max:
@@ -149,22 +150,6 @@ def decode_indices(data: bytes) -> np.ndarray:
             " channel of whole numbers up to 255"
         )
     return np.ascontiguousarray(array[:, :, 0].astype(np.uint8, copy=False))
-
-
-def encode_png(array: np.ndarray) -> bytes:
-    """Encode (H, W), (H, W, 1) or (H, W, 3), uint8 or uint16, losslessly as PNG."""
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.dtype == np.uint8:
-        out = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(array)).save(out, format="PNG")
-        return out.getvalue()
-    if array.dtype != np.uint16:
-        raise ImageError(f"PNG holds uint8 or uint16, not {array.dtype}")
-    ok, buffer = cv2.imencode(".png", array if array.ndim == 2 else array[:, :, ::-1])
-    if not ok:
-        raise ImageError(f"could not encode an array of shape {array.shape} as PNG")
-    return bytes(buffer.tobytes())
 
 
 def display_bands(n_bands: int) -> list[int]:
@@ -182,22 +167,18 @@ def display_bands(n_bands: int) -> list[int]:
     return [2, 1, 0] if n_bands < 16 else [n_bands // 2, n_bands * 3 // 10, n_bands // 12]
 
 
-def encode_tiff(array: np.ndarray) -> bytes:
-    """Encode (H, W, C), uint8, uint16 or float32 of any number of bands, as a plain TIFF: the same bytes everywhere."""
-    if array.dtype not in (np.uint8, np.uint16, np.float32):
-        raise ImageError(f"TIFF values of type {array.dtype} are not supported")
-    out = io.BytesIO()
-    plane = array[:, :, 0] if array.shape[2] == 1 else array
-    tifffile.imwrite(
-        out,
-        plane,
-        photometric="minisblack",
-        planarconfig="contig" if plane.ndim == 3 else None,
-        metadata=None,
-        software=False,
-        byteorder="<",
-    )
-    return out.getvalue()
+def check_size(height: int, width: int, n_bytes: int) -> None:
+    """ImageError for a picture whose values, `n_bytes` of them, are too many to be decoded."""
+    if height * width > MAX_PIXELS or n_bytes > MAX_BYTES:
+        raise ImageError(
+            f"its {width}x{height} pixels ({n_bytes / 2**30:.1f} GiB of values) are more than are read at"
+            f" once, {MAX_PIXELS} pixels and {MAX_BYTES / 2**30:.0f} GiB: cut it into parts"
+        )
+
+
+def valid_orientation(value: object) -> int:
+    """An EXIF orientation, 1 where it is none."""
+    return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _open(data: bytes) -> Image.Image:
@@ -207,11 +188,14 @@ def _open(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP", "TIFF", "WEBP"))
     values = image.height * image.width * len(image.getbands()) * (2 if _png_depth(data) == 16 else 1)
     check_size(image.height, image.width, values)
+    most = values
     if image.format == "PNG":
-        stored = image.height * -(-image.width * _png_depth(data) // 8)
-        check_filled(image.height, image.width, stored, len(data) * DEFLATE_RATIO)
+        values, most = image.height * -(-image.width * _png_depth(data) // 8), len(data) * DEFLATE_RATIO
     elif image.format in ("JPEG", "MPO"):
-        check_filled(image.height, image.width, values, len(data) * _JPEG_RATIO)
+        most = len(data) * _JPEG_RATIO
+    if values > most:
+        size = f"{image.width}x{image.height}"
+        raise ImageError(f"damaged picture: the file is too short for the {size} pixels that it claims")
     return image
 
 
@@ -238,7 +222,8 @@ def _read_indices(data: bytes) -> np.ndarray:
     return array // (255 // (2**bits - 1)) if 1 < bits < 8 and _png_is_grey(data) else array
 
 
-def _tiff_by_pillow(data: bytes) -> np.ndarray:
+def tiff_by_pillow(data: bytes) -> np.ndarray:
+    """(H, W, C) of a TIFF, 8 bits a channel: colour models become RGB. Errors as Pillow's."""
     with _open(data) as image:
         return _by_pillow(image)
 
@@ -251,6 +236,10 @@ def _by_pillow(image: Image.Image) -> np.ndarray:
 
 def _by_opencv(data: bytes) -> np.ndarray:
     """16 bits a channel."""
+    import cv2
+
+    # What it says of a damaged file goes into our own error.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise ImageError("damaged 16-bit picture")

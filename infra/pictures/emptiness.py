@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 
 def filled(values: np.ndarray, empty: np.ndarray) -> np.ndarray:
@@ -14,6 +13,9 @@ def filled(values: np.ndarray, empty: np.ndarray) -> np.ndarray:
     """
     if not empty.any():
         return values
+    # Seldom needed, and slow to import.
+    from scipy.ndimage import distance_transform_edt
+
     out = values.copy()
     alike = bool((empty == empty[:, :, :1]).all())
     groups = [slice(None)] if alike else [slice(band, band + 1) for band in range(values.shape[2])]

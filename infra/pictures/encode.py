@@ -1,4 +1,4 @@
-"""Pictures to files, in each format that people ask for."""
+"""Pictures to files, in each format that people ask for. Light to import, for the command line."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import io
 from typing import Any
 
 import numpy as np
-import tifffile
-from PIL import Image
 
-from rwkvfusion.infra.pictures.decode import ImageError, encode_png
-from rwkvfusion.infra.pictures.formats import LOSSY, QUALITY, RASTERS
+from rwkvfusion.infra.pictures.foreign import ImageError
 
+LOSSY = ("jpg", "jpeg")
+RASTERS = ("tif", "tiff")
+FORMATS = ("png", *RASTERS, "bmp", "webp", *LOSSY)
+"""Extensions. All but JPEG's keep every value."""
+QUALITY = 95
+"""Of JPEG, where none is asked for."""
 _WEBP_SIDE = 16383
-_WEBP: dict[str, Any] = {"lossless": True, "quality": 50, "method": 4}
+_OPTIONS: dict[str, dict[str, Any]] = {"webp": {"lossless": True, "quality": 50, "method": 4}}
 
 
 def encode_picture(image: np.ndarray, extension: str | None = None, quality: int = QUALITY) -> tuple[bytes, str]:
@@ -22,29 +25,64 @@ def encode_picture(image: np.ndarray, extension: str | None = None, quality: int
     `extension` asks for one of FORMATS; ImageError where that cannot hold the picture. `quality`: 1 to 100, of JPEG. A
     WebP of a grey picture has three equal channels: the format knows no others.
     """
-    deep = image.dtype == np.uint16
+    deep, side = image.dtype == np.uint16, max(image.shape[:2])
     shown = image.shape[2] in (1, 3) and (image.dtype == np.uint8 or deep)
-    wanted = extension or ("png" if shown else "tif")
-    kind = wanted.lower()
+    extension = extension or ("png" if shown else "tif")
+    kind = extension.lower()
     if kind in RASTERS:
-        return _tiff(image), wanted
+        colour = "rgb" if image.shape[2] == 3 else "minisblack"
+        return _tiff(image, photometric=colour, planarconfig="contig"), extension
     if not shown:
         raise ImageError(f"{kind.upper()} cannot hold {image.shape[2]} bands of {image.dtype}: write .tif instead")
     if kind == "png":
-        return encode_png(image), wanted
+        return encode_png(image), extension
     if deep:
         raise ImageError(f"{kind.upper()} holds 8 bits, and this picture has 16: write .png or .tif instead")
-    if kind == "webp" and max(image.shape[:2]) > _WEBP_SIDE:
-        raise ImageError(f"WEBP holds {_WEBP_SIDE} pixels a side, not {max(image.shape[:2])}: write .png instead")
-    options: dict[str, Any] = {"quality": quality, "subsampling": 0} if kind in LOSSY else {}
-    out = io.BytesIO()
-    picture = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
-    picture.save(out, {"bmp": "BMP", "webp": "WEBP"}.get(kind, "JPEG"), **(_WEBP if kind == "webp" else options))
-    return out.getvalue(), wanted
+    if kind == "webp" and side > _WEBP_SIDE:
+        raise ImageError(f"WEBP holds {_WEBP_SIDE} pixels a side, not {side}: write .png instead")
+    options = {"quality": quality, "subsampling": 0} if kind in LOSSY else _OPTIONS.get(kind, {})
+    return _by_pillow(image, "JPEG" if kind in LOSSY else kind.upper(), options), extension
 
 
-def _tiff(image: np.ndarray) -> bytes:
+def encode_png(array: np.ndarray) -> bytes:
+    """Encode (H, W), (H, W, 1) or (H, W, 3), uint8 or uint16, losslessly as PNG."""
+    if array.dtype == np.uint8:
+        return _by_pillow(array, "PNG", {})
+    if array.dtype != np.uint16:
+        raise ImageError(f"PNG holds uint8 or uint16, not {array.dtype}")
+    import cv2
+
+    array = _plane(array)
+    ok, buffer = cv2.imencode(".png", array if array.ndim == 2 else array[:, :, ::-1])
+    if not ok:
+        raise ImageError(f"could not encode an array of shape {array.shape} as PNG")
+    return bytes(buffer.tobytes())
+
+
+def encode_tiff(array: np.ndarray) -> bytes:
+    """Encode (H, W, C), uint8, uint16 or float32 of any number of bands, as a plain TIFF: the same bytes everywhere."""
+    if array.dtype not in (np.uint8, np.uint16, np.float32):
+        raise ImageError(f"TIFF values of type {array.dtype} are not supported")
+    layout = None if array.shape[2] == 1 else "contig"
+    return _tiff(array, photometric="minisblack", planarconfig=layout, metadata=None, software=False, byteorder="<")
+
+
+def _plane(array: np.ndarray) -> np.ndarray:
+    """(H, W) of (H, W, 1); others as they are."""
+    return array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+
+
+def _by_pillow(array: np.ndarray, kind: str, options: dict[str, Any]) -> bytes:
+    from PIL import Image
+
     out = io.BytesIO()
-    planes = image[:, :, 0] if image.shape[2] == 1 else image
-    tifffile.imwrite(out, planes, photometric="rgb" if image.shape[2] == 3 else "minisblack", planarconfig="contig")
+    Image.fromarray(np.ascontiguousarray(_plane(array))).save(out, kind, **options)
+    return out.getvalue()
+
+
+def _tiff(array: np.ndarray, **options: Any) -> bytes:
+    import tifffile
+
+    out = io.BytesIO()
+    tifffile.imwrite(out, _plane(array), **options)
     return out.getvalue()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from rwkvfusion.infra.errors import RwkvFusionError
+
 READ = "png, jpg, bmp, tif, webp"
 """The formats that are read, in words."""
 _GDAL = "convert it to TIFF, e.g. `gdal_translate IN OUT.tif`"
@@ -76,6 +78,10 @@ _UNSUPPORTED = re.compile(
     re.IGNORECASE,
 )
 _TOO_LITTLE_MEMORY = re.compile(r"unable to allocate|insufficient memory|out of memory|cannot allocate", re.IGNORECASE)
+
+
+class ImageError(RwkvFusionError, ValueError):
+    """Bytes that are not a picture we can read, or a picture that a format cannot hold; the message says why."""
 
 
 def foreign(name: str) -> str | None:

@@ -6,23 +6,19 @@ import io
 import logging
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PREDICTOR
 
-from rwkvfusion.infra.errors import RwkvFusionError, printable
-from rwkvfusion.infra.pictures.foreign import is_lack_of_support
+from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.pictures.decode import DEFLATE_RATIO, check_size, tiff_by_pillow, valid_orientation
+from rwkvfusion.infra.pictures.foreign import ImageError, is_lack_of_support
 from rwkvfusion.infra.pictures.units import FEW_BITS
 
-MAX_PIXELS = 2**30
-"""Pictures of more pixels are refused before they are decoded (a decompression bomb is small on disk)."""
-MAX_BYTES = 2**31
-"""The same for the decoded values of all channels, and for encoded files."""
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GREY_OR_COLOUR: frozenset[int] = frozenset({PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB})
 _COLOUR_MODELS: frozenset[int] = frozenset(
     {PHOTOMETRIC.YCBCR, PHOTOMETRIC.SEPARATED, PHOTOMETRIC.CIELAB, PHOTOMETRIC.ICCLAB, PHOTOMETRIC.ITULAB}
@@ -30,8 +26,6 @@ _COLOUR_MODELS: frozenset[int] = frozenset(
 _CAMERA_RAW: frozenset[int] = frozenset({PHOTOMETRIC.CFA, PHOTOMETRIC.LINEAR_RAW})
 _DEFLATE: frozenset[int] = frozenset({COMPRESSION.DEFLATE, COMPRESSION.ADOBE_DEFLATE})
 _JPEG: frozenset[int] = frozenset({COMPRESSION.JPEG, COMPRESSION.OJPEG})
-DEFLATE_RATIO = 1032
-"""Bytes that deflate can make of one, at most."""
 _ALPHA = frozenset({EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA})
 # Vendors' formats on top of TIFF may name other files; what those should hold would be filled with zeros.
 _VENDORS = ("lsm", "mmstack", "ome", "ndtiff", "fluoview", "stk", "sis", "svs", "scn", "qpi", "ndpi", "bif", "avs",
@@ -45,38 +39,23 @@ _CONVERT = "save it uncompressed or by deflate, e.g. `gdal_translate -co COMPRES
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
-class ImageError(RwkvFusionError, ValueError):
-    """Bytes that are not a picture we can read; the message says why."""
+class Tiff(NamedTuple):
+    """(H, W, C), and what the file says of it: see `decode.ImageInfo`."""
+
+    array: np.ndarray
+    orientation: int
+    white: float | None
+    nodata: float | None
 
 
-def check_size(height: int, width: int, n_bytes: int) -> None:
-    """ImageError for a picture whose values, `n_bytes` of them, are too many to be decoded."""
-    if height * width > MAX_PIXELS or n_bytes > MAX_BYTES:
-        raise ImageError(
-            f"its {width}x{height} pixels ({n_bytes / 2**30:.1f} GiB of values) are more than are read at"
-            f" once, {MAX_PIXELS} pixels and {MAX_BYTES / 2**30:.0f} GiB: cut it into parts"
-        )
+def read_tiff(data: bytes, *, raw: bool = False) -> Tiff:
+    """A TIFF as uint8, uint16 or float32, alpha dropped, black being 0.
 
-
-def check_filled(height: int, width: int, n_bytes: int, most: int) -> None:
-    """ImageError where a file that can hold `most` bytes of values at most claims `n_bytes`: none is made for it."""
-    if n_bytes > most:
-        raise ImageError(f"damaged picture: the file is too short for the {width}x{height} pixels that it claims")
-
-
-def valid_orientation(value: object) -> int:
-    """An EXIF orientation, 1 where it is none."""
-    return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def read_tiff(data: bytes, by_pillow: Callable[[bytes], np.ndarray], *, raw: bool = False) -> tuple[int, np.ndarray]:
-    """Orientation and (H, W, C) of a TIFF, as uint8, uint16 or float32, alpha dropped, black being 0.
-
-    `raw`: indices of palettes and values of few bits stay as stored. `by_pillow` reads colour models and 8-bit JPEG.
+    `raw`: indices of palettes and values of few bits stay as stored.
     """
     with tifffile.TiffFile(io.BytesIO(data), _multifile=False, **_PLAIN) as tiff:
         page = _first_page(tiff)
-        orientation = valid_orientation(page.tags.valueof(_ORIENTATION))
+        declared = valid_orientation(page.tags.valueof(_ORIENTATION)), _white(page), _nodata(page)
         _check_kind(page)
         series = tiff.series[0]
         n_bytes = int(np.prod(series.shape, dtype=np.int64)) * -(-page.bitspersample // 8)
@@ -88,7 +67,7 @@ def read_tiff(data: bytes, by_pillow: Callable[[bytes], np.ndarray], *, raw: boo
         jpeg = page.compression in _JPEG and page.bitspersample == 8 and n_colours <= 3 and len(members) == 1
         try:
             if page.photometric in _COLOUR_MODELS or jpeg:
-                return orientation, by_pillow(_unturned(data, tiff, page))
+                return Tiff(tiff_by_pillow(_unturned(data, tiff, page)), *declared)
             if _is_plain(page):
                 array = _channels_last(series.asarray(maxworkers=1), series.axes)
             else:
@@ -99,34 +78,22 @@ def read_tiff(data: bytes, by_pillow: Callable[[bytes], np.ndarray], *, raw: boo
             # What rasterio says is that GDAL said something.
             raise ImageError(_why_not(page, error.__cause__ or error)) from None
     array = array[:, :, : array.shape[2] - _n_alpha(page) * len(members)]
-    return orientation, np.ascontiguousarray(_values(array, page, raw=raw))
+    return Tiff(np.ascontiguousarray(_values(array, page, raw=raw)), *declared)
 
 
-def declared_white(data: bytes) -> float | None:
-    """The value that counts as 1 where a TIFF says it: of 9 to 15 bits, by their number (GDAL's NBITS) or by a
-    MaxSampleValue that ends so many. None of other files, and where a TIFF cannot be read."""
-    if data[:4] not in TIFF_MAGIC:
-        return None
-    try:
-        with tifffile.TiffFile(io.BytesIO(data), _multifile=False, **_PLAIN) as tiff:
-            page = _first_page(tiff)
-            largest = page.tags.valueof("MaxSampleValue") or 2**page.bitspersample - 1
-    except Exception:  # noqa: BLE001 - as in `read_tiff`, which says what is wrong with the file
-        return None
-    # What it is otherwise is the largest value that is there, which is no declaration (TIFF 6.0).
-    values = set(largest) if isinstance(largest, tuple) else {largest}
-    return float(values.pop()) if len(values) == 1 and values <= FEW_BITS else None
+def _white(page: tifffile.TiffPage) -> float | None:
+    with suppress(Exception):
+        largest = page.tags.valueof("MaxSampleValue") or 2**page.bitspersample - 1
+        # What it is otherwise is the largest value that is there, which is no declaration (TIFF 6.0).
+        values = set(largest) if isinstance(largest, tuple) else {largest}
+        return float(values.pop()) if len(values) == 1 and values <= FEW_BITS else None
+    return None
 
 
-def declared_nodata(data: bytes) -> float | None:
-    """The number that stands for empty in a TIFF, as GDAL writes it; None of other files, and where none is there."""
-    if data[:4] not in TIFF_MAGIC:
-        return None
-    try:
-        with tifffile.TiffFile(io.BytesIO(data), _multifile=False, **_PLAIN) as tiff:
-            return float(_first_page(tiff).tags.valueof(_GDAL_NODATA))
-    except Exception:  # noqa: BLE001 - as in `declared_white`
-        return None
+def _nodata(page: tifffile.TiffPage) -> float | None:
+    with suppress(Exception):
+        return float(page.tags.valueof(_GDAL_NODATA))
+    return None
 
 
 def _first_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:

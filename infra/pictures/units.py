@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
@@ -92,6 +93,23 @@ def parse_scale(value: Any) -> float | tuple[float, float] | str:
 _AS_IT_IS = PlainSerializer(lambda value: value, return_type=Any)
 Scale = Annotated[float | tuple[float, float] | str, PlainValidator(parse_scale), _AS_IT_IS]
 """What is declared of the values of a picture, as `parse_scale` gives it."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Decoded values, (H, W, C), or (N,) where only the values count; and what is declared of them, None for nothing.
+
+    `name`: the file's, for messages.
+    """
+
+    name: str
+    values: np.ndarray
+    scale: Scale | None = None
+
+    @cached_property
+    def unit(self) -> Unit:
+        """The values that count as 0 and as 1; UnitError where there are none."""
+        return unit_of(self.values, self.scale)
 
 
 def _by_role(value: Any) -> Any:
@@ -214,6 +232,27 @@ def model_scale(values: np.ndarray, scale: Scale | None, *, display: bool) -> Sc
             f"values above {high:g} in {_SHARE:g} % of its pixels, and this model counts {unit.white:g} as 1"
         )
     return scale
+
+
+def measure(
+    picture: Picture, role: str, declared: Mapping[str, Scale], own: Scale | None, *, display: bool
+) -> tuple[Picture, float | None]:
+    """The picture `role` that a model is given, with its scale, and the part of its range that it uses if that is odd.
+
+    `declared`: what the user says, by role; `own`: what the model says, used where neither the user nor the file says
+    anything; `display` as in `model_scale`. The part is `narrow_use` of the type (below 1) or `excess_use` of the
+    model's unit (above 1), and None of what is declared. UnitError where the values cannot be in that unit.
+    """
+    values = picture.values
+    scale = option_scale(values, declared, role, display=display)
+    scale = picture.scale if scale is None else scale
+    is_declared = scale is not None
+    if scale is None:
+        scale = model_scale(values, own, display=display)
+    measured = replace(picture, scale=scale)
+    unit = measured.unit
+    part = None if is_declared else narrow_use(values) if scale is None else excess_use(values, unit)
+    return measured, part
 
 
 def narrow_use(values: np.ndarray) -> float | None:

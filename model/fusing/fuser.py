@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.decode import decode, decode_indices
-from rwkvfusion.infra.pictures.units import Scale, Unit, UnitError, model_scale, unit_of
-from rwkvfusion.model.fusing.pixels import from_planes, luma, to_planes, with_chroma
+from rwkvfusion.infra.pictures.units import Picture, Scale, Unit, UnitError, measure, model_scale, unit_of
+from rwkvfusion.model.fusing.planes import from_planes, luma, to_planes, with_chroma
 from rwkvfusion.model.fusing.tiles import SCENE_PIXELS, Window, fuse_tiled, strips
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.stages.dataset.sample import Image, Sample
@@ -27,7 +28,11 @@ from rwkvfusion.stages.dataset.task import Task
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT_VERSION = 1
-
+ADVICE = (
+    "say which value does here (--scale {role}=VALUE; of a served model the column scale; of a dataset source.scale)"
+)
+"""For pictures without a unit."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 Roles = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}(\|[a-z][a-z0-9_]{0,31})*$")]
 
@@ -152,10 +157,16 @@ class Fuser:
             FuserError: roles, channels, types or sizes that do not fit, values that cannot be in the model's unit; the
                 message names them.
         """
-        chosen = self._choose(images)
+        pictures = {role: Picture(role, values, (scales or {}).get(role)) for role, values in images.items()}
+        return self.fuse_pictures(self.measure(pictures)[0], mask, text)
+
+    def fuse_pictures(
+        self, pictures: Mapping[str, Picture], mask: np.ndarray | None = None, text: np.ndarray | None = None
+    ) -> np.ndarray:
+        """`fuse` of pictures that have their scales: see `measure`."""
+        chosen = self._choose({role: picture.values for role, picture in pictures.items()})
         height, width, ratio = _common_size(chosen, same=self.config.luma_only)
-        units = self.units(chosen, scales)
-        planes = [_planes(role, image, units[role]) for role, image in chosen.items()]
+        planes = [_planes(role, image, pictures[role].unit) for role, image in chosen.items()]
         guidance = self._guidance(mask, text, height, width)
         with torch.inference_mode():
             inputs = [luma(image) for image in planes] if self.config.luma_only else planes
@@ -163,25 +174,27 @@ class Fuser:
             if self.config.luma_only:
                 fused = with_chroma(torch.from_numpy(fused), planes).numpy()
         role = self.fused_like(chosen)
-        return from_planes(fused, chosen[role].dtype, units[role])
+        return from_planes(fused, chosen[role].dtype, pictures[role].unit)
 
-    def units(
-        self, images: Mapping[str, np.ndarray], scales: Mapping[str, Scale | None] | None = None
-    ) -> dict[str, Unit]:
-        """The unit of each of `images` by role: as `scales` declare, else the model's own, else their type's.
+    def measure(
+        self, pictures: Mapping[str, Picture], declared: Mapping[str, Scale] = NOTHING, advice: str = ADVICE
+    ) -> tuple[dict[str, Picture], dict[str, float]]:
+        """The pictures with their scales, and how much some use of their range where that is odd: `units.measure`.
 
-        FuserError names a role whose values cannot be in that unit.
+        `declared`: what the user says, by role. FuserError names a picture whose values cannot be in that unit, and
+        ends with `advice`, in which {role} stands for its role.
         """
-        units = {}
-        for role, values in images.items():
+        measured, odd = {}, {}
+        for role, picture in pictures.items():
+            own = self.own_scale(role)
             try:
-                scale = (scales or {}).get(role)
-                if scale is None:
-                    scale = model_scale(values, self.own_scale(role), display=self.config.luma_only)
-                units[role] = unit_of(values, scale)
+                measured[role], part = measure(picture, role, declared, own, display=self.config.luma_only)
             except UnitError as error:
-                raise FuserError(_no_unit(role, role, error)) from None
-        return units
+                name = role if picture.name == role else f"{printable(picture.name)} ({role})"
+                raise FuserError(f"{name} holds {error}: {advice.format(role=role)}") from None
+            if part is not None:
+                odd[role] = part
+        return measured, odd
 
     def fused_like(self, roles: Iterable[str]) -> str:
         """The one of `roles` whose type and unit the fused picture has: the first, or the one that is sharpened."""
@@ -206,7 +219,7 @@ class Fuser:
             height, width: of the result, multiples of `unit`, the ratio of the resolutions.
             text: (tokens, width) encoded caption.
             max_pixels: of a tile.
-            units: of the whole pictures, by role; by default what `units` makes of each tile.
+            units: of the whole pictures, by role; by default what `measure` makes of each tile.
 
         Raises:
             FuserError: as `fuse`, and for a model of another kind of task.
@@ -221,10 +234,11 @@ class Fuser:
         def fuse(window: Window) -> np.ndarray:
             nonlocal dtype, like
             chosen = self._choose(read(window))
-            known = self.units(chosen) if units is None else units
+            pictures = {role: Picture(role, values) for role, values in chosen.items()}
+            own = units or {role: picture.unit for role, picture in self.measure(pictures)[0].items()}
             role = self.fused_like(chosen)
-            dtype, like = chosen[role].dtype, known[role]
-            planes = [_planes(name, image, known[name]) for name, image in chosen.items()]
+            dtype, like = chosen[role].dtype, own[role]
+            planes = [_planes(name, image, own[name]) for name, image in chosen.items()]
             whole = (slice(0, window[0].stop - window[0].start), slice(0, window[1].stop - window[1].start))
             with torch.inference_mode():
                 return self._forward(planes, None, tokens, whole, whole[0].stop)
@@ -239,13 +253,8 @@ class Fuser:
 
     def fuse_sample(self, sample: Sample) -> np.ndarray:
         """Fuse a sample with its mask and text. FuserError as `fuse`, ImageError for damaged pictures."""
-        sample = self.with_units(sample)
-        return self.fuse(
-            {image.role: decode(image.data) for image in sample.images},
-            None if sample.mask is None else decode_indices(sample.mask.png),
-            None if sample.text is None else sample.text.array(),
-            {image.role: image.declared for image in sample.images},
-        )
+        pictures = {image.role: Picture(image.path, decode(image.data), image.declared) for image in sample.images}
+        return self.fuse_pictures(self.measure(pictures)[0], *guidance_of(sample))
 
     def with_units(self, sample: Sample) -> Sample:
         """The sample with the model's own scale declared of the pictures that declare none; twice is as once.
@@ -271,7 +280,8 @@ class Fuser:
                 unit_of(values)
             return image.with_scale(scale, values)
         except UnitError as error:
-            raise FuserError(_no_unit(f"{printable(image.path)} ({image.role})", image.role, error)) from None
+            advice = ADVICE.format(role=image.role)
+            raise FuserError(f"{printable(image.path)} ({image.role}) holds {error}: {advice}") from None
 
     def own_scale(self, role: str) -> Scale | None:
         """What the model itself says of the values of `role`."""
@@ -333,9 +343,10 @@ class Fuser:
         return np.asarray(fused)
 
 
-def _no_unit(name: str, role: str, error: UnitError) -> str:
-    options = f"--scale {role}=VALUE; of a served model the column scale; of a dataset source.scale"
-    return f"{name} holds {error}: say which value does here ({options})"
+def guidance_of(sample: Sample) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The mask and the text of a sample, as `Fuser.fuse` takes them."""
+    mask = None if sample.mask is None else decode_indices(sample.mask.png)
+    return mask, None if sample.text is None else sample.text.array()
 
 
 def _planes(role: str, image: np.ndarray, unit: Unit) -> Tensor:

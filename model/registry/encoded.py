@@ -10,21 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from rwkvfusion.infra.pictures.decode import decode, decode_indices
+from rwkvfusion.infra.pictures.decode import decode_indices, describe
 from rwkvfusion.infra.pictures.emptiness import apart, filled
 from rwkvfusion.infra.pictures.encode import encode_picture
-from rwkvfusion.infra.pictures.tiff import declared_nodata, declared_white
-from rwkvfusion.infra.pictures.units import (
-    EVERY,
-    Scale,
-    UnitError,
-    excess_use,
-    excess_words,
-    narrow_use,
-    narrow_words,
-    option_scale,
-    parse_scales,
-)
+from rwkvfusion.infra.pictures.units import EVERY, Picture, excess_words, narrow_words, parse_scales
 from rwkvfusion.model.fusing.fuser import Fuser, FuserError
 
 COLUMN = "scale"
@@ -74,8 +63,9 @@ def fuse_encoded(
     What a TIFF's nodata says is empty changes no other pixel. A sharpening model's result is empty there too, told by
     the number of the picture that is sharpened; EmptyWarning where it cannot be told.
     """
-    images = {role: decode(data) for role, data in pictures.items()}
-    numbers = {role: number for role, data in pictures.items() if (number := declared_nodata(data)) is not None}
+    described = {role: describe(data) for role, data in pictures.items()}
+    images = {role: values for role, (_, values) in described.items()}
+    numbers = {role: info.nodata for role, (info, _) in described.items() if info.nodata is not None}
     empty = {role: gone for role, number in numbers.items() if (gone := images[role] == number).any()}
     # No valid pixel may depend on the value that stands for empty.
     images |= {role: filled(images[role], gone) for role, gone in empty.items()}
@@ -86,22 +76,14 @@ def fuse_encoded(
     unknown = sorted(set(given) - {*images, EVERY})
     if unknown:
         raise FuserError(f"{COLUMN}: there is no {unknown[0]!r} here, but {', '.join(images)}")
-    scales: dict[str, Scale | None] = {}
-    for role, values in images.items():
-        try:
-            declared = option_scale(values, given, role, display=fuser.config.luma_only)
-        except UnitError as error:
-            raise FuserError(f"{role} holds {error}: set {COLUMN}") from None
-        scales[role] = declared if declared is not None else declared_white(pictures[role])
-    units = fuser.units(images, scales)
-    for role in (role for role, declared in scales.items() if declared is None):
-        is_own = fuser.own_scale(role) is not None
-        part = excess_use(images[role], units[role]) if is_own else narrow_use(images[role])
-        if part is not None:
-            words, verb = (excess_words, "reaches") if is_own else (narrow_words, "uses")
-            option = f"set the column {COLUMN}, e.g. {role}=16383"
-            warnings.warn(words(role, verb, [part], option), UnitWarning, stacklevel=2)
-    fused = fuser.fuse(images, mask, text, scales)
+    measured, odd = fuser.measure(
+        {role: Picture(role, values, described[role][0].white) for role, values in images.items()}, given
+    )
+    for role, part in odd.items():
+        words, verb = (excess_words, "reaches") if part > 1 else (narrow_words, "uses")
+        option = f"set the column {COLUMN}, e.g. {role}=16383"
+        warnings.warn(words(role, verb, [part], option), UnitWarning, stacklevel=2)
+    fused = fuser.fuse_pictures(measured, mask, text)
     like = fuser.fused_like(images)
     number = numbers.get(like)
     if fuser.config.luma_only or number is None or not _holds(fused.dtype, number):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rwkvfusion.infra.pictures.decode import ImageError, decode, decode_indices
 from rwkvfusion.infra.pictures.units import Unit, UnitError, unit_of
-from rwkvfusion.model.fusing.pixels import luma, to_planes
+from rwkvfusion.model.fusing.planes import luma, to_planes
 from rwkvfusion.model.training.order import EpochOrder
 from rwkvfusion.model.training.survey import DataError, ShardCache, TrainingSet
 from rwkvfusion.stages.dataset.sample import Image, Sample

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rwkvfusion.infra.pictures.decode import decode, encode_png
+from rwkvfusion.infra.pictures.decode import decode
+from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.table import METRICS
 from rwkvfusion.model.metrics.table import evaluate as score

@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from rwkvfusion.infra.errors import printable
-from rwkvfusion.infra.pictures.decode import ImageError, decode
-from rwkvfusion.infra.pictures.formats import RASTERS
-from rwkvfusion.infra.pictures.tiff import declared_white
+from rwkvfusion.infra.pictures.decode import ImageError, describe
+from rwkvfusion.infra.pictures.encode import RASTERS
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.table import METRICS
@@ -120,6 +119,7 @@ def _read(store: Store, name: str) -> Picture:
     """A picture with what its file declares."""
     data = store.read(name)
     try:
-        return Picture(store.join(name), decode(data), declared_white(data))
+        info, values = describe(data)
+        return Picture(store.join(name), values, info.white)
     except ImageError as error:
         raise EvaluateError(f"{printable(store.join(name))}: {error}") from None

@@ -10,7 +10,7 @@ from typing import Literal
 import click
 
 from rwkvfusion.infra.errors import printable
-from rwkvfusion.infra.pictures.formats import FORMATS, LOSSY, QUALITY
+from rwkvfusion.infra.pictures.encode import FORMATS, LOSSY, QUALITY
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, JSON, check_form, scales_of
 from rwkvfusion.pipelines.ray_job import check_output

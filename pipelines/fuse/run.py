@@ -11,37 +11,22 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
 import torch
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
-from rwkvfusion.infra.pictures.decode import ImageError
-from rwkvfusion.infra.pictures.formats import FORMATS
-from rwkvfusion.infra.pictures.units import Scale
+from rwkvfusion.infra.pictures.encode import FORMATS
+from rwkvfusion.infra.pictures.units import EVERY, Scale
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fusing.fuser import WEIGHTS, Fuser
 from rwkvfusion.model.registry.registry import resolve
 from rwkvfusion.pipelines.console import Bar, say
-from rwkvfusion.pipelines.fuse.scene import File, FuseError
-from rwkvfusion.pipelines.fuse.units import check_roles, declared
-from rwkvfusion.pipelines.fuse.writer import (
-    Fused,
-    FuseSummary,
-    Model,
-    OnPicture,
-    Output,
-    PictureWriter,
-    Skipped,
-    Task,
-)
+from rwkvfusion.pipelines.fuse.record import File, Fused, Model, Output, Pair
+from rwkvfusion.pipelines.fuse.writer import FuseError, FuseSummary, OnPicture, PictureWriter, Skipped
 from rwkvfusion.stages.dataset.dataset import Dataset
-from rwkvfusion.stages.dataset.sample import Sample, SampleFormatError
-from rwkvfusion.stages.source.files import check_orientation, open_picture
 from rwkvfusion.stages.source.pairing import FoldersError, pair_folders
-from rwkvfusion.stages.source.scenes.picture_rasters import with_filled
 
 __all__ = [
     "FuseError",
@@ -65,11 +50,13 @@ def open_model(
 ) -> Model:
     """The model behind `uri` (see `serving.resolve`) on `device`; by default on the GPU where there is one.
 
-    `scales`: of the raw pictures that it is to fuse, by role; ScaleError for roles that are not the model's.
+    `scales`: of the raw pictures that it is to fuse, by role; FuseError for roles that are not the model's.
     """
     source = resolve(uri, tracking)
     fuser = Fuser.load(source.folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    check_roles(scales or {}, fuser)
+    roles = [role for names in fuser.config.places for role in names]
+    if unknown := sorted(set(scales or {}) - {*roles, EVERY}):
+        raise FuseError(f"--scale: this model has no {unknown[0]!r}; it fuses {', '.join(roles)}")
     return Model(fuser, source, sha256((source.folder / WEIGHTS).read_bytes()), scales or {})
 
 
@@ -98,7 +85,7 @@ def fuse_pair(
         if output.format not in (None, extension.lower()):
             raise FuseError(f"{out} is no .{output.format}, which was asked for: leave one of them out")
         output = replace(output, format=extension)
-    return PictureWriter(model, folder, guidance, replace(output, jobs=1)).run([_task(model, stem, files)], 1)
+    return PictureWriter(model, folder, guidance, replace(output, jobs=1)).run([Pair(stem, files=files)], 1)
 
 
 def fuse_folders(
@@ -123,12 +110,11 @@ def fuse_folders(
         pairs, alone = pair_folders(stores)
     except FoldersError as error:
         raise FuseError(str(error)) from None
-    tasks = []
+    items: list[Pair | Skipped] = [Skipped(one.name, one.reason) for one in alone]
     for pair in pairs:
-        files = {role: (stores[role], name) for role, name in pair.items()}
-        tasks.append(_task(model, os.path.splitext(pair[roles[0]])[0], {role: files[role] for role in roles}))
-    skipped = [Skipped(one.name, one.reason) for one in alone]
-    return PictureWriter(model, Store(out), guidance, output).run(tasks, len(tasks) + len(skipped), on_picture, skipped)
+        stem = os.path.splitext(pair[roles[0]])[0]
+        items.append(Pair(stem, files={role: (stores[role], pair[role]) for role in roles}))
+    return PictureWriter(model, Store(out), guidance, output).run(items, len(items), on_picture)
 
 
 def fuse_dataset(
@@ -183,39 +169,14 @@ def _file(url: str) -> File:
     return Store(folder or "/"), name
 
 
-def _task(model: Model, name: str, files: Mapping[str, File]) -> Task:
-    return Task(name, partial(_raw_sample, model, files), files=files)
-
-
-def _raw_sample(model: Model, files: Mapping[str, File]) -> Sample:
-    """A sample of pictures as they are, with what is declared of them; an error names the file."""
-    pictures = []
-    for role, (store, name) in files.items():
-        try:
-            pictures.append(with_filled(store, name, open_picture(role, store.join(name), store.read(name))))
-        except ImageError as error:
-            raise ImageError(f"{printable(store.join(name))}: {error}") from None
-    check_orientation(pictures)
-    images = tuple(declared(model.fuser, model.scales, picture) for picture in pictures)
-    return Sample(key="pair", dataset="files", split="test", task=model.fuser.config.task, images=images)
-
-
-def _committed(dataset: Dataset) -> Iterator[Task]:
-    """A task for each selected sample; those of a damaged shard fail with what is wrong with it."""
+def _committed(dataset: Dataset) -> Iterator[Pair | Skipped]:
+    """Each selected sample; those of a damaged shard are skipped with what is wrong with it."""
     for shard in dataset.shards:
         try:
             samples = shard.read()
         except RwkvFusionError as error:
-            yield from (Task(key, partial(_fail, str(error)), key) for key in shard.keys)
+            yield from (Skipped(key, str(error)) for key in shard.keys)
             continue
         for sample in samples:
             stem = sample.images[0].path.rpartition("/")[2].rpartition(".")[0]
-            yield Task(stem, partial(_as_it_is, sample), sample.key)
-
-
-def _as_it_is(sample: Sample) -> Sample:
-    return sample
-
-
-def _fail(message: str) -> Sample:
-    raise SampleFormatError(message)
+            yield Pair(stem, sample.key, sample=sample)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
@@ -13,32 +12,25 @@ from typing import Any
 import numpy as np
 import rasterio
 
-from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.pictures.decode import encode_tiff
 from rwkvfusion.infra.pictures.emptiness import filled
-from rwkvfusion.infra.pictures.units import Scale, Unit
+from rwkvfusion.infra.pictures.encode import encode_tiff
+from rwkvfusion.infra.pictures.units import Picture, Scale, Unit
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.fusing.tiles import Window
+from rwkvfusion.pipelines.fuse.record import File, file_sha256
 from rwkvfusion.pipelines.fuse.scene_writer import SceneWriter
-from rwkvfusion.pipelines.fuse.units import Measured, scene_units
-from rwkvfusion.stages.dataset.sample import Sample
+from rwkvfusion.pipelines.fuse.writer import ADVICE, is_tiff
+from rwkvfusion.stages.dataset.sample import Image
 from rwkvfusion.stages.dataset.task import SHARPENING_TASKS
 from rwkvfusion.stages.source.files import open_picture
 from rwkvfusion.stages.source.scenes.ground import check_same_grid
 from rwkvfusion.stages.source.scenes.raster import Raster, RasterError, gdal_errors
 from rwkvfusion.stages.source.scenes.raster_pair import RasterPair
 
-File = tuple[Store, str]
-RASTERS = ("tif", "tiff")
 _CACHE_MB = 64
 """Of GDAL, which would take a twentieth of the memory."""
 _OVERVIEW = 256
-_BLOCK = 16 * 2**20
-
-
-class FuseError(RwkvFusionError):
-    """Nothing can be fused as asked; the message says what is missing."""
 
 
 def is_scene(fuser: Fuser, files: Mapping[str, File]) -> bool:
@@ -73,7 +65,7 @@ def lost_ground(files: Mapping[str, File]) -> tuple[str, ...]:
     rasters, notes = [], []
     with ExitStack() as stack:
         for store, name in files.values():
-            if name.rpartition(".")[2].lower() in RASTERS:
+            if is_tiff(name):
                 with suppress(RasterError):
                     rasters.append(stack.enter_context(Raster(store, name)))
         for raster in rasters:
@@ -92,8 +84,6 @@ class SceneRecord:
     """What was written: the raster's shape and type, its georeference, and the hashes of it and its sources; and what a
     person should know of how that was done."""
 
-    height: int
-    width: int
     output: dict[str, Any]
     sources: dict[str, dict[str, str]]
     notes: tuple[str, ...]
@@ -102,30 +92,34 @@ class SceneRecord:
 def raster_units(
     fuser: Fuser, files: Mapping[str, File], scales: Mapping[str, Scale]
 ) -> tuple[dict[str, Unit], dict[str, float]]:
-    """`scene_units` of the rasters `files`, of which `scales` are declared. RasterError where they lack the bands."""
+    """`Fuser.measure` of the rasters `files`, of which `scales` are declared: their units, and what is odd of them.
+
+    FuserError as there, RasterError where they lack the bands.
+    """
     with ExitStack() as stack:
         rasters = {role: stack.enter_context(Raster(*file)) for role, file in files.items()}
         # Values of what is no band of the model have no unit in it.
         _check_bands(fuser, rasters)
-        measured = {
-            role: Measured(files[role][1], raster.some_values(), raster.declared_white)
+        pictures = {
+            role: Picture(files[role][1], raster.some_values(), raster.declared_white)
             for role, raster in rasters.items()
         }
-    return scene_units(fuser, scales, measured)
+    measured, odd = fuser.measure(pictures, scales, ADVICE)
+    return {role: picture.unit for role, picture in measured.items()}, odd
 
 
-def overview(fuser: Fuser, files: Mapping[str, File], units: Mapping[str, Unit]) -> Sample:
-    """The rasters shrunk to a few hundred pixels: a sample to make a caption of. RasterError as `fuse_scene`."""
-    pictures = []
+def overview(files: Mapping[str, File], units: Mapping[str, Unit]) -> tuple[Image, ...]:
+    """The rasters shrunk to a few hundred pixels, to make a caption of. RasterError as `fuse_scene`."""
+    images = []
     for role, (store, name) in files.items():
         with Raster(store, name) as raster:
             rows, columns = raster.size
             shrink = max(max(rows, columns) / _OVERVIEW, 1)
             shape = (max(round(rows / shrink), 1), max(round(columns / shrink), 1))
             values = filled(*raster.read((slice(0, rows), slice(0, columns)), shape))
-        picture, unit = open_picture(role, name, encode_tiff(values)), units[role]
-        pictures.append(picture.image.with_scale((unit.black, unit.white), picture.array))
-    return Sample(key="scene", dataset="files", split="test", task=fuser.config.task, images=tuple(pictures))
+        image, unit = open_picture(role, name, encode_tiff(values)).image, units[role]
+        images.append(image.with_scale((unit.black, unit.white), values))
+    return tuple(images)
 
 
 def fuse_scene(
@@ -172,7 +166,7 @@ def fuse_scene(
             **out.facts,
         }
         sources = {role: {"path": name, "sha256": file_sha256(store, name)} for role, (store, name) in files.items()}
-        return SceneRecord(height, width, output, sources, (*pair.notes, *out.notes))
+        return SceneRecord(output, sources, (*pair.notes, *out.notes))
 
 
 def _check_bands(fuser: Fuser, rasters: Mapping[str, Raster]) -> None:
@@ -191,11 +185,3 @@ def _reader(pair: RasterPair, high: str, low: str) -> Callable[[Window], dict[st
         return {high: fine.values, low: coarse.values}
 
     return read
-
-
-def file_sha256(store: Store, name: str) -> str:
-    """Hex SHA-256 of a file, of which one block at a time is in memory."""
-    digest, size = hashlib.sha256(), store.size(name)
-    for start in range(0, size, _BLOCK):
-        digest.update(store.read(name, start, min(start + _BLOCK, size)))
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.pictures.decode import ImageError, decode_indices, probe
+from rwkvfusion.infra.pictures.decode import ImageError, decode_indices, describe
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.stages.dataset.dataset import Dataset, Shard
 from rwkvfusion.stages.dataset.manifest import ALLOW, Manifest
@@ -121,7 +121,7 @@ def _check_image(image: Image) -> Iterator[str]:
         yield f"{image.role} is not the picture that was read (SHA-256 differs)"
         return
     try:
-        info = probe(image.data)
+        info = describe(image.data)[0]
     except ImageError as error:
         yield f"{image.role}: {error}"
         return

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 
-from rwkvfusion.infra.pictures.decode import encode_png
+from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.stages.dataset.sample import MAX_OBJECTS, Instance, Mask, Sample
 from rwkvfusion.stages.guidance.rle import cut, decode_rle, encode_rle
 from rwkvfusion.stages.guidance.stage import Stage, StageConfig

@@ -16,7 +16,6 @@ from fsspec.core import split_protocol
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.decode import MAX_BYTES, ImageError, ImageInfo, describe
-from rwkvfusion.infra.pictures.tiff import declared_white
 from rwkvfusion.infra.pictures.units import Scale, UnitError, option_scale, unit_of
 from rwkvfusion.infra.storage import MissingError, StorageError, Store, sha256
 from rwkvfusion.stages.dataset.sample import Image
@@ -144,7 +143,7 @@ def open_picture(role: str, path: str, data: bytes) -> Picture:
     info, array = describe(data)
     image = Image(
         role=role, path=path, data=data, sha256=sha256(data), ext=info.ext, height=info.height, width=info.width,
-        channels=info.channels, bit_depth=info.bit_depth, scale=declared_white(data),
+        channels=info.channels, bit_depth=info.bit_depth, scale=info.white,
     )  # fmt: skip
     return Picture(image, info, array)
 

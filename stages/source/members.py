@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rwkvfusion.infra.errors import printable
-from rwkvfusion.infra.pictures.decode import ImageError, decode, encode_png, encode_tiff, extension_of
+from rwkvfusion.infra.pictures.decode import ImageError, decode, extension_of
+from rwkvfusion.infra.pictures.encode import encode_png, encode_tiff
 from rwkvfusion.infra.storage import StorageError, Store, sha256
 from rwkvfusion.stages.dataset.sample import Image, Sample
 from rwkvfusion.stages.dataset.task import exposure_roles

@@ -10,11 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import cv2
 import numpy as np
-from scipy.fft import dctn
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.decode import ImageError, thumbnail
@@ -157,6 +153,10 @@ def join_groups(groups: Sequence[str], hashes: Sequence[int | None], distance: i
     order: a pair that is added renames others only where it is their near-duplicate and its group's name comes before
     theirs, or where it joins groups that were apart. 5,000 pairs take a tenth of a second.
     """
+    # Slow to import, here and below, and pairing files by their names needs none of it.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     names = sorted(set(groups))
     order = {name: number for number, name in enumerate(names)}
     numbers = np.array([order[group] for group in groups], np.int64)
@@ -210,6 +210,9 @@ def perceptual_hash(data: bytes) -> int | None:
     says nothing of the scene and counts as 0 (C. Zauner, Implementation and Benchmarking of Perceptual Image Hash
     Functions, 2010). None for a flat picture. ImageError where `data` is no picture.
     """
+    import cv2
+    from scipy.fft import dctn
+
     small = cv2.resize(thumbnail(data, _SIDE), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     if small.max() == small.min():
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from made import scene
 
-from rwkvfusion.infra.pictures.decode import encode_png
+from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.stages.dataset.manifest import Manifest, write_manifest
 from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION, Image, Mask, Sample, Text

@@ -19,7 +19,8 @@ import torch
 import yaml
 from made import scene
 
-from rwkvfusion.infra.pictures.decode import decode, encode_png
+from rwkvfusion.infra.pictures.decode import decode
+from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.tracking import RunData, RunInfo, Tracker, TrackingError, start_run, tracking_uri, using
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion

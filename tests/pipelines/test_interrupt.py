@@ -16,7 +16,7 @@ import yaml
 from made import scene
 from made_datasets import pairs, write_dataset
 
-from rwkvfusion.infra.pictures.decode import encode_png
+from rwkvfusion.infra.pictures.encode import encode_png
 
 STUBBORN = """
 import subprocess, sys, time

@@ -9,9 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from rwkvfusion.infra.errors import printable
-from rwkvfusion.infra.pictures.decode import encode_tiff
 from rwkvfusion.infra.pictures.emptiness import filled
-from rwkvfusion.infra.pictures.formats import RASTERS
+from rwkvfusion.infra.pictures.encode import RASTERS, encode_tiff
 from rwkvfusion.infra.pictures.units import unit_of
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.stages.source.files import Picture, RefusedError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rwkvfusion.infra.errors import printable
-from rwkvfusion.infra.pictures.decode import encode_tiff
+from rwkvfusion.infra.pictures.encode import encode_tiff
 from rwkvfusion.infra.pictures.units import narrow_use, unit_of
 from rwkvfusion.infra.storage import MissingError, Store, sha256
 from rwkvfusion.stages.dataset.sample import Image

@@ -16,7 +16,6 @@ from made import scene
 from PIL import Image
 from rasterio.io import MemoryFile
 
-from rwkvfusion.infra.pictures import tiff
 from rwkvfusion.infra.pictures.decode import ImageError, decode, decode_indices, describe, thumbnail
 from rwkvfusion.infra.pictures.foreign import foreign
 
@@ -254,7 +253,7 @@ def test_damage_in_any_compression_is_still_damage() -> None:
 def test_large_pictures_are_read_up_to_one_limit_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     side = 14000
     assert decode(png(np.zeros((side, side, 1), np.uint8), 1)).shape == (side, side, 1)
-    monkeypatch.setattr(tiff, "MAX_PIXELS", 500)
+    monkeypatch.setattr("rwkvfusion.infra.pictures.decode.MAX_PIXELS", 500)
     for data in (pillow(Image.fromarray(RGB), "PNG"), pillow(Image.fromarray(RGB), "JPEG"), gdal(DEEP),
                  pillow(Image.fromarray(RGB), "BMP"), gdal(DEEP, compress="zstd")):  # fmt: skip
         for reader in (decode, decode_indices, lambda data: thumbnail(data, 8)):

@@ -18,8 +18,7 @@ from made import scene
 from made_datasets import TEXT_WIDTH, pair, picture, write_dataset
 from rasterio.transform import from_origin
 
-from rwkvfusion.infra.pictures.decode import decode
-from rwkvfusion.infra.pictures.tiff import declared_white
+from rwkvfusion.infra.pictures.decode import decode, describe
 from rwkvfusion.infra.pictures.units import Unit, UnitError, model_scale, narrow_use, parse_scale, parse_scales, unit_of
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig, FuserError
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
@@ -118,11 +117,11 @@ def test_a_file_declares_its_bits(tmp_path: Path) -> None:
             tmp_path / f"{bits}.tif", "w", driver="GTiff", height=48, width=64, count=1, dtype="uint16", NBITS=bits
         ) as file:
             file.write((INFRARED[:, :, 0].astype(np.uint16) << (bits - 8))[None])
-        assert declared_white((tmp_path / f"{bits}.tif").read_bytes()) == 2**bits - 1
+        assert describe((tmp_path / f"{bits}.tif").read_bytes())[0].white == 2**bits - 1
     for largest, declared in ((4095, 4095.0), (4000, None), (65_535, None)):
         tifffile.imwrite(tmp_path / "a.tif", FOURTEEN[:, :, 0], extratags=[(281, 3, 1, largest, True)])
-        assert declared_white((tmp_path / "a.tif").read_bytes()) == declared
-    assert declared_white(picture("a", FOURTEEN).data) is None
+        assert describe((tmp_path / "a.tif").read_bytes())[0].white == declared
+    assert describe(picture("a", FOURTEEN).data)[0].white is None
 
 
 def test_small_use_of_16_bits_is_seen_and_odd_pixels_and_empty_ones_do_not_hide_it() -> None:

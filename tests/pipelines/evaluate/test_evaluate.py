@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from made import scene
 from made_datasets import TEXT_WIDTH, pair, picture, write_dataset
 
-from rwkvfusion.infra.pictures.decode import decode, encode_png
+from rwkvfusion.infra.pictures.decode import decode
+from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.metrics.table import METRICS, luma
 from rwkvfusion.model.metrics.table import evaluate as score

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from made import scene
 from made_datasets import write_dataset
 
-from rwkvfusion.infra.pictures.decode import decode, probe
+from rwkvfusion.infra.pictures.decode import decode, describe
+from rwkvfusion.infra.pictures.encode import encode_picture
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
-from rwkvfusion.model.fusing.pixels import encode_picture
 from rwkvfusion.model.metrics.sharpening import SHARPENING_METRICS
 from rwkvfusion.model.metrics.table import METRICS
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
@@ -42,7 +42,7 @@ def bands(seed: int) -> dict[str, np.ndarray]:
 
 def image(role: str, array: np.ndarray, scale: float | None) -> Image:
     data, ext = encode_picture(array)
-    info = probe(data)
+    info = describe(data)[0]
     return Image(
         role=role, path=f"{role}.{ext}", data=data, ext=info.ext, height=info.height, width=info.width,
         channels=info.channels, bit_depth=info.bit_depth, sha256=sha256(data), scale=scale,

@@ -12,11 +12,13 @@ import torch
 from made import scene
 from PIL import Image as Pil
 
-from rwkvfusion.infra.pictures.decode import decode, describe, encode_png
+from rwkvfusion.infra.pictures.decode import decode, describe
+from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.registry.registry import ModelSource
+from rwkvfusion.pipelines.fuse.record import Fused
 from rwkvfusion.pipelines.fuse.run import (
     FuseError,
     Model,
@@ -27,7 +29,7 @@ from rwkvfusion.pipelines.fuse.run import (
     fuse_pair,
     open_model,
 )
-from rwkvfusion.pipelines.fuse.writer import Fused, Skipped
+from rwkvfusion.pipelines.fuse.writer import Skipped
 from rwkvfusion.stages.dataset.manifest import DatasetError, Manifest, write_manifest
 from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION, Image, Mask, Sample, Text
 from rwkvfusion.stages.dataset.tar import pack

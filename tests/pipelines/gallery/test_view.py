@@ -14,7 +14,7 @@ from made import scene
 from made_datasets import pair, pairs, picture, write_dataset
 from PIL import Image as Pil
 
-from rwkvfusion.infra.pictures.decode import encode_png
+from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.gallery.marks import shrink
 from rwkvfusion.pipelines.gallery.run import ViewError, view

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from made_datasets import pair, write_dataset
 
-from rwkvfusion.infra.pictures.decode import encode_png
+from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.pipelines.prepare.verify import verify
 from rwkvfusion.stages.dataset.dataset import Dataset

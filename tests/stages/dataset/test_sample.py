@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from made import scene
 from pydantic import ValidationError
 
-from rwkvfusion.infra.pictures.decode import encode_png
+from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.stages.dataset.manifest import KEY_PATTERN
 from rwkvfusion.stages.dataset.sample import (
     SCHEMA,

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from rwkvfusion.infra.pictures.decode import decode, decode_indices, encode_png
+from rwkvfusion.infra.pictures.decode import decode, decode_indices
+from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.stages.dataset.sample import Box, Image, Instance, Sample
 from rwkvfusion.stages.guidance.builtin.detect import DetectConfig, SalientRegions
 from rwkvfusion.stages.guidance.builtin.segment import BoxSegmenter, SegmentConfig

@@ -16,7 +16,8 @@ from made import scene
 from PIL import Image
 from test_source import source, write
 
-from rwkvfusion.infra.pictures.decode import ImageError, decode, encode_png, encode_tiff, thumbnail
+from rwkvfusion.infra.pictures.decode import ImageError, decode, thumbnail
+from rwkvfusion.infra.pictures.encode import encode_png, encode_tiff
 from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.recipe import RecipeError, load_recipe

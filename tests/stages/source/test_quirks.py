@@ -12,7 +12,7 @@ from made import scene
 from PIL import Image
 
 from rwkvfusion.infra.pictures.decode import decode, decode_indices
-from rwkvfusion.model.fusing.pixels import luma, to_planes, with_chroma
+from rwkvfusion.model.fusing.planes import luma, to_planes, with_chroma
 from rwkvfusion.stages.guidance.annotation import AnnotationConfig, annotated
 from rwkvfusion.stages.source.config import SourceConfig
 from rwkvfusion.stages.source.source import Source

@@ -15,7 +15,8 @@ from made import scene
 from PIL import Image
 from test_source import picture, source, write
 
-from rwkvfusion.infra.pictures.decode import decode, encode_png, encode_tiff
+from rwkvfusion.infra.pictures.decode import decode
+from rwkvfusion.infra.pictures.encode import encode_png, encode_tiff
 from rwkvfusion.stages.source.config import SourceError
 from rwkvfusion.stages.source.files import Picture, RefusedError, open_picture
 from rwkvfusion.stages.source.layouts import LAYOUTS

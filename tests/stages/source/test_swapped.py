@@ -9,7 +9,7 @@ import pytest
 from made import scene
 from PIL import Image as Pil
 
-from rwkvfusion.infra.pictures.decode import encode_png
+from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.stages.source.config import SourceConfig
 from rwkvfusion.stages.source.files import open_picture
 from rwkvfusion.stages.source.names import colours_swapped, names_swapped, pairs_swapped

@@ -23,7 +23,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from rwkvfusion.infra.pictures.decode import decode, encode_png
+from rwkvfusion.infra.pictures.decode import decode
+from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.weights import WeightsError
 from rwkvfusion.stages.dataset.sample import Box, Caption, Image, Sample, from_table, to_table
 from rwkvfusion.stages.guidance.builtin.detect import AnnotatedBoxes, AnnotatedBoxesConfig

@@ -10,7 +10,8 @@ import pytest
 from test_ground import write
 from test_units import VIF, luma_fuser, pan_fuser, run
 
-from rwkvfusion.infra.pictures.decode import decode, encode_tiff
+from rwkvfusion.infra.pictures.decode import decode
+from rwkvfusion.infra.pictures.encode import encode_tiff
 from rwkvfusion.model.registry.encoded import EmptyWarning, fuse_encoded
 from rwkvfusion.pipelines.evaluate.run import evaluate_folders
 from rwkvfusion.stages.source.config import SourceConfig

@@ -1,4 +1,8 @@
-"""Decoded pictures to the planes that the network sees, and back."""
+"""Decoded pictures to the planes that the network sees, and back: luma for it, with chroma fused beside by a rule.
+
+Planes are float tensors on 0-1, channels in the third dimension from the end. The space is full-range BT.601 YCbCr
+(JPEG's), with neutral chroma at 0.5.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Models that are registered bring code that imports this from here.
-from rwkvfusion.infra.pictures.encode import encode_picture as encode_picture
 from rwkvfusion.infra.pictures.units import Unit, unit_of
-from rwkvfusion.model.fusing.colour import fuse_chroma, rgb_to_ycbcr, ycbcr_to_rgb
+
+_RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
+_CB_SCALE, _CR_SCALE = 2 * (1 - _BLUE), 2 * (1 - _RED)
+NEUTRAL = 0.5
 
 
 def to_planes(image: np.ndarray, unit: Unit | None = None) -> Tensor:
@@ -41,6 +46,26 @@ def from_planes(planes: np.ndarray, dtype: np.dtype[Any], unit: Unit) -> np.ndar
     return np.ascontiguousarray(values.astype(dtype).transpose(1, 2, 0))
 
 
+def rgb_to_ycbcr(rgb: Tensor) -> Tensor:
+    """RGB (..., 3, H, W) -> Y, Cb, Cr (..., 3, H, W)."""
+    red, green, blue = rgb.unbind(dim=-3)
+    luma = _RED * red + _GREEN * green + _BLUE * blue
+    return torch.stack([luma, (blue - luma) / _CB_SCALE + NEUTRAL, (red - luma) / _CR_SCALE + NEUTRAL], dim=-3)
+
+
+def ycbcr_to_rgb(ycbcr: Tensor) -> Tensor:
+    """Y, Cb, Cr (..., 3, H, W) -> RGB (..., 3, H, W): the exact inverse of `rgb_to_ycbcr`.
+
+    Fused luma and chroma may name a colour that RGB cannot show; the result then leaves 0-1, and clamping it is the
+    caller's choice.
+    """
+    luma, cb, cr = ycbcr.unbind(dim=-3)
+    red = luma + _CR_SCALE * (cr - NEUTRAL)
+    blue = luma + _CB_SCALE * (cb - NEUTRAL)
+    green = (luma - _RED * red - _BLUE * blue) / _GREEN
+    return torch.stack([red, green, blue], dim=-3)
+
+
 def is_grey(image: Tensor) -> bool:
     """Whether (C, H, W) shows no colour: one channel, or several that are equal, as many files store grey."""
     return image.shape[0] == 1 or bool((image == image[:1]).all())
@@ -51,6 +76,19 @@ def luma(image: Tensor) -> Tensor:
     return image[:1] if is_grey(image) else rgb_to_ycbcr(image)[:1]
 
 
+def fuse_chroma(chroma: Sequence[Tensor]) -> Tensor:
+    """Fuse the chroma planes, Cb or Cr or both, of one or more modalities, all of one shape.
+
+    Per plane and pixel: sum_i C_i |C_i - 0.5| / sum_i |C_i - 0.5|, and 0.5 where every modality is neutral. A grey
+    modality has no weight, so the colour of the others passes through it.
+    """
+    # Offsets from neutral, not the values: a pixel coloured in one modality only then keeps its colour to the bit.
+    offsets = torch.stack([planes - NEUTRAL for planes in chroma])
+    weights = offsets.abs()
+    total = weights.sum(dim=0)
+    return (offsets * weights).sum(dim=0) / torch.where(total > 0, total, torch.ones_like(total)) + NEUTRAL
+
+
 def with_chroma(fused: Tensor, sources: Sequence[Tensor]) -> Tensor:
     """Give the fused luma (1, H, W) the fused chroma of its sources (1 or 3, H, W).
 
@@ -59,5 +97,5 @@ def with_chroma(fused: Tensor, sources: Sequence[Tensor]) -> Tensor:
     chroma = [rgb_to_ycbcr(image)[1:] for image in sources if not is_grey(image)]
     if not chroma:
         return fused
-    cb, cr = fuse_chroma([planes[0] for planes in chroma], [planes[1] for planes in chroma])
-    return ycbcr_to_rgb(torch.stack([fused[0].to(cb.dtype), cb, cr]))
+    planes = fuse_chroma(chroma)
+    return ycbcr_to_rgb(torch.cat([fused.to(planes.dtype), planes]))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from rwkvfusion.model.fusing.colour import fuse_chroma, rgb_to_ycbcr, ycbcr_to_rgb
+from rwkvfusion.model.fusing.planes import fuse_chroma, rgb_to_ycbcr, ycbcr_to_rgb
 
 unit_planes = arrays(np.float32, (3, 2, 3), elements=st.floats(0, 1, width=32))
 
@@ -42,7 +42,7 @@ def test_grey_is_neutral() -> None:
 @given(arrays(np.float64, (3, 5), elements=st.floats(0, 1)), st.permutations(range(3)))
 def test_chroma_rule_pixel_by_pixel(values: np.ndarray, order: list[int]) -> None:
     planes = [torch.from_numpy(row) for row in values]
-    fused, _ = fuse_chroma(planes, planes)
+    fused = fuse_chroma(planes)
     for column, pixel in enumerate(values.T):
         weights = [abs(value - 0.5) for value in pixel]
         expected = 0.5
@@ -51,25 +51,12 @@ def test_chroma_rule_pixel_by_pixel(values: np.ndarray, order: list[int]) -> Non
         assert fused[column].item() == pytest.approx(expected, abs=1e-9)
         assert min(pixel.min(), 0.5) - 1e-12 <= fused[column].item() <= max(pixel.max(), 0.5) + 1e-12
     shuffled = [planes[index] for index in order]
-    assert torch.allclose(fuse_chroma(shuffled, shuffled)[0], fused, rtol=0, atol=1e-12)
+    assert torch.allclose(fuse_chroma(shuffled), fused, rtol=0, atol=1e-12)
 
 
 def test_colour_passes_grey_modalities() -> None:
     colour = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0))
     grey = torch.full((4, 5), 0.5)
-    cb, cr = fuse_chroma([grey, colour[0], grey], [grey, colour[1], grey])
-    assert torch.allclose(cb, colour[0], rtol=0, atol=1e-7)
-    assert torch.allclose(cr, colour[1], rtol=0, atol=1e-7)
-    assert torch.equal(fuse_chroma([grey, grey], [grey, grey])[0], grey)
-
-
-def test_errors_say_what_was_given() -> None:
-    plane = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match=r"\(1, 2, 3\)"):
-        rgb_to_ycbcr(plane[None])
-    with pytest.raises(ValueError, match="2 Cb and 1 Cr"):
-        fuse_chroma([plane, plane], [plane])
-    with pytest.raises(ValueError, match="at least one"):
-        fuse_chroma([], [])
-    with pytest.raises(ValueError, match=r"\(2, 3\), \(3, 2\)"):
-        fuse_chroma([plane, plane.T], [plane, plane])
+    neutral = torch.stack([grey, grey])
+    assert torch.allclose(fuse_chroma([neutral, colour, neutral]), colour, rtol=0, atol=1e-7)
+    assert torch.equal(fuse_chroma([grey, grey]), grey)

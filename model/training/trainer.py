@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.model.network.network import RWKVFusion
+from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.training.loader import Batch
 from rwkvfusion.model.training.losses import Terms, fusion_loss, sharpening_loss
 from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
+_UNREADABLE = (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError)
+"""What reading a damaged checkpoint raises."""
 
 
 class TrainingError(RwkvFusionError):
@@ -177,14 +180,8 @@ class Trainer:
             fused: Tensor = torch.func.functional_call(self.network, self.ema, inputs)
         return fused.float().cpu()
 
-    def averaged(self) -> RWKVFusion:
-        """A network of its own, on the CPU, with the averaged weights."""
-        network = RWKVFusion(self.network.config)
-        network.load_state_dict(self.ema)
-        return network.eval()
-
     def save(self, folder: Path) -> None:
-        """Write a checkpoint to `folder`, which is made where it is missing; the state last, as proof of the rest."""
+        """Write a checkpoint to `folder`, which is created if missing; the state last, as proof of the rest."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {MODEL: self.network.state_dict(), EMA: self.ema, OPTIMIZER: self._optimizer_tensors()}
         for name, values in tensors.items():
@@ -193,34 +190,21 @@ class Trainer:
         (folder / STATE).write_text(json.dumps(state, indent=1, sort_keys=True) + "\n")
 
     def load(self, folder: Path) -> None:
-        """Go on exactly where `save` was called. CheckpointError for a folder of another training, or damaged."""
+        """Resume exactly where `save` was called. CheckpointError for a folder of another training, or damaged."""
         try:
-            state = self._proved(folder)
+            state = _proved(folder, self._identity())
             network, average, moments = (load_file(folder / name) for name in (MODEL, EMA, OPTIMIZER))
             average = {name: average[name].to(self.device) for name in self.ema}
             counts = [int(state[name]) for name in ("done", "skipped", "skipped_in_a_row")]
             last_loss = torch.tensor(float(state["last_loss"]))
             self.network.load_state_dict(network)
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, CheckpointError):
-                raise
+        except CheckpointError:
+            raise
+        except _UNREADABLE as error:
             raise CheckpointError(f"{folder} is no checkpoint of this training: {error}") from None
         self.ema, self.last_loss = average, last_loss
         self.done, self.skipped, self._skipped_in_a_row = counts
         self._restore_optimizer(moments)
-
-    def _proved(self, folder: Path) -> dict[str, Any]:
-        """The state, once every file is found to be the one it was written with."""
-        state = json.loads((folder / STATE).read_text())
-        if not isinstance(state, dict) or not isinstance(files := state.get("files"), dict):
-            raise CheckpointError(f"{folder / STATE} does not say what belongs to it")
-        damaged = [name for name in (MODEL, EMA, OPTIMIZER) if files.get(name) != _file_sha256(folder / name)]
-        if damaged:
-            raise CheckpointError(f"{folder} is damaged, or was not stored whole: {', '.join(damaged)}")
-        differs = [name for name, value in self._identity().items() if state.get(name) != value]
-        if differs:
-            raise CheckpointError(f"{folder / STATE} is of another training: {', '.join(differs)} differ")
-        return state
 
     def _identity(self) -> dict[str, Any]:
         return {"total": self.total, "seed": self.seed, "task": self.task}
@@ -245,6 +229,46 @@ class Trainer:
             # AdamW keeps its counter of steps on the CPU.
             place = "cpu" if moment == "step" else self.device
             self.optimizer.state[parameters[name]][moment] = value.to(place)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint leaves to those who use the network: on the CPU, with the averaged weights."""
+
+    network: RWKVFusion
+    steps: int
+    loss: float
+    """Of the last step."""
+
+
+def read_averaged(folder: Path, config: NetworkConfig, *, total: int, seed: int, task: str) -> Trained:
+    """The averaged network of the checkpoint in `folder`, of a training of `total` steps with `seed` on `task`.
+
+    CheckpointError for a folder of another training, or damaged.
+    """
+    try:
+        state = _proved(folder, {"total": total, "seed": seed, "task": task})
+        network = RWKVFusion(config)
+        network.load_state_dict(load_file(folder / EMA))
+        return Trained(network.eval(), int(state["done"]), float(state["last_loss"]))
+    except CheckpointError:
+        raise
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{folder} is no checkpoint of this training: {error}") from None
+
+
+def _proved(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The state, once every file is proved to be the one it was written with."""
+    state = json.loads((folder / STATE).read_text())
+    if not isinstance(state, dict) or not isinstance(files := state.get("files"), dict):
+        raise CheckpointError(f"{folder / STATE} does not say what belongs to it")
+    damaged = [name for name in (MODEL, EMA, OPTIMIZER) if files.get(name) != _file_sha256(folder / name)]
+    if damaged:
+        raise CheckpointError(f"{folder} is damaged, or was not stored whole: {', '.join(damaged)}")
+    differs = [name for name, value in identity.items() if state.get(name) != value]
+    if differs:
+        raise CheckpointError(f"{folder / STATE} is of another training: {', '.join(differs)} differ")
+    return state
 
 
 def _file_sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The folder of checkpoints that Ray Train keeps, put in order before a training that died goes on.
+"""The folder of checkpoints that Ray Train keeps, repaired before a training that died is resumed.
 
 Ray writes its list of them in place, so that a kill can leave half of it, and does not start from such a list. What a
 checkpoint's own state says is enough to make the list anew.
@@ -7,7 +7,6 @@ checkpoint's own state says is enough to make the list anew.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import ray
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,24 +19,24 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 _FOLDER = "checkpoint_"
 
 
-def settle(store: Store) -> list[str]:
+def repair(store: Store) -> list[str]:
     """Leave a list that Ray starts from, and no checkpoint that it does not name; what was done, for a person.
 
     Nobody else may be writing to `store`, the folder of one attempt.
     """
-    there = {name: files for name in store.folders() if name.startswith(_FOLDER) and (files := store.files(name))}
-    if not there and not store.exists(SNAPSHOT):
+    stored = {name: files for name in store.folders() if name.startswith(_FOLDER) and (files := store.files(name))}
+    if not stored and not store.exists(SNAPSHOT):
         return []
-    said = []
-    known = _listed(store)
-    if known is None or not known <= there.keys():
-        known = _list_anew(store, sorted(there))
-        said.append(f"{store.join(SNAPSHOT)} was not whole: made anew of {len(known)} checkpoints")
-    for name in sorted(there.keys() - known):
-        for file in there[name]:
+    lines = []
+    listed = _listed(store)
+    if listed is None or not listed <= stored.keys():
+        listed = _list_anew(store, sorted(stored))
+        lines.append(f"{store.join(SNAPSHOT)} was not whole: made anew of {len(listed)} checkpoints")
+    for name in sorted(stored.keys() - listed):
+        for file in stored[name]:
             store.remove(file)
-        said.append(f"removed {store.join(name)}: it was not stored whole when the job died, or is not needed")
-    return said
+        lines.append(f"removed {store.join(name)}: it was not stored whole when the job died, or is not needed")
+    return lines
 
 
 def complete(store: Store, steps: int) -> list[str]:
@@ -73,13 +72,11 @@ def _listed(store: Store) -> set[str] | None:
 
 def _list_anew(store: Store, names: list[str]) -> set[str]:
     """Write a list of those of `names` that are all there, the one with the most steps last."""
-    found: list[tuple[int, str, dict[str, Any]]] = []
-    for name in names:
-        if (state := _state(store, name)) is not None:
-            done, loss = state
-            found.append((done, name, {"step": done, "loss": loss}))
-    found.sort(key=lambda one: one[:2])
-    entries = [{"checkpoint_dir_name": name, "metrics": metrics} for _, name, metrics in found]
+    states = [(state, name) for name in names if (state := _state(store, name)) is not None]
+    entries = [
+        {"checkpoint_dir_name": name, "metrics": {"step": done, "loss": loss}}
+        for (done, loss), name in sorted(states, key=lambda one: (one[0][0], one[1]))
+    ]
     snapshot = {
         "ray_version": ray.__version__,
         "checkpoint_results": entries,

@@ -1,4 +1,4 @@
-"""The record of a training's attempts, which lets one that died be gone on with."""
+"""The record of a training's attempts, from which one that died is resumed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,22 +31,38 @@ TRAINING, ATTEMPT = "training", "attempt"
 class TrainJob:
     """One attempt at a plan: its MLflow run and its folder below `output`. `resumed` if it was begun before."""
 
-    store: Store
+    plan: TrainPlan
     run: RunInfo
     attempt: int
     resumed: bool
 
-    def folder(self, plan: TrainPlan) -> str:
+    @property
+    def folder(self) -> str:
         """Name of the folder of this attempt's checkpoints."""
-        return f"{plan.name}-{self.attempt:03d}"
+        return f"{self.plan.name}-{self.attempt:03d}"
 
-    def checkpoints(self, plan: TrainPlan) -> Store:
+    @property
+    def checkpoints(self) -> Store:
         """The folder of this attempt's checkpoints."""
-        return Store(plan.recipe.output).sub(self.folder(plan))
+        return Store(self.plan.recipe.output).sub(self.folder)
 
-    def finish(self, result: Mapping[str, Any] | None = None) -> None:
-        """Note that nothing is left to resume, and what a `TrainResult` holds but for the tracking URI."""
-        self.store.write(JOB, _record(self, finished=True, result=result))
+    def finish(self, result: TrainResult | None = None) -> None:
+        """Note that nothing is left to resume, and the result but for the tracking URI, which may hold a password."""
+        values = None if result is None else asdict(result)
+        if values is not None:
+            del values["tracking_uri"]
+        self.record(finished=True, result=values)
+
+    def record(self, *, finished: bool, result: Mapping[str, Any] | None = None) -> None:
+        """Write `job.json`."""
+        record = _Record(
+            attempt=self.attempt,
+            run_id=self.run.run_id,
+            experiment=self.run.experiment,
+            finished=finished,
+            result=None if result is None else dict(result),
+        )
+        self.plan.store.write(JOB, record.model_dump_json(indent=1).encode())
 
 
 def finished_result(plan: TrainPlan) -> TrainResult | None:
@@ -57,28 +73,32 @@ def finished_result(plan: TrainPlan) -> TrainResult | None:
     version = version_of_run(uri, plan.model_name, before.run_id)
     if version is None:
         return None
-    # What a record lacks that an older version of the package wrote.
-    blank: dict[str, Any] = {"metrics": {}, "floors": {}, "pairs": 0, "splits": (), "datasets": (), "notes": ()}
-    known = {field.name for field in fields(TrainResult)} & (before.result or {}).keys()
-    recorded = {name: (before.result or {})[name] for name in known}
+    # A record of an older version of the package lacks some of them.
+    scores: dict[str, Any] = {"metrics": {}, "floors": {}, "pairs": 0, "splits": (), "datasets": (), "notes": ()}
+    for name in scores.keys() & (before.result or {}).keys():
+        value = (before.result or {})[name]
+        scores[name] = tuple(value) if isinstance(value, list) else value
     return TrainResult(
-        **blank
-        | {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
-        | {"run_id": before.run_id, "tracking_uri": uri, "model_name": version.name, "version": version.version}
-        | {"model_uri": version.uri, "alias": plan.recipe.register_as.alias, "steps": plan.recipe.steps}
-        | {"trained": False}
+        run_id=before.run_id,
+        tracking_uri=uri,
+        model_name=version.name,
+        version=version.version,
+        model_uri=version.uri,
+        alias=plan.recipe.register_as.alias,
+        steps=plan.recipe.steps,
+        trained=False,
+        **scores,
     )
 
 
 def open_job(plan: TrainPlan) -> TrainJob:
-    """Go on with the unfinished attempt at `plan`, or begin a new one with a run of its own."""
-    store = plan.store
+    """Resume the unfinished attempt at `plan`, or begin a new one with a run of its own."""
     before = _read_record(plan)
     if before is not None and not before.finished:
         # Where the tracking is, the recipe says: with a password perhaps, which is not written down.
         run = RunInfo(before.run_id, tracking_uri(plan.recipe.tracking.uri), before.experiment)
         if run_exists(run):
-            return TrainJob(store, run, before.attempt, resumed=True)
+            return TrainJob(plan, run, before.attempt, resumed=True)
     attempt = max(_newest_folder(plan), before.attempt if before else 0) + 1
     run = start_run(
         plan.recipe.tracking.uri,
@@ -90,8 +110,8 @@ def open_job(plan: TrainPlan) -> TrainJob:
         data=[RunData(_name(url), url, digest) for url, digest in plan.data.fingerprints.items()],
     )
     Tracker(run.uri, run.run_id).json("data", plan.data.fingerprints)
-    job = TrainJob(store, run, attempt, resumed=False)
-    store.write(JOB, _record(job, finished=False))
+    job = TrainJob(plan, run, attempt, resumed=False)
+    job.record(finished=False)
     return job
 
 
@@ -104,17 +124,6 @@ class _Record(BaseModel):
     experiment: str
     finished: bool
     result: dict[str, Any] | None = None
-
-
-def _record(job: TrainJob, *, finished: bool, result: Mapping[str, Any] | None = None) -> bytes:
-    record = _Record(
-        attempt=job.attempt,
-        run_id=job.run.run_id,
-        experiment=job.run.experiment,
-        finished=finished,
-        result=None if result is None else dict(result),
-    )
-    return record.model_dump_json(indent=1).encode()
 
 
 def _read_record(plan: TrainPlan) -> _Record | None:

@@ -1,10 +1,11 @@
-"""What a training will be, settled and checked before anything starts."""
+"""What a training will be, decided and checked before anything starts."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from rwkvfusion.infra.storage import Store, sha256
@@ -18,14 +19,14 @@ from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """A recipe with what its data settles."""
+    """A recipe with what follows from its data."""
 
     recipe: TrainRecipe
     data: TrainingSet
     survey: Survey
     network: NetworkConfig
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Of the run and its folder; equal only for equal recipes on equal data."""
         # What does not change the result must not change the name.
@@ -34,7 +35,7 @@ class TrainPlan:
         proof = json.dumps([recipe, sorted(self.data.fingerprints.values())], sort_keys=True)
         return f"{self.title}-{sha256(proof.encode())[:10]}"
 
-    @property
+    @cached_property
     def store(self) -> Store:
         """The folder of what is known of its attempts; their checkpoints lie beside it."""
         return Store(self.recipe.output).sub(self.name)
@@ -66,7 +67,7 @@ class TrainPlan:
 
 
 def plan_training(recipe: TrainRecipe) -> TrainPlan:
-    """Open and survey the data, settle the network, and make one batch.
+    """Open and survey the data, decide on the network, and make one batch.
 
     RecipeError, DataError, DatasetError, StorageError for whatever would else fail in a worker.
     """

@@ -1,13 +1,66 @@
-"""Progress of a training for a person who waits: the start of the workers, then steps."""
+"""Progress of a training: from rank 0 through a small Ray actor to the driver, and there to a person who waits."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import ray
 
 from rwkvfusion.pipelines.console import Bar, phase, say
-from rwkvfusion.pipelines.train.board import Progress
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is: steps done of all, the last loss, and the process of the worker that says so."""
+
+    step: int
+    total: int
+    loss: float
+    seconds_per_step: float
+    pid: int
+
+
+class Board:
+    """Rank 0 pins its progress here for the driver; only the newest counts. Any rank may report a permanent failure.
+
+    An actor that is light to start, for it imports nothing heavy.
+    """
+
+    def __init__(self) -> None:
+        self.newest: Progress | None = None
+        self.verdict: str | None = None
+        self.notes: list[str] = []
+
+    def give_up(self, reason: str) -> None:
+        """Report a permanent failure: workers that are restarted do not retry. The first reason counts."""
+        self.verdict = self.verdict or reason
+
+    def given_up(self) -> str | None:
+        """The reason of a permanent failure, if there is one."""
+        return self.verdict
+
+    def note(self, text: str) -> None:
+        """Something that could not be done, and that does not end the training."""
+        self.notes.append(text)
+
+    def noted(self) -> list[str]:
+        return self.notes
+
+    def pin(self, progress: Progress) -> None:
+        self.newest = progress
+
+    def take(self) -> Progress | None:
+        """What was pinned since the last call."""
+        newest, self.newest = self.newest, None
+        return newest
+
+
+def make_board() -> Any:
+    """A board in a process of its own; it takes no CPU from the workers."""
+    return ray.remote(num_cpus=0)(Board).remote()
 
 
 class StepProgress:

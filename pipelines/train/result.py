@@ -1,12 +1,18 @@
-"""What a training leaves behind, for programs and for the command that finds it done already."""
+"""What a training leaves behind: for programs, for MLflow, and for the person who waited."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from textwrap import wrap
 
-from rwkvfusion.infra.tracking import Tracker
+from rwkvfusion.infra.secrets import redacted
+from rwkvfusion.infra.tracking import Tracker, tracking_uri
+from rwkvfusion.pipelines.evaluate.table import table_lines, verdict
+from rwkvfusion.pipelines.train.recipe import TrainRecipe
 
+_MODEL = "model"
 _SCORES = ("metrics", "floors", "pairs", "splits", "datasets", "notes")
 
 
@@ -40,15 +46,40 @@ def record_result(tracker: Tracker, result: TrainResult) -> None:
 
     TrackingError where MLflow fails.
     """
-    points = {f"final_{name}": value for name, value in known(result.metrics).items()}
+    points = {f"final_{name}": value for name, value in available(result.metrics).items()}
     for floor, scores in result.floors.items():
-        points |= {f"floor_{floor.replace(' ', '_')}_{name}": value for name, value in known(scores).items()}
+        points |= {f"floor_{floor.replace(' ', '_')}_{name}": value for name, value in available(scores).items()}
     tracker.metrics(points, result.steps)
     tags = {"scored": f"{result.pairs} pairs of {', '.join(result.splits)} of {' '.join(result.datasets)}"}
     tracker.tags(tags if result.pairs else {"scored": "nothing"})
     tracker.json("scores", {name: asdict(result)[name] for name in _SCORES})
 
 
-def known(metrics: Mapping[str, float | None]) -> dict[str, float]:
-    """Those that could be had."""
+def available(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """The metrics that have a value."""
     return {name: value for name, value in metrics.items() if value is not None}
+
+
+def end_lines(result: TrainResult, recipe: TrainRecipe, width: int) -> Iterator[str]:
+    """The table of final scores, where there are any, and the commands that use the model."""
+    if result.pairs:
+        scores = {name: value for name, value in result.metrics.items() if name != "loss"}
+        means = {name: _numbers(row, scores) for name, row in {**result.floors, _MODEL: scores}.items()}
+        splits = f"split{'s' if len(result.splits) > 1 else ''} {', '.join(result.splits)}"
+        pairs = "1 pair" if result.pairs == 1 else f"{result.pairs} pairs"
+        yield f"scores on {pairs} of {splits} of {', '.join(result.datasets)}:"
+        yield from table_lines(means, width)
+        yield from wrap(verdict(means, _MODEL), width)
+    # By now the alias may be with the version of a later training.
+    model = f"--model models:/{result.model_name}@{result.alias}" if result.trained else f"--model {result.model_uri}"
+    if result.tracking_uri != tracking_uri():
+        model += f" --tracking-uri {redacted(result.tracking_uri)}"
+    yield "next:"
+    for url in result.datasets or recipe.data.all_urls:
+        yield f"  rwkvfusion evaluate {model} --dataset {url}"
+    yield f"  rwkvfusion fuse {model} A B -o OUT.png"
+
+
+def _numbers(row: Mapping[str, float | None], like: Mapping[str, float | None]) -> dict[str, float]:
+    values = {name: row.get(name) for name in like}
+    return {name: math.nan if value is None else value for name, value in values.items()}

@@ -1,7 +1,7 @@
 """`train`: prepared pairs to a registered model, on Ray Train, recorded in MLflow.
 
-A worker that dies is replaced and goes on from the last checkpoint, in the same run. The same command, after the
-whole job was killed, goes on with the run it began.
+A worker that dies is replaced and resumes from the last checkpoint, in the same run. The same command, after the
+whole job was killed, resumes its run.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -30,23 +28,23 @@ from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import absolute
 from rwkvfusion.infra.tracking import Tracker, TrackingError, tracking_uri
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
+from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.model.registry.registry import RegisteredVersion, log_and_register
-from rwkvfusion.model.training.trainer import CheckpointError, Trainer, TrainingError
+from rwkvfusion.model.training.trainer import CheckpointError, Trained, TrainingError, read_averaged
 from rwkvfusion.pipelines import console
 from rwkvfusion.pipelines.cluster import Cluster, connect, expect
 from rwkvfusion.pipelines.console import phase
 from rwkvfusion.pipelines.ray_job import check_output, check_tracking
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.tally import watched
-from rwkvfusion.pipelines.train.board import Progress, make_board
-from rwkvfusion.pipelines.train.checkpoints import complete, settle
+from rwkvfusion.pipelines.train.checkpoints import complete, repair
 from rwkvfusion.pipelines.train.job import TrainJob, finished_result, open_job
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
-from rwkvfusion.pipelines.train.progress import StepProgress
+from rwkvfusion.pipelines.train.progress import Progress, StepProgress, make_board
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
-from rwkvfusion.pipelines.train.result import TrainResult, known, record_result
+from rwkvfusion.pipelines.train.result import TrainResult, available, record_result
 from rwkvfusion.pipelines.train.scores import final_scores, no_scores
-from rwkvfusion.pipelines.train.worker import WorkerSpec, make_trainer, memory_knobs, train_worker
+from rwkvfusion.pipelines.train.worker import WorkerSpec, memory_knobs, train_worker
 from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
 OnProgress = Callable[[Progress], None]
@@ -71,7 +69,7 @@ def train(
     Raises:
         RwkvFusionError: a recipe or data that cannot be used, before any cluster starts; LeaseError where the same
             training is under way; TrainingError where the workers failed more often than `max_failures`. The same
-            recipe then goes on from the last checkpoint.
+            recipe then resumes from the last checkpoint.
     """
     _check_places(recipe, say)
     with phase("reading the datasets' manifests and some pairs"):
@@ -85,12 +83,11 @@ def train(
                 f" ({before.model_uri}, run {before.run_id}); --again or another seed trains anew"
             )
             return before
-        return _train(plan, open_job(plan), lease, progress, say)
+        return _train(open_job(plan), lease, progress, say)
 
 
-def _train(
-    plan: TrainPlan, job: TrainJob, lease: Lease, progress: OnProgress | None, say: Callable[[str], None]
-) -> TrainResult:
+def _train(job: TrainJob, lease: Lease, progress: OnProgress | None, say: Callable[[str], None]) -> TrainResult:
+    plan = job.plan
     begun = "going on with" if job.resumed else "recording"
     where = redacted(job.run.uri)
     say(f"{len(plan.data)} pairs for {plan.data.task}; {begun} run {job.run.run_id} at {where}")
@@ -98,35 +95,33 @@ def _train(
         say(reason)
     tracker = Tracker(job.run.uri, job.run.run_id)
     try:
-        trainer, notes = _fit(plan, job, progress, say)
-        result = _finish(plan, job, trainer, notes, lease, say)
+        trained, notes = _fit(job, progress, say)
+        result = _finish(job, trained, notes, lease, say)
     except BaseException as error:
-        # The record of the attempt stays open: the same recipe goes on with this run.
+        # The record of the attempt stays open: the same recipe resumes this run.
         with contextlib.suppress(TrackingError):
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracker.finish()
-    job.finish({name: value for name, value in asdict(result).items() if name != "tracking_uri"})
+    job.finish(result)
     for note in result.notes:
         say(note)
     say(f"{result.model_name} version {result.version} is @{result.alias}: models:/{result.model_name}@{result.alias}")
     return result
 
 
-def _finish(
-    plan: TrainPlan, job: TrainJob, trainer: Trainer, notes: list[str], lease: Lease, say: Callable[[str], None]
-) -> TrainResult:
+def _finish(job: TrainJob, trained: Trained, notes: list[str], lease: Lease, say: Callable[[str], None]) -> TrainResult:
     """Score, register and record what was trained. Only what keeps it from being registered is an error."""
-    fuser = _fuser(plan, trainer)
+    plan = job.plan
+    fuser = make_fuser(plan, trained.network)
     with phase("scoring the model"):
         scores = final_scores(fuser, plan.recipe.data, say)
-    loss = float(trainer.last_loss)
-    metrics = {"loss": loss if math.isfinite(loss) else None, **scores.metrics}
+    metrics = {"loss": trained.loss if math.isfinite(trained.loss) else None, **scores.metrics}
     lease.check()
     try:
         with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch, phase("storing the model"):
             fuser.save(Path(scratch) / "fuser")
-            version = _register(plan, job, Path(scratch) / "fuser", known(metrics))
+            version = _register(job, Path(scratch) / "fuser", available(metrics))
         result = TrainResult(
             run_id=job.run.run_id,
             tracking_uri=job.run.uri,
@@ -134,7 +129,7 @@ def _finish(
             version=version.version,
             model_uri=version.uri,
             alias=plan.recipe.register_as.alias,
-            steps=trainer.done,
+            steps=trained.steps,
             metrics=metrics,
             floors=scores.floors,
             pairs=scores.pairs,
@@ -145,21 +140,19 @@ def _finish(
         record_result(Tracker(job.run.uri, job.run.run_id), result)
     except TrackingError as error:
         raise TrackingError(
-            f"{error}; all {trainer.done} steps are made and kept: the same command registers the model"
+            f"{error}; all {trained.steps} steps are made and kept: the same command registers the model"
         ) from None
     return result
 
 
-def _fit(
-    plan: TrainPlan, job: TrainJob, progress: OnProgress | None, say: Callable[[str], None]
-) -> tuple[Trainer, list[str]]:
-    """Run the workers to the last step: a trainer with their last checkpoint, and what they could not do besides."""
-    recipe = plan.recipe
-    for line in settle(job.checkpoints(plan)):
+def _fit(job: TrainJob, progress: OnProgress | None, say: Callable[[str], None]) -> tuple[Trained, list[str]]:
+    """Run the workers to the last step: their last averaged network, and what they could not do besides."""
+    plan, recipe = job.plan, job.plan.recipe
+    for line in repair(job.checkpoints):
         say(line)
-    if (trainer := _trained(plan, job)) is not None:
-        say(f"all {trainer.done} steps are made already")
-        return trainer, []
+    if (trained := _already_trained(job)) is not None:
+        say(f"all {trained.steps} steps are made already")
+        return trained, []
     # Ray Train's default of 2 s between looks at the workers is felt at each start, checkpoint and death.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # On a busy machine the workers' imports alone pass its default of 60 s, and it would start them anew for ever.
@@ -175,7 +168,7 @@ def _fit(
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(num_workers=recipe.workers, use_gpu=use_gpu),
             run_config=RunConfig(
-                name=job.folder(plan),
+                name=job.folder,
                 storage_path=absolute(recipe.output),
                 failure_config=FailureConfig(max_failures=recipe.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
@@ -191,23 +184,24 @@ def _fit(
             raise TrainingError(reason)
         if result.checkpoint is None:
             raise TrainingError(f"the workers left no checkpoint in {recipe.output}")
-        trainer = make_trainer(plan, torch.device("cpu"), rank=0, world=1)
         with result.checkpoint.as_directory() as folder:
-            trainer.load(Path(folder))
-        return trainer, ray.get(board.noted.remote())
+            return _averaged(plan, Path(folder)), ray.get(board.noted.remote())
 
 
-def _trained(plan: TrainPlan, job: TrainJob) -> Trainer | None:
-    """A trainer with the checkpoint of the last step, where one is there and whole: the job died after it."""
-    store = job.checkpoints(plan)
-    for name in complete(store, plan.recipe.steps):
-        trainer = make_trainer(plan, torch.device("cpu"), rank=0, world=1)
+def _already_trained(job: TrainJob) -> Trained | None:
+    """What the checkpoint of the last step holds, where there is a whole one: the job died after it."""
+    store = job.checkpoints
+    for name in complete(store, job.plan.recipe.steps):
         with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch, contextlib.suppress(CheckpointError):
             for file in store.files(name):
                 (Path(scratch) / file.rpartition("/")[2]).write_bytes(store.read(file))
-            trainer.load(Path(scratch))
-            return trainer
+            return _averaged(job.plan, Path(scratch))
     return None
+
+
+def _averaged(plan: TrainPlan, folder: Path) -> Trained:
+    recipe = plan.recipe
+    return read_averaged(folder, plan.network, total=recipe.steps, seed=recipe.seed, task=plan.data.task)
 
 
 def _check_places(recipe: TrainRecipe, say: Callable[[str], None]) -> None:
@@ -243,7 +237,7 @@ def _reason(error: TrainingFailedError, plan: TrainPlan) -> str:
     causes = sorted((_unwrapped(failure) for failure in error.worker_failures.values()), key=_weight)
     said = f"a worker failed: {(str(causes[0]).strip() or type(causes[0]).__name__).splitlines()[-1]}"
     if isinstance(causes[0], RayError):
-        said += f" (where it was killed for want of memory, {memory_knobs(plan)})"
+        said += f" (where it was killed because memory ran out, {memory_knobs(plan)})"
     return said
 
 
@@ -262,8 +256,8 @@ def _weight(error: BaseException) -> int:
     return 0 if isinstance(error, RwkvFusionError) else 1 if isinstance(error, RayError) else 2
 
 
-def _fuser(plan: TrainPlan, trainer: Trainer) -> Fuser:
-    network = trainer.averaged()
+def make_fuser(plan: TrainPlan, network: RWKVFusion) -> Fuser:
+    """The fuser of a trained network, with what the plan's data says of its inputs."""
     task = plan.survey.example.task
     return Fuser(
         network,
@@ -271,8 +265,8 @@ def _fuser(plan: TrainPlan, trainer: Trainer) -> Fuser:
     )
 
 
-def _register(plan: TrainPlan, job: TrainJob, folder: Path, metrics: dict[str, float]) -> RegisteredVersion:
-    sample = plan.survey.example
+def _register(job: TrainJob, folder: Path, metrics: dict[str, float]) -> RegisteredVersion:
+    plan, sample = job.plan, job.plan.survey.example
     example = {image.role: image.data for image in sample.images}
     members = sample.members()
     for name in ("mask.png", "text.npy"):

@@ -29,8 +29,8 @@ from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.model.training.loader import Batch, Loader
 from rwkvfusion.model.training.preview import strip
 from rwkvfusion.model.training.trainer import CheckpointError, Trainer, TrainingError, learning_rate
-from rwkvfusion.pipelines.train.board import Progress
 from rwkvfusion.pipelines.train.plan import TrainPlan
+from rwkvfusion.pipelines.train.progress import Progress
 
 EXAMPLES = 2
 """Samples whose fused pictures are recorded."""
@@ -48,7 +48,7 @@ class WorkerSpec:
 def train_worker(config: dict[str, WorkerSpec]) -> None:
     """Train from the last checkpoint, or from the start, to the last step. Runs in each of Ray Train's workers.
 
-    What would go wrong again (data, settings, memory) is told to the board, so that it is not tried again.
+    A permanent failure (data, settings, memory) is reported to the board, so that it is not retried.
     """
     spec = config["spec"]
     if ray.get(spec.board.given_up.remote()):
@@ -56,7 +56,7 @@ def train_worker(config: dict[str, WorkerSpec]) -> None:
     try:
         _train(spec)
     except (RwkvFusionError, MemoryError, RuntimeError) as error:
-        reason = lasting_reason(error, spec.plan)
+        reason = permanent_failure(error, spec.plan)
         if reason is not None:
             ray.get(spec.board.give_up.remote(reason))
             raise TrainingError(reason) from None
@@ -106,7 +106,7 @@ def _load(trainer: Trainer, checkpoint: Checkpoint) -> CheckpointError | None:
 
 
 def check_agreement(trainer: Trainer) -> None:
-    """RuntimeError where ranks do not go on from the same step: one of them could not read what others could."""
+    """RuntimeError where ranks do not resume from the same step: one of them could not read what others could."""
     if not dist.is_initialized():
         return
     ends = torch.tensor([trainer.done, -trainer.done], device=trainer.device)
@@ -116,8 +116,8 @@ def check_agreement(trainer: Trainer) -> None:
         raise RuntimeError(f"ranks go on from different checkpoints: of step {first} and of step {last}")
 
 
-def lasting_reason(error: BaseException, plan: TrainPlan) -> str | None:
-    """What to tell a person of an error that starting anew would not cure; None for any other."""
+def permanent_failure(error: BaseException, plan: TrainPlan) -> str | None:
+    """What to tell a person of an error that a retry would not cure; None for a transient one."""
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
     if out_of_memory:
         return f"out of memory: {memory_knobs(plan)}"

@@ -24,6 +24,7 @@ from rwkvfusion.model.training.trainer import (
     Trainer,
     TrainingError,
     learning_rate,
+    read_averaged,
 )
 
 TINY = NetworkConfig(in_channels=(1, 1), out_channels=1, width=8, text_width=TEXT_WIDTH, max_objects=3)
@@ -65,8 +66,11 @@ def test_resuming_is_exact(batches: list[Batch], tmp_path: Path) -> None:
         "optimizer.safetensors",
         "state.json",
     ]
-    averaged = second.averaged().state_dict()
+    second.save(tmp_path)
+    trained = read_averaged(tmp_path, second.network.config, total=second.total, seed=second.seed, task=second.task)
+    averaged = trained.network.state_dict()
     assert all(torch.equal(averaged[name], straight.ema[name]) for name in averaged)
+    assert (trained.steps, trained.loss) == (6, losses[-1])
 
 
 def test_another_trainings_checkpoint_is_refused(batches: list[Batch], tmp_path: Path) -> None:
@@ -135,13 +139,15 @@ def test_steps_without_finite_gradients_change_nothing_and_end_the_run(batches: 
         one.step(bad)
 
 
-def test_the_loss_falls_and_the_average_follows(batches: list[Batch]) -> None:
+def test_the_loss_falls_and_the_average_follows(batches: list[Batch], tmp_path: Path) -> None:
     one = trainer(40)
     losses = [float(one.step(batch)["loss"]) for batch in batches]
     assert np.mean(losses[-8:]) < 0.95 * np.mean(losses[:8])
     fused = one.predict(batches[0])
+    one.save(tmp_path)
+    network = read_averaged(tmp_path, one.network.config, total=one.total, seed=one.seed, task=one.task).network
     with torch.no_grad():
-        alone = one.averaged()(batches[0].images, batches[0].mask, batches[0].text, batches[0].text_mask)
+        alone = network(batches[0].images, batches[0].mask, batches[0].text, batches[0].text_mask)
     assert torch.equal(fused, alone)
     moved = [not torch.equal(value, one.ema[name]) for name, value in one.network.state_dict().items()]
     assert sum(moved) > len(moved) // 2

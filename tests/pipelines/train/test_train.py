@@ -29,10 +29,10 @@ from rwkvfusion.infra.tracking import TrackingError
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.registry.registry import resolve
 from rwkvfusion.pipelines.recipe import RecipeError, load_recipe
-from rwkvfusion.pipelines.train.board import Progress
-from rwkvfusion.pipelines.train.checkpoints import SNAPSHOT, settle
+from rwkvfusion.pipelines.train.checkpoints import SNAPSHOT, repair
 from rwkvfusion.pipelines.train.job import open_job
 from rwkvfusion.pipelines.train.plan import plan_training
+from rwkvfusion.pipelines.train.progress import Progress
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
 from rwkvfusion.pipelines.train.run import _reason, train
 
@@ -114,13 +114,13 @@ def test_an_unfinished_job_is_gone_on_with(tmp_path: Path) -> None:
     recipe = settings(tmp_path, write_dataset(tmp_path / "made", pairs(4, 4)))
     plan = plan_training(recipe)
     first, again = open_job(plan), open_job(plan)
-    assert (again.run, again.folder(plan), again.resumed) == (first.run, first.folder(plan), True)
+    assert (again.run, again.folder, again.resumed) == (first.run, first.folder, True)
     other = plan_training(recipe.model_copy(update={"seed": 1}))
     assert open_job(other).run != first.run
     again.finish()
     fresh = open_job(plan)
     assert fresh.run != first.run
-    assert fresh.folder(plan) != first.folder(plan)
+    assert fresh.folder != first.folder
     # A run that is no longer there cannot be gone on with.
     MlflowClient(fresh.run.uri).delete_run(fresh.run.run_id)
     assert open_job(plan).run != fresh.run
@@ -130,7 +130,7 @@ def test_a_record_that_was_cut_off_is_found_again_in_mlflow(tmp_path: Path) -> N
     plan = plan_training(settings(tmp_path, write_dataset(tmp_path / "made", pairs(4, 4))))
     first = open_job(plan)
     whole = plan.store.read("job.json")
-    first.checkpoints(plan).write("checkpoint_1/state.json", b"{}")
+    first.checkpoints.write("checkpoint_1/state.json", b"{}")
     for left in (b"", whole[:-9], b"null", b"\xff\x00", whole.replace(b"1", b'"x"', 1)):
         plan.store.write("job.json", left)
         again = open_job(plan)
@@ -168,28 +168,28 @@ def known_to_ray(folder: Path) -> list[tuple[str, float]]:
 def test_rays_list_of_checkpoints_is_mended(tmp_path: Path) -> None:
     """Ray writes it in place and refuses to start from half of one, or from one that names what is gone."""
     store = Store(str(tmp_path / "attempt"))
-    assert settle(store) == []
+    assert repair(store) == []
     for name, done in (("checkpoint_b", 8), ("checkpoint_a", 4), ("checkpoint_c", 12)):
         saved(store, name, done)
     store.remove("checkpoint_c/model.safetensors")
     expected = [("checkpoint_a", 0.4), ("checkpoint_b", 0.8)]
     # No list at all: killed before the first was written. A checkpoint that is not all there is none.
-    assert len(settle(store)) == 2
+    assert len(repair(store)) == 2
     assert known_to_ray(tmp_path / "attempt") == expected
     assert not store.files("checkpoint_c")
-    assert settle(store) == []
+    assert repair(store) == []
     whole = store.read(SNAPSHOT)
     for length in range(0, len(whole), 7):
         store.write(SNAPSHOT, whole[:length])
-        assert len(settle(store)) == 1
+        assert len(repair(store)) == 1
         assert known_to_ray(tmp_path / "attempt") == expected
     # One that was being stored when the job died is not in the list.
     saved(store, "checkpoint_d", 16)
-    assert [line.partition(":")[0] for line in settle(store)] == [f"removed {store.url}/checkpoint_d"]
+    assert [line.partition(":")[0] for line in repair(store)] == [f"removed {store.url}/checkpoint_d"]
     assert known_to_ray(tmp_path / "attempt") == expected
     for file in store.files("checkpoint_b"):
         store.remove(file)
-    assert len(settle(store)) == 1
+    assert len(repair(store)) == 1
     assert known_to_ray(tmp_path / "attempt") == expected[:1]
 
 

@@ -10,9 +10,8 @@ import pytest
 
 from rwkvfusion.infra.tracking import tracking_uri
 from rwkvfusion.pipelines.evaluate.table import verdict
-from rwkvfusion.pipelines.train.end import end_lines
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
-from rwkvfusion.pipelines.train.result import TrainResult
+from rwkvfusion.pipelines.train.result import TrainResult, end_lines
 
 
 def test_the_verdict_names_what_is_better() -> None:

@@ -23,7 +23,7 @@ from rwkvfusion.pipelines.evaluate.dataset import evaluate_dataset, select_sampl
 from rwkvfusion.pipelines.train.job import TrainJob, open_job
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train.recipe import DataConfig, TrainRecipe
-from rwkvfusion.pipelines.train.run import _finish, train
+from rwkvfusion.pipelines.train.run import _already_trained, _finish, train
 from rwkvfusion.pipelines.train.scores import final_scores, final_splits, no_scores
 from rwkvfusion.pipelines.train.worker import Recorder, WorkerSpec, make_trainer
 
@@ -125,7 +125,7 @@ def made(plan: TrainPlan) -> Any:
 
 def checkpoint(plan: TrainPlan, job: TrainJob, trainer: Any) -> None:
     """Stored as Ray Train does."""
-    trainer.save(Path(job.checkpoints(plan).url) / "checkpoint_x")
+    trainer.save(Path(job.checkpoints.url) / "checkpoint_x")
 
 
 def test_a_job_that_died_after_its_last_step_registers_without_training_and_is_then_done(
@@ -146,7 +146,7 @@ def test_a_job_that_died_after_its_last_step_registers_without_training_and_is_t
         with pytest.raises(
             TrackingError, match=r"no answer; all 2 steps are made and kept: the same command registers"
         ):
-            _finish(plan, job, trainer, [], lease, lambda _: None)
+            _finish(job, _already_trained(job), [], lease, lambda _: None)
     # Without a cluster: the same command only has to register.
     monkeypatch.setattr("rwkvfusion.pipelines.train.run.connect", away)
     said: list[str] = []

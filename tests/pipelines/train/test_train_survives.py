@@ -25,12 +25,12 @@ from rwkvfusion.infra.storage import MissingError, StorageError, Store
 from rwkvfusion.infra.tracking import TrackingError
 from rwkvfusion.model.training.survey import DataError
 from rwkvfusion.model.training.trainer import CheckpointError, TrainingError
-from rwkvfusion.pipelines.train.board import Progress
 from rwkvfusion.pipelines.train.checkpoints import SNAPSHOT
 from rwkvfusion.pipelines.train.plan import plan_training
+from rwkvfusion.pipelines.train.progress import Progress
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
 from rwkvfusion.pipelines.train.run import train
-from rwkvfusion.pipelines.train.worker import lasting_reason
+from rwkvfusion.pipelines.train.worker import permanent_failure
 
 STEPS = 160
 
@@ -214,13 +214,13 @@ def test_which_failures_last(tmp_path: Path) -> None:
     plan = plan_training(plain(tmp_path))
     cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
     for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), cpu):
-        reason = lasting_reason(error, plan)
+        reason = permanent_failure(error, plan)
         assert reason is not None
         knobs = ("data.batch (now 2)", "data.crop (now [32, 32])", "network.width (now 8)", "workers (now 2")
         assert all(text in reason for text in knobs)
-    assert lasting_reason(DataError("shard x"), plan) == "shard x"
-    assert lasting_reason(CheckpointError("damaged"), plan) == "damaged"
-    assert lasting_reason(MissingError("gone"), plan) == "gone"
-    assert lasting_reason(StorageError("no answer"), plan) is None
-    assert lasting_reason(TrackingError("no answer"), plan) is None
-    assert lasting_reason(RuntimeError("Connection closed by peer"), plan) is None
+    assert permanent_failure(DataError("shard x"), plan) == "shard x"
+    assert permanent_failure(CheckpointError("damaged"), plan) == "damaged"
+    assert permanent_failure(MissingError("gone"), plan) == "gone"
+    assert permanent_failure(StorageError("no answer"), plan) is None
+    assert permanent_failure(TrackingError("no answer"), plan) is None
+    assert permanent_failure(RuntimeError("Connection closed by peer"), plan) is None

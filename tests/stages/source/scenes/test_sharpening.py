@@ -15,12 +15,13 @@ from test_scenes import write_geotiff, write_matlab5
 
 from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.model.fusing.fuser import Fuser
+from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.model.training.survey import TrainingSet
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.recipe import load_recipe
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
-from rwkvfusion.pipelines.train.run import _fuser
+from rwkvfusion.pipelines.train.run import make_fuser
 from rwkvfusion.pipelines.train.scores import final_scores
 from rwkvfusion.pipelines.train.worker import make_trainer
 from rwkvfusion.stages.source.scenes.sensors import degrade
@@ -56,7 +57,9 @@ def trained(url: str, folder: Path, steps: int, **network: Any) -> tuple[Fuser, 
     for step, batch in zip(range(steps), plan.loader(0, 1).stream(), strict=False):
         assert step == trainer.done
         trainer.step(batch)
-    fuser = _fuser(plan, trainer)
+    network = RWKVFusion(plan.network)
+    network.load_state_dict(trainer.ema)
+    fuser = make_fuser(plan, network.eval())
     fuser.save(folder)
     return fuser, plan
 

@@ -26,8 +26,8 @@ def train(recipe: str, again: bool, allow_incomplete: bool, overrides: tuple[str
     rwkvfusion train train_vif_small.yaml --set data.url=out/msrs --set steps=200
     """
     from rwkvfusion.pipelines.recipe import load_recipe
-    from rwkvfusion.pipelines.train.result import end_lines
     from rwkvfusion.pipelines.train.recipe import TrainRecipe
+    from rwkvfusion.pipelines.train.result import end_lines
     from rwkvfusion.pipelines.train.run import train as run_train
 
     if allow_incomplete:

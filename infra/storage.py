@@ -24,6 +24,7 @@ JUNK = frozenset({"thumbs.db", ".ds_store", "desktop.ini", "__macosx", ".ipynb_c
 PATIENCE = 60.0
 """Seconds for which a call that a store fails for the moment is tried again, unless a recipe says otherwise."""
 PART = ".part"
+_BLOCK = 16 * 2**20
 _LOUD_EVERY = 8
 _LOCAL = frozenset({"file", "local"})
 _PASSING_ON_DISK = frozenset({errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT})
@@ -125,6 +126,13 @@ class Store:
         MissingError where there is none, StorageError where it cannot be read.
         """
         return self._call("read", name, lambda fs, path: bytes(fs.cat_file(path, start=start, end=stop)))
+
+    def file_sha256(self, name: str) -> str:
+        """Hex SHA-256 of the object `name`, of which one block at a time is in memory."""
+        digest, size = hashlib.sha256(), self.size(name)
+        for start in range(0, size, _BLOCK):
+            digest.update(self.read(name, start, min(start + _BLOCK, size)))
+        return digest.hexdigest()
 
     def write(self, name: str, data: bytes) -> None:
         """Write the whole object `name`, making parent folders where the store has folders.

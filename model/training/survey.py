@@ -61,14 +61,14 @@ class TrainingSet:
 
     def survey(self) -> Survey:
         """Look into a few shards of each dataset. DataError where samples differ in what a network fixes."""
-        found: list[tuple[Shard, Sample]] = []
+        surveyed: list[tuple[Shard, Sample]] = []
         for url in self.fingerprints:
             shards = [shard for shard in self.shards if shard.store.url == url]
             count = min(SURVEYED_SHARDS, len(shards))
             for i in range(count):
                 shard = shards[i * (len(shards) - 1) // max(count - 1, 1)]
-                found += [(shard, sample) for sample in shard.read()]
-        return Survey.of(found)
+                surveyed += [(shard, sample) for sample in shard.read()]
+        return Survey.of(surveyed)
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ class Survey:
     """What the samples declare of the values of each modality; None where they declare nothing, or not the same."""
 
     @classmethod
-    def of(cls, found: Sequence[tuple[Shard, Sample]]) -> Self:
+    def of(cls, surveyed: Sequence[tuple[Shard, Sample]]) -> Self:
         """From samples that have been read, each with the shard it is in."""
-        first = found[0][1]
+        first = surveyed[0][1]
         places: list[set[str]] = [set() for _ in first.images]
         channels = [0] * len(first.images)
         scales: list[set[Scale | None]] = [set() for _ in first.images]
         text_width: int | None = None
-        for shard, sample in found:
+        for shard, sample in surveyed:
             where = f"{shard.url}: {sample.key}"
             if len(sample.images) != len(places):
                 raise DataError(f"{where} has {len(sample.images)} modalities, {first.key} has {len(places)}")
@@ -116,7 +116,7 @@ class Survey:
             roles=tuple("|".join(sorted(place)) for place in places),
             channels=tuple(channels),
             text_width=text_width,
-            has_target=all(sample.target is not None for _, sample in found),
+            has_target=all(sample.target is not None for _, sample in surveyed),
             example=first,
             scales=tuple(place.pop() if len(place) == 1 else None for place in scales),
         )

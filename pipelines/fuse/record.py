@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,6 @@ File = tuple[Store, str]
 Guidance = Literal["none", "builtin", "sample"]
 """Where mask and text come from: nowhere, the built-in stages, or the prepared sample."""
 _BESIDE = (".tfw", ".tifw", ".wld", ".RPB", ".rpb", "_RPC.TXT", "_rpc.txt")
-_BLOCK = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -112,12 +110,12 @@ class Records:
         except (ValueError, KeyError, TypeError):
             return None
         images = () if pair.sample is None else pair.sample.images
-        sources = {role: file_sha256(*file) for role, file in pair.files.items()}
+        sources = {role: store.file_sha256(name) for role, (store, name) in pair.files.items()}
         if made_from != self._made_from(pair, sources or {image.role: image.sha256 for image in images}):
             return None
         if "beside" in record and record["beside"] != files_beside(pair.files):
             return None
-        if not self.store.exists(path) or file_sha256(self.store, path) != output["sha256"]:
+        if not self.store.exists(path) or self.store.file_sha256(path) != output["sha256"]:
             return None
         return Fused(pair.name, self.store.join(path), *size, seconds, kept=True)
 
@@ -177,13 +175,5 @@ def files_beside(files: Mapping[str, File]) -> dict[str, str]:
     for store, name in files.values():
         stem = name.rpartition(".")[0]
         names = [f"{name}{end}" for end in (".msk", ".aux.xml")] + [f"{stem}{end}" for end in _BESIDE]
-        hashes |= {store.join(one): file_sha256(store, one) for one in names if store.exists(one)}
+        hashes |= {store.join(one): store.file_sha256(one) for one in names if store.exists(one)}
     return hashes
-
-
-def file_sha256(store: Store, name: str) -> str:
-    """Hex SHA-256 of a file, of which one block at a time is in memory."""
-    digest, size = hashlib.sha256(), store.size(name)
-    for start in range(0, size, _BLOCK):
-        digest.update(store.read(name, start, min(start + _BLOCK, size)))
-    return digest.hexdigest()

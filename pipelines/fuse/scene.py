@@ -18,7 +18,7 @@ from rwkvfusion.infra.pictures.units import Picture, Scale, Unit
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.fusing.tiles import Window
-from rwkvfusion.pipelines.fuse.record import File, file_sha256
+from rwkvfusion.pipelines.fuse.record import File
 from rwkvfusion.pipelines.fuse.scene_writer import SceneWriter
 from rwkvfusion.pipelines.fuse.writer import ADVICE, is_tiff
 from rwkvfusion.stages.dataset.sample import Image
@@ -160,12 +160,12 @@ def fuse_scene(
             store.put(beside, str(file))
         output = {
             "path": name,
-            "sha256": file_sha256(Store(str(folder)), "fused.tif"),
+            "sha256": Store(str(folder)).file_sha256("fused.tif"),
             "height": height,
             "width": width,
             **out.facts,
         }
-        sources = {role: {"path": name, "sha256": file_sha256(store, name)} for role, (store, name) in files.items()}
+        sources = {role: {"path": name, "sha256": store.file_sha256(name)} for role, (store, name) in files.items()}
         return SceneRecord(output, sources, (*pair.notes, *out.notes))
 
 

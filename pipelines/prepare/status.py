@@ -102,9 +102,9 @@ def status_of_dataset(url: str) -> Status:
     return Status(name, store.url, states, stale, _writer(store))
 
 
-def is_recipe(given: str) -> bool:
-    """Whether `given` means a recipe, and not a dataset's URL."""
-    return given.endswith((".yaml", ".yml")) or f"{given}.yaml" in builtin_recipes() or Path(given).is_file()
+def is_recipe(argument: str) -> bool:
+    """Whether `argument` means a recipe, and not a dataset's URL."""
+    return argument.endswith((".yaml", ".yml")) or f"{argument}.yaml" in builtin_recipes() or Path(argument).is_file()
 
 
 def counts(values: Mapping[str, int]) -> str:
@@ -125,5 +125,5 @@ def _done(shards: list[ShardState]) -> str:
 
 
 def _writer(store: Store) -> str | None:
-    found = holder(store)
-    return None if found is None else str(found)
+    writer = holder(store)
+    return None if writer is None else str(writer)

@@ -98,8 +98,8 @@ def _check_deep(shard: Shard, on_pair: Callable[[int], None]) -> list[str]:
         return [f"{shard.manifest.shard}: {error}"]
     problems = []
     for done, sample in enumerate(samples, start=1):
-        found = _check_sample(sample, shard.manifest)
-        problems += [f"{shard.manifest.shard}/{sample.key}: {problem}" for problem in found]
+        wrong = _check_sample(sample, shard.manifest)
+        problems += [f"{shard.manifest.shard}/{sample.key}: {problem}" for problem in wrong]
         on_pair(done)
     return problems
 
@@ -125,14 +125,14 @@ def _check_image(image: Image) -> Iterator[str]:
     except ImageError as error:
         yield f"{image.role}: {error}"
         return
-    found = (info.ext, info.height, info.width, info.channels, info.bit_depth)
-    if found != (image.ext, image.height, image.width, image.channels, image.bit_depth):
+    actual = (info.ext, info.height, info.width, info.channels, info.bit_depth)
+    if actual != (image.ext, image.height, image.width, image.channels, image.bit_depth):
         depth = f"{info.width}x{info.height}x{info.channels} of {info.bit_depth} bits"
         yield f"{image.role} is {info.ext}, {depth}, not what meta.json says"
 
 
 def _check_guidance(sample: Sample) -> Iterator[str]:
-    """What does not lie on the pictures, or names one that is not there."""
+    """Guidance that does not fit the size of its picture, or is of a modality that the sample lacks."""
     sizes = {image.role: (image.height, image.width) for image in sample.images}
     for field in ("captions", "boxes", "instances"):
         if any(part.role not in sizes for part in getattr(sample, field) or ()):

@@ -87,18 +87,18 @@ class Image(_Part):
 
     @property
     def declared(self) -> Scale | None:
-        """What it says of its values, in numbers; None where that is nothing, and its type counts."""
+        """The value that counts as 1, or those for 0 and 1; None where none is declared, and its type says it."""
         if self.scale is None or self.black is None:
             return self.scale
         return (self.black, self.scale)
 
     @property
     def rule(self) -> Scale | None:
-        """What was declared of it and others: the percentiles, where it was these."""
+        """The declaration that may be shared with other pictures: percentiles, if it was these, else `declared`."""
         return self.declared if self.percentiles is None else parse_scale("p{:g}-p{:g}".format(*self.percentiles))
 
     def with_scale(self, scale: Scale | None, values: np.ndarray) -> Image:
-        """The same picture, of whose `values` (H, W, C) `scale` is declared; UnitError as `unit_of`."""
+        """The picture with `scale` declared of its `values` (H, W, C); UnitError as `unit_of`."""
         if scale is None:
             return self
         unit = unit_of(values, scale)
@@ -239,7 +239,7 @@ class Sample(_Part):
 
     @property
     def own_caption(self) -> str | None:
-        """The caption that the dataset itself has: one that was made is of modalities (`captions`)."""
+        """The source's own caption of the whole pair; None where captions were computed, which are of modalities."""
         return None if self.captions else self.caption
 
     def image(self, role: str) -> Image:
@@ -267,15 +267,15 @@ class Sample(_Part):
 
         `extensions`: those of a role's members throughout a dataset; of roles that are not in it, each picture's own.
         """
-        found = {f"{image.role}.{extensions.get(image.role, image.ext)}": image.data for image in self.pictures}
+        members = {f"{image.role}.{extensions.get(image.role, image.ext)}": image.data for image in self.pictures}
         if self.caption is not None:
-            found["caption.txt"] = self.caption.encode()
+            members["caption.txt"] = self.caption.encode()
         if self.mask is not None:
-            found["mask.png"] = self.mask.png
+            members["mask.png"] = self.mask.png
         if self.text is not None:
-            found["text.npy"] = self.text.to_npy()
-        found["meta.json"] = _json(self._meta())
-        return {f"{self.key}.{name}": found[name] for name in sorted(found)}
+            members["text.npy"] = self.text.to_npy()
+        members["meta.json"] = _json(self._meta())
+        return {f"{self.key}.{name}": members[name] for name in sorted(members)}
 
     def _meta(self) -> dict[str, Any]:
         meta = self.model_dump(
@@ -335,7 +335,7 @@ def _take_picture(key: str, members: dict[str, bytes], role: str, ext: str) -> b
 
 
 def _in_short(error: Exception) -> str:
-    """One line: pydantic's own words quote all that it was given."""
+    """The error in one line: pydantic's own message quotes the whole input."""
     if not isinstance(error, ValidationError):
         return (str(error) or type(error).__name__).split("\n")[0][:300]
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]

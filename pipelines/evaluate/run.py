@@ -16,8 +16,9 @@ from rwkvfusion.pipelines.evaluate.scene import EvaluateError, Picture, Scene, S
 from rwkvfusion.pipelines.evaluate.table import Means, Table, table_lines
 from rwkvfusion.pipelines.evaluate.units import FolderUnits
 from rwkvfusion.stages.dataset.task import SHARPENING_TASKS
+from rwkvfusion.stages.source.files import SourceError
 from rwkvfusion.stages.source.pair import Unpaired
-from rwkvfusion.stages.source.pairing import FoldersError, pair_folders
+from rwkvfusion.stages.source.pairing import pair_folders
 
 __all__ = ["EvaluateError", "OnScene", "Table", "baselines", "evaluate_folders", "scorer_for", "table_lines"]
 
@@ -72,7 +73,7 @@ def evaluate_folders(
     stores = {name: Store(url) for name, url in folders.items()}
     try:
         pairs, alone = pair_folders(stores)
-    except FoldersError as error:
+    except SourceError as error:
         raise EvaluateError(str(error)) from None
     units = FolderUnits(task, scale)
     scorer, means = scorer_for(task, metrics=metrics, floor=floor, sensor=sensor), Means()
@@ -106,12 +107,12 @@ def _check_rasters(files: Sequence[tuple[Store, str]], task: str) -> None:
     if task not in SHARPENING_TASKS and not any(name.lower().endswith(RASTERS) for _, name in files):
         return
     # Imported here: pictures need none of it.
-    from rwkvfusion.stages.source.files import RefusedError
+    from rwkvfusion.stages.source.files import PairError
     from rwkvfusion.stages.source.scenes.picture_rasters import check_ground, check_rasters
 
     try:
         (check_rasters if task in SHARPENING_TASKS else check_ground)(files)
-    except RefusedError as error:
+    except PairError as error:
         raise EvaluateError(f"{error}: cut all pictures to ground that all cover") from None
 
 

@@ -26,7 +26,8 @@ from rwkvfusion.pipelines.console import Bar, say
 from rwkvfusion.pipelines.fuse.record import File, Fused, Model, Output, Pair
 from rwkvfusion.pipelines.fuse.writer import FuseError, FuseSummary, OnPicture, PictureWriter, Skipped
 from rwkvfusion.stages.dataset.dataset import Dataset
-from rwkvfusion.stages.source.pairing import FoldersError, pair_folders
+from rwkvfusion.stages.source.files import SourceError
+from rwkvfusion.stages.source.pairing import pair_folders
 
 __all__ = [
     "FuseError",
@@ -108,7 +109,7 @@ def fuse_folders(
     stores = {role: Store(folders[role]) for role in roles}
     try:
         pairs, alone = pair_folders(stores)
-    except FoldersError as error:
+    except SourceError as error:
         raise FuseError(str(error)) from None
     items: list[Pair | Skipped] = [Skipped(one.name, one.reason) for one in alone]
     for pair in pairs:

@@ -116,7 +116,7 @@ def overview(files: Mapping[str, File], units: Mapping[str, Unit]) -> tuple[Imag
             rows, columns = raster.size
             shrink = max(max(rows, columns) / _OVERVIEW, 1)
             shape = (max(round(rows / shrink), 1), max(round(columns / shrink), 1))
-            values = filled(*raster.read((slice(0, rows), slice(0, columns)), shape))
+            values = filled(*raster.read(raster.whole, shape))
         image, unit = open_picture(role, name, encode_tiff(values)).image, units[role]
         images.append(image.with_scale((unit.black, unit.white), values))
     return tuple(images)
@@ -181,7 +181,7 @@ def _check_bands(fuser: Fuser, rasters: Mapping[str, Raster]) -> None:
 def _reader(pair: RasterPair, high: str, low: str) -> Callable[[Window], dict[str, np.ndarray]]:
     def read(window: Window) -> dict[str, np.ndarray]:
         rows, columns = (slice(span.start // pair.ratio, span.stop // pair.ratio) for span in window)
-        fine, coarse = pair.read((rows, columns))
+        fine, coarse = pair.read(rasterio.windows.Window.from_slices(rows, columns))
         return {high: fine.values, low: coarse.values}
 
     return read

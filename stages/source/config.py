@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import replace
-from typing import Any, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.pictures.decode import MAX_BYTES
 from rwkvfusion.infra.pictures.units import EVERY, Scales
-from rwkvfusion.infra.storage import absolute
+from rwkvfusion.infra.storage import Store, absolute
 from rwkvfusion.stages.dataset.sample import RESERVED, Name
 from rwkvfusion.stages.dataset.task import TASKS, Task, task_of
+from rwkvfusion.stages.source.files import SourceError, unreadable
 from rwkvfusion.stages.source.layouts import (
     ANY,
     CAPTION,
@@ -25,13 +27,10 @@ from rwkvfusion.stages.source.layouts import (
     Place,
     canonical,
 )
-from rwkvfusion.stages.source.scenes.scene import SceneConfig
-from rwkvfusion.stages.source.sequences import Exposures
+from rwkvfusion.stages.source.scenes.sensors import RESPONSES, SENSORS
 from rwkvfusion.stages.source.splits import REST
 
-
-class SourceError(RwkvFusionError, ValueError):
-    """A source that cannot be used; the message says what was looked for, what is there, and what to set."""
+Exposures = Literal["extreme", "all"]
 
 
 class _Settings(BaseModel):
@@ -57,6 +56,48 @@ class PlaceConfig(_Settings):
             (text,) if text else () for text in (self.folder.strip("/"), self.prefix, self.suffix)
         )
         return Place(role, folders, prefixes, suffixes)
+
+
+class SceneConfig(BaseModel):
+    """How sharpening layouts read scenes, and make training pairs of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    scale: float | None = Field(
+        default=None,
+        gt=0,
+        description="of sharpening: value that counts as 1, e.g. 2047 for 11 bit; None: what the file declares, the"
+        " layout's usual one, or the largest of its type. Larger values are kept",
+    )
+    axes: str | None = Field(
+        default=None,
+        pattern="^[NCHW]{2,4}$",
+        description="of arrays, e.g. NCHW or HWC; None: the only reading that fits, and HWC for MATLAB's cubes",
+    )
+    sensor: str = Field(default="generic", description=f"whose MTF degrades a scene: {', '.join(sorted(SENSORS))}")
+    ratio: int = Field(default=4, ge=2, le=16, description="of the resolutions that are made of a cube")
+    response: str = Field(
+        default="auto",
+        pattern=f"^(auto|even:[1-9][0-9]?|{'|'.join(RESPONSES)})$",
+        description=f"what multispectral bands are made of a cube: {', '.join(RESPONSES)}, or even:N (N means of equal"
+        " parts); auto: rgb where its wavelengths are known, else even:3",
+    )
+    wavelengths: tuple[float, float] | None = Field(
+        default=None, description="first and last band of a cube in nm; None: known by the file's name, or not at all"
+    )
+    protocol: Literal["auto", "reduced", "full"] = Field(
+        default="auto",
+        description="of PAN + MS without a target: reduced (Wald's: both are degraded, the MS is the target), full (as"
+        " they are, without target, into splits SPLIT_full); auto: both",
+    )
+    tile: int = Field(default=256, ge=16, description="side in pixels of the pairs that a scene is cut into")
+    overlap: int = Field(default=0, ge=0, description="pixels that neighbouring tiles share")
+
+    @field_validator("sensor")
+    @classmethod
+    def _known(cls, sensor: str) -> str:
+        if sensor not in SENSORS:
+            raise ValueError(f"unknown sensor {sensor!r}: there is {', '.join(sorted(SENSORS))}")
+        return sensor
 
 
 class SourceConfig(_Settings):
@@ -243,3 +284,31 @@ def _paired(config: SourceConfig) -> Layout:
     places += [config.mask.place(MASK)] if config.mask else []
     places += [config.caption.place(CAPTION)] if config.caption else []
     return Layout(task, tuple(places), labels=config.labels, inner=(ANY,))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where pairs come from, as their readers take it: the settings, the layout they come to, and the store."""
+
+    config: SourceConfig
+    layout: Layout
+    store: Store
+
+    @property
+    def default_split(self) -> str | None:
+        """The split of pairs whose folders say none: as set, or the name of the root, which may be a split's folder."""
+        return self.config.default_split or SPLITS.get(self.store.url.rpartition("/")[2].lower())
+
+    @property
+    def holdout(self) -> Mapping[str, float]:
+        """The part of the pairs that each split of our own takes."""
+        return self.layout.holdout if self.config.holdout is None else self.config.holdout
+
+    def unreadable(self, name: str, *, whole: bool = True) -> str | None:
+        """Why the file `name` cannot be opened, None where it can; `whole`: it is read at once, not in windows."""
+        limit = MAX_BYTES if whole else None
+        return unreadable(self.store, name, follow_links=self.config.follow_links, max_bytes=limit)
+
+    def no_pair(self, why: str) -> SourceError:
+        """The error of a source in which there is nothing to pair."""
+        return SourceError(f"no pair of layout {self.config.layout!r} below {self.store.url}: {why}")

@@ -1,4 +1,4 @@
-"""Files of a source, read: which can be opened, their pictures and captions, and whether those fit each other."""
+"""Files of a source, read: which can be opened, their pictures and captions."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ _OTHER = (
 _OF_THE_FILE = frozenset(
     {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO}
 )
+
+MAX_CAPTION = 10_000
+"""Characters of a caption of the dataset's own."""
 
 
 def is_local(store: Store) -> bool:
@@ -74,11 +77,15 @@ def _is_inside(path: str, root: str) -> bool:
     return os.path.commonpath([real, os.path.realpath(path)]) == real
 
 
-MAX_CAPTION = 10_000
-"""Characters of a caption of the dataset's own."""
+class SourceError(RwkvFusionError, ValueError):
+    """A source that cannot be used; the message says what was looked for, what is there, and what to set."""
 
 
-class RefusedError(RwkvFusionError):
+class SceneError(RwkvFusionError, ValueError):
+    """A file of which no pair can be made; the message completes "FILE: "."""
+
+
+class PairError(RwkvFusionError):
     """A pair that cannot be used, and what kind of fault it has."""
 
     def __init__(self, kind: str, message: str) -> None:
@@ -96,12 +103,12 @@ class Picture:
 
 
 def read_picture(store: Store, role: str, name: str, *, follow_links: bool) -> Picture:
-    """RefusedError where this file cannot be used, StorageError where the store does not answer."""
+    """PairError where this file cannot be used, StorageError where the store does not answer."""
     data = _read(store, name, follow_links=follow_links)
     try:
         return open_picture(role, name, data)
     except ImageError as error:
-        raise RefusedError("unreadable", f"{printable(name)}: {error}") from None
+        raise PairError("unreadable", f"{printable(name)}: {error}") from None
 
 
 def read_caption(store: Store, name: str, *, follow_links: bool) -> str | None:
@@ -113,12 +120,12 @@ def read_caption(store: Store, name: str, *, follow_links: bool) -> str | None:
     try:
         text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
     except UnicodeDecodeError:
-        raise RefusedError("unreadable", f"{shown} is not text in UTF-8: save it as such") from None
+        raise PairError("unreadable", f"{shown} is not text in UTF-8: save it as such") from None
     caption = " ".join(text.split())
     if len(caption) > MAX_CAPTION:
-        raise RefusedError("unreadable", f"{shown} has {len(caption)} characters, a caption {MAX_CAPTION} at most")
+        raise PairError("unreadable", f"{shown} has {len(caption)} characters, a caption {MAX_CAPTION} at most")
     if any(unicodedata.category(c) == "Cc" for c in caption):
-        raise RefusedError("unreadable", f"{shown} holds control characters, which are no text")
+        raise PairError("unreadable", f"{shown} holds control characters, which are no text")
     return caption or None
 
 
@@ -126,14 +133,14 @@ def _read(store: Store, name: str, *, follow_links: bool) -> bytes:
     shown = printable(name)
     trouble = unreadable(store, name, follow_links=follow_links)
     if trouble:
-        raise RefusedError("unreadable", f"{shown} {trouble}")
+        raise PairError("unreadable", f"{shown} {trouble}")
     try:
         return store.read(name)
     except MissingError:
-        raise RefusedError("missing", f"{shown} is gone: it was there when the source was listed") from None
+        raise PairError("missing", f"{shown} is gone: it was there when the source was listed") from None
     except StorageError as error:
         if is_of_the_file(error, store):
-            raise RefusedError("unreadable", printable(str(error))) from None
+            raise PairError("unreadable", printable(str(error))) from None
         raise
 
 
@@ -151,7 +158,7 @@ def open_picture(role: str, path: str, data: bytes) -> Picture:
 def declare(picture: Picture, scales: Mapping[str, Scale]) -> Picture:
     """The picture with what `scales` (the recipe's, by role) declare of its values, else with what its file does.
 
-    RefusedError where it has no unit then.
+    PairError where it has no unit then.
     """
     image = picture.image
     try:
@@ -160,7 +167,7 @@ def declare(picture: Picture, scales: Mapping[str, Scale]) -> Picture:
             unit_of(picture.array)
         return replace(picture, image=image.with_scale(scale, picture.array))
     except UnitError as error:
-        raise RefusedError("range", f"{_name(picture)} holds {error}: set source.scale.{image.role}") from None
+        raise PairError("range", f"{_name(picture)} holds {error}: set source.scale.{image.role}") from None
 
 
 def declare_target(target: Picture, first: Picture, scales: Mapping[str, Scale]) -> Picture:
@@ -172,27 +179,27 @@ def declare_target(target: Picture, first: Picture, scales: Mapping[str, Scale])
 
 
 def check_pictures(modalities: Sequence[Picture], extras: Sequence[Picture]) -> None:
-    """RefusedError unless all lie on one grid of pixels, and the modalities differ from each other."""
+    """PairError unless all lie on one grid of pixels, and the modalities differ from each other."""
     pictures = [*modalities, *extras]
     check_sizes([picture.image for picture in pictures])
     check_orientation(pictures)
     for first, second in combinations(modalities, 2):
         if _same(first.array, second.array):
-            raise RefusedError("identical", f"{_name(first)} and {_name(second)} hold the same picture")
+            raise PairError("identical", f"{_name(first)} and {_name(second)} hold the same picture")
 
 
 def check_sizes(images: Sequence[Image]) -> None:
-    """RefusedError unless all have as many rows and columns."""
+    """PairError unless all have as many rows and columns."""
     if len({(image.height, image.width) for image in images}) > 1:
         sizes = ", ".join(f"{printable(image.path)} is {image.width}x{image.height}" for image in images)
-        raise RefusedError("size_mismatch", f"the pictures differ in size (width x height): {sizes}")
+        raise PairError("size_mismatch", f"the pictures differ in size (width x height): {sizes}")
 
 
 def check_orientation(pictures: Sequence[Picture]) -> None:
-    """RefusedError where a viewer would turn one of the pictures of a scene otherwise than the others."""
+    """PairError where a viewer would turn one of the pictures of a scene otherwise than the others."""
     if len({picture.info.orientation for picture in pictures}) > 1:
         turns = ", ".join(f"{_name(picture)} has {picture.info.orientation}" for picture in pictures)
-        raise RefusedError(
+        raise PairError(
             "orientation_mismatch",
             f"the pictures differ in EXIF orientation, so how they lie on each other cannot be told: {turns}",
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from rwkvfusion.stages.dataset.task import Task
+from rwkvfusion.stages.source.names import words
 
 TARGET, MASK, CAPTION = "target", "mask", "caption"
 EXTRAS = (TARGET, MASK, CAPTION)
@@ -108,6 +109,8 @@ class Layout:
     """How the stems of pictures end that are of no use."""
     scale: float | None = None
     """Value of integers that usually counts as 1; None: the largest of their type."""
+    scale_by_word: Mapping[str, float] = field(default_factory=dict)
+    """The same of files whose names hold a word, in lower case."""
     is_sequence: bool = False
     """Whether each folder holds the exposures of one scene, under whatever names (see sequences)."""
     group: str | None = None
@@ -136,6 +139,10 @@ class Layout:
         stem = file.rpartition(".")[0]
         ending = next((ending for ending in self.unused if stem.endswith(ending)), None)
         return None if ending is None else f"whose name ends in `{ending}`, which this layout has no use for"
+
+    def usual_scale(self, name: str) -> float | None:
+        """What counts as 1 in the integers of the file `name`, where nothing declares it."""
+        return next((scale for word, scale in self.scale_by_word.items() if word in words(name)), self.scale)
 
     def has_inner(self, name: str) -> bool:
         """Whether a folder `name` may lie around the files."""
@@ -238,7 +245,12 @@ LAYOUTS: Mapping[str, Layout] = {
     # imageA/001_A.png, imageB/001_B.png, Fusion/001_F.png; elsewhere NEAR, FAR and GT.
     "realmff": Layout("mff", _focus(("imageA", "A", "NEAR"), ("imageB", "B", "FAR"), _FUSED), inner=(ANY,)),
     "pancollection": Layout(
-        "pansharpening", _PAN_AND_MS, extensions=ARRAY_EXTENSIONS, scale=2047.0, holdout={"test": 0.25}
+        "pansharpening",
+        _PAN_AND_MS,
+        extensions=ARRAY_EXTENSIONS,
+        scale=2047.0,
+        scale_by_word={"gf2": 1023.0, "gaofen": 1023.0},
+        holdout={"test": 0.25},
     ),
     "psdata3": Layout(
         "pansharpening",

@@ -18,10 +18,11 @@ from rwkvfusion.infra.pictures.encode import encode_png, encode_tiff
 from rwkvfusion.infra.storage import StorageError, Store, sha256
 from rwkvfusion.stages.dataset.sample import Image, Sample
 from rwkvfusion.stages.dataset.task import exposure_roles
+from rwkvfusion.stages.source.config import Exposures
 from rwkvfusion.stages.source.files import is_of_the_file, unreadable
 from rwkvfusion.stages.source.layouts import TARGET
 from rwkvfusion.stages.source.pair import PairRef
-from rwkvfusion.stages.source.sequences import MAX_EXPOSURES, Exposures
+from rwkvfusion.stages.source.sequences import MAX_EXPOSURES
 
 _EXPOSURE = "exposure"
 """Stands for the roles of a sequence: which is which is seen when they are read."""

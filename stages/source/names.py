@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rwkvfusion.infra.pictures.decode import ImageError, decode
 from rwkvfusion.stages.dataset.sample import Image, Sample
 from rwkvfusion.stages.dataset.task import TASKS
-from rwkvfusion.stages.source.pair import PairRef
+
+if TYPE_CHECKING:
+    from rwkvfusion.stages.source.pair import PairRef
 
 
 def words(name: str) -> frozenset[str]:

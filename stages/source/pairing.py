@@ -9,11 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 
-from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.foreign import foreign
 from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.stages.source.files import SourceError
 from rwkvfusion.stages.source.layouts import CAPTION, EXTRAS, SPLITS, Layout, Place
-from rwkvfusion.stages.source.pair import NO_PICTURE, Found, Match, Unpaired, is_picture, is_text
+from rwkvfusion.stages.source.pair import NO_PICTURE, Match, NamedFile, Unpaired, is_picture, is_text
 from rwkvfusion.stages.source.splits import SplitFolders, split_name
 
 MAX_KEY = 96
@@ -35,7 +36,7 @@ class NameReader:
         self.strange: dict[str, None] = {}
         """Names of the folders that kept a file from being one of its modality, as they come."""
 
-    def read(self, name: str) -> Found | Unpaired | None:
+    def read(self, name: str) -> NamedFile | Unpaired | None:
         """What `name` is: a file of a role; one that should be, or any other picture, and why it is none; or nothing.
 
         Nothing are files that are no pictures and lie where no pictures are looked for.
@@ -63,7 +64,7 @@ class NameReader:
             return Unpaired(name=name, reason=reason)
         return Unpaired(name=name, reason=foreign(name) or NO_PICTURE) if expected or foreign(name) else None
 
-    def _found(self, name: str, place: Place, stem: str, match: re.Match[str] | None) -> Found | Unpaired:
+    def _found(self, name: str, place: Place, stem: str, match: re.Match[str] | None) -> NamedFile | Unpaired:
         folder = _folder(name)
         start, end = match.span() if match else (len(folder), len(folder))
         before, taken, after = (
@@ -79,14 +80,14 @@ class NameReader:
         named = match.groupdict().get("split") if match else None
         places = range(len(before), len(before) + len(taken))
         split = self._splits.named(named) if named else self._splits.of([*before, *taken, *after], places)
-        return Found(name, place, split or self._default_split, "/".join(inner), stem)
+        return NamedFile(name, place, split or self._default_split, "/".join(inner), stem)
 
 
 def _folder(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def pair_files(layout: Layout, found: Sequence[Found]) -> tuple[list[Match], list[Unpaired]]:
+def pair_files(layout: Layout, found: Sequence[NamedFile]) -> tuple[list[Match], list[Unpaired]]:
     """Match files by equal names, then those that are left by names equal but for case and composition."""
     groups, unpaired = group_files(
         [file for file in found if file.place.role not in EXTRAS], layout.modalities, layout.required
@@ -101,17 +102,17 @@ def pair_files(layout: Layout, found: Sequence[Found]) -> tuple[list[Match], lis
 
 
 def group_files(
-    files: Sequence[Found], roles: Sequence[str], required: Collection[str]
-) -> tuple[list[list[Found]], list[Unpaired]]:
+    files: Sequence[NamedFile], roles: Sequence[str], required: Collection[str]
+) -> tuple[list[list[NamedFile]], list[Unpaired]]:
     """The files of each pair, and those of none: with no partner, or with several that could be it.
 
     A pair has two of `roles` or more, and all that are `required`.
     """
     left = list(files)
-    groups: list[list[Found]] = []
+    groups: list[list[NamedFile]] = []
     unpaired: list[Unpaired] = []
-    for common in (Found.exact, Found.folded):
-        by_name: dict[tuple[str, str, str], list[Found]] = defaultdict(list)
+    for common in (NamedFile.exact, NamedFile.folded):
+        by_name: dict[tuple[str, str, str], list[NamedFile]] = defaultdict(list)
         for file in left:
             by_name[common(file)].append(file)
         left = []
@@ -121,20 +122,20 @@ def group_files(
                 unpaired += [Unpaired(name=file.name, reason=_ambiguous(group)) for file in group]
             elif counts.keys() >= set(required) and len(counts) > 1:
                 groups.append(group)
-            elif common is Found.exact:
+            elif common is NamedFile.exact:
                 left += group
             else:
                 unpaired += [Unpaired(name=file.name, reason=_alone(roles, required, group)) for file in group]
     return groups, unpaired
 
 
-def _ambiguous(group: Sequence[Found]) -> str:
+def _ambiguous(group: Sequence[NamedFile]) -> str:
     names = printable(", ".join(sorted(file.name for file in group)[:_SHOWN]))
     names += f" and {len(group) - _SHOWN} more" if len(group) > _SHOWN else ""
     return f"one of several files of a modality with the same name ({names}): which belong together cannot be told"
 
 
-def _alone(roles: Sequence[str], required: Collection[str], group: Sequence[Found]) -> str:
+def _alone(roles: Sequence[str], required: Collection[str], group: Sequence[NamedFile]) -> str:
     there = {file.place.role for file in group}
     lacking = [role for role in roles if role not in there]
     missing = [role for role in lacking if role in required] or lacking
@@ -144,21 +145,21 @@ def _alone(roles: Sequence[str], required: Collection[str], group: Sequence[Foun
 class _Extras:
     """Targets, masks and captions by the names they share with their pairs."""
 
-    def __init__(self, layout: Layout, found: Sequence[Found], groups: Sequence[Sequence[Found]]) -> None:
+    def __init__(self, layout: Layout, found: Sequence[NamedFile], groups: Sequence[Sequence[NamedFile]]) -> None:
         self._rank = {place: rank for rank, place in enumerate(layout.places)}
         self._left = {file.name: file for file in found if file.place.role in EXTRAS}
         self._unpaired: list[Unpaired] = []
         pairs = {group[0].exact() for group in groups}
         alike = Counter(group[0].folded() for group in groups)
-        self._exact: dict[tuple[str, ...], list[Found]] = defaultdict(list)
-        self._folded: dict[tuple[str, ...], list[Found]] = defaultdict(list)
+        self._exact: dict[tuple[str, ...], list[NamedFile]] = defaultdict(list)
+        self._folded: dict[tuple[str, ...], list[NamedFile]] = defaultdict(list)
         for file in self._left.values():
             self._exact[file.place.role, *file.exact()].append(file)
             # What fits two pairs but for case, or one of them exactly, is nobody else's.
             if file.exact() not in pairs and alike[file.folded()] == 1:
                 self._folded[file.place.role, *file.folded()].append(file)
 
-    def of(self, file: Found) -> dict[str, str]:
+    def of(self, file: NamedFile) -> dict[str, str]:
         """The extras that go with the pair of `file`, by role: of several places the preferred one's."""
         chosen = {}
         for role in EXTRAS:
@@ -180,7 +181,7 @@ class _Extras:
             self._drop(file, f"a {file.place.role} of no pair: there is none of the name {file.stem!r}")
         return self._unpaired
 
-    def _drop(self, file: Found, reason: str) -> None:
+    def _drop(self, file: NamedFile, reason: str) -> None:
         del self._left[file.name]
         self._unpaired.append(Unpaired(name=file.name, reason=reason))
 
@@ -211,25 +212,21 @@ RECORD = ".json"
 """What `fuse` writes beside its pictures."""
 
 
-class FoldersError(RwkvFusionError, ValueError):
-    """Folders that hold no set of pictures; the message says what is there."""
-
-
 def pair_folders(folders: Mapping[str, Store]) -> tuple[list[dict[str, str]], list[Unpaired]]:
     """For each name that is in all of `folders`, the picture's file name in each; and what is left, as `folder/name`.
 
     Names are compared without extension: exactly, then without regard to case and to how accents are composed. Of
     several files of one name in a folder none is taken. A file of another kind is left where another folder has a file
-    of its name, and a folder in a folder where it holds pictures. FoldersError where one is no folder, or none is left.
+    of its name, and a folder in a folder where it holds pictures. SourceError where one is no folder, or none is left.
     """
-    found: list[Found] = []
-    others: list[Found] = []
+    found: list[NamedFile] = []
+    others: list[NamedFile] = []
     unpaired: list[Unpaired] = []
     for role, store in folders.items():
         if not store.isdir():
-            raise FoldersError(f"{role}: {store.url} is not a folder")
+            raise SourceError(f"{role}: {store.url} is not a folder")
         for name in store.files(deep=False):
-            file = Found(f"{role}/{name}", Place(role), "", "", os.path.splitext(name)[0])
+            file = NamedFile(f"{role}/{name}", Place(role), "", "", os.path.splitext(name)[0])
             if is_picture(name):
                 found.append(file)
             elif not name.lower().endswith(RECORD):
@@ -239,14 +236,14 @@ def pair_folders(folders: Mapping[str, Store]) -> tuple[list[dict[str, str]], li
     if not groups:
         counts = ", ".join(f"{sum(file.place.role == role for file in found)} {role}" for role in folders)
         deeper = "".join(f"; {one.name} is {one.reason}" for one in unpaired[:1])
-        raise FoldersError(f"no picture has the same name before the dot in every folder (there are {counts}){deeper}")
+        raise SourceError(f"no picture has the same name before the dot in every folder (there are {counts}){deeper}")
     unpaired += [*alone, *_of_other_kinds(others, found)]
     pairs = [{file.place.role: file.name.partition("/")[2] for file in group} for group in groups]
     first = next(iter(folders))
     return sorted(pairs, key=lambda pair: pair[first]), sorted(unpaired, key=lambda one: one.name)
 
 
-def _of_other_kinds(others: Iterable[Found], found: Iterable[Found]) -> Iterator[Unpaired]:
+def _of_other_kinds(others: Iterable[NamedFile], found: Iterable[NamedFile]) -> Iterator[Unpaired]:
     listed = [*others]
     roles: dict[tuple[str, str, str], set[str]] = {}
     for file in (*listed, *found):

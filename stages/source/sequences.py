@@ -1,4 +1,4 @@
-"""Scenes of two or more exposures: each folder of pictures is one, whatever the files are called."""
+"""Sequences of two or more exposures: each folder of pictures is one, whatever the files are called."""
 
 from __future__ import annotations
 
@@ -7,19 +7,41 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
 from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.pictures.foreign import foreign
 from rwkvfusion.stages.dataset.task import TASKS, exposure_roles
-from rwkvfusion.stages.source.files import Picture, RefusedError, check_sizes
+from rwkvfusion.stages.source.config import Exposures
+from rwkvfusion.stages.source.files import PairError, Picture, check_sizes
 from rwkvfusion.stages.source.layouts import TARGET, Layout
-from rwkvfusion.stages.source.pair import FileRef, Match, Unpaired, fold, is_picture
-from rwkvfusion.stages.source.splits import SplitFolders
+from rwkvfusion.stages.source.pair import NO_PICTURE, Candidates, FileRef, Match, PairRef, Unpaired, fold, is_picture
+from rwkvfusion.stages.source.pictures import PictureReader
+from rwkvfusion.stages.source.splits import OnRead, SplitFolders
 
-Exposures = Literal["extreme", "all"]
 MAX_EXPOSURES = 32
+
+
+class SequenceReader(PictureReader):
+    """Pairs of a layout whose names say nothing: each folder of exposures is one."""
+
+    def plan(self, names: Sequence[str], on_read: OnRead) -> Candidates:
+        readable, unreadable = self.readable(name for name in names if is_picture(name))
+        splits = self.split_folders(names)
+        matches, alone = pair_sequences(self.origin.layout, readable, self.origin.default_split or "train", splits)
+        if not matches:
+            raise self.no_pair(names)
+        folders = {name.rpartition("/")[0] for name in readable}
+        others = [
+            Unpaired(name=name, reason=foreign(name) or NO_PICTURE)
+            for name in names
+            if not is_picture(name) and (foreign(name) or name.rpartition("/")[0] in folders)
+        ]
+        return Candidates(matches, [*unreadable, *alone, *others])
+
+    def modalities(self, ref: PairRef) -> list[Picture]:
+        return read_exposures(self.picture, ref.files, self.origin.config.exposures)
 
 
 def pair_sequences(
@@ -27,10 +49,10 @@ def pair_sequences(
 ) -> tuple[list[Match], list[Unpaired]]:
     """A match for each folder of two pictures or more, and what belongs to none.
 
-    A target lies under the scene's name in a folder of targets, beside the scenes or above (`Part1/Label/7.JPG` for
+    A target lies under the folder's name in a folder of targets, beside the exposures or above (`Part1/Label/7.JPG` for
     `Part1/7/`). Which exposure is the darkest is seen when they are read: until then the roles are numbers.
     """
-    scenes: dict[str, list[str]] = defaultdict(list)
+    exposures: dict[str, list[str]] = defaultdict(list)
     targets = []
     places = [place for place in layout.places if place.role == TARGET]
     for name in sorted(name for name in names if is_picture(name)):
@@ -38,27 +60,27 @@ def pair_sequences(
         if any(place.find_folder(folder.rpartition("/")[2]) for place in places):
             targets.append(name)
         else:
-            scenes[folder].append(name)
+            exposures[folder].append(name)
     unpaired = []
-    for folder in list(scenes):
-        reason = _no_scene(folder, scenes[folder])
+    for folder in list(exposures):
+        reason = _no_sequence(folder, exposures[folder])
         if reason:
-            unpaired += [Unpaired(name=name, reason=reason) for name in scenes.pop(folder)]
-    target_of, alone = _assign(targets, scenes)
+            unpaired += [Unpaired(name=name, reason=reason) for name in exposures.pop(folder)]
+    target_of, alone = _assign(targets, exposures)
     matches = []
-    for folder, files in scenes.items():
-        above, _, scene = folder.rpartition("/")
+    for folder, files in exposures.items():
+        above, _, own = folder.rpartition("/")
         split = (splits or SplitFolders(())).of(above.split("/") if above else [])
         roles = {f"exposure_{number}": name for number, name in enumerate(sorted(files, key=_natural), start=1)}
         extras = {TARGET: target_of[folder]} if folder in target_of else {}
-        matches.append(Match(split or default_split, above, scene, roles, extras))
+        matches.append(Match(split or default_split, above, own, roles, extras))
     return matches, [*unpaired, *alone]
 
 
-def _assign(targets: Iterable[str], scenes: Iterable[str]) -> tuple[dict[str, str], list[Unpaired]]:
-    """The target of each scene's folder, and the targets that fit none or that several may be meant by."""
+def _assign(targets: Iterable[str], sequences: Iterable[str]) -> tuple[dict[str, str], list[Unpaired]]:
+    """The target of each folder of exposures, and the targets that fit none or that several may be meant by."""
     by_name: dict[str, list[str]] = defaultdict(list)
-    for folder in scenes:
+    for folder in sequences:
         by_name[fold(folder.rpartition("/")[2])].append(folder)
     claims: dict[str, list[str]] = defaultdict(list)
     unpaired = []
@@ -80,8 +102,8 @@ def _assign(targets: Iterable[str], scenes: Iterable[str]) -> tuple[dict[str, st
     return {folder: names[0] for folder, names in claims.items() if len(names) == 1}, unpaired
 
 
-def _no_scene(folder: str, files: Sequence[str]) -> str | None:
-    """Why a folder holds no scene; None where it may."""
+def _no_sequence(folder: str, files: Sequence[str]) -> str | None:
+    """Why a folder holds no exposures of one scene; None where it may."""
     if not folder:
         return "lies in no folder of a scene"
     if folder.rpartition("/")[2].casefold() in TASKS["mef"].orders[0]:
@@ -99,24 +121,25 @@ def read_exposures(
     """The exposures of a scene from dark to bright, by mean luma: `under`, `exposure_2`, ..., `over`.
 
     `extreme` keeps the first and the last alone, and no more than three decoded pictures at a time. Equally bright ones
-    are in the order of `files`. RefusedError where sizes differ, even of those that are not kept, or where all are
+    are in the order of `files`. PairError where sizes differ, even of those that are not selected, or where all are
     equally bright.
     """
-    kept: list[tuple[float, Picture]] = []
-    seen = []
+    selected: list[tuple[float, Picture]] = []
+    images = []
     for file in files:
-        kept.append(_measured(read(file.role, file.name)))
-        seen.append(kept[-1][1].image)
-        kept.sort(key=lambda one: one[0])
+        # No name for the picture here: it would keep one that is dropped until the next is read.
+        selected.append(_measured(read(file.role, file.name)))
+        images.append(selected[-1][1].image)
+        selected.sort(key=lambda one: one[0])
         if exposures == "extreme":
-            del kept[1:-1]
-    check_sizes(seen)
-    if kept[0][0] == kept[-1][0]:
-        names = ", ".join(printable(image.path) for image in seen)
-        raise RefusedError("same_exposure", f"equally bright, so that none is the darker: {names}")
+            del selected[1:-1]
+    check_sizes(images)
+    if selected[0][0] == selected[-1][0]:
+        names = ", ".join(printable(image.path) for image in images)
+        raise PairError("same_exposure", f"equally bright, so that none is the darker: {names}")
     return [
         replace(picture, image=picture.image.model_copy(update={"role": role}))
-        for role, (_, picture) in zip(exposure_roles(len(kept)), kept, strict=True)
+        for role, (_, picture) in zip(exposure_roles(len(selected)), selected, strict=True)
     ]
 
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.decode import ImageError, thumbnail
 from rwkvfusion.infra.storage import PATIENCE, RefusedError, StorageError, Store, absolute
+from rwkvfusion.stages.source.files import SourceError
 from rwkvfusion.stages.source.layouts import SPLITS
 from rwkvfusion.stages.source.pair import Match, Unpaired, is_picture
 
@@ -62,17 +62,13 @@ class SplitFolders:
         return next((split_name(folders[place]) for place in free if tuple(parts[:place]) in self._above), None)
 
 
-class SplitListError(RwkvFusionError, ValueError):
-    """Lists that do not split a dataset; the message names the list and the line."""
-
-
 def split_by_lists(
     matches: Sequence[Match], lists: Mapping[str, str], patience: float = PATIENCE
 ) -> tuple[list[Match], list[Unpaired]]:
     """The pairs that `lists` (URL of the text file of each split) name, and the lines that name no pair.
 
     A line is `folder/name.png`: the folders of the dataset without that of the modality, or the name alone where it
-    is the only one. Raises SplitListError where a pair is in two splits, or a line fits two pairs, or none fits.
+    is the only one. Raises SourceError where a pair is in two splits, or a line fits two pairs, or none fits.
     """
     by_name: dict[str, set[int]] = defaultdict(set)
     for place, match in enumerate(matches):
@@ -84,16 +80,22 @@ def split_by_lists(
         lines = _lines(url, patience)
         places = [by_name.get(_alias(line), set()) for line in lines]
         if not any(places):
-            raise SplitListError(f"none of the {len(lines)} lines of {url} names a pair, such as {min(by_name)!r}")
+            raise SourceError(
+                f"source.split_lists: none of the {len(lines)} lines of {url} names a pair, such as {min(by_name)!r}"
+            )
         for line, fitting in zip(lines, places, strict=True):
             if not fitting:
                 unknown.append(Unpaired(name=line, reason=f"in the list of split {split!r}, but no pair has this name"))
                 continue
             if len(fitting) > 1:
-                raise SplitListError(f"{line!r} in {url} fits {len(fitting)} pairs: write it with its folder")
+                raise SourceError(
+                    f"source.split_lists: {line!r} in {url} fits {len(fitting)} pairs: write it with its folder"
+                )
             (place,) = fitting
             if split_of.setdefault(place, split) != split:
-                raise SplitListError(f"{line!r} is in the lists of two splits, {split_of[place]!r} and {split!r}")
+                raise SourceError(
+                    f"source.split_lists: {line!r} is in the lists of two splits, {split_of[place]!r} and {split!r}"
+                )
     return [replace(matches[place], split=split_of[place]) for place in sorted(split_of)], unknown
 
 
@@ -102,9 +104,9 @@ def _lines(url: str, patience: float) -> list[str]:
     try:
         text = Store(folder, patience).read(name).decode("utf-8-sig")
     except StorageError as error:
-        raise SplitListError(str(error)) from None
+        raise SourceError(f"source.split_lists: {error}") from None
     except UnicodeDecodeError:
-        raise SplitListError(f"{url} is not a text file in UTF-8") from None
+        raise SourceError(f"source.split_lists: {url} is not a text file in UTF-8") from None
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 

@@ -13,8 +13,9 @@ import h5py
 import numpy as np
 import scipy.io
 
-from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.decode import MAX_BYTES
+from rwkvfusion.stages.source.files import SceneError
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MATLAB_CLASS = "MATLAB_class"
@@ -25,10 +26,6 @@ _NUMBERS: Mapping[str, str] = {
 """MATLAB's classes of plain numbers, as NumPy calls them."""
 _MAX_ENTRIES = 10_000
 T = TypeVar("T")
-
-
-class ArrayFileError(RwkvFusionError, ValueError):
-    """A file that holds no arrays we can read; the message completes "FILE: "."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Header:
 
 
 class ArrayFile:
-    """Named arrays of numbers in one file (a path, or its bytes). ArrayFileError for whatever is not such a file.
+    """Named arrays of numbers in one file (a path, or its bytes). SceneError for whatever is not such a file.
 
     MATLAB's own files and its HDF5 files (v7.3) read alike. Nothing outside the file is followed: arrays that lie in
     other files (HDF5's external and virtual ones) are left out.
@@ -84,7 +81,7 @@ class ArrayFile:
         if self._hdf5 is None:
             if name not in self._loaded:
                 if header.nbytes > MAX_BYTES:
-                    raise ArrayFileError(f"{name} takes {header.nbytes} bytes; save it as HDF5 (MATLAB's -v7.3)")
+                    raise SceneError(f"{name} takes {header.nbytes} bytes; save it as HDF5 (MATLAB's -v7.3)")
                 self._loaded[name] = _guarded(self._load, name, header)
             return np.ascontiguousarray(self._loaded[name][part])
         stored = self._hdf5[name]
@@ -103,7 +100,7 @@ class ArrayFile:
         source: Any = self._rewound()
         array = np.asarray(scipy.io.loadmat(source, variable_names=[name])[name])
         if array.shape != header.shape or array.dtype.kind not in "biuf":
-            raise ArrayFileError(f"{name} is announced as {header} and is {array.shape} {array.dtype}")
+            raise SceneError(f"{name} is announced as {header} and is {array.shape} {array.dtype}")
         return array
 
     def _hdf5_headers(self) -> dict[str, Header]:
@@ -111,7 +108,7 @@ class ArrayFile:
 
         def visit(name: str, item: Any) -> None:
             if len(found) > _MAX_ENTRIES:
-                raise ArrayFileError(f"more than {_MAX_ENTRIES} arrays")
+                raise SceneError(f"more than {_MAX_ENTRIES} arrays")
             plain = isinstance(item, h5py.Dataset) and not item.external and not item.is_virtual
             if plain and item.dtype.kind in "biuf" and item.shape:
                 shape = tuple(map(int, item.shape))
@@ -138,7 +135,7 @@ def _is_hdf5(source: str | BytesIO) -> bool:
     # A user block of 512 bytes or more may come first; MATLAB's has 512.
     head = _head(source, 4096)
     if not head:
-        raise ArrayFileError("the file is empty")
+        raise SceneError("the file is empty")
     return any(head[start : start + 8] == _HDF5 for start in (0, 512, 1024, 2048))
 
 
@@ -149,10 +146,10 @@ def _says_matlab(source: str | BytesIO) -> bool:
 def _guarded(call: Callable[..., T], *args: Any) -> T:
     try:
         return call(*args)
-    except ArrayFileError:
+    except SceneError:
         raise
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - the readers raise anything on hostile bytes; ours is the one type callers see
         text = printable(str(error).split("\n")[0])[:200]
-        raise ArrayFileError(f"no MATLAB or HDF5 file, or a damaged one: {text or type(error).__name__}") from None
+        raise SceneError(f"no MATLAB or HDF5 file, or a damaged one: {text or type(error).__name__}") from None

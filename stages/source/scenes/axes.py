@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from rasterio.windows import Window
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.stages.source.files import SceneError
 
 Shape = tuple[int, ...]
 _ORDERS: Mapping[int, tuple[str, ...]] = {2: ("HW",), 3: ("CHW", "HWC", "NHW"), 4: ("NCHW", "NHWC", "HWCN")}
 MIN_CUBE_BANDS = 16
 """Bands from which on a cube counts as hyperspectral."""
-
-
-class AxesError(RwkvFusionError, ValueError):
-    """Arrays whose axes cannot be told, or that do not fit each other; the message completes "FILE: "."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,9 @@ def to_picture(array: np.ndarray, axes: str) -> np.ndarray:
     return np.ascontiguousarray(array.transpose([axes.index(axis) for axis in "HWC"]))
 
 
-def picture_part(view: View, index: int | None, rows: slice, columns: slice) -> tuple[tuple[slice | int, ...], str]:
+def picture_part(view: View, index: int | None, window: Window) -> tuple[tuple[slice | int, ...], str]:
     """What to read of `view` for a window of picture `index` of a stack, and the axes of what is read."""
+    rows, columns = window.toslices()
     places: dict[str, slice | int] = {"N": index or 0, "H": rows, "W": columns, "C": slice(None)}
     return tuple(places[axis] for axis in view.axes), view.axes.replace("N", "")
 
@@ -59,7 +57,7 @@ def solve(high: tuple[str, Shape], low: tuple[str, Shape], target: tuple[str, Sh
     """Views named `high`, `low` and `target` of three arrays that are the pictures of one scene, or a stack of them.
 
     `high` has the finer grid, by a whole ratio; the target has that grid and the bands of `low`. `high_bands`: how many
-    `high` has, None for any. AxesError where no reading fits, or several do.
+    `high` has, None for any. SceneError where no reading fits, or several do.
     """
     given = {"high": high, "low": low, **({"target": target} if target else {})}
     found = []
@@ -75,8 +73,8 @@ def solve(high: tuple[str, Shape], low: tuple[str, Shape], target: tuple[str, Sh
         return found[0]
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in given.values())
     if found:
-        raise AxesError(f"which axes are the bands of {shapes} cannot be told: set source.scene.axes, e.g. to NCHW")
-    raise AxesError(
+        raise SceneError(f"which axes are the bands of {shapes} cannot be told: set source.scene.axes, e.g. to NCHW")
+    raise SceneError(
         f"{shapes} do not fit each other: sizes must differ by one whole ratio of 2 or more, and pictures be as many"
     )
 
@@ -117,12 +115,12 @@ def cube(name: str, shape: Shape, declared: str | None, matlab: bool) -> View:
     """The view of one hyperspectral cube. MATLAB's are H, W, C; of others the shortest axis, first or last, is C."""
     if declared is not None:
         if sorted(declared) != sorted("CHW"):
-            raise AxesError(f"source.scene.axes is {declared}, and {name} is one cube: say CHW or HWC")
+            raise SceneError(f"source.scene.axes is {declared}, and {name} is one cube: say CHW or HWC")
         return View(name, declared, shape)
     if matlab or shape[2] == min(shape):
         return View(name, "HWC", shape)
     if shape[0] == min(shape):
         return View(name, "CHW", shape)
-    raise AxesError(
+    raise SceneError(
         f"which axis of {name} {'x'.join(map(str, shape))} is the bands cannot be told: set source.scene.axes"
     )

@@ -13,13 +13,13 @@ from rwkvfusion.infra.pictures.emptiness import filled
 from rwkvfusion.infra.pictures.encode import RASTERS, encode_tiff
 from rwkvfusion.infra.pictures.units import unit_of
 from rwkvfusion.infra.storage import Store
-from rwkvfusion.stages.source.files import Picture, RefusedError
+from rwkvfusion.stages.source.files import PairError, Picture
 from rwkvfusion.stages.source.scenes.ground import check_same_grid
 from rwkvfusion.stages.source.scenes.raster import Raster, RasterError
 
 
 def check_ground(files: Sequence[tuple[Store, str]]) -> None:
-    """RefusedError where the TIFFs among the files of a pair say that they are not of the same ground.
+    """PairError where the TIFFs among the files of a pair say that they are not of the same ground.
 
     What is no raster for GDAL says nothing of its ground.
     """
@@ -34,7 +34,7 @@ def check_ground(files: Sequence[tuple[Store, str]]) -> None:
             for raster in located[1:]:
                 check_same_grid(located[0], raster)
         except RasterError as error:
-            raise RefusedError("other_ground", str(error)) from None
+            raise PairError("other_ground", str(error)) from None
 
 
 def check_tiffs(store: Store, pictures: Sequence[Picture]) -> None:
@@ -45,7 +45,7 @@ def check_tiffs(store: Store, pictures: Sequence[Picture]) -> None:
 
 
 def check_filled(store: Store, picture: Picture) -> None:
-    """RefusedError where pixels that a TIFF declares empty would be learnt from as values that nothing else has.
+    """PairError where pixels that a TIFF declares empty would be learnt from as values that nothing else has.
 
     That is outside the picture's unit, or where the unit itself was taken from all values.
     """
@@ -57,7 +57,7 @@ def check_filled(store: Store, picture: Picture) -> None:
     if image.percentiles is None and values.min() >= unit.black and values.max() <= unit.white:
         return
     n_empty = int(empty.any(axis=2).sum())
-    raise RefusedError(
+    raise PairError(
         "empty",
         f"{printable(image.path)}: {n_empty} of its pixels are empty and hold {values.flat[0]:g},"
         " which is none of its values: cut the pictures to where none is, or fill them, e.g. gdal_fillnodata.py",
@@ -81,9 +81,8 @@ def _empty(store: Store, name: str, picture: Picture) -> np.ndarray | None:
     if picture.image.ext != "tif":
         return None
     with suppress(RasterError), Raster(store, name) as raster:
-        rows, columns = raster.size
-        if (raster.nodata or raster.has_mask) and (rows, columns) == picture.array.shape[:2]:
-            _, empty = raster.read((slice(0, rows), slice(0, columns)))
+        if (raster.nodata or raster.has_mask) and raster.size == picture.array.shape[:2]:
+            _, empty = raster.read(raster.whole)
             if empty.shape != picture.array.shape:
                 empty = np.repeat(empty.any(axis=2, keepdims=True), picture.array.shape[2], axis=2)
             return empty if empty.any() else None
@@ -91,7 +90,7 @@ def _empty(store: Store, name: str, picture: Picture) -> np.ndarray | None:
 
 
 def check_rasters(files: Sequence[tuple[Store, str]]) -> None:
-    """RefusedError where files that are taken as they are lie on other ground than the first, or have empty pixels.
+    """PairError where files that are taken as they are lie on other ground than the first, or have empty pixels.
 
     What is no raster for GDAL says nothing of its ground.
     """
@@ -106,6 +105,6 @@ def check_rasters(files: Sequence[tuple[Store, str]]) -> None:
                     check_same_grid(rasters[0], raster)
                 n_empty = raster.n_empty()
             except RasterError as error:
-                raise RefusedError("other_ground", str(error)) from None
+                raise PairError("other_ground", str(error)) from None
             if n_empty:
-                raise RefusedError("empty", f"{raster.name}: {n_empty} of its pixels are empty")
+                raise PairError("empty", f"{raster.name}: {n_empty} of its pixels are empty")

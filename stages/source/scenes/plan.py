@@ -9,27 +9,22 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
-from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.storage import StorageError, Store
+from rasterio.windows import Window
+
+from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.storage import StorageError
 from rwkvfusion.stages.dataset.task import TASKS
-from rwkvfusion.stages.source.files import is_of_the_file, unreadable
+from rwkvfusion.stages.source.config import Origin
+from rwkvfusion.stages.source.files import SceneError, is_of_the_file
 from rwkvfusion.stages.source.layouts import SPLITS, TARGET
-from rwkvfusion.stages.source.pair import ArrayRef, Assumed, Cut, FileRef, Match, Unpaired
+from rwkvfusion.stages.source.pair import ArrayRef, Assumed, Candidates, Cut, Match, PixelWindow, Unpaired
 from rwkvfusion.stages.source.scenes.arrays import ArrayFile
-from rwkvfusion.stages.source.scenes.axes import MIN_CUBE_BANDS, AxesError, View, cube, solve
-from rwkvfusion.stages.source.scenes.scene import (
-    ArrayCube,
-    ArrayPair,
-    Scene,
-    SceneConfig,
-    SceneError,
-    TiffPair,
-    open_arrays,
-)
+from rwkvfusion.stages.source.scenes.axes import MIN_CUBE_BANDS, View, cube, solve
+from rwkvfusion.stages.source.scenes.scene import ArrayCube, ArrayPair, Scene, TiffPair, open_arrays
 from rwkvfusion.stages.source.scenes.sensors import gains_for, usual_cube
 from rwkvfusion.stages.source.splits import OnRead, SplitFolders
 
@@ -51,145 +46,126 @@ ALIASES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """Names of arrays by what they are, the preferred first, in lower case; upsampled ones (lms, HSI_up) are not used."""
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A pair before it has a key: its unique name, the text of its key, its split, its files and its cut."""
-
-    name: str
-    text: str
-    split: str
-    files: tuple[FileRef, ...]
-    cut: Cut
-
-
 class ScenePlanner:
-    """Plans files of one task with one set of settings."""
+    """Plans the files of one source. SourceError where they hold no pair, StorageError where the store fails."""
 
-    def __init__(
-        self,
-        store: Store,
-        task: str,
-        config: SceneConfig,
-        default_split: str | None,
-        holdout: Mapping[str, float],
-        *,
-        follow_links: bool,
-        splits: SplitFolders | None = None,
-        usual_scale: Callable[[str], float | None] = lambda _: None,
-    ) -> None:
-        self._store, self._task, self._config = store, task, config
-        self._splits, self._usual_scale = splits or SplitFolders(()), usual_scale
-        self.assumed: list[Assumed] = []
-        """What was taken for granted of files, in their order."""
-        self._default_split, self._holdout, self._follow_links = default_split, holdout, follow_links
+    def __init__(self, origin: Origin, on_read: OnRead) -> None:
+        self._origin, self._on_read = origin, on_read
+        self._config, self._task = origin.config.scene, origin.layout.task
+        self._result = Candidates()
 
-    def plan(
-        self, files: Sequence[str], matches: Sequence[Match], *, scenes: bool, on_read: OnRead = lambda *_: None
-    ) -> tuple[list[Planned], list[Match], list[Unpaired]]:
-        """Pairs of `files` that hold arrays, and of `matches` of pictures; matches that stay as they are; and the rest.
+    def arrays(self, names: Sequence[str]) -> Candidates:
+        """The pairs of those of the files `names` that hold arrays."""
+        origin, extensions = self._origin, self._origin.layout.extensions
+        folders = SplitFolders(names, origin.config.splits, None if origin.default_split else 2)
+        files = sorted(name for name in names if name.rpartition(".")[2].lower() in extensions)
+        kinds = " or ".join(f".{extension}" for extension in sorted(extensions))
+        self._plan([((name,), partial(self._arrays, name, folders)) for name in files])
+        self._check(f"no file there ends in {kinds}. Set source.root to the folder above them, or another layout")
+        others = sorted({*names} - {*files})
+        self._result.unpaired += (Unpaired(name=name, reason=f"no {kinds} file") for name in others)
+        return self._result
 
-        A match without target is cut into pairs where these are `scenes`, else it goes to a split of its own.
-        """
-        planned: list[Planned] = []
-        whole: list[Match] = []
-        unpaired: list[Unpaired] = []
-        for match in matches:
-            split = said_split(match.name) or match.split or self._default_split or "train"
-            if TARGET in match.extras or not scenes:
-                whole.append(replace(match, split=split if TARGET in match.extras else split + FULL))
-        cut = [match for match in matches if scenes and TARGET not in match.extras]
-        total = len(files) + len(cut)
-        on_read(0, total)
-        names_of = [*([name] for name in files), *([*match.files.values()] for match in cut)]
-        read = chain(map(self.arrays, files), map(self.geotiffs, cut))
-        for done, (names, found) in enumerate(zip(names_of, read, strict=True), start=1):
-            on_read(done, total)
-            if isinstance(found, Unpaired):
-                unpaired += (Unpaired(name=name, reason=found.reason) for name in names)
+    def rasters(self, pairs: Candidates) -> Candidates:
+        """The same of `pairs` of rasters: those with a target stay as they are, others are cut where they are scenes,
+        else they go to a split of their own."""
+        layout, result = self._origin.layout, self._result
+        result.unpaired += pairs.unpaired
+        whole, scenes = [], []
+        for match in pairs.matches:
+            split = declared_split(match.name) or match.split or self._origin.default_split or "train"
+            if TARGET in match.extras:
+                whole.append(replace(match, split=split))
+            elif not layout.is_scene:
+                whole.append(replace(match, split=split + FULL, suffix=FULL))
             else:
-                planned += found
-        return planned, whole, unpaired
+                scenes.append(match)
+        self._plan([((*match.files.values(),), partial(self._rasters, match)) for match in scenes])
+        if layout.scale and not self._config.scale:
+            what = f"16-bit values count {layout.scale:g} as 1, as is usual for the layout"
+            result.assumed += (_assumed(match.name, what, "scale") for match in whole)
+        result.matches += whole
+        self._check("")
+        return result
 
-    def arrays(self, name: str) -> list[Planned] | Unpaired:
-        """The pairs of an HDF5 or MATLAB file, or why it has none. StorageError where the store does not answer."""
-        trouble = unreadable(self._store, name, follow_links=self._follow_links, max_bytes=None)
-        if trouble is not None:
-            return Unpaired(name=name, reason=trouble)
-        try:
-            with open_arrays(self._store, name) as file:
-                planned = list(self._of_arrays(name, file))
-                self._assume_scale(name, file, planned)
-                return planned
-        except (RwkvFusionError, ValueError) as error:
-            return self._unpaired(name, error)
+    def _plan(self, files: Sequence[tuple[tuple[str, ...], Callable[[], Iterator[Match]]]]) -> None:
+        """Add the pairs of each group of files, or why there is none."""
+        self._on_read(0, len(files))
+        for done, (names, plan) in enumerate(files, start=1):
+            try:
+                self._result.matches += [*plan()]
+            except (RwkvFusionError, ValueError) as error:
+                # A store that is down must not pass for a source without pairs.
+                if isinstance(error, StorageError) and not is_of_the_file(error, self._origin.store):
+                    raise
+                self._result.unpaired += (Unpaired(name=name, reason=str(error)) for name in names)
+            self._on_read(done, len(files))
 
-    def geotiffs(self, match: Match) -> list[Planned] | Unpaired:
-        """The pairs of two rasters without target, or why there are none. StorageError as `arrays`."""
-        files = tuple(FileRef(role=role, name=name) for role, name in match.files.items())
-        try:
-            with TiffPair(self._store, *match.files.values()) as scene:
-                self.assumed += (Assumed(name=match.name, what=note) for note in scene.notes)
-                stem = match.stem or match.inner.rpartition("/")[2]
-                return list(
-                    self._of_scene(
-                        scene, scene.ratio, match.name, stem, said_split(match.name) or match.split, files, {}
-                    )
-                )
-        except (RwkvFusionError, ValueError) as error:
-            return self._unpaired(match.name, error)
+    def _check(self, nothing: str) -> None:
+        """SourceError where there is no pair: why the first files have none, or `nothing` where there is no file."""
+        others = self._result.unpaired
+        if not self._result.matches:
+            more = f"; and {len(others) - 4} more" if len(others) > 4 else ""
+            first = "; ".join(f"{printable(one.name)}: {one.reason}" for one in others[:4])
+            raise self._origin.no_pair(first + more or nothing)
 
-    def _unpaired(self, name: str, error: Exception) -> Unpaired:
-        # A store that is down must not pass for a source without pairs.
-        if isinstance(error, StorageError) and not is_of_the_file(error, self._store):
-            raise error
-        return Unpaired(name=name, reason=str(error))
+    def _rasters(self, match: Match) -> Iterator[Match]:
+        """The cuts of two rasters without target."""
+        with TiffPair(self._origin.store, *match.files.values()) as scene:
+            self._result.assumed += (Assumed(name=match.name, what=note) for note in scene.notes)
+            yield from self._cuts(scene, replace(match, split=declared_split(match.name) or match.split), {})
 
-    def _of_arrays(self, name: str, file: ArrayFile) -> Iterator[Planned]:
+    def _arrays(self, name: str, folders: SplitFolders) -> Iterator[Match]:
+        """The pairs of an HDF5 or MATLAB file."""
+        reason = self._origin.unreadable(name, whole=False)
+        if reason is not None:
+            raise SceneError(reason)
+        with open_arrays(self._origin.store, name) as file:
+            planned = [*self._of_arrays(name, file, folders)]
+            self._assume_scale(name, file, planned)
+            yield from planned
+
+    def _of_arrays(self, name: str, file: ArrayFile, folders: SplitFolders) -> Iterator[Match]:
         roles = _find(file, ALIASES[self._task])
-        high, low = TASKS[self._task].orders[0]
-        split = said_split(name) or self._splits.of(name.split("/")[:-1])
+        split = declared_split(name) or folders.of(name.split("/")[:-1]) or ""
         stem = os.path.splitext(name.rpartition("/")[2])[0]
-        files = (FileRef(role=high, name=name), FileRef(role=low, name=name))
+        match = Match(split, "", stem, dict.fromkeys(TASKS[self._task].orders[0], name))
         if {"high", "low"} <= roles.keys():
             views = self._solved(file, roles)
-            n_pictures = views["high"].length("N")
             refs = {role: ArrayRef(name=view.name, axes=view.axes) for role, view in views.items()}
-            if "target" not in views and self._task == "hmif":
+            has_target, is_stack = "target" in views, "N" in views["high"].axes
+            if not has_target and self._task == "hmif":
                 raise SceneError("MS and HS without target: there is nothing to learn from or to score with")
-            if "target" not in views and "N" not in views["high"].axes:
-                pair = ArrayPair(file, views["high"], views["low"])
-                yield from self._of_scene(pair, pair.ratio, name, stem, split, files, refs)
+            if not has_target and not is_stack:
+                yield from self._cuts(ArrayPair(file, views["high"], views["low"]), match, refs)
                 return
-            for i in range(n_pictures):
-                cut = Cut(protocol="given" if "target" in views else "full", arrays=refs, index=i)
-                chosen = (split or self._default_split or "train") + ("" if "target" in views else FULL)
-                text = f"{stem}_{i:05d}" if "N" in views["high"].axes else stem
-                yield Planned(f"{name}#{i}", text, chosen, files, cut)
+            split = (split or self._origin.default_split or "train") + ("" if has_target else FULL)
+            for i in range(views["high"].length("N")):
+                cut = Cut(protocol="given" if has_target else "full", arrays=refs, index=i)
+                suffix = f"_{i:05d}" if is_stack else ""
+                yield replace(match, split=split, cut=cut, part=f"#{i}", suffix=suffix)
             return
         if self._task == "pansharpening":
             listed = ", ".join(f"{key} {header}" for key, header in file.headers.items()) or "no arrays"
             raise SceneError(f"no PAN and MS in it: looked for pan or I_PAN, and ms or I_MS_LR; there is {listed}")
         view = _only_cube(name, file, self._config.axes)
-        known = usual_cube(name, view.length("C"))
-        if known and self._config.wavelengths is None and not self._config.response.startswith("even:"):
-            word, (first, last) = known
+        usual = usual_cube(name, view.length("C"))
+        if usual and self._config.wavelengths is None and not self._config.response.startswith("even:"):
+            word, (first, last) = usual
             what = f"its bands lie from {first:g} to {last:g} nm, by the word `{word}` of its name"
-            self.assumed.append(Assumed(name=name, what=f"{what} (source.scene.wavelengths declares it)"))
+            self._result.assumed.append(_assumed(name, what, "wavelengths"))
         scene = ArrayCube(file, view, self._config, name)
-        refs = {"cube": ArrayRef(name=view.name, axes=view.axes)}
-        yield from self._of_scene(scene, self._config.ratio, name, stem, split, files, refs)
+        yield from self._cuts(scene, match, {"cube": ArrayRef(name=view.name, axes=view.axes)})
 
-    def _assume_scale(self, name: str, file: ArrayFile, planned: Sequence[Planned]) -> None:
+    def _assume_scale(self, name: str, file: ArrayFile, planned: Sequence[Match]) -> None:
         """Note which value is taken for 1 in the arrays of `planned`, where these are integers that do not say it."""
-        used = {array.name for pair in planned for array in pair.cut.arrays.values()}
-        integers = any(
-            file.headers[array].dtype.kind in "iu" and file.headers[array].dtype.itemsize > 1 for array in used
-        )
-        usual = self._usual_scale(name)
+        arrays = {array.name for match in planned if match.cut for array in match.cut.arrays.values()}
+        types = [file.headers[array].dtype for array in arrays]
+        usual = self._origin.layout.usual_scale(name)
         declared = self._config.scale or any(file.number(key) is not None for key in ("L", "maxValue"))
-        if integers and usual is not None and not declared:
+        if usual is not None and not declared and any(kind.kind in "iu" and kind.itemsize > 1 for kind in types):
             what = f"its integers count {usual:g} as 1, as is usual for such files"
-            self.assumed.append(Assumed(name=name, what=f"{what} (source.scene.scale declares it)"))
+            self._result.assumed.append(_assumed(name, what, "scale"))
 
     def _solved(self, file: ArrayFile, roles: Mapping[str, Sequence[str]]) -> dict[str, View]:
         """The views of the file's arrays; of several that could be the low-resolution one, the first that is."""
@@ -204,36 +180,47 @@ class ScenePlanner:
                     self._config.axes,
                     1 if self._task == "pansharpening" else None,
                 )
-            except AxesError as error:
+            except SceneError as error:
                 problems.append(str(error))
         raise SceneError("; ".join(problems))
 
-    def _of_scene(self, scene: Scene, ratio: int, name: str, stem: str, said: str | None, files: tuple[FileRef, ...],
-                  refs: Mapping[str, ArrayRef]) -> Iterator[Planned]:  # fmt: skip
-        config, is_cube = self._config, isinstance(scene, ArrayCube)
+    def _cuts(self, scene: Scene, match: Match, arrays: Mapping[str, ArrayRef]) -> Iterator[Match]:
+        """The windows of a scene, each a pair of the files of `match`."""
+        config, ratio = self._config, scene.ratio
         gains_for(config.sensor, scene.n_bands)
-        split = said or self._default_split
-        holdout = {} if split else self._holdout
-        protocols: tuple[Literal["full", "reduced"], ...] = (
-            ("reduced",) if is_cube else ("reduced", "full") if config.protocol == "auto" else (config.protocol,)
-        )
+        split = match.split or self._origin.default_split
+        protocols: tuple[Literal["full", "reduced"], ...] = ("reduced", "full")
+        if isinstance(scene, ArrayCube):
+            protocols = ("reduced",)
+        elif config.protocol != "auto":
+            protocols = (config.protocol,)
         if min(scene.size) < ratio:
             raise SceneError(f"{scene.size[1]}x{scene.size[0]} pixels are too few for a ratio of {ratio}")
-        for part, region in regions(scene.size, ratio, holdout, split or "train").items():
+        for part, region in regions(scene.size, ratio, {} if split else self._origin.holdout, split or "train").items():
             for protocol in protocols:
                 # Tiles are measured on the pictures that are made: at full resolution the PAN's.
-                tile, overlap = (
-                    max(pixels // ratio, 1) if protocol == "full" else pixels
-                    for pixels in (config.tile, config.overlap)
-                )
-                for window in windows(region, tile, overlap, ratio):
-                    where = f"{window[0]}-{window[1]}"
-                    chosen = part + (FULL if protocol == "full" else "")
-                    cut = Cut(protocol=protocol, arrays=dict(refs), window=window, region=region)
-                    yield Planned(f"{name}#{protocol}{where}", f"{stem}_{protocol}_{where}", chosen, files, cut)
+                shrink = ratio if protocol == "full" else 1
+                tile = max(config.tile // shrink, 1)
+                for window in windows(region, tile, config.overlap // shrink, ratio):
+                    corner = f"{window.row_off}-{window.col_off}"
+                    yield replace(
+                        match,
+                        split=part + (FULL if protocol == "full" else ""),
+                        cut=Cut(protocol=protocol, arrays=dict(arrays), window=_pixels(window), region=_pixels(region)),
+                        part=f"#{protocol}{corner}",
+                        suffix=f"_{protocol}_{corner}",
+                    )
 
 
-def said_split(name: str) -> str | None:
+def _pixels(window: Window) -> PixelWindow:
+    return window.row_off, window.col_off, window.height, window.width
+
+
+def _assumed(name: str, what: str, setting: str) -> Assumed:
+    return Assumed(name=name, what=f"{what} (source.scene.{setting} declares it)")
+
+
+def declared_split(name: str) -> str | None:
     """The split that a file's own name begins with (`train_wv3.h5`), else that of the deepest folder that is one's."""
     *folders, file = name.lower().split("/")
     words = [re.split(r"[_.\-(]", file)[0], *reversed([re.split(r"[_\-]", folder)[0] for folder in folders])]
@@ -265,38 +252,36 @@ def _only_cube(name: str, file: ArrayFile, axes: str | None) -> View:
     raise SceneError(f"no hyperspectral cube (of {MIN_CUBE_BANDS} bands or more) in it: there is {listed}")
 
 
-Box = tuple[int, int, int, int]
 MIN_REGION = 16
 """Rows that a held-out region has at least; scenes too small for it are not divided."""
 
 
-def regions(size: tuple[int, int], unit: int, holdout: Mapping[str, float], rest: str) -> dict[str, Box]:
+def regions(size: tuple[int, int], unit: int, holdout: Mapping[str, float], rest: str) -> dict[str, Window]:
     """A scene of `size` (rows, columns) by split: whole rows of pixels, the held-out ones at the bottom.
 
-    Every box begins and ends on multiples of `unit`; rows and columns beyond the last multiple are left out.
+    Each begins and ends on multiples of `unit`; rows and columns beyond the last multiple are left out.
     """
     rows, columns = (side // unit * unit for side in size)
-    boxes: dict[str, Box] = {}
+    held: dict[str, Window] = {}
     bottom = rows
     for split, part in sorted(holdout.items()):
         height = round(part * rows / unit) * unit
         if height < MIN_REGION or bottom - height < MIN_REGION:
             continue
         bottom -= height
-        boxes[split] = (bottom, 0, height, columns)
-    return {rest: (0, 0, bottom, columns), **boxes}
+        held[split] = Window(0, bottom, columns, height)
+    return {rest: Window(0, 0, columns, bottom), **held}
 
 
-def windows(region: Box, tile: int, overlap: int, unit: int) -> Iterator[Box]:
+def windows(region: Window, tile: int, overlap: int, unit: int) -> Iterator[Window]:
     """Windows of about `tile` pixels a side that cover `region`; neighbours share about `overlap` pixels.
 
     They begin and end on multiples of `unit`, and there are as many as come nearest to the size asked for, so that none
     is a mere rest: a side is between 2/3 and 3/2 of `tile`, or the region's.
     """
-    top, left, height, width = region
-    for y, tall in _spans(height, tile, overlap, unit):
-        for x, wide in _spans(width, tile, overlap, unit):
-            yield top + y, left + x, tall, wide
+    for y, tall in _spans(region.height, tile, overlap, unit):
+        for x, wide in _spans(region.width, tile, overlap, unit):
+            yield Window(region.col_off + x, region.row_off + y, wide, tall)
 
 
 def _spans(length: int, tile: int, overlap: int, unit: int) -> Iterator[tuple[int, int]]:

@@ -24,9 +24,6 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.store_files import StoreFiles
 from rwkvfusion.stages.source.files import is_local
 
-Part = tuple[slice, slice]
-"""Rows and columns."""
-
 # Whether a raster is located is compared, and said where it matters.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 _BLOCK, _BLOCKS = 512, 8
@@ -162,7 +159,7 @@ class Raster:
         starts = [np.linspace(0, max(n - side, 0), min(-(-n // side), _BLOCKS)).astype(int) for n in self.size]
         found = []
         for top, left in product(*starts):
-            values, empty = self.read((slice(top, min(top + side, rows)), slice(left, min(left + side, columns))))
+            values, empty = self.read(Window(left, top, min(side, columns - left), min(side, rows - top)))
             found.append(values[~empty])
         valid = np.concatenate(found)
         return valid if valid.size else np.zeros(1, valid.dtype)
@@ -211,14 +208,17 @@ class Raster:
         """Whether any value can be empty, as far as the header says."""
         return bool(self.nodata) or self.has_mask or self.datatype.kind == "f"
 
-    def read(self, part: Part, shape: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The window `part` and which of its values are empty: (h, w, C) of uint8, uint16 or float32, and bool.
+    @property
+    def whole(self) -> Window:
+        """All of it."""
+        return Window(0, 0, self.dataset.width, self.dataset.height)
+
+    def read(self, window: Window, shape: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The values of `window` and which of its values are empty: (h, w, C) of uint8, uint16 or float32, and bool.
 
         Everything else is read as float32, which holds whole numbers up to 2^24. What stands for empty is still there:
         see `infra.emptiness`. `shape`: to shrink it to. RasterError where the file is damaged.
         """
-        rows, columns = part
-        window = Window(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
         values, empty = [], []
         with self._reading("is damaged"):
             for page, bands in self._pages:
@@ -235,8 +235,8 @@ class Raster:
         if not self.may_be_empty:
             return 0
         rows, columns = self.size
-        stripes = (slice(start, min(start + _STRIPE, rows)) for start in range(0, rows, _STRIPE))
-        return sum(int(self.read((stripe, slice(0, columns)))[1].any(axis=2).sum()) for stripe in stripes)
+        stripes = (Window(0, top, columns, min(_STRIPE, rows - top)) for top in range(0, rows, _STRIPE))
+        return sum(int(self.read(stripe)[1].any(axis=2).sum()) for stripe in stripes)
 
     def _empty(
         self, page: DatasetReader, bands: list[int], values: np.ndarray, window: Window, shape: tuple[int, int] | None

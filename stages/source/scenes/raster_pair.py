@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from rasterio.windows import Window
 
 from rwkvfusion.infra.pictures.emptiness import filled
 from rwkvfusion.stages.source.scenes.ground import Axis, common_grid
-from rwkvfusion.stages.source.scenes.raster import Part, Raster
+from rwkvfusion.stages.source.scenes.raster import Raster
 
 _TAPS = 2
 """Coarse pixels around a point that cubic convolution looks at, to each side."""
 
 
 @dataclass(frozen=True)
-class Window:
+class Pixels:
     """Values (h, w, C) of a window, those that are empty filled from the nearest valid ones, and which they are."""
 
     values: np.ndarray
@@ -40,12 +41,12 @@ class RasterPair:
         rows, columns = self.fine.size
         return -(-rows // self.ratio), -(-columns // self.ratio)
 
-    def read(self, part: Part) -> tuple[Window, Window]:
-        """The window `part` of both: (h*ratio, w*ratio, P) and (h, w, C).
+    def read(self, window: Window) -> tuple[Pixels, Pixels]:
+        """The pixels of both in `window`: (h*ratio, w*ratio, P) and (h, w, C).
 
         What the fine raster lacks of its last coarse pixels is empty. RasterError for damaged files.
         """
-        return self._fine(part), self._coarse(part)
+        return self._fine(window), self._coarse(window)
 
     def empty(self, rows: slice) -> np.ndarray:
         """Which values of the result are empty: (rows, width, C) of the fine raster's `rows` and the coarse's bands.
@@ -53,13 +54,13 @@ class RasterPair:
         A pixel of the fine raster is empty where all its bands are, or where one is no number at all.
         """
         width = self.fine.size[1]
-        values, gone = self.fine.read((rows, slice(0, width)))
+        values, gone = self.fine.read(Window(0, rows.start, width, rows.stop - rows.start))
         whole = np.asarray(gone.any(axis=2) if values.dtype.kind == "f" else gone.all(axis=2))
         down = _nearest(self.grid.rows, np.arange(rows.start, rows.stop) + 0.5, self.coarse.size[0])
         across = _nearest(self.grid.columns, np.arange(width) + 0.5, self.coarse.size[1])
-        spans = slice(int(down.min()), int(down.max()) + 1), slice(int(across.min()), int(across.max()) + 1)
-        _, coarse = self.coarse.read(spans)
-        empty: np.ndarray = coarse[down - spans[0].start][:, across - spans[1].start]
+        rows, columns = slice(int(down.min()), int(down.max()) + 1), slice(int(across.min()), int(across.max()) + 1)
+        _, coarse = self.coarse.read(Window.from_slices(rows, columns))
+        empty: np.ndarray = coarse[down - rows.start][:, across - columns.start]
         return empty | whole[:, :, None]
 
     def close(self) -> None:
@@ -67,20 +68,19 @@ class RasterPair:
         self.coarse.close()
         self.fine.close()
 
-    def _fine(self, part: Part) -> Window:
-        wanted = [slice(span.start * self.ratio, span.stop * self.ratio) for span in part]
-        there = [slice(span.start, min(span.stop, n)) for span, n in zip(wanted, self.fine.size, strict=True)]
-        values, empty = self.fine.read((there[0], there[1]))
+    def _fine(self, window: Window) -> Pixels:
+        top, left, *size = (self.ratio * n for n in (window.row_off, window.col_off, window.height, window.width))
+        inside = [min(n, side - start) for n, side, start in zip(size, self.fine.size, (top, left), strict=True)]
+        values, empty = self.fine.read(Window(left, top, inside[1], inside[0]))
         values = filled(values, empty)
-        more = [(0, span.stop - short.stop) for span, short in zip(wanted, there, strict=True)]
-        if any(after for _, after in more):
-            pads = (*more, (0, 0))
+        if inside != size:
+            pads = (*((0, n - short) for n, short in zip(size, inside, strict=True)), (0, 0))
             values, empty = np.pad(values, pads, mode="edge"), np.pad(empty, pads, constant_values=True)
-        return Window(values, empty)
+        return Pixels(values, empty)
 
-    def _coarse(self, part: Part) -> Window:
+    def _coarse(self, window: Window) -> Pixels:
         # Of the middles of the pixels, where they lie in the file.
-        middles = [(np.arange(span.start, span.stop) + 0.5) * self.ratio for span in part]
+        middles = [(np.arange(*span) + 0.5) * self.ratio for span in window.toranges()]
         axes, sizes = (self.grid.rows, self.grid.columns), self.coarse.size
         points = [axis.coarse(middle) for axis, middle in zip(axes, middles, strict=True)]
         indices = [_nearest(axis, middle, n) for axis, middle, n in zip(axes, middles, sizes, strict=True)]
@@ -89,14 +89,14 @@ class RasterPair:
             slice(max(int(index.min()) - taps, 0), min(int(index.max()) + taps, n - 1) + 1)
             for index, n in zip(indices, sizes, strict=True)
         ]
-        values, empty = self.coarse.read((spans[0], spans[1]))
+        values, empty = self.coarse.read(Window.from_slices(*spans))
         values = filled(values, empty)
         rows, columns = (index - span.start for index, span in zip(indices, spans, strict=True))
         empty = empty[rows][:, columns]
         if self.grid.is_exact:
-            return Window(values[rows][:, columns], empty)
+            return Pixels(values[rows][:, columns], empty)
         down, across = (point - span.start for point, span in zip(points, spans, strict=True))
-        return Window(_cubic(values, down, across), empty)
+        return Pixels(_cubic(values, down, across), empty)
 
 
 def _nearest(axis: Axis, fine: np.ndarray, n_coarse: int) -> np.ndarray:

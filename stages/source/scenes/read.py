@@ -1,177 +1,128 @@
-"""Pairs of the sharpening tasks: planned from scenes and arrays, made when they are read, and checked."""
+"""Pairs of the sharpening tasks: cut from scenes and arrays, or read as they are, and checked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.encode import encode_tiff
 from rwkvfusion.infra.pictures.units import narrow_use, unit_of
-from rwkvfusion.infra.storage import MissingError, Store, sha256
+from rwkvfusion.infra.storage import MissingError, sha256
 from rwkvfusion.stages.dataset.sample import Image
-from rwkvfusion.stages.dataset.task import TASKS
-from rwkvfusion.stages.source.files import Picture, RefusedError
-from rwkvfusion.stages.source.layouts import Layout
-from rwkvfusion.stages.source.names import words
-from rwkvfusion.stages.source.pair import ArrayRef, Cut, PairRef
-from rwkvfusion.stages.source.scenes.arrays import ArrayFile
-from rwkvfusion.stages.source.scenes.axes import View
-from rwkvfusion.stages.source.scenes.raster import Part
-from rwkvfusion.stages.source.scenes.scene import (
-    ArrayCube,
-    ArrayPair,
-    CubeScene,
-    EmptyError,
-    PairScene,
-    Scene,
-    SceneConfig,
-    SceneError,
-    TiffPair,
-    open_arrays,
-    read_view,
-)
-from rwkvfusion.stages.source.scenes.sensors import SENSORS, degrade, gains_for
-
-_TEN_BIT = frozenset({"gf2", "gaofen"})
+from rwkvfusion.stages.source.config import Origin
+from rwkvfusion.stages.source.files import PairError, Picture, SceneError, check_sizes
+from rwkvfusion.stages.source.layouts import MASK, TARGET
+from rwkvfusion.stages.source.pair import Candidates, Cut, PairRef
+from rwkvfusion.stages.source.pictures import PairPictures, PictureReader, image_of, narrow_roles
+from rwkvfusion.stages.source.scenes.picture_rasters import check_rasters
+from rwkvfusion.stages.source.scenes.plan import ScenePlanner
+from rwkvfusion.stages.source.scenes.scene import EmptyError, Scene, open_scene
+from rwkvfusion.stages.source.splits import OnRead
 
 
-class CutReader:
-    """Reads cuts, and keeps the file of the last one open: the cuts of a scene come one after the other."""
+class SharpeningReader(PictureReader):
+    """Pairs of the sharpening tasks. The scene of the last cut stays open: the cuts of one come after each other."""
 
-    def __init__(self, store: Store, layout: Layout, config: SceneConfig) -> None:
-        self._store, self._layout, self._config = store, layout, config
-        self._open: tuple[tuple[str, ...], ArrayFile | Scene] | None = None
-        self.narrow: tuple[str, ...] = ()
-        """Roles, in the last cut, of pictures that use little of their 16 bits while nothing declares their scale."""
+    def __init__(self, origin: Origin) -> None:
+        super().__init__(origin)
+        self._open: tuple[tuple[str, ...], Scene] | None = None
 
-    def read(self, ref: PairRef, cut: Cut) -> tuple[list[Image], Image | None]:
-        """The modalities in order, and the target where there is one, each encoded as TIFF.
+    def plan(self, names: Sequence[str], on_read: OnRead) -> Candidates:
+        planner = ScenePlanner(self.origin, on_read)
+        if self.origin.layout.extensions:
+            return planner.arrays(names)
+        return planner.rasters(self.pair_names(names, ""))
 
-        RefusedError where the files do not hold what they announce; StorageError where the store does not answer.
-        """
-        name = ref.files[0].name
+    def read(self, ref: PairRef) -> PairPictures:
+        return self._whole(ref) if ref.cut is None else self._cut(ref, ref.cut)
+
+    def _whole(self, ref: PairRef) -> PairPictures:
+        modalities = self.modalities(ref)
+        target, mask = self.extra(TARGET, ref.target), self.extra(MASK, ref.annotation)
+        check_sharpening(modalities, target)
+        names = [*(file.name for file in ref.files), *([ref.target] if ref.target else [])]
+        check_rasters([(self.origin.store, name) for name in names])
+        low = modalities[-1]
+        scale = self._scale(ref.files[-1].name, low.array, low.image.scale)
+        own = {p.image.role: p.image.scale for p in modalities if self.origin.config.scene.scale is None}
+        images = [p.image.model_copy(update={"scale": own.get(p.image.role) or scale}) for p in modalities]
+        if mask is not None:
+            check_sizes([images[0], mask.image])
+        return PairPictures(
+            tuple(images),
+            None if target is None else target.image.model_copy(update={"scale": scale}),
+            image_of(mask),
+            narrow_roles(modalities if scale is None else ()),
+        )
+
+    def _cut(self, ref: PairRef, cut: Cut) -> PairPictures:
+        """The pictures of a part of its files, each encoded as TIFF."""
+        (high, low), name = ref.files, ref.files[0].name
         try:
-            made, declared = self._made(ref, cut)
+            scene = self._scene(ref, cut)
+            pictures = scene.cut(cut, self.origin.config.scene.sensor)
         except MissingError:
-            raise RefusedError(
-                "missing", f"{printable(name)} is gone: it was there when the source was listed"
-            ) from None
+            raise PairError("missing", f"{printable(name)} is gone: it was there when the source was listed") from None
         except EmptyError as error:
-            raise RefusedError("empty", f"{printable(name)}{_words(cut)}: {error}") from None
+            raise PairError("empty", f"{printable(name)}{cut}: {error}") from None
         except (SceneError, ValueError, OSError) as error:
             self._close()
-            raise RefusedError("unreadable", f"{printable(name)}: {printable(str(error))[:300]}") from None
+            raise PairError("unreadable", f"{printable(name)}: {printable(str(error))[:300]}") from None
         # What a filter makes of integers is float: the range is that of what was there before.
-        original = made.images[ref.files[-1].role] if made.target is None else made.target
-        scale = known_scale(self._config, self._layout, name, original, declared)
-        self.narrow, own = (), self._own(ref)
+        original = pictures.low if pictures.target is None else pictures.target
+        is_stack = cut.window is None
+        scale = self._scale(name, original, None if is_stack else scene.scale)
+        high_scale = None if is_stack or self.origin.config.scene.scale is not None else scene.high_scale
+        narrow: tuple[str, ...] = ()
         if scale is None:
-            measured = {**made.images, ref.files[-1].role: original}
-            self.narrow = tuple(
-                role for role, array in measured.items() if role not in own and narrow_use(array) is not None
-            )
-            if any(array.dtype != original.dtype for array in made.images.values()):
+            measured = {low.role: original, **({} if high_scale else {high.role: pictures.high})}
+            narrow = tuple(role for role, array in measured.items() if narrow_use(array) is not None)
+            if any(array.dtype != original.dtype for array in (pictures.high, pictures.low)):
                 scale = unit_of(original).white
-        paths = {file.role: f"{file.name}{_words(cut)}" for file in ref.files}
-        images = [_image(role, path, made.images[role], own.get(role, scale)) for role, path in paths.items()]
-        target = None if made.target is None else _image("target", [*paths.values()][-1], made.target, scale)
-        return images, target
+        images = (
+            _image(high.role, f"{high.name}{cut}", pictures.high, high_scale or scale),
+            _image(low.role, f"{low.name}{cut}", pictures.low, scale),
+        )
+        target = None
+        if pictures.target is not None:
+            target = _image(TARGET, f"{low.name}{cut}", pictures.target, scale)
+        return PairPictures(images, target, narrow=narrow)
 
-    def _own(self, ref: PairRef) -> dict[str, float]:
-        """By role, what counts as 1 where the file of high resolution declares that itself, and the settings do not."""
-        scene = None if self._open is None else self._open[1]
-        own = scene.high_scale if isinstance(scene, PairScene) and self._config.scale is None else None
-        return {} if own is None else {ref.files[0].role: own}
-
-    def _made(self, ref: PairRef, cut: Cut) -> tuple[Made, float | None]:
-        config = self._config
-        if cut.window is None:
-            file = self._arrays(ref.files[0].name)
-            high, low = (ref.files[0].role, ref.files[1].role)
-            pictures = {
-                role: _picture(file, cut.arrays[what], cut.index) for role, what in ((high, "high"), (low, "low"))
-            }
-            target = _picture(file, cut.arrays["target"], cut.index) if "target" in cut.arrays else None
-            return Made(pictures, target), None
-        scene, part = self._scene(ref, cut), _part(cut.window)
-        if isinstance(scene, CubeScene):
-            made = reduced_cube(scene, part, _part(cut.region or cut.window), config.ratio, config.sensor)
-        elif cut.protocol == "reduced":
-            made = reduced_pair(scene, part, _part(cut.region or cut.window), config.sensor)
-        else:
-            made = as_it_is(scene, part)
-        return made, scene.scale
-
-    def _arrays(self, name: str) -> ArrayFile:
-        opened = self._kept((name,))
-        if isinstance(opened, ArrayFile):
-            return opened
-        file = open_arrays(self._store, name)
-        self._open = ((name,), file)
-        return file
-
-    def _scene(self, ref: PairRef, cut: Cut) -> PairScene | CubeScene:
+    def _scene(self, ref: PairRef, cut: Cut) -> Scene:
         names = tuple(file.name for file in ref.files)
-        opened = self._kept(names)
-        if isinstance(opened, PairScene | CubeScene):
-            return opened
-        scene: PairScene | CubeScene
-        if not cut.arrays:
-            scene = TiffPair(self._store, *names)
-        else:
-            file = open_arrays(self._store, names[0])
-            views = {role: _view(file, ref) for role, ref in cut.arrays.items()}
-            if "cube" in views:
-                scene = ArrayCube(file, views["cube"], self._config, names[0])
-            else:
-                scene = ArrayPair(file, views["high"], views["low"])
-        self._open = (names, scene)
-        return scene
-
-    def _kept(self, names: tuple[str, ...]) -> ArrayFile | Scene | None:
-        if self._open is not None and self._open[0] == names:
-            return self._open[1]
-        self._close()
-        return None
+        if self._open is None or self._open[0] != names:
+            self._close()
+            self._open = names, open_scene(self.origin.store, names, cut.arrays, self.origin.config.scene)
+        return self._open[1]
 
     def _close(self) -> None:
         if self._open is not None:
-            self._open[1].__exit__()
+            self._open[1].close()
             self._open = None
 
+    def _scale(self, name: str, array: np.ndarray, declared: float | None) -> float | None:
+        """What counts as 1: as set, as the file declares, or as is usual; None for the type's largest value.
 
-def known_scale(
-    config: SceneConfig, layout: Layout, source: str, array: np.ndarray, declared: float | None = None
-) -> float | None:
-    """What counts as 1: as set, as the file declares, or as is usual in the layout; None for the type's largest value.
-
-    RefusedError for floats of which nothing is known, and that are not on 0-1.
-    """
-    if config.scale or declared:
-        return config.scale or declared
-    if array.dtype.kind == "f":
+        PairError for floats of which nothing is known, and that are not on 0-1.
+        """
+        config, layout = self.origin.config.scene, self.origin.layout
+        if config.scale or declared:
+            return config.scale or declared
+        if array.dtype.kind != "f":
+            return None if array.dtype == np.uint8 or layout.scale is None else layout.usual_scale(name)
         low, high = float(array.min()), float(array.max())
         if not (low >= 0 and high <= 1):
-            raise RefusedError(
+            raise PairError(
                 "range",
-                f"{printable(source)}: floats from {low:g} to {high:g}: set source.scene.scale to what counts as 1",
+                f"{printable(name)}: floats from {low:g} to {high:g}: set source.scene.scale to what counts as 1",
             )
         return 1.0
-    if array.dtype == np.uint8 or layout.scale is None:
-        return None
-    return usual_scale(layout, source)
-
-
-def usual_scale(layout: Layout, name: str) -> float | None:
-    """What counts as 1 in the integers of the file `name`, where nothing declares it."""
-    return 1023.0 if layout.scale == 2047.0 and not _TEN_BIT.isdisjoint(words(name)) else layout.scale
 
 
 def check_sharpening(modalities: Sequence[Picture], target: Picture | None) -> None:
-    """RefusedError unless the sizes are whole fractions of the largest, and the target is what the fusion should give.
+    """PairError unless the sizes are whole fractions of the largest, and the target is what the fusion should give.
 
     The modality that is sharpened is the last, of the lowest resolution.
     """
@@ -179,41 +130,17 @@ def check_sharpening(modalities: Sequence[Picture], target: Picture | None) -> N
     ratio = high.height // low.height
     if ratio < 1 or (low.height * ratio, low.width * ratio) != (high.height, high.width):
         sizes = ", ".join(f"{printable(p.image.path)} is {p.image.width}x{p.image.height}" for p in modalities)
-        raise RefusedError("size_mismatch", f"the sizes (width x height) do not differ by one whole ratio: {sizes}")
+        raise PairError("size_mismatch", f"the sizes (width x height) do not differ by one whole ratio: {sizes}")
     if target is None:
         return
     wanted = (high.height, high.width, low.channels)
     found = (target.image.height, target.image.width, target.image.channels)
     if found != wanted:
-        raise RefusedError(
+        raise PairError(
             "size_mismatch",
             f"the target is {found[1]}x{found[0]} of {found[2]} bands,"
             f" and must be {wanted[1]}x{wanted[0]} of {wanted[2]}",
         )
-
-
-def _view(file: ArrayFile, ref: ArrayRef) -> View:
-    header = file.headers.get(ref.name)
-    if header is None or len(header.shape) != len(ref.axes):
-        raise SceneError(f"{ref.name} is not what it was when the source was listed")
-    return View(ref.name, ref.axes, header.shape)
-
-
-def _picture(file: ArrayFile, ref: ArrayRef, index: int | None) -> np.ndarray:
-    return read_view(file, _view(file, ref), index, (slice(None), slice(None)))
-
-
-def _part(box: tuple[int, int, int, int]) -> Part:
-    top, left, height, width = box
-    return slice(top, top + height), slice(left, left + width)
-
-
-def _words(cut: Cut) -> str:
-    """Which part of its file a picture is, as its path says."""
-    if cut.window is None:
-        return f"#{cut.index}"
-    top, left, height, width = cut.window
-    return f"#{cut.protocol}[{top}:{top + height},{left}:{left + width}]"
 
 
 def _image(role: str, path: str, array: np.ndarray, scale: float | None) -> Image:
@@ -232,71 +159,5 @@ def _storable(array: np.ndarray) -> np.ndarray:
     values = array.astype(np.float32)
     n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if n_bad:
-        raise RefusedError("unreadable", f"{n_bad} of {values.size} values are NaN or infinite")
+        raise PairError("unreadable", f"{n_bad} of {values.size} values are NaN or infinite")
     return values
-
-
-PAN, MS = TASKS["pansharpening"].orders[0]
-HS = TASKS["hmif"].orders[0][1]
-MARGIN = 20
-"""Pixels beyond a window that the filters of 41 taps look at."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """Pictures (h, w, C) by role, and the target where there is one."""
-
-    images: Mapping[str, np.ndarray]
-    target: np.ndarray | None
-
-
-def as_it_is(scene: PairScene, part: Part) -> Made:
-    """The window `part` of a PAN and MS at full resolution; nothing is known of the target. EmptyError as below."""
-    _check_full(scene, part)
-    pan, ms = scene.read(part)
-    return Made({PAN: pan, MS: ms}, None)
-
-
-def reduced_pair(scene: PairScene, part: Part, region: Part, sensor: str) -> Made:
-    """PAN and MS of the window `part`, both degraded by the ratio with the MTF (float32); the target is the MS.
-
-    Nothing outside `region` is looked at: its border is repeated. EmptyError where a pixel of the window is empty; what
-    is empty around it is, to the filters, as its nearest valid neighbour.
-    """
-    _check_full(scene, part)
-    ratio = scene.ratio
-    wide, inner = _context(part, region, ratio)
-    pan, ms = scene.read(wide)
-    low_ms = degrade(ms, ratio, gains_for(sensor, ms.shape[2]))
-    low_pan = degrade(pan, ratio, SENSORS[sensor].pan)
-    coarse = tuple(slice(s.start // ratio, s.stop // ratio) for s in inner)
-    images = {PAN: low_pan[inner].astype(np.float32), MS: low_ms[coarse].astype(np.float32)}
-    return Made(images, np.ascontiguousarray(ms[inner]))
-
-
-def reduced_cube(scene: CubeScene, part: Part, region: Part, ratio: int, sensor: str) -> Made:
-    """A cube's window degraded by `ratio`, and the multispectral bands it shows (float32); it is the target."""
-    wide, inner = _context(part, region, ratio)
-    cube = scene.read(wide)
-    low = degrade(cube, ratio, gains_for(sensor, cube.shape[2]))
-    target = np.ascontiguousarray(cube[inner])
-    coarse = tuple(slice(s.start // ratio, s.stop // ratio) for s in inner)
-    ms = target.astype(np.float64) @ scene.response.T
-    return Made({MS: ms.astype(np.float32), HS: low[coarse].astype(np.float32)}, target)
-
-
-def _check_full(scene: PairScene, part: Part) -> None:
-    n_empty = scene.n_empty(part)
-    if n_empty:
-        raise EmptyError(f"{n_empty} of its pixels are empty: only tiles without are used")
-
-
-def _context(part: Part, region: Part, ratio: int) -> tuple[Part, Part]:
-    """`part` with what the filters see around it inside `region`, and where `part` lies in that."""
-    margin = -(-MARGIN // ratio) * ratio
-    wide, inner = [], []
-    for span, limit in zip(part, region, strict=True):
-        start, stop = max(span.start - margin, limit.start), min(span.stop + margin, limit.stop)
-        wide.append(slice(start, stop))
-        inner.append(slice(span.start - start, span.stop - start))
-    return (wide[0], wide[1]), (inner[0], inner[1])

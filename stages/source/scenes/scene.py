@@ -1,4 +1,4 @@
-"""Scenes for sharpening: what is read in windows, from GeoTIFFs or from arrays, and the settings that say how.
+"""Scenes: rasters and arrays of sharpening that are cut into pairs, read in windows.
 
 All windows are in pixels of the scene's own grid: of its low-resolution pictures where it has two (a PAN's window is
 larger by the ratio), of the cube where it is one hyperspectral cube.
@@ -7,84 +7,62 @@ larger by the ratio), of the cube where it is one hyperspectral cube.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from io import BytesIO
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from rasterio.windows import Window
 
-from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.decode import MAX_BYTES
 from rwkvfusion.infra.storage import Store
-from rwkvfusion.stages.source.files import is_local
+from rwkvfusion.stages.source.config import SceneConfig
+from rwkvfusion.stages.source.files import SceneError, is_local
+from rwkvfusion.stages.source.pair import ArrayRef, Cut
 from rwkvfusion.stages.source.scenes.arrays import ArrayFile
 from rwkvfusion.stages.source.scenes.axes import View, picture_part, to_picture
-from rwkvfusion.stages.source.scenes.raster import Part, Raster
-from rwkvfusion.stages.source.scenes.raster_pair import RasterPair
-from rwkvfusion.stages.source.scenes.sensors import RESPONSES, SENSORS, response_matrix, wavelengths
+from rwkvfusion.stages.source.scenes.raster import Raster
+from rwkvfusion.stages.source.scenes.raster_pair import Pixels, RasterPair
+from rwkvfusion.stages.source.scenes.sensors import SENSORS, degrade, gains_for, response_matrix, wavelengths
+
+MARGIN = 20
+"""Pixels beyond a window that the filters of 41 taps look at."""
 
 
-class SceneError(RwkvFusionError, ValueError):
-    """A file that is no scene; the message completes "FILE: "."""
+@dataclass(frozen=True)
+class CutPictures:
+    """What is made of a cut: the picture of high and the one of low resolution, (h, w, C), and the target if any."""
+
+    high: np.ndarray
+    low: np.ndarray
+    target: np.ndarray | None
 
 
 class EmptyError(SceneError):
     """A window with pixels that are empty: there is nothing to learn from what would fill them."""
 
 
-class SceneConfig(BaseModel):
-    """How sharpening layouts read scenes, and make training pairs of them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    scale: float | None = Field(
-        default=None,
-        gt=0,
-        description="of sharpening: value that counts as 1, e.g. 2047 for 11 bit; None: what the file declares, the"
-        " layout's usual one, or the largest of its type. Larger values are kept",
-    )
-    axes: str | None = Field(
-        default=None,
-        pattern="^[NCHW]{2,4}$",
-        description="of arrays, e.g. NCHW or HWC; None: the only reading that fits, and HWC for MATLAB's cubes",
-    )
-    sensor: str = Field(default="generic", description=f"whose MTF degrades a scene: {', '.join(sorted(SENSORS))}")
-    ratio: int = Field(default=4, ge=2, le=16, description="of the resolutions that are made of a cube")
-    response: str = Field(
-        default="auto",
-        pattern=f"^(auto|even:[1-9][0-9]?|{'|'.join(RESPONSES)})$",
-        description=f"what multispectral bands are made of a cube: {', '.join(RESPONSES)}, or even:N (N means of equal"
-        " parts); auto: rgb where its wavelengths are known, else even:3",
-    )
-    wavelengths: tuple[float, float] | None = Field(
-        default=None, description="first and last band of a cube in nm; None: known by the file's name, or not at all"
-    )
-    protocol: Literal["auto", "reduced", "full"] = Field(
-        default="auto",
-        description="of PAN + MS without a target: reduced (Wald's: both are degraded, the MS is the target), full (as"
-        " they are, without target, into splits SPLIT_full); auto: both",
-    )
-    tile: int = Field(default=256, ge=16, description="side in pixels of the pairs that a scene is cut into")
-    overlap: int = Field(default=0, ge=0, description="pixels that neighbouring tiles share")
-
-    @field_validator("sensor")
-    @classmethod
-    def _known(cls, sensor: str) -> str:
-        if sensor not in SENSORS:
-            raise ValueError(f"unknown sensor {sensor!r}: there is {', '.join(sorted(SENSORS))}")
-        return sensor
-
-
 class Scene(ABC):
-    """Pictures of one scene. `scale`: what the file declares as 1, if it does; `n_bands`: of what is sharpened."""
+    """Pictures of one ground. `n_bands`: of what is sharpened; `scale`: what the file declares as 1, if it does, and
+    `high_scale` that of high resolution where it has one of its own."""
 
-    scale: float | None = None
+    ratio: int
     n_bands: int
+    scale: float | None = None
+    high_scale: float | None = None
 
     @property
     @abstractmethod
     def size(self) -> tuple[int, int]:
         """Rows and columns of its grid."""
+
+    @abstractmethod
+    def cut(self, cut: Cut, sensor: str) -> CutPictures:
+        """The pictures of a part of it, degraded as `sensor` would where the protocol is reduced (Wald et al. 1997:
+        what was there before is the target). EmptyError where a pixel of them is empty."""
 
     @abstractmethod
     def close(self) -> None:
@@ -98,36 +76,38 @@ class Scene(ABC):
 
 
 class PairScene(Scene):
-    """A high- and a low-resolution picture, e.g. PAN and MS."""
-
-    ratio: int
-    high_scale: float | None = None
-    """What the file of high resolution declares as 1, where it has one of its own."""
+    """A picture of high and one of low resolution, e.g. PAN and MS."""
 
     @abstractmethod
-    def read(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        """The window `part` of both: (h*ratio, w*ratio, P) and (h, w, C), empty pixels as their nearest valid ones."""
+    def read(self, window: Window) -> tuple[Pixels, Pixels]:
+        """Both in `window`: (h*ratio, w*ratio, P) and (h, w, C)."""
 
-    def n_empty(self, part: Part) -> int:
-        """How many pixels of the window are empty, of both pictures together."""
-        return 0
+    def cut(self, cut: Cut, sensor: str) -> CutPictures:
+        """Full: both as they are. Reduced: both degraded by the ratio with the MTF (float32); the target is the MS.
 
-
-class CubeScene(Scene):
-    """One hyperspectral cube. `response`: (multispectral bands, bands)."""
-
-    response: np.ndarray
-
-    @abstractmethod
-    def read(self, part: Part) -> np.ndarray:
-        """The window `part`: (h, w, C)."""
+        Nothing outside the region is looked at: its border is repeated. What is empty around the window is, to the
+        filters, as its nearest valid neighbour.
+        """
+        ratio, window, region = self.ratio, *_windows(cut)
+        if cut.protocol == "full":
+            high, low = self.read(window)
+            _check_full(high.empty, low.empty)
+            return CutPictures(high.values, low.values, None)
+        wide, inner = _context(window, region, ratio)
+        high, low = self.read(wide)
+        fine = tuple(slice(span.start * ratio, span.stop * ratio) for span in inner)
+        _check_full(high.empty[fine], low.empty[inner])
+        low_ms = degrade(low.values, ratio, gains_for(sensor, self.n_bands))
+        low_pan = degrade(high.values, ratio, SENSORS[sensor].pan)
+        target = np.ascontiguousarray(low.values[inner])
+        return CutPictures(low_pan[inner].astype(np.float32), _coarse(low_ms, inner, ratio), target)
 
 
 class ArrayPair(PairScene):
-    """Two arrays of one file; `index` chooses a picture of a stack."""
+    """Two arrays of one file, or two stacks of them; the target lies beside them if there is one."""
 
-    def __init__(self, file: ArrayFile, high: View, low: View) -> None:
-        self._file, self._high, self._low = file, high, low
+    def __init__(self, file: ArrayFile, high: View, low: View, target: View | None = None) -> None:
+        self._file, self._high, self._low, self._target = file, high, low, target
         self.ratio = high.size[0] // low.size[0]
         self.n_bands = low.length("C")
         bits = file.number("L")
@@ -137,30 +117,33 @@ class ArrayPair(PairScene):
     def size(self) -> tuple[int, int]:
         return self._low.size
 
-    def read(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        high = tuple(slice(p.start * self.ratio, p.stop * self.ratio) for p in part)
-        return read_view(self._file, self._high, None, (high[0], high[1])), read_view(self._file, self._low, None, part)
+    def cut(self, cut: Cut, sensor: str) -> CutPictures:
+        if cut.window is not None:
+            return super().cut(cut, sensor)
+        high, low = (_read_view(self._file, view, cut.index) for view in (self._high, self._low))
+        target = None if self._target is None else _read_view(self._file, self._target, cut.index)
+        return CutPictures(high, low, target)
+
+    def read(self, window: Window) -> tuple[Pixels, Pixels]:
+        fine = (window.col_off, window.row_off, window.width, window.height)
+        high = _read_view(self._file, self._high, None, Window(*(self.ratio * n for n in fine)))
+        low = _read_view(self._file, self._low, None, window)
+        return Pixels(high, np.zeros(high.shape, bool)), Pixels(low, np.zeros(low.shape, bool))
 
     def close(self) -> None:
         self._file.__exit__()
 
 
-def read_view(file: ArrayFile, view: View, index: int | None, part: Part) -> np.ndarray:
-    """A window of one picture: (h, w, C)."""
-    where, axes = picture_part(view, index, *part)
-    return to_picture(file.read(view.name, where), axes)
-
-
-class ArrayCube(CubeScene):
-    """A cube in H, W, C in some order, or in columns of pixels (bands x pixels, with `nRow` and `nCol` beside it)."""
+class ArrayCube(Scene):
+    """A hyperspectral cube in H, W, C in some order, or in columns of pixels (bands x pixels, `nRow` and `nCol`)."""
 
     def __init__(self, file: ArrayFile, view: View, config: SceneConfig, name: str) -> None:
-        self._file, self._view = file, view
+        self._file, self._view, self.ratio = file, view, config.ratio
         n_bands = view.length("C")
-        self._kept = _selected_bands(file, n_bands)
-        centres = wavelengths(name, n_bands, self._kept, config.wavelengths)
-        self.response = response_matrix(config.response, centres, n_bands if self._kept is None else len(self._kept))
-        self.n_bands = self.response.shape[1]
+        self._bands = _selected_bands(file, n_bands)
+        centres = wavelengths(name, n_bands, self._bands, config.wavelengths)
+        self._response = response_matrix(config.response, centres, n_bands if self._bands is None else len(self._bands))
+        self.n_bands = self._response.shape[1]
         self.scale = file.number("maxValue")
         self._whole: np.ndarray | None = None
 
@@ -170,35 +153,34 @@ class ArrayCube(CubeScene):
             return int(self._file.number("nRow") or 0), int(self._file.number("nCol") or 0)
         return self._view.size
 
-    def read(self, part: Part) -> np.ndarray:
+    def cut(self, cut: Cut, sensor: str) -> CutPictures:
+        """The cube degraded by the ratio, and the multispectral bands it shows (float32); the cube is the target."""
+        wide, inner = _context(*_windows(cut), self.ratio)
+        cube = self._read(wide)
+        low = degrade(cube, self.ratio, gains_for(sensor, self.n_bands))
+        target = np.ascontiguousarray(cube[inner])
+        ms = target.astype(np.float64) @ self._response.T
+        return CutPictures(ms.astype(np.float32), _coarse(low, inner, self.ratio), target)
+
+    def _read(self, window: Window) -> np.ndarray:
         if "P" in self._view.axes:
             if self._whole is None:
                 rows, columns = self.size
                 # MATLAB's reshape counts down the columns.
                 self._whole = self._file.read(self._view.name).reshape(-1, columns, rows).transpose(2, 1, 0)
-            cube = self._whole[part]
+            cube = self._whole[window.toslices()]
         else:
-            cube = read_view(self._file, self._view, None, part)
-        return np.ascontiguousarray(cube if self._kept is None else cube[:, :, self._kept])
+            cube = _read_view(self._file, self._view, None, window)
+        return np.ascontiguousarray(cube if self._bands is None else cube[:, :, self._bands])
 
     def close(self) -> None:
         self._file.__exit__()
 
 
-def _selected_bands(file: ArrayFile, n_bands: int) -> np.ndarray | None:
-    """Indices of the bands that the file itself says are of use (without those that water absorbs)."""
-    header = file.headers.get("SlectBands") or file.headers.get("SelectBands")
-    if header is None:
-        return None
-    name = "SlectBands" if "SlectBands" in file.headers else "SelectBands"
-    kept = file.read(name).ravel().astype(np.int64) - 1
-    return kept if len(kept) and kept.min() >= 0 and kept.max() < n_bands else None
-
-
 class TiffPair(PairScene):
     """A PAN and an MS as rasters of the same ground; windows are read, never the whole. RasterError as `RasterPair`.
 
-    `size` is of the MS's pixels that lie wholly under the PAN.
+    `size` is of the MS's pixels that lie wholly under the PAN; empty pixels are read as their nearest valid ones.
     """
 
     def __init__(self, store: Store, high: str, low: str) -> None:
@@ -220,27 +202,81 @@ class TiffPair(PairScene):
         rows, columns = self._pair.fine.size
         return rows // self.ratio, columns // self.ratio
 
-    def read(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        high, low = self._pair.read(part)
-        return high.values, low.values
-
-    def n_empty(self, part: Part) -> int:
-        if not (self._pair.fine.may_be_empty or self._pair.coarse.may_be_empty):
-            return 0
-        high, low = self._pair.read(part)
-        return int(high.empty.any(axis=2).sum() + low.empty.any(axis=2).sum())
+    def read(self, window: Window) -> tuple[Pixels, Pixels]:
+        return self._pair.read(window)
 
     def close(self) -> None:
         self._pair.close()
 
 
+def open_scene(store: Store, names: tuple[str, ...], arrays: Mapping[str, ArrayRef], config: SceneConfig) -> Scene:
+    """The scene that the planned `arrays` of the file `names[0]` are, or where there are none, the rasters `names`.
+
+    SceneError where the file is not what it was when it was planned.
+    """
+    if not arrays:
+        return TiffPair(store, *names)
+    file = open_arrays(store, names[0])
+    views = {}
+    for what, ref in arrays.items():
+        header = file.headers.get(ref.name)
+        if header is None or len(header.shape) != len(ref.axes):
+            raise SceneError(f"{ref.name} is not what it was when the source was listed")
+        views[what] = View(ref.name, ref.axes, header.shape)
+    if "cube" in views:
+        return ArrayCube(file, views["cube"], config, names[0])
+    return ArrayPair(file, views["high"], views["low"], views.get("target"))
+
+
 def open_arrays(store: Store, name: str) -> ArrayFile:
     """The arrays of a file: in place on a disk, from memory elsewhere."""
-    return ArrayFile(store.path(name) if is_local(store) else BytesIO(_whole(store, name)))
-
-
-def _whole(store: Store, name: str) -> bytes:
+    if is_local(store):
+        return ArrayFile(store.path(name))
     size = store.size(name)
     if size > MAX_BYTES:
         raise SceneError(f"it has {size} bytes, and more than {MAX_BYTES} are only read in windows, from a disk")
-    return store.read(name)
+    return ArrayFile(BytesIO(store.read(name)))
+
+
+def _read_view(file: ArrayFile, view: View, index: int | None, window: Window | None = None) -> np.ndarray:
+    """A window of one picture, or its whole: (h, w, C)."""
+    where, axes = picture_part(view, index, window or Window(0, 0, view.size[1], view.size[0]))
+    return to_picture(file.read(view.name, where), axes)
+
+
+def _selected_bands(file: ArrayFile, n_bands: int) -> np.ndarray | None:
+    """Indices of the bands that the file itself says are of use (without those that water absorbs)."""
+    name = next((name for name in ("SlectBands", "SelectBands") if name in file.headers), None)
+    if name is None:
+        return None
+    bands = file.read(name).ravel().astype(np.int64) - 1
+    return bands if len(bands) and bands.min() >= 0 and bands.max() < n_bands else None
+
+
+def _windows(cut: Cut) -> tuple[Window, Window]:
+    """The window and the region of a cut."""
+    assert cut.window is not None
+    window, region = (Window(left, top, w, h) for top, left, h, w in (cut.window, cut.region or cut.window))
+    return window, region
+
+
+def _check_full(*empty: np.ndarray) -> None:
+    n_empty = sum(int(gone.any(axis=2).sum()) for gone in empty)
+    if n_empty:
+        raise EmptyError(f"{n_empty} of its pixels are empty: only tiles without are used")
+
+
+def _context(window: Window, region: Window, ratio: int) -> tuple[Window, tuple[slice, slice]]:
+    """`window` with what the filters see around it inside `region`, and where `window` lies in that."""
+    margin = -(-MARGIN // ratio) * ratio
+    wide, inner = [], []
+    for (start, stop), (first, last) in zip(window.toranges(), region.toranges(), strict=True):
+        wide.append(slice(max(start - margin, first), min(stop + margin, last)))
+        inner.append(slice(start - wide[-1].start, stop - wide[-1].start))
+    return Window.from_slices(*wide), (inner[0], inner[1])
+
+
+def _coarse(degraded: np.ndarray, inner: tuple[slice, slice], ratio: int) -> np.ndarray:
+    """What was made of the pixels `inner`."""
+    rows, columns = (slice(span.start // ratio, span.stop // ratio) for span in inner)
+    return degraded[rows, columns].astype(np.float32)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from scipy.signal import oaconvolve
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.stages.source.files import SceneError
 from rwkvfusion.stages.source.names import words
 
 SIZE = 41
@@ -156,10 +156,6 @@ LEAST_BANDS = 0.7
 """Part of a usual cube's bands that a file of its name has at least: copies lack those that water absorbs, no more."""
 
 
-class SpectralError(RwkvFusionError, ValueError):
-    """A response that the cube's bands cannot give; the message says what to set."""
-
-
 def usual_cube(name: str, n_bands: int) -> tuple[str, Nanometres] | None:
     """The word by which a file of `n_bands` is known for one of the usual cubes, and its first and last band in nm."""
     said = words(name)
@@ -192,7 +188,7 @@ def response_matrix(response: str, centres: np.ndarray | None, n_bands: int) -> 
     """(sensor bands, cube bands), rows that sum to 1.
 
     `response`: a key of RESPONSES; or `even:N`: N bands that are the means of N equal parts of the cube's bands, which
-    needs no wavelengths; or `auto`: rgb where the wavelengths are known, else even:3. SpectralError where the cube does
+    needs no wavelengths; or `auto`: rgb where the wavelengths are known, else even:3. SceneError where the cube does
     not cover a band.
     """
     if response == "auto":
@@ -200,20 +196,20 @@ def response_matrix(response: str, centres: np.ndarray | None, n_bands: int) -> 
     if response.startswith("even:"):
         count = int(response.partition(":")[2])
         if not 1 <= count <= n_bands:
-            raise SpectralError(f"source.scene.response {response}: the cube has {n_bands} bands")
+            raise SceneError(f"source.scene.response {response}: the cube has {n_bands} bands")
         matrix = np.zeros((count, n_bands))
         for row, part in enumerate(np.array_split(np.arange(n_bands), count)):
             matrix[row, part] = 1 / len(part)
         return matrix
     if centres is None:
-        raise SpectralError(
+        raise SceneError(
             "the wavelengths of its bands are not known: set source.scene.wavelengths to the first and last in nm,"
             " e.g. [430, 860], or source.scene.response to even:3"
         )
     rows = []
     for centre, width in RESPONSES[response]:
         if not centres[0] - width / 2 <= centre <= centres[-1] + width / 2:
-            raise SpectralError(
+            raise SceneError(
                 f"source.scene.response {response} has a band at {centre:g} nm, the cube covers"
                 f" {centres[0]:g} to {centres[-1]:g} nm"
             )

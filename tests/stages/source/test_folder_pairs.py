@@ -16,7 +16,8 @@ from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.evaluate.run import EvaluateError, evaluate_folders
-from rwkvfusion.stages.source.pairing import FoldersError, pair_folders
+from rwkvfusion.stages.source.files import SourceError
+from rwkvfusion.stages.source.pairing import pair_folders
 
 NAMES = {
     "a": ["X.png", "two.png", "two.bmp", "cafe\u0301.png", "only_a.png", "3.tif", "c.d.png", "deep/9.png", "7.xyz",
@@ -93,7 +94,7 @@ def test_fuse_makes_these_pairs_and_names_the_rest(folders: dict[str, str], tmp_
 def test_folders_without_a_pair_are_refused_in_the_same_words(folders: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     words = r"no picture has the same name before the dot in every folder \(there are 7 a, 0 b\)"
-    with pytest.raises(FoldersError, match=words):
+    with pytest.raises(SourceError, match=words):
         pair_folders({"a": Store(folders["a"]), "b": Store(str(tmp_path / "none"))})
     with pytest.raises(EvaluateError, match=words):
         evaluate_folders(folders["a"], str(tmp_path / "none"), {})

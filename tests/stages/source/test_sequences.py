@@ -18,7 +18,7 @@ from test_source import picture, source, write
 from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_png, encode_tiff
 from rwkvfusion.stages.source.config import SourceError
-from rwkvfusion.stages.source.files import Picture, RefusedError, open_picture
+from rwkvfusion.stages.source.files import PairError, Picture, open_picture
 from rwkvfusion.stages.source.layouts import LAYOUTS
 from rwkvfusion.stages.source.pair import FileRef
 from rwkvfusion.stages.source.sequences import MAX_EXPOSURES, mean_luma, pair_sequences, read_exposures
@@ -153,7 +153,7 @@ def test_the_order_of_the_files_does_not_matter(gains: list[float], data: st.Dat
     assert [one.image.path for one in ordered] == [f"{i}.png" for i in np.argsort(gains)]
     both = read_exposures(lambda role, name: pictures[name], files, "extreme")
     assert [one.image.path for one in both] == [ordered[0].image.path, ordered[-1].image.path]
-    with pytest.raises(RefusedError):
+    with pytest.raises(PairError):
         read_exposures(lambda role, name: pictures[name], [files[0], files[0]], "extreme")
 
 

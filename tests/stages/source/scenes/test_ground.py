@@ -11,6 +11,7 @@ import rasterio
 from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
+from rasterio.windows import Window
 from test_scenes import source
 
 from rwkvfusion.infra.pictures.decode import decode
@@ -73,7 +74,7 @@ def test_the_coarse_raster_is_read_where_it_lies(
     pair = opened(tmp_path, "pan.tif", "ms.tif")
     assert (pair.grid.is_exact, pair.ratio) == (exact, round(coarse[2] / pixel))
     assert any("resampled" in note for note in pair.notes) == (not exact)
-    high, low = pair.read((slice(0, pair.size[0]), slice(0, pair.size[1])))
+    high, low = pair.read(Window(0, 0, pair.size[1], pair.size[0]))
     ratio = pair.ratio
     assert high.values.shape[:2] == (pair.size[0] * ratio, pair.size[1] * ratio)
     np.testing.assert_array_equal(high.values[:height, :width], ramp(*fine)[0][:, :, None])
@@ -81,7 +82,7 @@ def test_the_coarse_raster_is_read_where_it_lies(
     inner = slice(2, -2)  # what lies beyond the border is its last value
     np.testing.assert_allclose(low.values[inner, inner, 0], expected[inner, inner], atol=2e-3)
     # A window is a part of the whole.
-    _, part = pair.read((slice(3, 9), slice(5, 12)))
+    _, part = pair.read(Window(5, 3, 7, 6))
     np.testing.assert_allclose(part.values, low.values[3:9, 5:12], atol=2e-3)
     pair.close()
 
@@ -95,7 +96,7 @@ def test_another_orientation_is_read_by_the_transform(tmp_path: Path, turned: st
     write(tmp_path / "pan.tif", ramp(64, 64))
     write(tmp_path / "ms.tif", bands[:, ::rows, ::columns], transform=place)
     pair = opened(tmp_path, "pan.tif", "ms.tif")
-    np.testing.assert_array_equal(pair.read((slice(2, 9), slice(0, 16)))[1].values, bands[0, 2:9, :, None])
+    np.testing.assert_array_equal(pair.read(Window(0, 2, 16, 7))[1].values, bands[0, 2:9, :, None])
     assert "turned by its transform" in " ".join(pair.notes)
 
 

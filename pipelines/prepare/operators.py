@@ -17,8 +17,7 @@ from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.pipelines.prepare.alone import Death, each_alone
-from rwkvfusion.pipelines.prepare.attempts import Attempts
+from rwkvfusion.pipelines.prepare.isolate import Attempts, Death, each_alone
 from rwkvfusion.pipelines.prepare.plan import planned_pairs
 from rwkvfusion.pipelines.tally import Teller
 from rwkvfusion.stages.dataset.commit import commit_shard
@@ -30,9 +29,17 @@ from rwkvfusion.stages.dataset.manifest import (
     quarantine_name,
     read_manifest,
 )
-from rwkvfusion.stages.dataset.sample import SCHEMA, SCHEMA_VERSION, Sample, from_table, to_table
+from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION, Sample
 from rwkvfusion.stages.dataset.tar import pack
 from rwkvfusion.stages.guidance.cache import StageCache
+from rwkvfusion.stages.guidance.row import (
+    READ_FIELDS,
+    ShardRow,
+    from_columns,
+    identities,
+    read_columns,
+    with_columns,
+)
 from rwkvfusion.stages.guidance.stage import Stage, free_memory, run
 from rwkvfusion.stages.source.config import SourceConfig
 from rwkvfusion.stages.source.members import count_members, made_uniform
@@ -41,17 +48,6 @@ from rwkvfusion.stages.source.source import Source
 
 READ = "read"
 """The first operator's name; the others have their stage's."""
-TRIES = 3
-"""Times a shard may take its worker with it before its samples are worked on one by one."""
-_ROW = pa.schema(
-    [
-        ("shard", pa.string()),
-        ("plan", pa.string()),
-        ("samples", pa.large_binary()),
-        ("records", pa.string()),
-        ("manifest", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class Target:
 class ReadPairs:
     """First operator: the planned files of a shard, read and checked.
 
-    A shard that this job has committed already passes through: Ray runs what a lost node had made once more.
+    A shard that this job has committed already passes through: Ray computes what a lost node held once more.
     """
 
     def __init__(self, config: SourceConfig, target: Target) -> None:
@@ -86,32 +82,27 @@ class ReadPairs:
         self.attempts = Attempts(target.store, "read")
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        out = []
-        for row in rows.to_pylist():
-            start = time.perf_counter()
-            done = self._committed(row)
-            if done is not None:
-                out.append({**row, "manifest": done.to_json().decode()})
-                continue
-            refs = planned_pairs(row["plan"])
-            tries = self.attempts.begin(row["shard"])
-            tell = Teller(self.target.tally, READ, row["shard"], len(refs))
-            samples = self._read(refs, tell) if tries < TRIES else self._one_by_one(refs)
+        read = [self.read(row["shard"], row["plan"]) for row in rows.to_pylist()]
+        return pa.concat_tables([row.to_table() for row in read])
+
+    def read(self, shard: str, plan: str) -> ShardRow:
+        """The shard's samples; only its manifest where it is committed as planned."""
+        start = time.perf_counter()
+        done = self._committed(shard, plan)
+        if done is not None:
+            return ShardRow(shard, plan, manifest=done.to_json().decode())
+        refs = planned_pairs(plan)
+        tell = Teller(self.target.tally, READ, shard, len(refs))
+        with self.attempts.of(shard) as isolate:
+            samples = self._one_by_one(refs) if isolate else self._read(refs, tell)
             tell(len(refs))
             if self.target.uniform:
                 samples = [made_uniform(sample, self.target.extensions) for sample in samples]
-            self.attempts.end(row["shard"])
-            narrow, self.source.narrow = dict(self.source.narrow), Counter()
-            record = StageRecord(
-                stage="source",
-                identity={},
-                fingerprint="",
-                seconds=_since(start),
-                made=len(samples),
-                narrow=narrow,
-            )
-            out.append(_row(row, samples, record))
-        return pa.Table.from_pylist(out, schema=_ROW)
+        narrow, self.source.narrow = dict(self.source.narrow), Counter()
+        record = StageRecord(
+            stage="source", identity={}, fingerprint="", seconds=_since(start), made=len(samples), narrow=narrow
+        )
+        return ShardRow(shard, plan, read_columns(samples), (record,))
 
     def _read(self, refs: list[PairRef], tell: Callable[[int], None]) -> list[Sample]:
         samples = []
@@ -120,11 +111,11 @@ class ReadPairs:
             tell(len(samples))
         return samples
 
-    def _committed(self, row: dict[str, Any]) -> Manifest | None:
-        manifest = None if self.target.retry else read_manifest(self.target.store, row["shard"])
+    def _committed(self, shard: str, plan: str) -> Manifest | None:
+        manifest = None if self.target.retry else read_manifest(self.target.store, shard)
         if manifest is None or not manifest.is_in_place:
             return None
-        same = manifest.is_of(sha256(row["plan"].encode()), self.target.fingerprint)
+        same = manifest.is_of(sha256(plan.encode()), self.target.fingerprint)
         return manifest if same and check_shard(self.target.store, manifest) is None else None
 
     def _one_by_one(self, refs: list[PairRef]) -> list[Sample]:
@@ -140,8 +131,8 @@ class ReadPairs:
 class RunStage:
     """One guidance stage: a shard is one call, and the model is loaded once.
 
-    With `load` at once, as an actor that will need it; else for the first sample that is not kept yet. A shard whose
-    worker died three times is gone through sample by sample, each in a process that may die; what kills it twice is
+    With `load` at once, as an actor that will need it; else for the first sample that is not cached yet. Of a shard
+    that has taken several workers with it each sample is worked on in a process of its own; what kills that twice is
     quarantined as `worker_died`.
     """
 
@@ -160,50 +151,52 @@ class RunStage:
                 self.refused = error
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        out = []
-        for row in rows.to_pylist():
-            if row["manifest"]:
-                out.append(row)
-                continue
-            start = time.perf_counter()
-            samples, made = self.process(row["shard"], unpack_samples(row["samples"]))
-            record = StageRecord(
-                stage=self.stage.name,
-                identity=self.stage.identity(),
-                fingerprint=self.fingerprint,
-                seconds=_since(start),
-                made=made,
-            )
-            out.append(_row(row, samples, record))
-        return pa.Table.from_pylist(out, schema=_ROW)
+        return pa.concat_tables([self._run(row).to_table() for row in ShardRow.rows(rows)])
 
-    def process(self, shard: str, samples: list[Sample]) -> tuple[list[Sample], int]:
-        """The samples with the stage's fields, and how many of them it ran on."""
-        result = [
-            sample if sample.error is not None else kept
-            for sample, kept in zip(
-                samples, self.cache.recall(shard, samples, errors=not self.target.retry), strict=True
-            )
+    def _run(self, row: ShardRow) -> ShardRow:
+        if row.manifest:
+            return row
+        start = time.perf_counter()
+        samples, n_computed = self.process(row.shard, row.samples)
+        record = StageRecord(
+            stage=self.stage.name,
+            identity=self.stage.identity(),
+            fingerprint=self.fingerprint,
+            seconds=_since(start),
+            made=n_computed,
+        )
+        return row.after(samples, record)
+
+    def process(self, shard: str, samples: pa.Table) -> tuple[pa.Table, int]:
+        """The table of samples with the columns that the stage fills, and of how many samples it computed them.
+
+        Samples that failed before keep what they have; of others what is cached is taken.
+        """
+        fields = self.cache.fields
+        cached = self.cache.read(shard, errors=not self.target.retry)
+        before = samples.select(fields).to_pylist()
+        rows: list[Any] = [
+            row if row["error"] is not None else cached.get(identity)
+            for identity, row in zip(identities(samples), before, strict=True)
         ]
-        todo = [place for place, sample in enumerate(result) if sample is None]
-        kept = len(result) - len(todo)
-        tell = Teller(self.target.tally, self.stage.name, shard, len(result))
+        todo = [place for place, row in enumerate(rows) if row is None]
+        tell = Teller(self.target.tally, self.stage.name, shard, len(rows))
         if todo:
-            tries = self.attempts.begin(shard)
-            made = self._make(
-                [samples[place] for place in todo], alone=tries >= TRIES, tell=lambda done: tell(kept + done)
-            )
-            for place, sample in zip(todo, made, strict=True):
-                result[place] = sample
-        done = [sample for sample in result if sample is not None]
-        if todo:
-            self.cache.keep(shard, done)
-            self.attempts.end(shard)
-        tell(len(done))
-        return done, len(todo)
+            with self.attempts.of(shard) as isolate:
+                n_before = len(rows) - len(todo)
+                readable = from_columns(samples, READ_FIELDS | self.stage.requires)
+                computed = self._compute([readable[place] for place in todo], isolate, lambda n: tell(n_before + n))
+                for place, sample in zip(todo, computed, strict=True):
+                    rows[place] = sample.model_dump(include=set(fields))
+                samples = with_columns(samples, fields, rows)
+                self.cache.write(shard, samples)
+        else:
+            samples = with_columns(samples, fields, rows)
+        tell(len(rows))
+        return samples, len(todo)
 
-    def _make(self, samples: list[Sample], *, alone: bool, tell: Callable[[int], None]) -> list[Sample]:
-        if not alone:
+    def _compute(self, samples: list[Sample], isolate: bool, tell: Callable[[int], None]) -> list[Sample]:
+        if not isolate:
             self._load()
             return run(self.stage, samples, tell)
         if self.loaded:
@@ -233,24 +226,26 @@ class CommitShard:
         self.target = target
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        manifests = [row["manifest"] or self.commit(row).to_json().decode() for row in rows.to_pylist()]
-        return pa.table({"manifest": pa.array(manifests, pa.string()), "records": rows.column("records")})
+        shards = list(ShardRow.rows(rows))
+        manifests = [row.manifest or self.commit(row).to_json().decode() for row in shards]
+        records = [json.dumps([record.model_dump() for record in row.records]) for row in shards]
+        return pa.table({"manifest": manifests, "records": records})
 
-    def commit(self, row: dict[str, Any]) -> Manifest:
-        samples = unpack_samples(row["samples"])
+    def commit(self, row: ShardRow) -> Manifest:
+        samples = from_columns(row.samples)
         good = [sample for sample in samples if sample.error is None]
         tar = pack(good, self.target.extensions) if good else b""
         manifest = Manifest(
-            shard=row["shard"],
+            shard=row.shard,
             dataset=self.target.dataset,
             task=self.target.task,
             sha256=sha256(tar) if good else None,
             size=len(tar),
             keys=tuple(sample.key for sample in good),
-            quarantined=_quarantined(samples, planned_pairs(row["plan"])),
-            plan=sha256(row["plan"].encode()),
+            quarantined=_quarantined(samples, planned_pairs(row.plan)),
+            plan=sha256(row.plan.encode()),
             fingerprint=self.target.fingerprint,
-            stages=tuple(StageRecord.model_validate(record) for record in json.loads(row["records"])),
+            stages=row.records,
             schema_version=SCHEMA_VERSION,
             package_version=package_version(),
             commit=commit(),
@@ -269,21 +264,7 @@ class CommitShard:
 
 def first_row(shard: str, plan: str) -> dict[str, Any]:
     """A shard before anything is read."""
-    return {"shard": shard, "plan": plan, "samples": b"", "records": "[]", "manifest": ""}
-
-
-def unpack_samples(data: bytes) -> list[Sample]:
-    """The samples of a row, from Arrow's stream format."""
-    with pa.ipc.open_stream(data) as reader:
-        return from_table(reader.read_all())
-
-
-def _row(row: dict[str, Any], samples: list[Sample], record: StageRecord) -> dict[str, Any]:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, SCHEMA) as writer:
-        writer.write_table(to_table(samples))
-    records = [*json.loads(row["records"]), record.model_dump()]
-    return {**row, "samples": sink.getvalue().to_pybytes(), "records": json.dumps(records)}
+    return {"shard": shard, "plan": plan}
 
 
 def _reader(config: SourceConfig, dataset: str, patience: float) -> Callable[[PairRef], Sample]:

@@ -25,8 +25,8 @@ from ray.util.annotations import RayDeprecationWarning
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence, Lease
 from rwkvfusion.pipelines.cluster import Cluster, ClusterError, connect
-from rwkvfusion.pipelines.prepare.attempts import forget_attempts
 from rwkvfusion.pipelines.prepare.card import finish_dataset
+from rwkvfusion.pipelines.prepare.isolate import forget_attempts
 from rwkvfusion.pipelines.prepare.narrow import narrow_of, scale_setting
 from rwkvfusion.pipelines.prepare.operators import READ, CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.packing import Pool, packing_lines

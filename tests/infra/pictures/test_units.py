@@ -31,8 +31,8 @@ from rwkvfusion.pipelines.evaluate.run import EvaluateError, evaluate_folders
 from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.stages.dataset.sample import Image, Sample
-from rwkvfusion.stages.guidance.cache import content_digest
 from rwkvfusion.stages.guidance.display import view
+from rwkvfusion.stages.guidance.row import content_digest
 from rwkvfusion.stages.source.config import SourceConfig, SourceError
 from rwkvfusion.stages.source.source import Source
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from made import write_pairs
+from operators import run_stage
 
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.storage import Store
@@ -178,7 +179,7 @@ def test_models_are_called_only_for_what_changed(
         store = Store(str(tmp_path))
         target = Target(store, "msrs", "vif", "", Fence(store, 0))
         for stage, print_ in zip(stages, fingerprints(stages, ""), strict=True):
-            samples, _ = RunStage(stage, print_, target).process("train-000000", samples)
+            samples, _ = run_stage(RunStage(stage, print_, target), samples)
         assert all(sample.error is None for sample in samples)
         return set(calls)
 

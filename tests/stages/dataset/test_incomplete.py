@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from made import write_pairs
+from operators import died
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence, Holder, Lease, LeaseRecord
@@ -19,8 +20,8 @@ from rwkvfusion.model.training.survey import TrainingSet
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.evaluate.dataset import select_samples
 from rwkvfusion.pipelines.gallery.run import view
-from rwkvfusion.pipelines.prepare.attempts import Attempts
 from rwkvfusion.pipelines.prepare.card import finish_dataset
+from rwkvfusion.pipelines.prepare.isolate import Attempts
 from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.plan import Job, plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
@@ -167,15 +168,18 @@ def test_what_a_job_that_ended_by_itself_had_begun_counts_as_no_death(half: Job)
     done = make(half, [shard.name for shard in half.pending])
     seen: list[tuple[bool, int]] = []
 
+    attempts = Attempts(half.store, "caption")
+
     def begun(job: Lease) -> None:
-        seen.append((job.follows_release, Attempts(half.store, "caption").begin("train-000000")))
+        seen.append((job.follows_release, attempts.count("train-000000")))
+        died(attempts)
 
     for name in ("first", "second"):
         with Lease(half.store, name) as lease:
             begun(lease)
     assert seen == [(False, 0), (True, 1)]
     prepare(done, say=lambda _: None)
-    assert Attempts(half.store, "caption").begin("train-000000") == 0
+    assert attempts.count("train-000000") == 0
     # One that died leaves its lease as it was.
     record = LeaseRecord(holder=Holder.me(), job="dead", taken=0.0, renewed=0.0, seconds=1.0)
     number = max(int(Path(name).stem) for name in half.store.sizes("_lease"))

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from made_datasets import pair
+from operators import died, run_stage
 
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.storage import Store
-from rwkvfusion.pipelines.prepare.alone import AloneError, Death, each_alone
-from rwkvfusion.pipelines.prepare.attempts import Attempts
-from rwkvfusion.pipelines.prepare.operators import TRIES, RunStage, Target
+from rwkvfusion.pipelines.prepare.isolate import SHARD_TRIES, Attempts, Death, IsolateError, each_alone
+from rwkvfusion.pipelines.prepare.operators import RunStage, Target
 from rwkvfusion.stages.dataset.sample import Box, Sample
 from rwkvfusion.stages.guidance.stage import Stage, StageConfig
 
@@ -56,7 +56,7 @@ def test_a_process_that_cannot_start_is_no_samples_fault() -> None:
     def make():  # type: ignore[no-untyped-def]
         os._exit(3)
 
-    with pytest.raises(AloneError, match="exit code 3"):
+    with pytest.raises(IsolateError, match="exit code 3"):
         list(each_alone(make, ["a"]))
 
     def refuse():  # type: ignore[no-untyped-def]
@@ -90,10 +90,10 @@ def test_a_shard_that_took_three_workers_with_it_is_gone_through_alone(tmp_path:
     store = Store(str(tmp_path))
     target = Target(store, "made", "vif", "", Fence(store, 0))
     stage = RunStage(deadly(), "f" * 64, target, load=True)
-    for before in range(TRIES):
-        assert Attempts(store, "deadly").begin("train-000000") == before
+    for _ in range(SHARD_TRIES):
+        died(Attempts(store, "deadly"))
     samples = [pair(0, key="a"), pair(1, key="poison"), pair(2, key="c")]
-    made, count = stage.process("train-000000", samples)
+    made, count = run_stage(stage, samples)
     assert count == 3
     assert [[box.label for box in sample.boxes or ()] for sample in made] == [
         ["seen with 0 others"],
@@ -105,8 +105,8 @@ def test_a_shard_that_took_three_workers_with_it_is_gone_through_alone(tmp_path:
     assert (error.stage, error.kind) == ("deadly", "worker_died")
     assert "SIGKILL" in error.message
     # The count is gone, and the outcome is kept: nobody tries the sample again, unless asked to.
-    assert Attempts(store, "deadly").begin("train-000000") == 0
-    assert stage.process("train-000000", samples) == (made, 0)
+    assert Attempts(store, "deadly").count("train-000000") == 0
+    assert run_stage(stage, samples) == (made, 0)
     retry = RunStage(deadly(), "f" * 64, Target(store, "made", "vif", "", Fence(store, 0), retry=True))
     harmless = [samples[0], samples[2]]
-    assert retry.process("train-000000", harmless)[1] == 0
+    assert run_stage(retry, harmless)[1] == 0

@@ -1,10 +1,14 @@
-"""Work on one item at a time in a process of its own, for items that kill the process they are worked on in."""
+"""Samples that kill the process they are worked on in: seen by counting, then worked on each in a process of its own.
+
+{root}/{dataset}/_attempts/{step}/{shard}     how often work on a shard was begun and not ended
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
@@ -12,15 +16,51 @@ from typing import Any, Generic, TypeVar
 from ray import cloudpickle
 
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.storage import MissingError, Store
 
 T = TypeVar("T")
 R = TypeVar("R")
-TRIES = 2
+ATTEMPTS = "_attempts"
+SHARD_TRIES = 3
+"""Times a shard may take its worker with it before its samples are worked on one by one."""
+ITEM_TRIES = 2
 """Times an item may take its process with it: the first may have been killed for another's sake."""
 
 
-class AloneError(RwkvFusionError):
+class IsolateError(RwkvFusionError):
     """The process dies before it is given anything."""
+
+
+class Attempts:
+    """How often work on each shard was begun in one step, in the dataset's folder `store`: so a retry knows that
+    the process before it died. One process at a time works on a shard."""
+
+    def __init__(self, store: Store, step: str) -> None:
+        self.store = store.sub(f"{ATTEMPTS}/{step}")
+
+    @contextmanager
+    def of(self, shard: str) -> Iterator[bool]:
+        """Around work on `shard`: whether it has taken so many workers with it that its samples are to be isolated.
+
+        The count goes as the work ends; it stays where it ends in an exception, as where the process dies.
+        """
+        before = self.count(shard)
+        self.store.write(shard, str(before + 1).encode())
+        yield before >= SHARD_TRIES
+        self.store.remove(shard)
+
+    def count(self, shard: str) -> int:
+        """How often work on `shard` was begun without an end."""
+        try:
+            return int(self.store.read(shard))
+        except (MissingError, ValueError):
+            return 0
+
+
+def forget_attempts(store: Store) -> None:
+    """Remove all counts in the dataset's folder `store`, where no work is under way any more."""
+    for name in store.files(ATTEMPTS):
+        store.remove(name)
 
 
 @dataclass(frozen=True)
@@ -33,19 +73,19 @@ class Death:
         if self.exit_code >= 0:
             return f"exit code {self.exit_code}"
         name = signal.Signals(-self.exit_code).name
-        return f"signal {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+        return f"signal {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")
 
 
 def each_alone(make: Callable[[], Callable[[T], R]], items: Iterable[T]) -> Iterator[R | Death]:
-    """What the function that `make` gives makes of each item, in order; Death for one that killed its process twice.
+    """What the function that `make` returns gives for each item, in order; Death for one that killed its process twice.
 
-    `make` is called in the child, once for as long as that lives. Raises AloneError where the child dies in there,
-    and whatever `make` or the function raise.
+    `make` is called in the child process, once for as long as that lives. Raises IsolateError where the child dies in
+    it, and whatever `make` or the function raise.
     """
     child: _Child[T, R] | None = None
     try:
         for item in items:
-            for _ in range(TRIES):
+            for _ in range(ITEM_TRIES):
                 child = child or _Child(make)
                 result = child.work(item)
                 if not isinstance(result, Death):
@@ -68,7 +108,7 @@ class _Child(Generic[T, R]):
         theirs.close()
         ready = self._answer()
         if isinstance(ready, Death):
-            raise AloneError(f"a process that was to work on single samples died as it started ({ready})")
+            raise IsolateError(f"a process that was to work on single samples died as it started ({ready})")
 
     def work(self, item: T) -> R | Death:
         try:

@@ -1,0 +1,54 @@
+"""What travels between the operators of `prepare`: pictures pass on as they came in."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from made_datasets import pair
+
+from rwkvfusion.stages.dataset.manifest import StageRecord
+from rwkvfusion.stages.dataset.sample import Sample
+from rwkvfusion.stages.guidance.row import READ_FIELDS, ShardRow, from_columns, identities, read_columns, with_columns
+
+
+def addresses(column: pa.ChunkedArray) -> set[int]:
+    return {buffer.address for chunk in column.chunks for buffer in chunk.buffers() if buffer is not None}
+
+
+def row_of(samples: list[Sample]) -> ShardRow:
+    record = StageRecord(stage="source", identity={}, fingerprint="", seconds=0.5, made=len(samples))
+    return ShardRow("train-000000", "[]", read_columns(samples), (record,))
+
+
+def test_a_row_comes_back_as_it_was() -> None:
+    samples = [pair(0), pair(1), pair(2).failed("source", "unreadable", "no")]
+    row = row_of(samples)
+    (again,) = ShardRow.rows(row.to_table())
+    assert (again.shard, again.plan, again.records, again.manifest) == ("train-000000", "[]", row.records, "")
+    assert from_columns(again.samples) == samples
+    assert identities(again.samples) == identities(row.samples)
+    committed = ShardRow("train-000001", "[]", manifest="{}")
+    both = list(ShardRow.rows(pa.concat_tables([row.to_table(), committed.to_table()])))
+    assert [(one.shard, one.samples.num_rows, one.manifest) for one in both] == [
+        ("train-000000", 3, ""),
+        ("train-000001", 0, "{}"),
+    ]
+
+
+def test_no_byte_of_a_picture_is_copied_on_its_way_through_a_stage() -> None:
+    came_in = row_of([pair(0), pair(1)]).to_table()
+    (row,) = ShardRow.rows(came_in)
+    assert addresses(row.samples.column("images")) <= addresses(came_in.column("images"))
+    captioned = with_columns(row.samples, ["caption"], [{"caption": "a"}, {"caption": "b"}])
+    goes_out = row.after(captioned, row.records[0]).to_table()
+    # The list around the samples is new: two offsets.
+    assert len(addresses(goes_out.column("images")) - addresses(came_in.column("images"))) == 1
+    (after,) = ShardRow.rows(goes_out)
+    assert [sample.caption for sample in from_columns(after.samples)] == ["a", "b"]
+    assert len(after.records) == 2
+
+
+def test_a_stage_is_given_what_it_requires() -> None:
+    (sample,) = from_columns(read_columns([pair(0)]), READ_FIELDS)
+    assert (sample.images, sample.mask, sample.text) == (pair(0).images, None, None)
+    (sample,) = from_columns(read_columns([pair(0)]), READ_FIELDS | {"text"})
+    assert (sample.mask, sample.text) == (None, pair(0).text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,14 +30,6 @@ class ShardState:
     @property
     def split(self) -> str:
         return self.shard.rpartition("-")[0]
-
-    @classmethod
-    def of(cls, name: str, manifest: Manifest | None, *, planned: int | None, pending: bool = False) -> ShardState:
-        """From its manifest, if there is one."""
-        state = "committed" if not pending else "outdated" if manifest else "missing"
-        if manifest is None:
-            return cls(name, state, planned, 0, {}, 0)
-        return cls(name, state, planned, len(manifest.keys), dict(manifest.reasons), manifest.size)
 
 
 @dataclass(frozen=True)
@@ -76,30 +68,33 @@ class Status:
 
 def status_of_job(job: Job) -> Status:
     """What of a recipe's plan is committed."""
-    pending = {shard.name for shard in job.pending}
-    states = tuple(
-        ShardState.of(s.name, job.committed.get(s.name), planned=len(s.pairs), pending=s.name in pending)
-        for s in job.shards
-    )
+    planned = {shard.name: len(shard.pairs) for shard in job.shards}
+    states = _states(job.committed, planned, {shard.name for shard in job.pending})
     return Status(job.dataset, job.store.url, states, job.stale, _writer(job.store))
 
 
 def status_of_dataset(url: str) -> Status:
     """What is committed in the dataset at `url`, of what it says is planned. DatasetError where there is none."""
     dataset = Dataset.open(url, allow_incomplete=True)
-    store, manifests = dataset.store, {manifest.shard: manifest for manifest in dataset.manifests}
-    planned = read_planned(store)
-    if planned is None:
-        states = tuple(ShardState.of(name, manifest, planned=None) for name, manifest in manifests.items())
-    else:
-        missing = set(planned.missing(dataset.manifests))
-        states = tuple(
-            ShardState.of(name, manifests.get(name), planned=shard.pairs, pending=name in missing)
-            for name, shard in planned.shards.items()
-        )
-    name = next(iter(manifests.values())).dataset if manifests else store.url.rpartition("/")[2]
-    stale = tuple(name for name in manifests if planned is not None and name not in planned.shards)
-    return Status(name, store.url, states, stale, _writer(store))
+    store, committed = dataset.store, {manifest.shard: manifest for manifest in dataset.manifests}
+    plan = read_planned(store)
+    planned = {name: shard.pairs for name, shard in plan.shards.items()} if plan else dict.fromkeys(committed)
+    states = _states(committed, planned, plan.missing(dataset.manifests) if plan else ())
+    name = dataset.manifests[0].dataset if committed else store.url.rpartition("/")[2]
+    return Status(name, store.url, states, tuple(shard for shard in committed if shard not in planned), _writer(store))
+
+
+def _states(
+    committed: Mapping[str, Manifest], planned: Mapping[str, int | None], pending: Collection[str]
+) -> tuple[ShardState, ...]:
+    """Of each planned shard; `pending` are those that are to be made."""
+    states = []
+    for name, pairs in planned.items():
+        manifest = committed.get(name)
+        state = "committed" if name not in pending else "outdated" if manifest else "missing"
+        held = (len(manifest.keys), dict(manifest.reasons), manifest.size) if manifest else (0, {}, 0)
+        states.append(ShardState(name, state, pairs, *held))
+    return tuple(states)
 
 
 def is_recipe(argument: str) -> bool:

@@ -39,11 +39,11 @@ class TrainingSet:
         DatasetError where there is no dataset, one that lacks planned shards, unless that is allowed, or a split
         without samples; DataError where the tasks do not mix.
         """
+        if not urls or not splits:
+            raise DataError("no data: give at least one dataset and one split")
         datasets = (Dataset.open(url, allow_incomplete=allow_incomplete).select(splits) for url in urls)
         shards = tuple(shard for dataset in datasets for shard in dataset.shards)
         tasks = list(dict.fromkeys(shard.manifest.task for shard in shards))
-        if not tasks:
-            raise DataError("no data: give at least one dataset and one split")
         if len(tasks) > 1 and not set(tasks) <= set(LUMA_TASKS):
             raise DataError(f"one model cannot be trained for {' and '.join(tasks)}: their inputs and losses differ")
         return cls(tasks[0], shards)

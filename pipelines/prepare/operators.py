@@ -29,13 +29,12 @@ from rwkvfusion.stages.dataset.manifest import (
     quarantine_name,
     read_manifest,
 )
-from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION, Sample
+from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION, Sample, from_table
 from rwkvfusion.stages.dataset.tar import pack
 from rwkvfusion.stages.guidance.cache import StageCache
 from rwkvfusion.stages.guidance.row import (
     READ_FIELDS,
     ShardRow,
-    from_columns,
     identities,
     read_columns,
     with_columns,
@@ -184,7 +183,7 @@ class RunStage:
         if todo:
             with self.attempts.of(shard) as isolate:
                 n_before = len(rows) - len(todo)
-                readable = from_columns(samples, READ_FIELDS | self.stage.requires)
+                readable = from_table(samples, READ_FIELDS | self.stage.requires)
                 computed = self._compute([readable[place] for place in todo], isolate, lambda n: tell(n_before + n))
                 for place, sample in zip(todo, computed, strict=True):
                     rows[place] = sample.model_dump(include=set(fields))
@@ -232,7 +231,7 @@ class CommitShard:
         return pa.table({"manifest": manifests, "records": records})
 
     def commit(self, row: ShardRow) -> Manifest:
-        samples = from_columns(row.samples)
+        samples = from_table(row.samples)
         good = [sample for sample in samples if sample.error is None]
         tar = pack(good, self.target.extensions) if good else b""
         manifest = Manifest(

@@ -11,7 +11,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
@@ -395,8 +395,6 @@ def to_table(samples: Sequence[Sample]) -> pa.Table:
     return pa.Table.from_pylist([sample.model_dump() for sample in samples], schema=SCHEMA)
 
 
-def from_table(table: pa.Table) -> list[Sample]:
-    """The inverse of `to_table`; SampleFormatError where the table is of another schema."""
-    if not table.schema.equals(SCHEMA):
-        raise SampleFormatError(f"not a table of samples of schema version {SCHEMA_VERSION}")
-    return [Sample(**row) for row in table.to_pylist()]
+def from_table(table: pa.Table, fields: Iterable[str] = SCHEMA.names) -> list[Sample]:
+    """The inverse of `to_table`, of these `fields` alone: the others are empty. KeyError where the table lacks one."""
+    return [Sample(**row) for row in table.select(list(fields)).to_pylist()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,11 +67,6 @@ def read_columns(samples: Sequence[Sample]) -> pa.Table:
     """`SAMPLES` of samples as they were read, before any stage."""
     content = pa.array([content_digest(sample) for sample in samples], pa.string())
     return pa.Table.from_arrays([content, *to_table(samples).columns], schema=SAMPLES)
-
-
-def from_columns(table: pa.Table, fields: Iterable[str] = SCHEMA.names) -> list[Sample]:
-    """The samples of a table with those fields; the others are empty."""
-    return [Sample(**row) for row in table.select(list(fields)).to_pylist()]
 
 
 def with_columns(table: pa.Table, fields: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pa.Table:

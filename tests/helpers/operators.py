@@ -7,14 +7,14 @@ from contextlib import suppress
 
 from rwkvfusion.pipelines.prepare.isolate import Attempts
 from rwkvfusion.pipelines.prepare.operators import RunStage
-from rwkvfusion.stages.dataset.sample import Sample
-from rwkvfusion.stages.guidance.row import from_columns, read_columns
+from rwkvfusion.stages.dataset.sample import Sample, from_table
+from rwkvfusion.stages.guidance.row import read_columns
 
 
 def run_stage(operator: RunStage, samples: Sequence[Sample], shard: str = "train-000000") -> tuple[list[Sample], int]:
     """The samples as the operator passes them on, and how many of them its stage ran on."""
     table, count = operator.process(shard, read_columns(samples))
-    return from_columns(table), count
+    return from_table(table), count
 
 
 def died(attempts: Attempts, shard: str = "train-000000") -> None:

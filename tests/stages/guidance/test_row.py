@@ -6,8 +6,8 @@ import pyarrow as pa
 from made_datasets import pair
 
 from rwkvfusion.stages.dataset.manifest import StageRecord
-from rwkvfusion.stages.dataset.sample import Sample
-from rwkvfusion.stages.guidance.row import READ_FIELDS, ShardRow, from_columns, identities, read_columns, with_columns
+from rwkvfusion.stages.dataset.sample import Sample, from_table
+from rwkvfusion.stages.guidance.row import READ_FIELDS, ShardRow, identities, read_columns, with_columns
 
 
 def addresses(column: pa.ChunkedArray) -> set[int]:
@@ -24,7 +24,7 @@ def test_a_row_comes_back_as_it_was() -> None:
     row = row_of(samples)
     (again,) = ShardRow.rows(row.to_table())
     assert (again.shard, again.plan, again.records, again.manifest) == ("train-000000", "[]", row.records, "")
-    assert from_columns(again.samples) == samples
+    assert from_table(again.samples) == samples
     assert identities(again.samples) == identities(row.samples)
     committed = ShardRow("train-000001", "[]", manifest="{}")
     both = list(ShardRow.rows(pa.concat_tables([row.to_table(), committed.to_table()])))
@@ -43,12 +43,12 @@ def test_no_byte_of_a_picture_is_copied_on_its_way_through_a_stage() -> None:
     # The list around the samples is new: two offsets.
     assert len(addresses(goes_out.column("images")) - addresses(came_in.column("images"))) == 1
     (after,) = ShardRow.rows(goes_out)
-    assert [sample.caption for sample in from_columns(after.samples)] == ["a", "b"]
+    assert [sample.caption for sample in from_table(after.samples)] == ["a", "b"]
     assert len(after.records) == 2
 
 
 def test_a_stage_is_given_what_it_requires() -> None:
-    (sample,) = from_columns(read_columns([pair(0)]), READ_FIELDS)
+    (sample,) = from_table(read_columns([pair(0)]), READ_FIELDS)
     assert (sample.images, sample.mask, sample.text) == (pair(0).images, None, None)
-    (sample,) = from_columns(read_columns([pair(0)]), READ_FIELDS | {"text"})
+    (sample,) = from_table(read_columns([pair(0)]), READ_FIELDS | {"text"})
     assert (sample.mask, sample.text) == (None, pair(0).text)

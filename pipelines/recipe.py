@@ -17,9 +17,9 @@ from pydantic_core import ErrorDetails
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 
 MAX_CHARACTERS = 100_000
-"""Of a recipe: PyYAML takes seconds for these."""
-MAX_DEPTH = 50
-_SHOWN, _LONGEST = 8, 600
+"""Of a recipe file: PyYAML takes seconds for these, and what is longer is some other file."""
+_MAX_PROBLEMS, _MAX_LENGTH = 8, 600
+"""Of a message: the problems it names, and the characters of each."""
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 200
@@ -51,51 +51,26 @@ def load_recipe(path: str, model: type[M], overrides: Sequence[str] = ()) -> M:
         values = {}
     if not isinstance(values, dict):
         raise RecipeError(f"{name} must be a mapping of settings, not a {type(values).__name__}")
-    if sum(map(len, overrides)) > MAX_CHARACTERS:
-        raise RecipeError(f"--set of more than {MAX_CHARACTERS} characters in all: write them into the recipe")
     for override in overrides:
         _set(values, override)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         problems = error.errors()
-        lines = list(dict.fromkeys(_explain(problem, model)[:_LONGEST] for problem in problems[:_SHOWN]))
-        lines += [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        lines = list(dict.fromkeys(_explain(problem, model)[:_MAX_LENGTH] for problem in problems[:_MAX_PROBLEMS]))
+        lines += [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
         raise RecipeError(f"{name}: {printable('; '.join(lines))}") from None
 
 
 class _NotYamlError(Exception):
-    """Text that is no YAML, or more of it than settings need."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML of settings: without aliases, as a few lines of them stand for more than any memory holds, and not deep."""
-
-    depth = 0
-
-    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
-        # The scanner runs ahead of the nodes, and takes time with the square of the brackets that are open.
-        if self.flow_level >= MAX_DEPTH:
-            raise yaml.scanner.ScannerError(None, None, "it is nested too deeply", self.get_mark())
-        super().fetch_flow_collection_start(token)
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        mark = self.peek_event().start_mark
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not supported: write it out", mark)
-        if self.depth >= MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, "it is nested too deeply", mark)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+    """Text that is no YAML."""
 
 
 def _parse(text: str) -> Any:
-    if len(text) > MAX_CHARACTERS:
-        raise _NotYamlError(f"more than {MAX_CHARACTERS} characters are no recipe")
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise _NotYamlError("it is nested too deeply") from None
     except yaml.YAMLError as error:
         raise _NotYamlError(" ".join(str(error).split())) from None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
@@ -104,22 +79,26 @@ def _parse(text: str) -> Any:
 
 
 def _read(path: str) -> tuple[str, str]:
+    """The name and the text of a recipe: a file, else a built-in one."""
     file = Path(os.path.expanduser(path))
     try:
         if file.is_file():
             with file.open(encoding="utf-8") as opened:
-                return path, opened.read(MAX_CHARACTERS + 1)
+                text = opened.read(MAX_CHARACTERS + 1)
+            if len(text) > MAX_CHARACTERS:
+                raise RecipeError(f"{path} is no recipe: it has more than {MAX_CHARACTERS} characters")
+            return path, text
     except UnicodeDecodeError:
         raise RecipeError(f"{path} is not a text file: a recipe is YAML in UTF-8") from None
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path[:200]}: {error.strerror}") from None
-    wanted = path if path.endswith(".yaml") else f"{path}.yaml"
-    known = builtin_recipes()
-    if wanted in known:
-        return wanted, resources.files("rwkvfusion.pipelines.recipes").joinpath(wanted).read_text(encoding="utf-8")
-    near = difflib.get_close_matches(Path(wanted).name, known, 1)
+    name = path if path.endswith(".yaml") else f"{path}.yaml"
+    available = builtin_recipes()
+    if name in available:
+        return name, resources.files("rwkvfusion.pipelines.recipes").joinpath(name).read_text(encoding="utf-8")
+    near = difflib.get_close_matches(Path(name).name, available, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise RecipeError(f"no recipe {path!r}: neither a file nor one of {', '.join(known)}.{hint}")
+    raise RecipeError(f"no recipe {path!r}: neither a file nor one of {', '.join(available)}.{hint}")
 
 
 def _set(values: dict[str, Any], override: str) -> None:
@@ -159,19 +138,18 @@ def _explain(problem: ErrorDetails, model: type[BaseModel]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "model_type":
         message = "settings of its own belong here, {KEY: VALUE}"
-    given = "" if isinstance(problem["input"], dict) else f" (got {_short.repr(problem['input'])})"
-    return f"{where}: {message}{given}"
+    got = "" if isinstance(problem["input"], dict) else f" (got {_short.repr(problem['input'])})"
+    return f"{where}: {message}{got}"
 
 
 def _walk(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], list[type[BaseModel]]]:
-    """The keys of a problem's place, without pydantic's names for the members of a union; and the models that its last
-    key is, or should be, a field of."""
+    """The keys of a problem's `loc`, without pydantic's names for the members of a union; and the models of which its
+    last key is, or should be, a field."""
     path: list[str] = []
     inside = models = [model]
     for place, part in enumerate(loc, start=1):
-        chosen = [m for m in models if _method(m) == part]
-        if chosen:
-            models = chosen
+        if selected := [m for m in models if _method(m) == part]:
+            models = selected
             continue
         path.append(part)
         # What is no field and not the last is a key of a mapping of models, or the place in a list of them.

@@ -21,7 +21,6 @@ from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError, start_run, using
-from rwkvfusion.pipelines.recipe import _Loader
 from rwkvfusion.pipelines.train.job import open_job
 from rwkvfusion.pipelines.train.plan import plan_training
 from rwkvfusion.pipelines.train.recipe import RegisterConfig, TrackingConfig, TrainRecipe
@@ -63,10 +62,7 @@ def test_nothing_that_runs_code_from_data_is_called() -> None:
     found = calls()
     assert len(found) > 1000
     assert not [(file, name) for file, name, _ in found if name in ("eval", "exec", "torch.jit.load", "__import__")]
-    loaders = [ast.unparse(call.args[1]) for _, name, call in found if name == "yaml.load"]
-    assert loaders == ["_Loader"]
-    assert not [(file, name) for file, name, _ in found if name.startswith("yaml.") and "unsafe" in name]
-    assert issubclass(_Loader, yaml.SafeLoader)
+    assert {name for _, name, _ in found if name.startswith("yaml.") and "load" in name} == {"yaml.safe_load"}
     for file, name, call in found:
         given = {word.arg: ast.unparse(word.value) for word in call.keywords}
         if name.split(".")[-1] in ("load", "read_array", "memmap") and name.split(".")[0] in ("np", "numpy"):

@@ -10,13 +10,15 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from rwkvfusion.infra.cores import usable_cores
 from rwkvfusion.infra.errors import RwkvFusionError
@@ -24,6 +26,7 @@ from rwkvfusion.pipelines.console import Stderr, phase
 from rwkvfusion.pipelines.interrupt import is_ending, restore_handlers
 
 _ANSWER_SECONDS = 10
+_POLL_SECONDS = 0.5
 _MOST_PATH = 40
 """Bytes of the path of Ray's folder: a socket's path has at most 107, and Ray adds 64 for the session and its name."""
 
@@ -102,9 +105,9 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
             ray.init(**options)
     except Exception as error:
         # Ray raises nothing more special where a part of it dies while it starts.
-        said = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         place = f"no Ray cluster to be used at {address}" if address else "Ray did not start on this machine"
-        raise ClusterError(f"{place}: {said[0]}") from error
+        raise ClusterError(f"{place}: {lines[0]}") from error
     finally:
         # Ray has put its own in their place.
         restore_handlers()
@@ -120,7 +123,7 @@ def _room_for_sockets(address: str | None) -> Iterator[dict[str, Any]]:
     if address or _has_room(os.path.join(usual, "ray")):
         yield {}
         return
-    short = next(filter(None, map(_made, ("/tmp", "/var/tmp", "/dev/shm", os.path.expanduser("~")))), None)
+    short = next(filter(None, map(_short_folder, ("/tmp", "/var/tmp", "/dev/shm", os.path.expanduser("~")))), None)
     if short is not None:
         try:
             yield {"_temp_dir": short} | ({"object_spilling_directory": usual} if os.path.isdir(usual) else {})
@@ -133,8 +136,8 @@ def _room_for_sockets(address: str | None) -> Iterator[dict[str, Any]]:
     )
 
 
-def _made(place: str) -> str | None:
-    """A new folder of our own in `place`, for sockets."""
+def _short_folder(place: str) -> str | None:
+    """A new folder in `place` for sockets; None where that is too long or cannot be written."""
     try:
         return tempfile.mkdtemp(prefix="ray-", dir=place) if _has_room(f"{place}/ray-12345678") else None
     except OSError:
@@ -153,20 +156,20 @@ def expect(address: str | None = None, *, cpus: float = 0, gpus: bool = False) -
     if ray.is_initialized() or address or os.environ.get("RAY_ADDRESS"):
         with connect(address, cpus=cpus) as cluster:
             return cluster
-    found = 0
+    n_gpus = 0
     if gpus:
         import torch
 
-        found = torch.cuda.device_count()
-    return Cluster(cpus=_logical(cpus), gpus=found, local=True)
+        n_gpus = torch.cuda.device_count()
+    return Cluster(cpus=_logical(cpus), gpus=n_gpus, local=True)
 
 
 def _probe(address: str) -> None:
     """Ask whether anybody listens at HOST:PORT: Ray itself would go on asking for minutes."""
-    if (found := re.fullmatch(r"(?:ray://)?\[?([^/\s]+?)\]?:(\d{1,5})", address)) is None:
+    if (host_port := re.fullmatch(r"(?:ray://)?\[?([^/\s]+?)\]?:(\d{1,5})", address)) is None:
         return
     try:
-        socket.create_connection((found[1], int(found[2])), _ANSWER_SECONDS).close()
+        socket.create_connection((host_port[1], int(host_port[2])), _ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(
             f"no Ray cluster answers at {address}: {error}. Start one there with `ray start --head`, or leave the"
@@ -182,18 +185,48 @@ def _logical(cpus: float) -> int:
 def _stderr_muted() -> Iterator[None]:
     """Ray's core announces its log level on the process's own stderr, past Python."""
     sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nothing, 2)
         yield
     finally:
         if not is_ending():
-            os.dup2(kept, 2)
-        os.close(kept)
+            os.dup2(saved, 2)
+        os.close(saved)
         os.close(nothing)
 
 
 def _describe(*, local: bool) -> Cluster:
-    have = ray.cluster_resources()
+    total = ray.cluster_resources()
     hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    return Cluster(cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0), local=local, hosts=len(hosts))
+    return Cluster(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), local=local, hosts=len(hosts))
+
+
+@contextmanager
+def polled(board: Any, tell: Callable[[Any], None]) -> Iterator[None]:
+    """Call `tell` with what the actor's method `take` returns, None aside, from a thread while the block runs.
+
+    An actor that cannot be reached is asked again.
+    """
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(_POLL_SECONDS):
+            pass_on()
+
+    def pass_on() -> None:
+        try:
+            newest = ray.get(board.take.remote(), timeout=_ANSWER_SECONDS)
+        except RayError:
+            return
+        if newest is not None:
+            tell(newest)
+
+    thread = threading.Thread(target=poll, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        pass_on()

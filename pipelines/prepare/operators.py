@@ -19,7 +19,7 @@ from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.pipelines.prepare.isolate import Attempts, Death, each_alone
 from rwkvfusion.pipelines.prepare.plan import planned_pairs
-from rwkvfusion.pipelines.tally import Teller
+from rwkvfusion.pipelines.prepare.progress import READ, Teller
 from rwkvfusion.stages.dataset.commit import commit_shard
 from rwkvfusion.stages.dataset.manifest import (
     Manifest,
@@ -44,9 +44,6 @@ from rwkvfusion.stages.source.config import SourceConfig
 from rwkvfusion.stages.source.members import count_members, made_uniform
 from rwkvfusion.stages.source.pair import PairRef
 from rwkvfusion.stages.source.source import Source
-
-READ = "read"
-"""The first operator's name; the others have their stage's."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Pool:
         return f"{self.stage.name} {count} x {takes}"
 
 
-def wanted_cpus(stages: Sequence[Stage[Any]]) -> float:
+def needed_cpus(stages: Sequence[Stage[Any]]) -> float:
     """Logical CPUs of the smallest pools that run at once, with those for reading and committing."""
     return float(sum(s.config.resources.cpus * s.config.resources.min_actors for s in stages)) + TASK_CPUS
 
@@ -52,7 +52,7 @@ def pack(stages: Sequence[Stage[Any]], kept: frozenset[str], cluster: Cluster, s
     grow, so that there they wait.
     """
     running = [stage for stage in stages if stage.name not in kept]
-    shrink = min(1.0, max(cluster.cpus - TASK_CPUS, 0.5) / max(wanted_cpus(running) - TASK_CPUS, 1e-9))
+    shrink = min(1.0, max(cluster.cpus - TASK_CPUS, 0.5) / max(needed_cpus(running) - TASK_CPUS, 1e-9))
     with_model = [stage for stage in running if stage.uses_gpu]
     pools = []
     for stage in stages:

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.pipelines.prepare.packing import Pool, pack, wanted_cpus
+from rwkvfusion.pipelines.prepare.packing import Pool, needed_cpus, pack
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.pipelines.recipe import RecipeError
@@ -110,8 +110,8 @@ class Job:
         return PlannedShards(fingerprint=self.fingerprint, shards=shards)
 
     def again(self) -> Job:
-        """The same job, seen against what is committed now."""
-        return replace(self, **_found(self.store))
+        """The same job against what is committed now."""
+        return replace(self, **_committed(self.store))
 
     @property
     def stale(self) -> tuple[str, ...]:
@@ -129,24 +129,27 @@ class Job:
         return sum(len(shard.pairs) for shard in self.shards)
 
     @cached_property
-    def kept(self) -> dict[str, frozenset[str]]:
-        """The shards of which each stage, by name, has kept something under its fingerprint."""
+    def cached(self) -> dict[str, frozenset[str]]:
+        """By stage, the shards of which its cache has something under its fingerprint."""
         caches = (StageCache.of(self.store, *pair) for pair in zip(self.stages, self.fingerprints, strict=True))
         return {cache.stage: cache.shards() for cache in caches}
 
     @cached_property
     def idle(self) -> frozenset[str]:
-        """Stages that have kept all they would make: of shards whose pairs are those of the committed one."""
-        if self.retry:
+        """Stages whose results are all cached: of pending shards whose pairs are those of the committed one."""
+        if self.retry or any(self._has_new_pairs(shard) for shard in self.pending):
             return frozenset()
-        same = {s.name for s in self.pending if s.name in self.committed and self.committed[s.name].plan == s.digest}
-        wanted = {shard.name for shard in self.pending}
-        return frozenset(name for name, shards in self.kept.items() if wanted <= same & shards)
+        pending = {shard.name for shard in self.pending}
+        return frozenset(name for name, shards in self.cached.items() if pending <= shards)
+
+    def _has_new_pairs(self, shard: ShardPlan) -> bool:
+        manifest = self.committed.get(shard.name)
+        return manifest is None or manifest.plan != shard.digest
 
     @property
     def cpus(self) -> float:
         """Logical CPUs that the smallest pools and the tasks take together."""
-        return wanted_cpus([stage for stage in self.stages if stage.name not in self.idle])
+        return needed_cpus([stage for stage in self.stages if stage.name not in self.idle])
 
     def pack(self, cluster: Cluster) -> list[Pool]:
         """The actors of each stage on `cluster`; PackingError where they do not fit."""
@@ -196,17 +199,19 @@ def plan_job(
         assumed=plan.assumed,
         n_left_out=plan.n_left_out + len(plan.pairs) - len(pairs),
         retry=retry,
-        **_found(store),
+        **_committed(store),
     )
     if limit is not None:
-        held = sum(len(manifest.keys) for manifest in job.committed.values())
-        if held > job.n_pairs:
-            raise RecipeError(f"{store.url} holds {held} pairs; --limit {limit} would drop some: use another output")
+        n_committed = sum(len(manifest.keys) for manifest in job.committed.values())
+        if n_committed > job.n_pairs:
+            raise RecipeError(
+                f"{store.url} holds {n_committed} pairs; --limit {limit} would drop some: use another output"
+            )
     return job
 
 
-def _found(store: Store) -> dict[str, Any]:
-    """What is in the dataset's folder, as `Job` has it."""
+def _committed(store: Store) -> dict[str, Any]:
+    """`committed` and `tars` of a Job, from the dataset's folder."""
     committed = {manifest.shard: manifest for manifest in read_manifests(store, skip_damaged=True)}
     return {"committed": committed, "tars": store.sizes()}
 

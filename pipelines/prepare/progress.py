@@ -1,24 +1,80 @@
-"""Progress of `prepare` for a person who waits: pairs as they pass each operator."""
+"""How far `prepare` is, for a person who waits: workers tell a small Ray actor how many pairs each operator has passed.
+
+Workers import this module: it imports nothing heavy but Ray. The job neither waits for its progress nor fails with it.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
+
+import ray
 
 from rwkvfusion.infra.errors import printable
+from rwkvfusion.pipelines.cluster import polled
 from rwkvfusion.pipelines.console import LINE_SECONDS, Bar, is_terminal, phase, say
-from rwkvfusion.pipelines.prepare.operators import READ
-from rwkvfusion.pipelines.prepare.plan import Job
-from rwkvfusion.stages.dataset.manifest import Manifest
 
-COMMIT = "commit"
+if TYPE_CHECKING:
+    from rwkvfusion.pipelines.prepare.plan import Job
+    from rwkvfusion.stages.dataset.manifest import Manifest
+
+READ, COMMIT = "read", "commit"
+"""Names of the first and the last operator; the others have their stage's."""
+TELL_SECONDS = 0.5
+
+
+class Tally:
+    """The pairs that each operator has passed, by shard: a shard that begins anew counts anew."""
+
+    def __init__(self) -> None:
+        self.done: dict[tuple[str, str], int] = {}
+        self.sums: Counter[str] = Counter()
+        self.news = False
+
+    def reach(self, operator: str, shard: str, done: int) -> None:
+        """`operator` has passed `done` pairs of `shard`."""
+        self.sums[operator] += done - self.done.get((operator, shard), 0)
+        self.done[operator, shard] = done
+        self.news = True
+
+    def take(self) -> dict[str, int] | None:
+        """Pairs by operator; None where nothing was told since the last call."""
+        news, self.news = self.news, False
+        return dict(self.sums) if news else None
+
+
+@contextmanager
+def counted(tell: Callable[[dict[str, int]], None]) -> Iterator[Any]:
+    """A Tally as an actor, which takes no CPU and ends with the block; `tell` is called with its news."""
+    tally = ray.remote(num_cpus=0)(Tally).remote()
+    try:
+        with polled(tally, tell):
+            yield tally
+    finally:
+        ray.kill(tally)
+
+
+class Teller:
+    """Tells `tally` how far one operator is with one shard: call it with the pairs passed. At most twice a second."""
+
+    def __init__(self, tally: Any, operator: str, shard: str, total: int) -> None:
+        self.tally, self.operator, self.shard, self.total = tally, operator, shard, total
+        self.told = 0.0
+        self(0)
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if self.tally is not None and (done == self.total or now - self.told >= TELL_SECONDS):
+            self.told = now
+            self.tally.reach.remote(self.operator, self.shard, done)
 
 
 class PairProgress:
-    """A row for each operator: give it each shard's manifest (`on_shard`) and the workers' counts (`on_pairs`)."""
+    """A row for each operator: call it with each shard's manifest (`on_shard`) and the workers' counts (`on_pairs`)."""
 
     def __init__(self, job: Job) -> None:
         self.total = sum(len(shard.pairs) for shard in job.pending)
@@ -26,7 +82,7 @@ class PairProgress:
         self.bars = {name: Bar(name, self.total, "pair", plain=False) for name in names}
         self.committed = 0
         self._before = 0
-        self._said = time.monotonic()
+        self._printed = time.monotonic()
         self._start_up = ExitStack()
         self._rows = ExitStack()
 
@@ -46,8 +102,8 @@ class PairProgress:
         self._show_rows()
         for name, count in passed.items():
             self.bars[name].reach(min(self._before + count, self.total))
-        if not is_terminal() and time.monotonic() - self._said >= LINE_SECONDS:
-            self._said = time.monotonic()
+        if not is_terminal() and time.monotonic() - self._printed >= LINE_SECONDS:
+            self._printed = time.monotonic()
             passed_by = ", ".join(f"{name} {bar.done}" for name, bar in self.bars.items())
             say(f"pairs of {self.total}: {passed_by}{self.left}")
 
@@ -65,14 +121,15 @@ class PairProgress:
 
     @property
     def left(self) -> str:
-        """How long the slowest operator will take, once all have passed a pair."""
+        """How long the slowest operator will take, in words; empty until all have passed a pair."""
         times = [bar.left for name, bar in self.bars.items() if name != COMMIT]
-        known = [seconds for seconds in times if seconds is not None]
-        return f", about {max(known):.0f} s left" if len(known) == len(times) and self.committed < self.total else ""
+        seconds = [left for left in times if left is not None]
+        return (
+            f", about {max(seconds):.0f} s left" if len(seconds) == len(times) and self.committed < self.total else ""
+        )
 
     def _show_rows(self) -> None:
         self._start_up.close()
-        if self.bars[READ].shown:
-            return
-        for bar in self.bars.values():
-            self._rows.enter_context(bar)
+        if not self.bars[READ].shown:
+            for bar in self.bars.values():
+                self._rows.enter_context(bar)

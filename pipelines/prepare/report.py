@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rwkvfusion.infra.errors import printable
-from rwkvfusion.pipelines.prepare.narrow import narrow_lines
+from rwkvfusion.pipelines.prepare.card import narrow_lines
 from rwkvfusion.pipelines.prepare.plan import Job
 from rwkvfusion.pipelines.prepare.run import Outcome
 from rwkvfusion.pipelines.prepare.status import counts
@@ -28,7 +28,7 @@ def plan_facts(job: Job) -> dict[str, Any]:
         "pending": [shard.name for shard in job.pending],
         "stale": list(job.stale),
         "stages": [stage.identity() for stage in job.stages],
-        "kept": {stage: len(shards & pending) for stage, shards in job.kept.items()},
+        "kept": {stage: len(shards & pending) for stage, shards in job.cached.items()},
         "unpaired": [{"name": u.name, "reason": u.reason} for u in job.unpaired],
         "ignored": dict(Counter(one.reason for one in job.ignored)),
         "assumed": [{"name": one.name, "what": one.what} for one in job.assumed],
@@ -47,9 +47,9 @@ def plan_lines(job: Job) -> list[str]:
         f"guidance {job.recipe.guidance}: " + " -> ".join(_stage_words(stage) for stage in facts["stages"]),
         f"to make: {len(job.pending)} shards; committed already: {len(job.shards) - len(job.pending)}",
     ]
-    kept = [f"{stage} of {count}" for stage, count in facts["kept"].items() if count]
-    if kept:
-        lines.append(f"kept from before, by stage, in shards: {', '.join(kept)}")
+    cached = [f"{stage} of {count}" for stage, count in facts["kept"].items() if count]
+    if cached:
+        lines.append(f"kept from before, by stage, in shards: {', '.join(cached)}")
     if facts["own_captions"]:
         lines.append(f"captions of the dataset's own: of {facts['own_captions']} pairs")
     if job.stale:

@@ -12,7 +12,7 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,14 +25,13 @@ from ray.util.annotations import RayDeprecationWarning
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence, Lease
 from rwkvfusion.pipelines.cluster import Cluster, ClusterError, connect
-from rwkvfusion.pipelines.prepare.card import finish_dataset
+from rwkvfusion.pipelines.prepare.card import finish_dataset, narrow_of, scale_setting
 from rwkvfusion.pipelines.prepare.isolate import forget_attempts
-from rwkvfusion.pipelines.prepare.narrow import narrow_of, scale_setting
-from rwkvfusion.pipelines.prepare.operators import READ, CommitShard, ReadPairs, RunStage, Target, first_row
+from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.packing import Pool, packing_lines
 from rwkvfusion.pipelines.prepare.plan import Job
+from rwkvfusion.pipelines.prepare.progress import COMMIT, READ, counted
 from rwkvfusion.pipelines.ray_job import check_output
-from rwkvfusion.pipelines.tally import counted
 from rwkvfusion.stages.dataset.commit import clear_orphans, retire
 from rwkvfusion.stages.dataset.manifest import FACTS, Manifest, StageRecord
 
@@ -40,7 +39,7 @@ MAX_RETRIES = 6
 """Times a dead worker's task is given to another one; Ray's own default is for ever. More than the tries after which a
 shard's samples are worked on one by one: workers also die for no fault of a sample."""
 MAX_FAILURES = 3
-"""Times in a row that the whole pipeline may fail for want of a part of the cluster, with no shard made in between."""
+"""Times in a row that the whole pipeline may fail as a part of the cluster is lost, with no shard made in between."""
 MAX_RESTARTS = 20
 """Times an actor is started anew in its life, which is that of the job."""
 
@@ -54,13 +53,13 @@ class PrepareError(RwkvFusionError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did. `made`: samples each stage ran on; `exit_code`: 0 all committed, 3 committed with more in
-    quarantine than the recipe allows."""
+    """What a run did. `exit_code`: 0 all committed, 3 committed with more in quarantine than the recipe allows."""
 
     dataset_url: str
     shards_made: int
     shards_kept: int
     made: dict[str, int]
+    """By stage, samples that it ran on."""
     pairs: int
     quarantined: dict[str, int]
     unpaired: int
@@ -86,58 +85,63 @@ def prepare(
 
     LeaseError where another job has the dataset. PrepareError where the job as a whole fails: what was committed stays.
     """
-    with Lease(job.store, "rwkvfusion prepare", job.recipe.storage.lease_seconds) as lease:
-        return _prepare(job.again(), lease, on_shard, on_pairs, say)
-
-
-def _prepare(
-    job: Job, lease: Lease, on_shard: Callable[[Manifest], None], on_pairs: OnPairs, say: Callable[[str], None]
-) -> Outcome:
     start = time.perf_counter()
+    with Lease(job.store, "rwkvfusion prepare", job.recipe.storage.lease_seconds) as lease:
+        job = job.again()
+        _clear(job, lease, say)
+        job.planned.write(job.store)
+        for name in job.stale:
+            retire(job.store, job.committed[name])
+        manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}
+        made = Counter({stage.name: 0 for stage in job.stages})
+        for manifest, records in _make_pending(job, lease, on_pairs, say):
+            manifests[manifest.shard] = manifest
+            made.update({record.stage: record.made or 0 for record in records})
+            on_shard(manifest)
+        lease.check()
+        forget_attempts(job.store)
+        ordered = [manifests[shard.name] for shard in job.shards]
+        if job.pending or job.stale or not job.store.exists(FACTS):
+            finish_dataset(job, ordered)
+    return _outcome(job, ordered, made, time.perf_counter() - start)
+
+
+def _clear(job: Job, lease: Lease, say: Callable[[str], None]) -> None:
+    """Remove what an earlier job left half done."""
     for name in clear_orphans(job.store, job.committed.values()):
         say(f"removed {name}, which a job that died had left: no manifest proves it")
     if lease.follows_release:
         # What that job had begun was stopped with it, and killed no worker.
         forget_attempts(job.store)
-    job.planned.write(job.store)
-    for name in job.stale:
-        retire(job.store, job.committed[name])
-    manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}
-    made = Counter({stage.name: 0 for stage in job.stages})
-    for manifest, records in _run(job, lease, on_pairs, say):
-        manifests[manifest.shard] = manifest
-        made.update({record.stage: record.made or 0 for record in records})
-        on_shard(manifest)
-    lease.check()
-    forget_attempts(job.store)
-    ordered = [manifests[shard.name] for shard in job.shards]
-    if job.pending or job.stale or not job.store.exists(FACTS):
-        finish_dataset(job, ordered)
-    reasons = sum((manifest.reasons for manifest in ordered), Counter[str]())
+
+
+def _outcome(job: Job, manifests: Sequence[Manifest], made: Counter[str], seconds: float) -> Outcome:
+    reasons = sum((manifest.reasons for manifest in manifests), Counter[str]())
     # The empty border of a scene is no fault of its tiles.
-    n_bad, n_good = reasons.total() - reasons["empty"], sum(len(manifest.keys) for manifest in ordered)
+    n_bad, n_good = reasons.total() - reasons["empty"], sum(len(manifest.keys) for manifest in manifests)
     too_many = n_bad > job.recipe.quarantine.max_fraction * job.n_pairs or not (n_bad or n_good)
     return Outcome(
         dataset_url=job.store.url,
         shards_made=len(job.pending),
-        shards_kept=len(ordered) - len(job.pending),
+        shards_kept=len(manifests) - len(job.pending),
         made={stage.name: made[stage.name] for stage in job.stages},
         pairs=n_good,
         quarantined=dict(sorted(reasons.items())),
         unpaired=len(job.unpaired),
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         exit_code=3 if too_many else 0,
-        narrow=narrow_of(ordered),
+        narrow=narrow_of(manifests),
         scale_setting=scale_setting(job.task),
     )
 
 
-def _run(
+def _make_pending(
     job: Job, lease: Lease, on_pairs: OnPairs, say: Callable[[str], None]
 ) -> Iterator[tuple[Manifest, list[StageRecord]]]:
-    """Make what is pending, giving each shard's manifest and what was done for it now.
+    """Make the pending shards, yielding the manifest of each and what each stage did for it now.
 
-    Where a part of the cluster dies and Ray does not get over it, begin anew with what is not committed then.
+    Where a part of the cluster dies and Ray gives up, it is tried again with the shards that are not committed then.
+    PrepareError for what is permanent, or after MAX_FAILURES in a row.
     """
     left = {shard.name for shard in job.pending}
     failures, begun = 0, False
@@ -167,7 +171,7 @@ def _run(
             lease.check()
             say(f"a part of Ray died: {_cause(error)[:200]}\ngoing on with what is not committed")
             job = job.again()
-            # What is there now but was not told is told now: its row was lost on the way.
+            # Shards that are committed now but came back in no row: the rows were lost on the way.
             for name in sorted(left - {shard.name for shard in job.pending}):
                 left.discard(name)
                 yield job.committed[name], []
@@ -211,7 +215,7 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally:
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RETRIES,
         )
-    return _operator(dataset, CommitShard, (target,), "commit", **tasks)
+    return _operator(dataset, CommitShard, (target,), COMMIT, **tasks)
 
 
 def _operator(dataset: Dataset, operator: type, args: tuple[Any, ...], name: str, **options: Any) -> Dataset:

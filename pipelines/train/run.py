@@ -32,11 +32,10 @@ from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.model.registry.registry import RegisteredVersion, log_and_register
 from rwkvfusion.model.training.trainer import CheckpointError, Trained, TrainingError, read_averaged
 from rwkvfusion.pipelines import console
-from rwkvfusion.pipelines.cluster import Cluster, connect, expect
+from rwkvfusion.pipelines.cluster import Cluster, connect, expect, polled
 from rwkvfusion.pipelines.console import phase
 from rwkvfusion.pipelines.ray_job import check_output, check_tracking
 from rwkvfusion.pipelines.recipe import RecipeError
-from rwkvfusion.pipelines.tally import watched
 from rwkvfusion.pipelines.train.checkpoints import complete, repair
 from rwkvfusion.pipelines.train.job import TrainJob, finished_result, open_job
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
@@ -176,7 +175,7 @@ def _fit(job: TrainJob, progress: OnProgress | None, say: Callable[[str], None])
         )
         say(f"{recipe.workers} worker{'s' if recipe.workers > 1 else ''} on {cluster}{' with GPUs' if use_gpu else ''}")
         try:
-            with ExitStack() as shown, watched(board, progress or shown.enter_context(StepProgress(recipe.steps))):
+            with ExitStack() as shown, polled(board, progress or shown.enter_context(StepProgress(recipe.steps))):
                 result = workers.fit()
         except TrainingFailedError as error:
             raise TrainingError(ray.get(board.given_up.remote()) or _reason(error, plan)) from None

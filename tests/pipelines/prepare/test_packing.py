@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvfusion.pipelines.cluster import Cluster
-from rwkvfusion.pipelines.prepare.packing import PackingError, pack, packing_lines, wanted_cpus
+from rwkvfusion.pipelines.prepare.packing import PackingError, needed_cpus, pack, packing_lines
 from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.guidance.stage import Resources, Stage, StageConfig
 
@@ -97,4 +97,4 @@ def test_the_smallest_pools_and_the_tasks_always_fit(
     for pool, (_, _, least, most) in zip(pools, wanted, strict=True):
         assert pool.least == least
         assert least <= pool.most <= max(least, min(most, shards))
-    assert wanted_cpus(stages) > sum(each * least for _, each, least, _ in wanted)
+    assert needed_cpus(stages) > sum(each * least for _, each, least, _ in wanted)

@@ -9,10 +9,8 @@ from typing import Any, ClassVar
 import pytest
 from made_datasets import pair
 
-from rwkvfusion.pipelines import tally
 from rwkvfusion.pipelines.prepare import progress
-from rwkvfusion.pipelines.prepare.progress import PairProgress
-from rwkvfusion.pipelines.tally import Tally, Teller
+from rwkvfusion.pipelines.prepare.progress import PairProgress, Tally, Teller
 from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.guidance.stage import Resources, Stage, StageConfig, run
 
@@ -31,7 +29,7 @@ def test_a_shard_that_begins_anew_counts_anew() -> None:
 def test_a_teller_is_brief_and_always_says_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[Any, ...]] = []
     now = [100.0]
-    monkeypatch.setattr(tally.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     listener = SimpleNamespace(reach=SimpleNamespace(remote=lambda *call: told.append(call)))
     tell = Teller(listener, "read", "train-000000", 64)
     for done in range(1, 65):
@@ -39,7 +37,7 @@ def test_a_teller_is_brief_and_always_says_the_last(monkeypatch: pytest.MonkeyPa
         tell(done)
     assert told[0] == ("read", "train-000000", 0)
     assert told[-1] == ("read", "train-000000", 64)
-    assert len(told) <= 2 + 64 * 0.05 / tally.TELL_SECONDS
+    assert len(told) <= 2 + 64 * 0.05 / progress.TELL_SECONDS
     Teller(None, "read", "train-000000", 64)(64)
 
 

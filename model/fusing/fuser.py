@@ -19,11 +19,11 @@ from torch import Tensor
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.decode import decode, decode_indices
-from rwkvfusion.infra.pictures.units import Picture, Scale, Unit, UnitError, measure, model_scale, unit_of
+from rwkvfusion.infra.pictures.units import Picture, Scale, Unit, UnitError, measure
 from rwkvfusion.model.fusing.planes import from_planes, luma, to_planes, with_chroma
 from rwkvfusion.model.fusing.tiles import SCENE_PIXELS, Window, fuse_tiled, strips
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
-from rwkvfusion.stages.dataset.sample import Image, Sample
+from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.dataset.task import Task
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -262,26 +262,23 @@ class Fuser:
         A target has that of the picture that the fused one is like. FuserError names a picture whose values cannot be
         in that unit.
         """
-        images = tuple(self._with_unit(image) for image in sample.images)
+        undeclared = {
+            image.role: Picture(image.path, decode(image.data))
+            for image in sample.images
+            if image.scale is None and (image.bit_depth > 16 or self.own_scale(image.role) is not None)
+        }
+        measured, _ = self.measure(undeclared)
+        images = tuple(
+            image.with_scale(measured[image.role].scale, measured[image.role].values)
+            if image.role in measured
+            else image
+            for image in sample.images
+        )
         target = sample.target
         like = next((i for i in images if i.role in self.config.places[self.network.config.residual or 0]), None)
         if like is not None and target is not None and target.scale is None and target.bit_depth == like.bit_depth:
             target = target.model_copy(update={"scale": like.scale, "black": like.black})
         return sample.model_copy(update={"images": images, "target": target})
-
-    def _with_unit(self, image: Image) -> Image:
-        scale = self.own_scale(image.role)
-        if image.scale is not None or (scale is None and image.bit_depth <= 16):
-            return image
-        values = decode(image.data)
-        try:
-            scale = model_scale(values, scale, display=self.config.luma_only)
-            if scale is None:
-                unit_of(values)
-            return image.with_scale(scale, values)
-        except UnitError as error:
-            advice = ADVICE.format(role=image.role)
-            raise FuserError(f"{printable(image.path)} ({image.role}) holds {error}: {advice}") from None
 
     def own_scale(self, role: str) -> Scale | None:
         """What the model itself says of the values of `role`."""

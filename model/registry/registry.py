@@ -8,9 +8,10 @@ binary column `fused` (PNG, or TIFF for more bands), null for a row that cannot 
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +36,7 @@ HASH = "weights_sha256"
 """Tag of a version: hex SHA-256 of its weights."""
 _PYFUNC_FILE = Path(__file__).with_name("pyfunc_model.py")
 _REQUIRED = ("rwkvfusion", "mlflow", "torch", "safetensors", "numpy", "pandas")
-_ALIAS, _VERSION = "@", "/"
+_LOGGED = re.compile("models:/m-[^@/]*")
 _ADVICE = {
     "s3": "it needs boto3 (pip install 'rwkvfusion[s3]'), AWS_* credentials that may read it, and"
     " MLFLOW_S3_ENDPOINT_URL where it is no bucket of AWS",
@@ -51,11 +52,15 @@ class ServingError(RwkvFusionError):
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A version of a registered model; `uri` names it for ever, unlike one with an alias."""
+    """A version of a registered model."""
 
     name: str
     version: str
-    uri: str
+
+    @property
+    def uri(self) -> str:
+        """Names it for ever, unlike one with an alias."""
+        return f"models:/{self.name}/{self.version}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,8 @@ def log_and_register(
         folder = Path(scratch) / ARTIFACT
         fuser.save(folder)
         weights = sha256((folder / WEIGHTS).read_bytes())
-        version = _registered_before(client, name, run_id, weights)
+        # A job that died may have got this far.
+        version = next((v.version for v in _versions(client, name, run_id) if v.tags.get(HASH) == weights), None)
         if version is None:
             model_uri = _log(client, config, folder, run_id, example)
             _ensure_registered(client, name)
@@ -103,29 +109,21 @@ def log_and_register(
                 HASH: weights,
             }
             tags |= {f"metric.{metric}": f"{value:.6g}" for metric, value in (metrics or {}).items()}
-            made = client.create_model_version(
-                name, model_uri, run_id, tags=tags, model_id=model_uri.removeprefix("models:/")
-            )
-            version = str(made.version)
-        client.set_registered_model_alias(name, alias, version)
-    return RegisteredVersion(name, version, f"models:/{name}/{version}")
+            model_id = model_uri.removeprefix("models:/")
+            version = client.create_model_version(name, model_uri, run_id, tags=tags, model_id=model_id).version
+        client.set_registered_model_alias(name, alias, str(version))
+    return RegisteredVersion(name, str(version))
 
 
 def version_of_run(uri: str, name: str, run_id: str) -> RegisteredVersion | None:
     """The newest version of `name` that the run registered. TrackingError where MLflow fails."""
     with using(uri) as client:
-        versions = [int(v.version) for v in _versions_of_run(client, name, run_id)]
-    return RegisteredVersion(name, str(max(versions)), f"models:/{name}/{max(versions)}") if versions else None
+        versions = [int(v.version) for v in _versions(client, name, run_id)]
+    return RegisteredVersion(name, str(max(versions))) if versions else None
 
 
-def _versions_of_run(client: MlflowClient, name: str, run_id: str) -> list[Any]:
+def _versions(client: MlflowClient, name: str, run_id: str) -> list[Any]:
     return [v for v in client.search_model_versions(f"run_id = '{run_id}'") if v.name == name]
-
-
-def _registered_before(client: MlflowClient, name: str, run_id: str, weights: str) -> str | None:
-    """The version of `name` with these weights of this run: a job that died may have got this far."""
-    found = _versions_of_run(client, name, run_id)
-    return next((str(v.version) for v in found if v.tags.get(HASH) == weights), None)
 
 
 def _log(client: MlflowClient, config: FuserConfig, folder: Path, run_id: str, example: Mapping[str, bytes]) -> str:
@@ -234,23 +232,19 @@ def resolve(uri: str, tracking: str | None = None) -> ModelSource:
 
 
 def _from_mlflow(client: MlflowClient, uri: str) -> ModelSource:
-    rest = uri.removeprefix("models:/")
     source, proof = ModelSource(Path(), uri), None
-    if rest != uri and (_ALIAS in rest or _VERSION in rest):
-        found = _version(client, uri, rest)
-        source = ModelSource(
-            Path(), f"models:/{found.name}/{found.version}", found.name, str(found.version), found.run_id
-        )
-        proof = found.tags.get(HASH)
-    elif rest != uri and not rest.startswith("m-"):
-        raise ServingError(f"{uri} names no version: add @ALIAS or /VERSION. {_known(client)}")
+    if uri.startswith("runs:/"):
+        source = replace(source, run_id=uri.split("/")[1])
+    elif not _LOGGED.fullmatch(uri):
+        version = _version(client, uri)
+        proof, name, number = version.tags.get(HASH), str(version.name), str(version.version)
+        source = ModelSource(Path(), f"models:/{name}/{number}", name, number, version.run_id)
     local = _downloaded(client, source)
     files = [str(file.relative_to(local)) for file in local.rglob("*") if file.is_file()]
     folder = local / _fuser_folder(files, uri)
     if proof is not None and sha256((folder / WEIGHTS).read_bytes()) != proof:
         raise ServingError(f"{source.uri}: {WEIGHTS} is not what was registered (SHA-256 differs)")
-    run_id = source.run_id or (uri.split("/")[1] if uri.startswith("runs:/") else None)
-    return ModelSource(folder, source.uri, source.name, source.version, run_id)
+    return replace(source, folder=folder)
 
 
 def _downloaded(client: MlflowClient, source: ModelSource) -> Path:
@@ -269,10 +263,9 @@ def _downloaded(client: MlflowClient, source: ModelSource) -> Path:
             " is, mount or copy it to that path, or train with a tracking server that serves its artifacts"
             " (mlflow server --serve-artifacts)"
         )
+    folder = _scratch(f"{client.tracking_uri} {source.uri}").name
     try:
-        local = Path(
-            mlflow.artifacts.download_artifacts(source.uri, dst_path=_scratch(f"{client.tracking_uri} {source.uri}"))
-        )
+        local = Path(mlflow.artifacts.download_artifacts(source.uri, dst_path=folder))
     # Each kind of store has errors of its own.
     except Exception as error:  # noqa: BLE001
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -308,15 +301,17 @@ def _location(client: MlflowClient, source: ModelSource) -> str:
     return found
 
 
-def _version(client: MlflowClient, uri: str, rest: str) -> Any:
-    """The registered version that NAME@ALIAS or NAME/VERSION means now."""
+def _version(client: MlflowClient, uri: str) -> Any:
+    """The registered version that models:/NAME@ALIAS or models:/NAME/VERSION means now."""
     from mlflow.exceptions import MlflowException
 
-    name, separator, which = rest.rpartition(_ALIAS if _ALIAS in rest else _VERSION)
+    rest = uri.removeprefix("models:/")
+    separator = "@" if "@" in rest else "/"
+    name, found, which = rest.rpartition(separator)
+    if not found:
+        raise ServingError(f"{uri} names no version: add @ALIAS or /VERSION. {_known(client)}")
     try:
-        if separator == _ALIAS:
-            return client.get_model_version_by_alias(name, which)
-        return client.get_model_version(name, which)
+        return (client.get_model_version_by_alias if separator == "@" else client.get_model_version)(name, which)
     except MlflowException:
         raise ServingError(f"no model {uri}: {_known(client, name)}") from None
 
@@ -352,19 +347,14 @@ def _fuser_folder(files: list[str], uri: str) -> str:
 
 
 @cache
-def _scratch(uri: str) -> str:
+def _scratch(uri: str) -> tempfile.TemporaryDirectory[str]:
     """A folder for the files of `uri`, which names the registry too, that lives as long as this process."""
-    folder = tempfile.TemporaryDirectory(prefix="rwkvfusion-model-")
-    _kept.append(folder)
-    return folder.name
-
-
-_kept: list[tempfile.TemporaryDirectory[str]] = []
+    return tempfile.TemporaryDirectory(prefix="rwkvfusion-model-")
 
 
 def _copied(url: str) -> Path:
     """The fuser's files of `url`, copied here."""
-    folder = Path(_scratch(url))
+    folder = Path(_scratch(url).name)
     for name in (CONFIG, WEIGHTS):
         if Store(url).exists(name):
             (folder / name).write_bytes(Store(url).read(name))

@@ -298,8 +298,8 @@ def _jpeg_kind(data: bytes) -> str | None:
     while data[:2] == b"\xff\xd8" and data[place : place + 1] == b"\xff" and len(data) > place + 4:
         marker, bits = data[place + 1], data[place + 4]
         if marker in _JPEG_FRAMES:
-            known = bits == 8 and marker not in _JPEG_LOSSLESS
+            is_read = bits == 8 and marker not in _JPEG_LOSSLESS
             kind = "lossless JPEG" if marker in _JPEG_LOSSLESS else "JPEG"
-            return None if known else f"a {kind} of {bits} bits, which is not read: convert it to PNG or TIFF"
+            return None if is_read else f"a {kind} of {bits} bits, which is not read: convert it to PNG or TIFF"
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return None

@@ -21,9 +21,9 @@ def filled(values: np.ndarray, empty: np.ndarray) -> np.ndarray:
     groups = [slice(None)] if alike else [slice(band, band + 1) for band in range(values.shape[2])]
     bare = empty.all(axis=(0, 1))
     for bands in groups:
-        gone = empty[:, :, bands][:, :, 0]
-        if gone.any() and not gone.all():
-            rows, columns = distance_transform_edt(gone, return_distances=False, return_indices=True)
+        is_empty = empty[:, :, bands][:, :, 0]
+        if is_empty.any() and not is_empty.all():
+            rows, columns = distance_transform_edt(is_empty, return_distances=False, return_indices=True)
             out[:, :, bands] = values[rows, columns][:, :, bands]
     if bare.any():
         out[:, :, bare] = 0 if bare.all() else out[:, :, ~bare].mean(axis=2, keepdims=True).astype(out.dtype)

@@ -135,9 +135,9 @@ def _name(kinds: Any, value: Any) -> str:
 
 
 def _why_not(page: tifffile.TiffPage, error: BaseException) -> str:
-    known = page.compression in {*_DEFLATE, *_JPEG, *_BY_GDAL, COMPRESSION.NONE}
+    is_read = page.compression in {*_DEFLATE, *_JPEG, *_BY_GDAL, COMPRESSION.NONE}
     text = printable(str(error).split("\n")[0])[:200] or type(error).__name__
-    if not known or is_lack_of_support(text) or "cannot identify" in text:
+    if not is_read or is_lack_of_support(text) or "cannot identify" in text:
         return f"{_kind(page)} is not read: {_CONVERT}"
     return f"damaged picture: {text}"
 

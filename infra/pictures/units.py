@@ -69,13 +69,13 @@ def parse_scale(value: Any) -> float | tuple[float, float] | str:
     """A declaration in its plain form: the value that counts as 1; (low, high), where `low` counts as 0; or
     "pLOW-pHIGH", those percentiles of each picture's own values. ValueError says what is wrong."""
     if isinstance(value, str):
-        if found := _PERCENTILES.fullmatch(value):
-            low, high = float(found[1]), float(found[2])
+        if match := _PERCENTILES.fullmatch(value):
+            low, high = float(match[1]), float(match[2])
             if not 0 <= low < high <= 100:
                 raise ValueError(f"percentiles rise from p0 to p100, not {value.strip()}")
             return f"p{low:g}-p{high:g}"
-        if found := _RANGE.fullmatch(value):
-            return parse_scale((float(found[1]), float(found[2])))
+        if match := _RANGE.fullmatch(value):
+            return parse_scale((float(match[1]), float(match[2])))
         try:
             value = float(value)
         except ValueError:
@@ -150,17 +150,17 @@ def narrow_words(subject: str, verb: str, parts: Sequence[float], option: str) -
 
 def parse_scales(texts: Iterable[str]) -> dict[str, Scale]:
     """Scales by role from texts such as `1023`, `infrared=20000-24000`, `ct=p1-p99`. ValueError names the text."""
-    found: dict[str, Scale] = {}
+    scales: dict[str, Scale] = {}
     for text in texts:
         role, _, form = text.rpartition("=")
         role = role.strip() or EVERY
-        if role in found:
+        if role in scales:
             raise ValueError(f"{text!r}: {'every role' if role == EVERY else role} has a scale already")
         try:
-            found[role] = parse_scale(form)
+            scales[role] = parse_scale(form)
         except ValueError as error:
             raise ValueError(f"{text!r}: {error}") from None
-    return found
+    return scales
 
 
 def option_scale(values: np.ndarray, scales: Mapping[str, Scale], role: str, *, display: bool) -> Scale | None:
@@ -182,8 +182,8 @@ def option_scale(values: np.ndarray, scales: Mapping[str, Scale], role: str, *, 
 
 def percentiles_of(scale: Scale | None) -> tuple[float, float] | None:
     """Those that `scale` names, in per cent; None where it is no percentiles."""
-    found = _PERCENTILES.fullmatch(scale) if isinstance(scale, str) else None
-    return None if found is None else (float(found[1]), float(found[2]))
+    match = _PERCENTILES.fullmatch(scale) if isinstance(scale, str) else None
+    return None if match is None else (float(match[1]), float(match[2]))
 
 
 def unit_of(values: np.ndarray, scale: Scale | None = None) -> Unit:

@@ -164,17 +164,17 @@ class Fuser:
         self, pictures: Mapping[str, Picture], mask: np.ndarray | None = None, text: np.ndarray | None = None
     ) -> np.ndarray:
         """`fuse` of pictures that have their scales: see `measure`."""
-        chosen = self._choose({role: picture.values for role, picture in pictures.items()})
-        height, width, ratio = _common_size(chosen, same=self.config.luma_only)
-        planes = [_planes(role, image, pictures[role].unit) for role, image in chosen.items()]
+        selected = self._select({role: picture.values for role, picture in pictures.items()})
+        height, width, ratio = _common_size(selected, same=self.config.luma_only)
+        planes = [_planes(role, image, pictures[role].unit) for role, image in selected.items()]
         guidance = self._guidance(mask, text, height, width)
         with torch.inference_mode():
             inputs = [luma(image) for image in planes] if self.config.luma_only else planes
             fused = fuse_tiled(lambda window: self._forward(inputs, *guidance, window, height), height, width, ratio)
             if self.config.luma_only:
                 fused = with_chroma(torch.from_numpy(fused), planes).numpy()
-        role = self.fused_like(chosen)
-        return from_planes(fused, chosen[role].dtype, pictures[role].unit)
+        role = self.fused_like(selected)
+        return from_planes(fused, selected[role].dtype, pictures[role].unit)
 
     def measure(
         self, pictures: Mapping[str, Picture], declared: Mapping[str, Scale] = NOTHING, advice: str = ADVICE
@@ -233,12 +233,12 @@ class Fuser:
 
         def fuse(window: Window) -> np.ndarray:
             nonlocal dtype, like
-            chosen = self._choose(read(window))
-            pictures = {role: Picture(role, values) for role, values in chosen.items()}
+            selected = self._select(read(window))
+            pictures = {role: Picture(role, values) for role, values in selected.items()}
             own = units or {role: picture.unit for role, picture in self.measure(pictures)[0].items()}
-            role = self.fused_like(chosen)
-            dtype, like = chosen[role].dtype, own[role]
-            planes = [_planes(name, image, own[name]) for name, image in chosen.items()]
+            role = self.fused_like(selected)
+            dtype, like = selected[role].dtype, own[role]
+            planes = [_planes(name, image, own[name]) for name, image in selected.items()]
             whole = (slice(0, window[0].stop - window[0].start), slice(0, window[1].stop - window[1].start))
             with torch.inference_mode():
                 return self._forward(planes, None, tokens, whole, whole[0].stop)
@@ -285,21 +285,21 @@ class Fuser:
         scales = self.config.scales or (None,) * len(self.config.roles)
         return next((scale for names, scale in zip(self.config.places, scales, strict=True) if role in names), None)
 
-    def _choose(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _select(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The pictures in the network's order."""
-        chosen = {}
+        selected = {}
         for names in self.config.places:
             present = [name for name in names if name in images]
             if len(present) == 1:
-                chosen[present[0]] = images[present[0]]
-        if len(chosen) != len(self.config.roles) or len(images) != len(chosen):
+                selected[present[0]] = images[present[0]]
+        if len(selected) != len(self.config.roles) or len(images) != len(selected):
             raise FuserError(
                 f"this model fuses {' + '.join(self.config.roles)}, but was given {' + '.join(images) or 'nothing'}"
             )
         channels = self.network.config.in_channels
-        for (role, image), expected in zip(chosen.items(), channels, strict=True):
+        for (role, image), expected in zip(selected.items(), channels, strict=True):
             if image.ndim == 2:
-                image = chosen[role] = image[:, :, None]
+                image = selected[role] = image[:, :, None]
             if image.ndim != 3 or 0 in image.shape:
                 raise FuserError(f"{role} is not a picture of (H, W, C): its shape is {image.shape}")
             allowed = (1, 3) if self.config.luma_only else (expected,)
@@ -307,7 +307,7 @@ class Fuser:
                 raise FuserError(
                     f"{role} has {image.shape[2]} channels, this model takes {' or '.join(map(str, allowed))}"
                 )
-        return chosen
+        return selected
 
     def _guidance(
         self, mask: np.ndarray | None, text: np.ndarray | None, height: int, width: int

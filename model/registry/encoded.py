@@ -66,18 +66,18 @@ def fuse_encoded(
     described = {role: describe(data) for role, data in pictures.items()}
     images = {role: values for role, (_, values) in described.items()}
     numbers = {role: info.nodata for role, (info, _) in described.items() if info.nodata is not None}
-    empty = {role: gone for role, number in numbers.items() if (gone := images[role] == number).any()}
+    empty = {role: is_empty for role, number in numbers.items() if (is_empty := images[role] == number).any()}
     # No valid pixel may depend on the value that stands for empty.
-    images |= {role: filled(images[role], gone) for role, gone in empty.items()}
+    images |= {role: filled(images[role], is_empty) for role, is_empty in empty.items()}
     try:
-        given = parse_scales((scale or "").split())
+        declared = parse_scales((scale or "").split())
     except ValueError as error:
         raise FuserError(f"{COLUMN}: {error}") from None
-    unknown = sorted(set(given) - {*images, EVERY})
+    unknown = sorted(set(declared) - {*images, EVERY})
     if unknown:
         raise FuserError(f"{COLUMN}: there is no {unknown[0]!r} here, but {', '.join(images)}")
     measured, odd = fuser.measure(
-        {role: Picture(role, values, described[role][0].white) for role, values in images.items()}, given
+        {role: Picture(role, values, described[role][0].white) for role, values in images.items()}, declared
     )
     for role, part in odd.items():
         words, verb = (excess_words, "reaches") if part > 1 else (narrow_words, "uses")
@@ -88,14 +88,16 @@ def fuse_encoded(
     number = numbers.get(like)
     if fuser.config.luma_only or number is None or not _holds(fused.dtype, number):
         for role in empty:
-            said = f"{role} has pixels that are empty ({numbers[role]:g}): they are as their neighbours in the result"
-            warnings.warn(said, EmptyWarning, stacklevel=2)
+            message = (
+                f"{role} has pixels that are empty ({numbers[role]:g}): they are as their neighbours in the result"
+            )
+            warnings.warn(message, EmptyWarning, stacklevel=2)
         return fused
     fused = apart(fused, number)
-    for role, gone in empty.items():
-        ratio = fused.shape[0] // gone.shape[0]
-        gone = gone.repeat(ratio, axis=0).repeat(ratio, axis=1)
-        fused[gone if role == like else gone.all(axis=2)] = number
+    for role, is_empty in empty.items():
+        ratio = fused.shape[0] // is_empty.shape[0]
+        is_empty = is_empty.repeat(ratio, axis=0).repeat(ratio, axis=1)
+        fused[is_empty if role == like else is_empty.all(axis=2)] = number
     return fused
 
 

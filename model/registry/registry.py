@@ -286,19 +286,19 @@ def _downloaded(client: MlflowClient, source: ModelSource) -> Path:
 def _location(client: MlflowClient, source: ModelSource) -> str:
     """Where the registry says that the files of `source` are."""
     if source.name is not None:
-        found = str(client.get_model_version_download_uri(source.name, source.version))
+        uri = str(client.get_model_version_download_uri(source.name, source.version))
     elif source.uri.startswith("models:/"):
-        found = source.uri
+        uri = source.uri
     else:
         run_id, _, path = source.uri.removeprefix("runs:/").partition("/")
         entries = client.get_run(run_id).outputs
         logged = [output.model_id for output in entries.model_outputs] if entries is not None else []
         if path != "model" or not logged:
             return f"{client.get_run(run_id).info.artifact_uri}/{path}"
-        found = f"models:/{logged[0]}"
-    if found.startswith("models:/m-"):
-        return str(client.get_logged_model(found.removeprefix("models:/")).artifact_location)
-    return found
+        uri = f"models:/{logged[0]}"
+    if uri.startswith("models:/m-"):
+        return str(client.get_logged_model(uri.removeprefix("models:/")).artifact_location)
+    return uri
 
 
 def _version(client: MlflowClient, uri: str) -> Any:
@@ -307,8 +307,8 @@ def _version(client: MlflowClient, uri: str) -> Any:
 
     rest = uri.removeprefix("models:/")
     separator = "@" if "@" in rest else "/"
-    name, found, which = rest.rpartition(separator)
-    if not found:
+    name, is_named, which = rest.rpartition(separator)
+    if not is_named:
         raise ServingError(f"{uri} names no version: add @ALIAS or /VERSION. {_known(client)}")
     try:
         return (client.get_model_version_by_alias if separator == "@" else client.get_model_version)(name, which)
@@ -341,8 +341,8 @@ def _fuser_folder(files: list[str], uri: str) -> str:
     """The folder, among `files`, that holds a fuser."""
     folders = sorted({name.rpartition("/")[0] for name in files if name.rpartition("/")[2] == WEIGHTS}, key=len)
     if len(folders) != 1:
-        found = f"{len(folders)} fusers" if folders else f"no {WEIGHTS}"
-        raise ServingError(f"{uri} is not a fuser's folder: it holds {found}")
+        count = f"{len(folders)} fusers" if folders else f"no {WEIGHTS}"
+        raise ServingError(f"{uri} is not a fuser's folder: it holds {count}")
     return folders[0]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Literal
 
@@ -15,14 +18,26 @@ from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, JSON, check_form, scales_of
 from rwkvfusion.pipelines.ray_job import check_output
 
-# What is heavy is imported when the command runs.
-
 _PAIR, _FOLDERS, _DATASET = "a pair A B", "two folders", "a dataset"
 _USED = {
     _PAIR: ("pair", "guidance", "scales", "extension"),
     _FOLDERS: ("folder_a", "folder_b", "guidance", "scales", "extension", "jobs"),
     _DATASET: ("dataset", "splits", "allow_incomplete", "extension", "jobs"),
 }
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """For the first import of torch: of its many objects none is garbage, and looking for it takes half a second."""
+    is_first = "torch" not in sys.modules
+    if is_first:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if is_first:
+            gc.freeze()
+            gc.enable()
 
 
 @click.command()
@@ -106,18 +121,19 @@ def fuse(
     rwkvfusion fuse --model models:/rwkvfusion-pansharpening@candidate PAN.tif MS.tif -o OUT.tif
     rwkvfusion fuse --dataset out/msrs --split test -o fused
     """
-    from rwkvfusion.pipelines.console import phase, say
-    from rwkvfusion.pipelines.fuse.jobs import default_jobs
-    from rwkvfusion.pipelines.fuse.run import Output, PictureProgress, fuse_dataset, fuse_folders, fuse_pair, open_model
-
-    given = sum((bool(pair), folder_a is not None or folder_b is not None, dataset is not None))
-    if given != 1 or (folder_a is None) != (folder_b is None):
+    n_forms = sum((bool(pair), folder_a is not None or folder_b is not None, dataset is not None))
+    if n_forms != 1 or (folder_a is None) != (folder_b is None):
         raise click.UsageError("give either a pair A B, or --a DIR and --b DIR, or --dataset URL")
     check_output("--output", output)
     check_form(context, _USED, _PAIR if pair else _FOLDERS if dataset is None else _DATASET)
     is_jpeg = (extension or output.rpartition(".")[2]).lower() in LOSSY
     if quality is not None and not is_jpeg:
         raise click.UsageError("--quality is of jpg: give --format jpg or -o OUT.jpg, or leave it out")
+    with _uncollected():
+        from rwkvfusion.pipelines.console import phase, say
+        from rwkvfusion.pipelines.fuse.jobs import default_jobs
+        from rwkvfusion.pipelines.fuse.record import Output
+        from rwkvfusion.pipelines.fuse.run import PictureProgress, fuse_dataset, fuse_folders, fuse_pair, open_model
     with phase("loading the model"):
         fuser = open_model(model, tracking=tracking_uri, scales=scales)
     how = Output(

@@ -75,11 +75,11 @@ class Fused:
     seconds: float
     kept: bool = False
     notes: tuple[str, ...] = ()
-    """What a person should know of how it was made."""
+    """What a person should know of how it was result."""
 
 
 @dataclass(frozen=True)
-class Made:
+class Result:
     """A fused picture that is written: what its record says of it and of its sources, and what guided it."""
 
     output: dict[str, Any]
@@ -119,13 +119,13 @@ class Records:
             return None
         return Fused(pair.name, self.store.join(path), *size, seconds, kept=True)
 
-    def write(self, pair: Pair, stem: str, made: Made) -> None:
+    def write(self, pair: Pair, stem: str, result: Result) -> None:
         """What made the picture. Guidance is null where the network had none."""
         if not self.output.records:
             # One that lies there would be of another picture.
             self.store.remove(f"{stem}.json")
             return
-        guide, source = made.guide, asdict(self.model.source)
+        guide, source = result.guide, asdict(self.model.source)
         del source["folder"]
         guidance = None
         if guide is not None:
@@ -139,19 +139,19 @@ class Records:
         sample = pair.sample
         record: dict[str, Any] = {
             "model": {**source, "weights_sha256": self.model.weights_sha256},
-            "sources": made.sources,
+            "sources": result.sources,
             "guidance": guidance,
             "dataset": sample and {"name": sample.dataset, "split": sample.split, "key": sample.key},
             "package_version": package_version(),
             "commit": commit(),
-            "made_from": self._made_from(pair, {role: source["sha256"] for role, source in made.sources.items()}),
-            "output": made.output,
-            "seconds": round(made.seconds, 4),
+            "made_from": self._made_from(pair, {role: source["sha256"] for role, source in result.sources.items()}),
+            "output": result.output,
+            "seconds": round(result.seconds, 4),
         }
-        if made.notes:
-            record["notes"] = list(made.notes)
-        if made.beside is not None:
-            record["beside"] = made.beside
+        if result.notes:
+            record["notes"] = list(result.notes)
+        if result.beside is not None:
+            record["beside"] = result.beside
         text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         # A file name that is not UTF-8 must not cost its picture the record.
         self.store.write(f"{stem}.json", text.encode("utf-8", "backslashreplace"))

@@ -81,8 +81,8 @@ def fuse_pair(
     stem, _, extension = name.rpartition(".")
     if not Store(out).isdir():
         if not stem or extension.lower() not in FORMATS:
-            known = ", ".join(f".{one}" for one in FORMATS)
-            raise FuseError(f"{out}: a fused picture is written as {known} (or into a folder that is there)")
+            formats = ", ".join(f".{one}" for one in FORMATS)
+            raise FuseError(f"{out}: a fused picture is written as {formats} (or into a folder that is there)")
         if output.format not in (None, extension.lower()):
             raise FuseError(f"{out} is no .{output.format}, which was asked for: leave one of them out")
         output = replace(output, format=extension)

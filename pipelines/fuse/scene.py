@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
@@ -18,7 +17,7 @@ from rwkvfusion.infra.pictures.units import Picture, Scale, Unit
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.fusing.tiles import Window
-from rwkvfusion.pipelines.fuse.record import File
+from rwkvfusion.pipelines.fuse.record import File, Result
 from rwkvfusion.pipelines.fuse.scene_writer import SceneWriter
 from rwkvfusion.pipelines.fuse.writer import ADVICE, is_tiff
 from rwkvfusion.stages.dataset.sample import Image
@@ -79,16 +78,6 @@ def lost_ground(files: Mapping[str, File]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-@dataclass(frozen=True)
-class SceneRecord:
-    """What was written: the raster's shape and type, its georeference, and the hashes of it and its sources; and what a
-    person should know of how that was done."""
-
-    output: dict[str, Any]
-    sources: dict[str, dict[str, str]]
-    notes: tuple[str, ...]
-
-
 def raster_units(
     fuser: Fuser, files: Mapping[str, File], scales: Mapping[str, Scale]
 ) -> tuple[dict[str, Unit], dict[str, float]]:
@@ -129,13 +118,14 @@ def fuse_scene(
     name: str,
     units: Mapping[str, Unit],
     text: np.ndarray | None = None,
-) -> SceneRecord:
+) -> Result:
     """Sharpen the rasters `files` (by role, in the model's order) to the GeoTIFF `name`.
 
     The result has the size and georeference of the high-resolution raster, and of the other the bands, their type,
     scale, units and descriptions, and the tags; a pixel that is empty in either is empty. RasterError where the rasters
     do not fit each other or the model, or cannot be read. `units`: by role, see `raster_units`.
     """
+    start = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_MB))
         rasters = {role: stack.enter_context(Raster(*file)) for role, file in files.items()}
@@ -148,8 +138,8 @@ def fuse_scene(
         (height, width), (tall, wide) = pair.fine.size, (side * pair.ratio for side in pair.size)
         with SceneWriter(folder / "fused.tif", pair, fuser.network.config.out_channels) as out:
             for rows, strip in fuser.fuse_scene(_reader(pair, high, low), tall, wide, pair.ratio, text, units=units):
-                there = slice(rows.start, min(rows.stop, height))
-                out.write(strip[: there.stop - there.start, :width], pair.empty(there))
+                inside = slice(rows.start, min(rows.stop, height))
+                out.write(strip[: inside.stop - inside.start, :width], pair.empty(inside))
         stem = name.rpartition(".")[0]
         for old in (".aux.xml", ".msk", ".ovr"):
             # Of a picture that lay here before.
@@ -158,24 +148,19 @@ def fuse_scene(
             # What GDAL cannot put into a TIFF lies beside it.
             beside = name if file.suffix == ".tif" else f"{stem}{file.name.removeprefix('fused')}"
             store.put(beside, str(file))
-        output = {
-            "path": name,
-            "sha256": Store(str(folder)).file_sha256("fused.tif"),
-            "height": height,
-            "width": width,
-            **out.facts,
-        }
+        digest = Store(str(folder)).file_sha256("fused.tif")
+        output = {"path": name, "sha256": digest, "height": height, "width": width, **out.facts}
         sources = {role: {"path": name, "sha256": store.file_sha256(name)} for role, (store, name) in files.items()}
-        return SceneRecord(output, sources, (*pair.notes, *out.notes))
+        return Result(output, sources, time.perf_counter() - start, notes=(*pair.notes, *out.notes))
 
 
 def _check_bands(fuser: Fuser, rasters: Mapping[str, Raster]) -> None:
-    wanted = fuser.network.config.in_channels
-    if [raster.n_bands for raster in rasters.values()] != list(wanted):
-        there = " and ".join(f"{raster.name} has {raster.n_bands}" for raster in rasters.values())
-        takes = " and ".join(f"{n} of {role}" for role, n in zip(rasters, wanted, strict=True))
+    expected = fuser.network.config.in_channels
+    if [raster.n_bands for raster in rasters.values()] != list(expected):
+        bands = " and ".join(f"{raster.name} has {raster.n_bands}" for raster in rasters.values())
+        takes = " and ".join(f"{n} of {role}" for role, n in zip(rasters, expected, strict=True))
         more = "".join(f"; {note}" for raster in rasters.values() for note in raster.notes)
-        raise RasterError(f"{there} bands (alpha is none), but this model takes {takes}, in this order{more}")
+        raise RasterError(f"{bands} bands (alpha is none), but this model takes {takes}, in this order{more}")
 
 
 def _reader(pair: RasterPair, high: str, low: str) -> Callable[[Window], dict[str, np.ndarray]]:

@@ -120,8 +120,8 @@ class SceneWriter:
             held = [number for number in raster.nodata if _holds(self._dtype, number)]
             if held:
                 if len(raster.nodata) > 1 or (raster is fine and coarse.nodata):
-                    told = ", ".join(f"{number:g}" for number in dict.fromkeys((*raster.nodata, *coarse.nodata)))
-                    self.notes.append(f"empty pixels ({told} in the sources) are {held[0]:g} in all bands")
+                    numbers = ", ".join(f"{number:g}" for number in dict.fromkeys((*raster.nodata, *coarse.nodata)))
+                    self.notes.append(f"empty pixels ({numbers} in the sources) are {held[0]:g} in all bands")
                 return held[0]
             if raster.nodata:
                 instead = "NaN" if self._dtype.kind == "f" else "a mask in the file"
@@ -133,28 +133,28 @@ class SceneWriter:
 
     def _georeference(self, fine: Raster, coarse: Raster, grid: Grid) -> dict[str, Any]:
         """Of the fine raster; what it has none of, of the coarse one, on the fine grid."""
-        found: dict[str, Any] = {}
+        place: dict[str, Any] = {}
         transform = transform_of(fine, coarse, grid)
         gcps, gcps_crs = fine.dataset.gcps
         if not transform.is_identity:
-            found = {"transform": transform, "crs": fine.crs or coarse.crs}
+            place = {"transform": transform, "crs": fine.crs or coarse.crs}
         elif gcps:
-            found = {"gcps": gcps, "crs": gcps_crs}
+            place = {"gcps": gcps, "crs": gcps_crs}
         elif coarse.dataset.gcps[0] and not fine.dataset.rpcs:
-            found = {"gcps": [_scaled_point(p, grid) for p in coarse.dataset.gcps[0]], "crs": coarse.dataset.gcps[1]}
+            place = {"gcps": [_scaled_point(p, grid) for p in coarse.dataset.gcps[0]], "crs": coarse.dataset.gcps[1]}
             self.notes.append(f"the ground control points are those of {coarse.name}, on the grid of {fine.name}")
         elif fine.crs or coarse.crs:
-            found = {"crs": fine.crs or coarse.crs}
+            place = {"crs": fine.crs or coarse.crs}
         rpcs = fine.dataset.rpcs
         if rpcs is None and coarse.dataset.rpcs is not None and grid.rows.scale > 0 and grid.columns.scale > 0:
             rpcs = _scaled_rpcs(coarse.dataset.rpcs, grid)
             self.notes.append(f"the RPCs are those of {coarse.name}, on the grid of {fine.name}")
         if rpcs is not None:
-            found["rpcs"] = rpcs
+            place["rpcs"] = rpcs
         for raster in (fine, coarse):
             lost = [ns for ns in raster.dataset.tag_namespaces() if ns == "GEOLOCATION"]
             self.notes += [f"the geolocation arrays of {raster.name} are not kept"] * len(lost)
-        return found
+        return place
 
     def _describe(self, fine: Raster, coarse: Raster, like: list[Any], colours: list[ColorInterp]) -> None:
         """What the coarse raster says of its bands and of itself, whose values the result has."""
@@ -174,9 +174,9 @@ class SceneWriter:
             if namespace not in _NOT_OURS and not namespace.startswith("xml:"):
                 out.update_tags(ns=namespace, **coarse.dataset.tags(ns=namespace))
         for i, (page, band) in enumerate(like, start=1):
-            kept = {key: value for key, value in page.tags(band).items() if not key.startswith("STATISTICS_")}
-            if kept:
-                out.update_tags(i, **kept)
+            texts = {key: value for key, value in page.tags(band).items() if not key.startswith("STATISTICS_")}
+            if texts:
+                out.update_tags(i, **texts)
 
 
 def _holds(dtype: np.dtype[Any], number: float) -> bool:

@@ -16,7 +16,7 @@ from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fusing.fuser import guidance_of
 from rwkvfusion.model.fusing.tiles import MAX_PIXELS
 from rwkvfusion.pipelines.fuse.jobs import Room, in_order
-from rwkvfusion.pipelines.fuse.record import File, Fused, Guidance, Made, Model, Output, Pair, Records, files_beside
+from rwkvfusion.pipelines.fuse.record import File, Fused, Guidance, Model, Output, Pair, Records, Result, files_beside
 from rwkvfusion.stages.dataset.sample import Image, Sample
 from rwkvfusion.stages.dataset.task import SHARPENING_TASKS
 from rwkvfusion.stages.source.files import check_orientation, open_picture
@@ -58,8 +58,8 @@ class FuseSummary:
     def line(self) -> str:
         """The numbers, for a person."""
         kept = sum(one.kept for one in self.written)
-        there = f", {kept} {'was' if kept == 1 else 'were'} there already" if kept else ""
-        return f"{len(self.written) - kept} fused{there}, {len(self.skipped)} skipped"
+        earlier = f", {kept} {'was' if kept == 1 else 'were'} there already" if kept else ""
+        return f"{len(self.written) - kept} fused{earlier}, {len(self.skipped)} skipped"
 
 
 OnPicture = Callable[[Fused | Skipped | None, int], None]
@@ -102,22 +102,22 @@ class PictureWriter:
     def _fused(self, pair: Pair, stem: str) -> Fused:
         """Fuse the pair, and write the picture and its record."""
         fuser, names = self.model.fuser, [name for _, name in pair.files.values()]
-        made = None
+        result = None
         notes: tuple[str, ...] = ()
         if names and (fuser.config.task in SHARPENING_TASKS or any(map(is_tiff, names))):
             # Slow to import, and other pictures need none of it.
             from rwkvfusion.pipelines.fuse.scene import is_scene, lost_ground
 
             if is_scene(fuser, pair.files):
-                made = self._scene(pair.files, stem)
+                result = self._scene(pair.files, stem)
             else:
                 notes = lost_ground(pair.files)
-        made = made or replace(self._pictures(pair, stem), notes=notes)
-        self._records.write(pair, stem, made)
-        url, output = self.store.join(made.output["path"]), made.output
-        return Fused(pair.name, url, output["height"], output["width"], made.seconds, notes=made.notes)
+        result = result or replace(self._pictures(pair, stem), notes=notes)
+        self._records.write(pair, stem, result)
+        url, output = self.store.join(result.output["path"]), result.output
+        return Fused(pair.name, url, output["height"], output["width"], result.seconds, notes=result.notes)
 
-    def _pictures(self, pair: Pair, stem: str) -> Made:
+    def _pictures(self, pair: Pair, stem: str) -> Result:
         fuser, guide = self.model.fuser, pair.sample
         images, pictures = _opened(pair.files) if guide is None else (guide.images, _decoded(guide))
         if guide is None:
@@ -140,9 +140,9 @@ class PictureWriter:
         shape = dict(zip(("height", "width", "channels"), picture.shape, strict=True))
         output = {"path": path, "sha256": sha256(data), **shape, "dtype": str(picture.dtype)}
         sources = {image.role: {"path": image.path, "sha256": image.sha256} for image in images}
-        return Made(output, sources, seconds, guide)
+        return Result(output, sources, seconds, guide)
 
-    def _scene(self, files: Mapping[str, File], stem: str) -> Made:
+    def _scene(self, files: Mapping[str, File], stem: str) -> Result:
         """Rasters, read and written in windows."""
         from rwkvfusion.pipelines.fuse.scene import fuse_scene, overview, raster_units
 
@@ -155,11 +155,9 @@ class PictureWriter:
         text = None if guide is None else guidance_of(guide)[1]
         # A scene takes as much as there may be, whatever its size.
         with self._room.taken(MAX_PIXELS, 1):
-            start = time.perf_counter()
-            made = fuse_scene(self.model.fuser, files, self.store, path, units, text)
-            seconds = time.perf_counter() - start
+            result = fuse_scene(self.model.fuser, files, self.store, path, units, text)
         self._note(odd)
-        return Made(made.output, made.sources, seconds, guide, made.notes, beside)
+        return replace(result, guide=guide, beside=beside)
 
     def _guided(self, images: tuple[Image, ...]) -> Sample:
         """A sample of the pictures with what the built-in stages make of them; FuseError where one fails."""

@@ -19,7 +19,8 @@ from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.emptiness import filled
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
-from rwkvfusion.pipelines.fuse.scene import SceneRecord, fuse_scene, overview, raster_units
+from rwkvfusion.pipelines.fuse.record import Result
+from rwkvfusion.pipelines.fuse.scene import fuse_scene, overview, raster_units
 from rwkvfusion.pipelines.fuse.scene_writer import SceneWriter
 from rwkvfusion.stages.source.scenes.raster import Raster
 from rwkvfusion.stages.source.scenes.raster_pair import RasterPair
@@ -45,14 +46,14 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
 
 def made(
     folder: Path, fuser: Fuser, pan: np.ndarray, ms: np.ndarray, pan_more: Any = None, ms_more: Any = None
-) -> tuple[np.ndarray, np.ndarray, Any, SceneRecord]:
+) -> tuple[np.ndarray, np.ndarray, Any, Result]:
     """Values, what is empty (both (C, H, W)), and nodata of the result; and its record."""
     write(folder / "pan.tif", pan, 1.0, **(pan_more or {}))
     write(folder / "ms.tif", ms, 4.0, **(ms_more or {}))
     return fused(folder, fuser)
 
 
-def fused(folder: Path, fuser: Fuser) -> tuple[np.ndarray, np.ndarray, Any, SceneRecord]:
+def fused(folder: Path, fuser: Fuser) -> tuple[np.ndarray, np.ndarray, Any, Result]:
     store = Store(str(folder))
     files = {"pan": (store, "pan.tif"), "ms": (store, "ms.tif")}
     with rasterio.open(folder / "ms.tif") as ms:

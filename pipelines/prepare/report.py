@@ -11,6 +11,7 @@ from rwkvfusion.pipelines.prepare.card import narrow_lines
 from rwkvfusion.pipelines.prepare.plan import Job
 from rwkvfusion.pipelines.prepare.run import Outcome
 from rwkvfusion.pipelines.prepare.status import counts
+from rwkvfusion.stages.dataset.manifest import QUARANTINE
 
 _SHOWN = 5
 
@@ -105,7 +106,7 @@ def outcome_lines(outcome: Outcome) -> list[str]:
     lines += [f"warning: {line}" for line in narrow_lines(outcome.narrow, outcome.scale_setting)]
     if outcome.quarantined:
         lines.append(
-            f"in quarantine: {counts(outcome.quarantined)} (see {outcome.dataset_url}/_quarantine;"
+            f"in quarantine: {counts(outcome.quarantined)} (see {outcome.dataset_url}/{QUARANTINE};"
             " --retry-quarantined tries them again)"
         )
     if outcome.exit_code == 3:

@@ -4,7 +4,8 @@
     {root}/{dataset}/_manifests/{split}-{000000}.json  its proof: a shard exists when its manifest does
     {root}/{dataset}/_quarantine/{split}-{000000}.jsonl  pairs of it that are in no shard, and why
     {root}/{dataset}/_plan/shards.json                 the shards that it is to have, written before the first is made
-    {root}/{dataset}/_cache/{stage}/..                 what single stages have computed, see stages.guidance.cache
+    {root}/{dataset}/_cache/{stage}/..                 what single stages have computed (stages.guidance.cache)
+    {root}/{dataset}/_lease/..  _attempts/..           of the job that writes (infra.lease, pipelines.prepare.isolate)
     {root}/{dataset}/dataset.json  sizes.json  README.md  what the whole holds, for other readers and for people
 
 Readers believe manifests only.

@@ -7,7 +7,8 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -26,6 +27,8 @@ PATIENCE = 60.0
 PART = ".part"
 _BLOCK = 16 * 2**20
 _LOUD_EVERY = 8
+_MARKS = ("ETag", "LastModified", "mtime", "created")
+"""What tells in listings that an object was written anew, the best first."""
 _LOCAL = frozenset({"file", "local"})
 _PASSING_ON_DISK = frozenset({errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT})
 """What a network file system says for a while; anything else a disk says, it says again."""
@@ -191,6 +194,18 @@ class Store:
 
         return self._call("list", folder, sizes)
 
+    def versions(self, names: Collection[str]) -> dict[str, str]:
+        """By name, what is another once a file has changed: its size, and its ETag or time. Not of what has neither."""
+
+        def versions(fs: Any, path: str) -> dict[str, str]:
+            if self._is_local:
+                return _local_versions(path, names)
+            listed = {_below(name, path): entry for name, entry in fs.find(path, detail=True).items()}
+            marks = {name: next(filter(None, map(listed[name].get, _MARKS)), None) for name in {*names} & {*listed}}
+            return {name: f"{listed[name]['size']} {mark}" for name, mark in marks.items() if mark is not None}
+
+        return self._call("list", "", versions)
+
     def folders(self, folder: str = "") -> list[str]:
         """Names of the folders directly below `folder`, sorted, without hidden ones."""
 
@@ -224,9 +239,8 @@ class Store:
                 return list(fs.find(path))
             return [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
 
-        # Local listings come back absolute, memory:// ones with a leading slash that the root may lack.
-        skip = len(self.path().lstrip("/")) + 1
-        return [name.lstrip("/")[skip:] for name in self._call("list", folder, find)]
+        root = self.path()
+        return [_below(name, root) for name in self._call("list", folder, find)]
 
     def _call(self, action: str, name: str, call: Callable[[Any, str], T]) -> T:
         """`call` on the file system and its path of `name`, again while it fails in passing.
@@ -281,6 +295,20 @@ def _local_files(base: str, deep: bool) -> list[str]:
         below[:] = [name for name in below if deep and os.path.realpath(f"{folder}/{name}") not in real]
         above.update((os.path.join(folder, name), real) for name in below)
     return found
+
+
+def _local_versions(base: str, names: Collection[str]) -> dict[str, str]:
+    versions = {}
+    for name in names:
+        with suppress(OSError):
+            status = os.stat(f"{base}/{name}")
+            versions[name] = f"{status.st_size} {status.st_mtime_ns}"
+    return versions
+
+
+def _below(name: str, root: str) -> str:
+    """`name` as seen from `root`: local listings are absolute, memory:// ones have a slash that the root may lack."""
+    return name.lstrip("/")[len(root.lstrip("/")) + 1 :]
 
 
 def _base(name: str) -> str:

@@ -22,10 +22,10 @@ from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.pipelines.prepare.plan import Job
 from rwkvfusion.stages.dataset.manifest import CARD, FACTS, SIZES, Manifest
+from rwkvfusion.stages.dataset.members import Members, differences, total_members
 from rwkvfusion.stages.dataset.sample import META, SCHEMA_VERSION, Sample, is_in_meta
 from rwkvfusion.stages.dataset.task import TASKS
 from rwkvfusion.stages.guidance.chain import METHODS
-from rwkvfusion.stages.source.members import Members, differences, total_members
 
 BUILTIN = frozenset(METHODS["builtin"].values())
 _PICTURES = {

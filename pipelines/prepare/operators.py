@@ -29,6 +29,7 @@ from rwkvfusion.stages.dataset.manifest import (
     quarantine_name,
     read_manifest,
 )
+from rwkvfusion.stages.dataset.members import count_members, made_uniform
 from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION, Sample, from_table
 from rwkvfusion.stages.dataset.tar import pack
 from rwkvfusion.stages.guidance.cache import StageCache
@@ -41,7 +42,6 @@ from rwkvfusion.stages.guidance.row import (
 )
 from rwkvfusion.stages.guidance.stage import Stage, free_memory, run
 from rwkvfusion.stages.source.config import SourceConfig
-from rwkvfusion.stages.source.members import count_members, made_uniform
 from rwkvfusion.stages.source.pair import PairRef
 from rwkvfusion.stages.source.source import Source
 

@@ -14,16 +14,16 @@ from rwkvfusion.pipelines.prepare.packing import Pool, needed_cpus, pack
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.pipelines.recipe import RecipeError
-from rwkvfusion.stages.dataset.manifest import Manifest, PlannedShard, PlannedShards, read_manifests
+from rwkvfusion.stages.dataset.manifest import PLAN, Manifest, PlannedShard, PlannedShards, read_manifests
 from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION
 from rwkvfusion.stages.guidance.cache import StageCache
 from rwkvfusion.stages.guidance.chain import check_weights, guidance_stages
 from rwkvfusion.stages.guidance.stage import Stage, fingerprint, fingerprints
 from rwkvfusion.stages.source.layouts import MASK
-from rwkvfusion.stages.source.members import Names
+from rwkvfusion.stages.source.members import MemberNames
 from rwkvfusion.stages.source.pair import Assumed, PairRef, Unpaired
 from rwkvfusion.stages.source.source import Source
-from rwkvfusion.stages.source.splits import OnRead
+from rwkvfusion.stages.source.splits import OnRead, PictureHashes
 
 if TYPE_CHECKING:  # it takes Ray, and a second, to import
     from rwkvfusion.pipelines.cluster import Cluster
@@ -77,6 +77,8 @@ class Job:
     committed: dict[str, Manifest]
     tars: dict[str, int]
     """Bytes of the files in the dataset's folder."""
+    hashes: PictureHashes
+    """Of the source's pictures, to be saved where the dataset is written."""
     retry: bool = False
     """Whether shards with quarantined pairs are made again."""
 
@@ -159,7 +161,7 @@ class Job:
 def plan_job(
     recipe: PrepareRecipe, limit: int | None = None, *, retry: bool = False, on_read: OnRead = lambda *_: None
 ) -> Job:
-    """List the source and lay out the job; touches no output.
+    """List the source and lay out the job; touches no output, but in a dataset that is begun the pictures' hashes.
 
     RecipeError, SourceError, StageError, WeightsError where it cannot be done, before anything is started.
     `limit` takes the first pairs only, and refuses to shrink a dataset that holds more; `retry` tries the quarantined
@@ -172,7 +174,11 @@ def plan_job(
         raise RecipeError(
             f"the recipe is for task {recipe.task!r}, layout {recipe.source.layout!r} is for {source.task!r}"
         )
-    plan = source.plan(on_read)
+    store = Store(recipe.output, patience).sub(source.dataset)
+    hashes = PictureHashes(source.store, store)
+    plan = source.plan(on_read, hashes)
+    if store.exists(PLAN):
+        hashes.save()
     pairs = plan.pairs if limit is None else plan.pairs[:limit]
     if recipe.masks == "annotation" and all(place.role != MASK for place in source.layout.places):
         raise RecipeError(
@@ -182,8 +188,7 @@ def plan_job(
     stages = guidance_stages(recipe, source.task, source.labels)
     check_weights(stages)
     exposures = recipe.source.exposures if source.layout.is_sequence else None
-    names = Names(source.store, pairs, exposures, uniform=recipe.shard.uniform)
-    store = Store(recipe.output, patience).sub(source.dataset)
+    names = MemberNames(source.store, pairs, exposures, uniform=recipe.shard.uniform)
     job = Job(
         recipe=recipe,
         dataset=source.dataset,
@@ -198,6 +203,7 @@ def plan_job(
         ignored=plan.ignored,
         assumed=plan.assumed,
         n_left_out=plan.n_left_out + len(plan.pairs) - len(pairs),
+        hashes=hashes,
         retry=retry,
         **_committed(store),
     )
@@ -216,7 +222,7 @@ def _committed(store: Store) -> dict[str, Any]:
     return {"committed": committed, "tars": store.sizes()}
 
 
-def _cut(pairs: Sequence[PairRef], size: int, names: Names) -> tuple[ShardPlan, ...]:
+def _cut(pairs: Sequence[PairRef], size: int, names: MemberNames) -> tuple[ShardPlan, ...]:
     """Pairs of one split, and of equal members, in the order of their keys; those with most members first.
 
     So a shard is alike throughout, and who takes the first for all loses nothing of one that lacks a target.

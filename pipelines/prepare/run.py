@@ -90,6 +90,7 @@ def prepare(
         job = job.again()
         _clear(job, lease, say)
         job.planned.write(job.store)
+        job.hashes.save()
         for name in job.stale:
             retire(job.store, job.committed[name])
         manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}

@@ -14,8 +14,8 @@ from rwkvfusion.infra.pictures.decode import ImageError, decode_indices, describ
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.stages.dataset.dataset import Dataset, Shard
 from rwkvfusion.stages.dataset.manifest import ALLOW, Manifest
+from rwkvfusion.stages.dataset.members import differences, total_members
 from rwkvfusion.stages.dataset.sample import Image, Sample
-from rwkvfusion.stages.source.members import differences, total_members
 
 
 @dataclass(frozen=True)

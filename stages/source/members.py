@@ -1,22 +1,16 @@
-"""What the members of a dataset's tars are called, alike in all samples wherever that can be; and where it cannot.
-
-Readers of WebDataset take a member's name for its column, and the first samples for all: Hugging Face's drops what they
-lack. So a role has one name throughout, `visible.png` say, whatever format single pictures have. They stay the source's
-own bytes, which decoders know by their content, and meta.json has each picture's true format.
-"""
+"""What the members of a dataset's tars are to be called: alike in all samples, as far as names tell before anything is
+read (see stages.dataset.members)."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rwkvfusion.infra.errors import printable
-from rwkvfusion.infra.pictures.decode import ImageError, decode, extension_of
-from rwkvfusion.infra.pictures.encode import encode_png, encode_tiff
-from rwkvfusion.infra.storage import StorageError, Store, sha256
-from rwkvfusion.stages.dataset.sample import Image, Sample
+from rwkvfusion.infra.pictures.decode import extension_of
+from rwkvfusion.infra.storage import StorageError, Store
+from rwkvfusion.stages.dataset.members import LOSSLESS, differences
 from rwkvfusion.stages.dataset.task import exposure_roles
 from rwkvfusion.stages.source.config import Exposures
 from rwkvfusion.stages.source.files import is_of_the_file, unreadable
@@ -27,9 +21,6 @@ from rwkvfusion.stages.source.sequences import MAX_EXPOSURES
 _EXPOSURE = "exposure"
 """Stands for the roles of a sequence: which is which is seen when they are read."""
 _SAME = {"jpeg": "jpg", "tiff": "tif"}
-_LOSSLESS = ("png", "tif")
-Members = Mapping[str, Mapping[str, int]]
-"""How many samples have each member of a tar, by the format that it holds."""
 
 
 def named_extension(name: str) -> str:
@@ -38,7 +29,7 @@ def named_extension(name: str) -> str:
     return _SAME.get(extension, extension)
 
 
-class Names:
+class MemberNames:
     """What the members of planned pairs are called.
 
     The extension of a role's is the format that most of its files' names tell, as the first such file really has it:
@@ -106,7 +97,7 @@ class Names:
         files = (file for ref in self._pairs for file in self._files(ref))
         name = next((name for other, name in files if other == role and name and named_extension(name) == usual), None)
         chosen = usual if name is None else _true_extension(store, name) or usual
-        return "png" if self._uniform and len(self._formats[role]) > 1 and chosen not in _LOSSLESS else chosen
+        return "png" if self._uniform and len(self._formats[role]) > 1 and chosen not in LOSSLESS else chosen
 
 
 def _true_extension(store: Store, name: str) -> str | None:
@@ -119,72 +110,3 @@ def _true_extension(store: Store, name: str) -> str | None:
         if is_of_the_file(error, store) or not store.exists(name):
             return None
         raise
-
-
-def count_members(samples: Iterable[Sample], chosen: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """What the tar of `samples` holds."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for sample in samples:
-        pictures = {image.role: image for image in sample.pictures}
-        for name in sample.members(chosen):
-            role, _, ending = name.partition(".")[2].partition(".")
-            counts[f"{role}.{ending}"][pictures[role].ext if role in pictures else ending] += 1
-    return {name: dict(sorted(formats.items())) for name, formats in sorted(counts.items())}
-
-
-def total_members(parts: Iterable[Members]) -> dict[str, dict[str, int]]:
-    """The sum of several shards'."""
-    total: dict[str, Counter[str]] = defaultdict(Counter)
-    for part in parts:
-        for name, formats in part.items():
-            total[name].update(formats)
-    return {name: dict(sorted(formats.items())) for name, formats in sorted(total.items())}
-
-
-def differences(members: Members, n_samples: int) -> list[str]:
-    """What readers that expect the same of every sample should know, in sentences."""
-    lines = []
-    for name, formats in members.items():
-        if len(formats) > 1:
-            counts = ", ".join(f"{n} {form}" for form, n in sorted(formats.items(), key=lambda one: (-one[1], one[0])))
-            lines.append(
-                f"{name} is of several formats ({counts}): under one name, as the source has them;"
-                " shard.uniform=true makes one format of them"
-            )
-        count = sum(formats.values())
-        if count < n_samples:
-            lines.append(f"{name} is in {count} of {n_samples} samples")
-    return lines
-
-
-def made_uniform(sample: Sample, chosen: Mapping[str, str]) -> Sample:
-    """The sample with each picture in the format that its member is called after, re-encoded without loss.
-
-    What its file was stays with it. A picture that the format cannot hold makes the sample a failed one.
-    """
-    if sample.error is not None:
-        return sample
-    try:
-        images = tuple(_as(image, chosen.get(image.role, image.ext)) for image in sample.images)
-        target = sample.target and _as(sample.target, chosen.get(TARGET, sample.target.ext))
-    except ImageError as error:
-        return sample.failed("source", "not_uniform", f"shard.uniform: {error}")
-    return sample.replace(images=images, target=target)
-
-
-def _as(image: Image, wanted: str) -> Image:
-    if image.ext == wanted or wanted not in _LOSSLESS:
-        return image
-    array = decode(image.data)
-    try:
-        data = encode_png(array) if wanted == "png" and array.shape[2] in (1, 3) else encode_tiff(array)
-        if extension_of(data) != wanted:
-            raise ImageError(f"PNG cannot hold {array.shape[2]} bands of {array.dtype}")
-    except ImageError as error:
-        raise ImageError(
-            f"{printable(image.path)} is {image.ext}, and most of its role are {wanted}: {error}"
-        ) from None
-    return image.model_copy(
-        update={"data": data, "ext": wanted, "channels": array.shape[2], "sha256": sha256(data),
-                "original_ext": image.ext, "original_sha256": image.sha256}
-    )  # fmt: skip

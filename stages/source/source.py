@@ -19,7 +19,7 @@ from rwkvfusion.stages.source.pairing import make_keys
 from rwkvfusion.stages.source.pictures import PictureReader
 from rwkvfusion.stages.source.scenes.read import SharpeningReader
 from rwkvfusion.stages.source.sequences import SequenceReader
-from rwkvfusion.stages.source.splits import OnRead, hash_files, join_groups, split_by_lists, split_of
+from rwkvfusion.stages.source.splits import OnRead, PictureHashes, hash_files, join_groups, split_by_lists, split_of
 
 STAGE = "source"
 
@@ -52,14 +52,14 @@ class Source:
         self._origin = Origin(config, self.layout, self.store)
         self._reader = _reader(self._origin)
 
-    def plan(self, on_read: OnRead = lambda *_: None) -> Plan:
+    def plan(self, on_read: OnRead = lambda *_: None, hashes: PictureHashes | None = None) -> Plan:
         """List the source and pair its names: a function of the listing and the settings alone.
 
         `on_read` is called with the files that were read so far, and all that are to be.
 
         With a holdout that keeps what looks alike together, of the first picture of each pair too: it is read, at some
-        60 PNGs or 900 JPEGs of 0.3 megapixels a second and core. Raises SourceError where there is nothing to pair,
-        StorageError where the store cannot be reached.
+        60 PNGs or 900 JPEGs of 0.3 megapixels a second and core, unless `hashes` has it. Raises SourceError where there
+        is nothing to pair, StorageError where the store cannot be reached.
         """
         listed, unpaired = self._listing()
         reasons = {name: self.layout.ignored_by(name) for name in listed}
@@ -67,7 +67,7 @@ class Source:
         found = self._reader.plan(names, on_read)
         # Keys come before the choice of splits, so that they do not depend on it.
         keys = make_keys({match.name: self._key_text(match) for match in found.matches})
-        matches, unknown = self._split(found.matches, on_read)
+        matches, unknown = self._split(found.matches, on_read, hashes)
         self._check_splits(matches)
         chosen = [match for match in matches if not self.config.splits or match.split in self.config.splits]
         pairs = [match.ref(keys[match.name]) for match in chosen]
@@ -126,7 +126,9 @@ class Source:
         kinds = f"{'-'.join(reversed([*match.files]))}_" if self.layout.kind_in_key else ""
         return kinds + match.text
 
-    def _split(self, matches: list[Match], on_read: OnRead) -> tuple[list[Match], list[Unpaired]]:
+    def _split(
+        self, matches: list[Match], on_read: OnRead, hashes: PictureHashes | None
+    ) -> tuple[list[Match], list[Unpaired]]:
         """The pairs in the splits of lists or of a holdout, where there are such; and the lines that name no pair."""
         if TASKS[self.task].sharpens:
             return matches, []
@@ -136,8 +138,9 @@ class Source:
             return matches, []
         groups = [self._group(match) for match in matches]
         if self.config.near_duplicates and self.layout.group is None:
-            hashes = hash_files(self.store, [match.first for match in matches], on_read)
-            groups = join_groups(groups, hashes, self.config.near_duplicates)
+            names = [match.first for match in matches]
+            values = hashes.of(names, on_read) if hashes else hash_files(self.store, names, on_read)
+            groups = join_groups(groups, values, self.config.near_duplicates)
         splits = (split_of(group, self._origin.holdout) for group in groups)
         return [replace(match, split=split) for match, split in zip(matches, splits, strict=True)], []
 

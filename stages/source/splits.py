@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
 from rwkvfusion.infra.pictures.decode import ImageError, thumbnail
 from rwkvfusion.infra.storage import PATIENCE, RefusedError, StorageError, Store, absolute
+from rwkvfusion.stages.dataset.manifest import PLAN
 from rwkvfusion.stages.source.files import SourceError
 from rwkvfusion.stages.source.layouts import SPLITS
 from rwkvfusion.stages.source.pair import Match, Unpaired, is_picture
@@ -180,6 +183,46 @@ def _signs(hashes: Sequence[int]) -> np.ndarray:
     """(n, 64) float32 of -1 and 1; sums of so few are exact."""
     data = b"".join(value.to_bytes(N_BITS // 8, "big") for value in hashes)
     return np.unpackbits(np.frombuffer(data, np.uint8)).reshape(-1, N_BITS).astype(np.float32) * 2 - 1
+
+
+class PictureHashes:
+    """`perceptual_hash` of a source's pictures, kept in `_plan/picture_hashes.json` of the dataset's folder.
+
+    A picture is read again where its size is another, or its time (of objects the ETag). No more than a cache: where
+    the file cannot be read or written, or is of another source, pictures are read.
+    """
+
+    FILE = f"{PLAN.rpartition('/')[0]}/picture_hashes.json"
+
+    def __init__(self, pictures: Store, folder: Store) -> None:
+        self._pictures, self._folder = pictures, folder
+        self._entries: dict[str, tuple[str, int | None]] = {}
+        self._has_new = False
+
+    def of(self, names: Sequence[str], on_read: OnRead) -> list[int | None]:
+        """Of each picture, None where it is gone or cannot be read. `on_read` and errors as of `hash_files`."""
+        versions, cached = self._pictures.versions(names), self._load()
+        missing = [name for name in names if name not in versions or cached.get(name, ("",))[0] != versions[name]]
+        hashes = {name: value for name, (_, value) in cached.items()}
+        hashes |= zip(missing, hash_files(self._pictures, missing, on_read), strict=True)
+        self._entries = {name: (versions[name], hashes[name]) for name in names if name in versions}
+        self._has_new = bool(missing)
+        return [hashes[name] for name in names]
+
+    def save(self) -> None:
+        """Write what was read since, if anything was."""
+        if self._has_new:
+            entries = {"source": self._pictures.url, "pictures": self._entries}
+            with suppress(StorageError):
+                self._folder.write(self.FILE, json.dumps(entries).encode())
+            self._has_new = False
+
+    def _load(self) -> dict[str, tuple[str, int | None]]:
+        with suppress(StorageError, ValueError, KeyError, TypeError):
+            entries = json.loads(self._folder.read(self.FILE))
+            if entries["source"] == self._pictures.url:
+                return {str(name): (str(version), value) for name, (version, value) in entries["pictures"].items()}
+        return {}
 
 
 def hash_files(store: Store, names: Sequence[str], on_read: OnRead = lambda *_: None) -> list[int | None]:

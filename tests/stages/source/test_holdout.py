@@ -19,10 +19,12 @@ from test_source import source, write
 from rwkvfusion.infra.pictures.decode import ImageError, decode, thumbnail
 from rwkvfusion.infra.pictures.encode import encode_png, encode_tiff
 from rwkvfusion.infra.storage import StorageError, Store
+from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.recipe import RecipeError, load_recipe
+from rwkvfusion.stages.dataset.manifest import PLAN
 from rwkvfusion.stages.source.source import Plan
-from rwkvfusion.stages.source.splits import N_BITS, hash_files, join_groups, perceptual_hash, split_of
+from rwkvfusion.stages.source.splits import N_BITS, PictureHashes, hash_files, join_groups, perceptual_hash, split_of
 
 NAMES = st.text("abc/1é副", max_size=5)
 SHARES = st.dictionaries(st.sampled_from(["test", "val", "other"]), st.floats(0.05, 0.3))
@@ -173,6 +175,49 @@ def test_pictures_that_cannot_be_hashed_stay_alone(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Store, "read", unplugged)
     with pytest.raises(StorageError, match="the cable is out"):
         hash_files(store, ["a.png"])
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+def test_a_second_plan_reads_only_pictures_that_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    root = Store(str(tmp_path / "raw") if place == "disk" else f"memory://{tmp_path.name}")
+    files = {
+        f"{role}/{i}.png": encode_png(scene(2 * i + (role == "ir"), 40, 60)) for i in range(6) for role in ("vi", "ir")
+    }
+    for name, data in files.items():
+        root.write(name, data)
+    sets = [f"source.root={root.url}", f"output={tmp_path / 'out'}", "source.holdout={test: 0.5}", "source.layout=tno"]
+    opened: list[str] = []
+    read = Store.read
+
+    def counted(self: Store, name: str, *part: int) -> bytes:
+        opened.extend([name] if name.startswith("vi/") else [])
+        return read(self, name, *part)
+
+    def plan() -> tuple[tuple[str, ...], list[str]]:
+        opened.clear()
+        monkeypatch.setattr(Store, "read", counted)
+        job = plan_job(load_recipe("vif", PrepareRecipe, sets))
+        monkeypatch.undo()
+        return tuple(f"{pair.split}/{pair.key}" for shard in job.shards for pair in shard.pairs), sorted(
+            {*opened} - {"vi/0.png"}
+        )
+
+    first, read_first = plan()
+    assert read_first == [f"vi/{i}.png" for i in range(1, 6)]
+    # Nothing is written before the dataset is begun.
+    assert not (tmp_path / "out").exists()
+    Store(str(tmp_path / "out" / "tno")).write(PLAN, b"{}")
+    assert plan() == (first, read_first)
+    assert plan() == (first, [])
+    root.write("vi/3.png", files["vi/4.png"])
+    changed, read_again = plan()
+    assert read_again == ["vi/3.png"]
+    assert len({name.partition("/")[0] for name in changed if name[-1] in "34"}) == 1
+    # It is no more than a cache.
+    Store(str(tmp_path / "out" / "tno")).write(PictureHashes.FILE, b"[")
+    assert plan() == (changed, read_first)
 
 
 # From a source

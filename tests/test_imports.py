@@ -147,7 +147,7 @@ def test_no_folder_has_an_init_of_its_own() -> None:
         ("stages.guidance.stage", "from model import metrics"),
         ("stages.dataset.sample", "from rwkvfusion.stages.source.layouts import LAYOUTS"),
         ("stages.guidance.stage", "from rwkvfusion.stages.source.scenes import plan"),
-        ("model.metrics.table", "from rwkvfusion.model.fusing import fuser"),
+        ("model.metrics.score", "from rwkvfusion.model.fusing import fuser"),
         ("pipelines.train.run", "import rwkvfusion.pipelines.prepare.run"),
         ("pipelines.console", "from rwkvfusion.pipelines.fuse.run import fuse"),
         ("model.training.loader", "import ray.data"),

@@ -1,17 +1,17 @@
-"""Sharpening without training, to measure a network against: bicubic upsampling, Brovey and GSA.
+"""Fusion without training: the trivial answers that every fused picture must be held against.
 
-One rule for both tasks: `high` is PAN (one band) or a multispectral picture, `low` the multispectral or
-hyperspectral one. Both grids have a common corner (infra.mtf, "centre").
+Of the luma tasks: each source alone, their mean, their maximum. Of sharpening: bicubic upsampling, Brovey and GSA;
+there `high` is PAN (one band) or multispectral, `low` multispectral or hyperspectral, on grids with a common corner
+(`degrade`, "centre").
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
 from rwkvfusion.stages.source.scenes.sensors import SENSORS, degrade
 
@@ -21,6 +21,14 @@ Array = npt.NDArray[np.float64]
 _DARK = 1e-3
 # A deviation under this part of the values is what filters and regressions round to where all are equal.
 _FLAT = 1e-9
+
+
+def luma_baselines(sources: Sequence[Array]) -> dict[str, npt.NDArray[np.uint8]]:
+    """{"source a alone" ..., "mean", "maximum"}: planes (H, W) of the luma planes of the sources."""
+    planes = np.stack(sources)
+    alone = {f"source {chr(97 + i)} alone": plane for i, plane in enumerate(planes)}
+    results = alone | {"mean": np.rint(planes.mean(axis=0)), "maximum": planes.max(axis=0)}
+    return {name: plane.astype(np.uint8) for name, plane in results.items()}
 
 
 def sharpening_baselines(high: npt.NDArray[Any], low: npt.NDArray[Any], *, ratio: int) -> dict[str, Array]:
@@ -44,6 +52,10 @@ def sharpening_baselines(high: npt.NDArray[Any], low: npt.NDArray[Any], *, ratio
 
 def bicubic(low: npt.NDArray[Any], ratio: int) -> Array:
     """(h, w, C) to (h ratio, w ratio, C), the upsampling to which the network adds (corners not aligned, a = -0.75)."""
+    # Imported here: the luma tasks need none of it.
+    import torch
+    import torch.nn.functional as F
+
     planes = torch.from_numpy(low.astype(np.float64)).permute(2, 0, 1)[None]
     size = (low.shape[0] * ratio, low.shape[1] * ratio)
     resized = F.interpolate(planes, size=size, mode="bicubic", align_corners=False)

@@ -1,15 +1,14 @@
 """Metrics of pansharpening and of hyperspectral-multispectral fusion, in the conventions of the MATLAB toolboxes.
 
-Pictures are (H, W, C) in physical units (digital numbers), computed in float64. After Vivone et al., "A new benchmark
-based on recent advances in multispectral pansharpening" (2021), whose toolbox cuts a rim first; nothing is cut here.
+Pictures are float64 (H, W, C) in physical units (digital numbers). After Vivone et al., "A new benchmark based on
+recent advances in multispectral pansharpening" (2021), whose toolbox cuts a rim first; nothing is cut here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any, Literal
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,101 +16,75 @@ from PIL import Image
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-from rwkvfusion.model.metrics.table import score_or_nan
 from rwkvfusion.stages.source.scenes.sensors import mtf_kernel
 
-Picture = npt.NDArray[Any]
 Cube = npt.NDArray[np.float64]
 BLOCK = 32
 """Side of the blocks of Q2n and D_s in pixels."""
 _SSIM_SIDE, _SCC_SIDE = 11, 3
 
 
-@dataclass(frozen=True)
-class SharpeningMetric:
-    """What a column is, and which direction is better."""
-
-    name: str
-    better: Literal["max", "min"]
-    summary: str
+# --- reduced resolution: against a target of the same shape
 
 
-SHARPENING_METRICS: Mapping[str, SharpeningMetric] = {
-    metric.name: metric
-    for metric in (
-        SharpeningMetric("PSNR", "max", "peak signal-to-noise ratio, dB, mean of the bands"),
-        SharpeningMetric("SAM", "min", "spectral angle mapper, degrees, mean of the pixels that are not zero"),
-        SharpeningMetric("ERGAS", "min", "relative global error in synthesis, 100 / ratio (Wald 2000)"),
-        SharpeningMetric("SSIM", "max", "structural similarity, Gaussian window of 11x11, mean of the bands"),
-        SharpeningMetric("Q2n", "max", "hypercomplex quality index on 32x32 blocks (Garzelli and Nencini 2009)"),
-        SharpeningMetric("SCC", "max", "spatial correlation: cosine of the Sobel magnitudes of all bands"),
-        SharpeningMetric("Dl", "min", "spectral distortion D_lambda: 1 - Q2n of the low-passed result (Khan 2009)"),
-        SharpeningMetric("Ds", "min", "spatial distortion D_s, q = 1, on 32x32 blocks (Alparone 2008)"),
-        SharpeningMetric("HQNR", "max", "hybrid quality without reference, (1 - Dl)(1 - Ds)"),
-    )
-}
-
-
-def against_reference(
-    fused: Picture, target: Picture, *, ratio: int, peak: float, undefined: dict[str, str] | None = None
-) -> dict[str, float]:
-    """PSNR, SAM, ERGAS, SSIM, Q2n and SCC of `fused` against `target`, both (H, W, C).
-
-    Args:
-        ratio: of the resolutions, for ERGAS.
-        peak: value that counts as 1, for PSNR and SSIM. Where it is 255 or more, Q2n rounds to whole numbers, as the
-            toolbox does.
-        undefined: takes the reasons of metrics that the picture is too small for, which are then NaN; see
-            `metrics.evaluate`.
-
-    Raises:
-        ValueError: for shapes that differ.
-    """
-    if fused.shape != target.shape:
-        raise ValueError(f"the result is {_shape(fused)} and the target {_shape(target)} (height x width x bands)")
-    result, truth = fused.astype(np.float64), target.astype(np.float64)
-    scores = {
-        "PSNR": partial(_psnr, result, truth, peak),
-        "SAM": partial(sam, result, truth),
-        "ERGAS": partial(_ergas, result, truth, ratio),
-        "SSIM": partial(_ssim, result, truth, peak),
-        "Q2n": partial(q2n, result, truth, whole=peak >= 255),
-        "SCC": partial(_scc, result, truth),
-    }
-    return {name: score_or_nan(name, score, undefined) for name, score in scores.items()}
-
-
-def without_reference(
-    fused: Picture, ms: Picture, pan: Picture, *, ratio: int, gains: Sequence[float]
-) -> dict[str, float]:
-    """Dl, Ds and HQNR of `fused` (H, W, C), from `ms` (H / ratio, W / ratio, C) and `pan` (H, W, 1).
-
-    `gains`: of the sensor's MTF, one a band. ValueError where the sizes do not fit, or the ratio is no power of two.
-    """
-    height, width, bands = fused.shape
-    if ms.shape != (height // ratio, width // ratio, bands) or pan.shape != (height, width, 1):
-        shapes = f"the result is {_shape(fused)}, the MS {_shape(ms)} and the PAN {_shape(pan)}"
-        raise ValueError(f"{shapes}: they do not fit")
-    result, low, plane = (picture.astype(np.float64) for picture in (fused, ms, pan))
-    expanded = expand(low, ratio)
-    kernels = [mtf_kernel(float(gain), ratio) for gain in gains]
-    blurred = [ndimage.correlate(result[:, :, i], kernel, mode="nearest") for i, kernel in enumerate(kernels)]
-    # Reflectances on 0-1 would not survive the toolbox's rounding.
-    spectral = 1 - q2n(np.stack(blurred, axis=2), expanded, whole=bool(low.max() > 1))
-    pan_low = expand(_shrink(plane[:, :, 0], ratio)[:, :, None], ratio)[:, :, 0]
-    differences = [abs(_uqi(expanded[:, :, i], pan_low) - _uqi(result[:, :, i], plane[:, :, 0])) for i in range(bands)]
-    spatial = float(np.mean(differences))
-    return {"Dl": spectral, "Ds": spatial, "HQNR": (1 - spectral) * (1 - spatial)}
+def psnr(fused: Cube, target: Cube, peak: float) -> float:
+    """PSNR in dB, mean of the bands; `peak`: from the value that counts as 0 to that which counts as 1."""
+    errors = ((fused - target) ** 2).mean(axis=(0, 1))
+    with np.errstate(divide="ignore"):
+        return float((10 * np.log10(peak**2 / errors)).mean())
 
 
 def sam(fused: Cube, target: Cube) -> float:
     """Mean angle in degrees between the spectra of two pictures; pixels that are zero in either are left out."""
     norms = np.linalg.norm(fused, axis=2) * np.linalg.norm(target, axis=2)
-    seen = norms > 0
-    if not seen.any():
+    valid = norms > 0
+    if not valid.any():
         return 0.0
-    cosines = (fused * target).sum(axis=2)[seen] / norms[seen]
+    cosines = (fused * target).sum(axis=2)[valid] / norms[valid]
     return float(np.degrees(np.arccos(np.clip(cosines, -1, 1)).mean()))
+
+
+def ergas(fused: Cube, target: Cube, ratio: int) -> float:
+    """ERGAS, 0 is best; `ratio` of the resolutions. Bands of mean 0 are left out."""
+    errors, means = ((fused - target) ** 2).mean(axis=(0, 1)), target.mean(axis=(0, 1))
+    valid = means != 0
+    return float(100 / ratio * np.sqrt((errors[valid] / means[valid] ** 2).mean())) if valid.any() else 0.0
+
+
+def ssim(fused: Cube, target: Cube, peak: float) -> float:
+    """SSIM, Gaussian window of 11x11, mean of the bands; `peak` as of `psnr`. ValueError below 11x11 pixels."""
+    _check_side("SSIM", target, _SSIM_SIDE)
+    scores = [
+        structural_similarity(
+            target[:, :, i],
+            fused[:, :, i],
+            data_range=peak,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        for i in range(target.shape[2])
+    ]
+    return float(np.mean(scores))
+
+
+def scc(fused: Cube, target: Cube) -> float:
+    """SCC: cosine of the Sobel magnitudes of all bands; 1 for flat pictures. ValueError below 3x3 pixels."""
+    _check_side("SCC", target, _SCC_SIDE)
+    a, b = (np.stack([_edges(picture[:, :, i]) for i in range(picture.shape[2])]) for picture in (fused, target))
+    norm = np.linalg.norm(a) * np.linalg.norm(b)
+    return float((a * b).sum() / norm) if norm else 1.0
+
+
+def _check_side(name: str, picture: Cube, least: int) -> None:
+    if min(picture.shape[:2]) < least:
+        raise ValueError(f"{name} needs {least} pixels each way, not {picture.shape[0]}x{picture.shape[1]}")
+
+
+def _edges(plane: Cube) -> Cube:
+    """Sobel magnitudes; as in the toolbox the rim is cut off first, and zeros lie beyond what is left."""
+    inner = plane[1:-1, 1:-1]
+    return np.asarray(np.hypot(*(ndimage.sobel(inner, axis=axis, mode="constant") for axis in (0, 1))))
 
 
 def q2n(fused: Cube, target: Cube, *, whole: bool) -> float:
@@ -175,50 +148,43 @@ def multiplication_signs(n: int) -> npt.NDArray[np.float64]:
     return np.block([[half, conjugate[:, None] * conjugate[None, :] * half], [second, first]])
 
 
-def _psnr(fused: Cube, target: Cube, peak: float) -> float:
-    errors = ((fused - target) ** 2).mean(axis=(0, 1))
-    with np.errstate(divide="ignore"):
-        return float((10 * np.log10(peak**2 / errors)).mean())
+# --- full resolution: without a target
 
 
-def _ergas(fused: Cube, target: Cube, ratio: int) -> float:
-    errors, means = ((fused - target) ** 2).mean(axis=(0, 1)), target.mean(axis=(0, 1))
-    seen = means != 0
-    return float(100 / ratio * np.sqrt((errors[seen] / means[seen] ** 2).mean())) if seen.any() else 0.0
+class Distortions(NamedTuple):
+    """D_lambda and D_s of one fused picture, 0 is best."""
+
+    spectral: float
+    spatial: float
 
 
-def _ssim(fused: Cube, target: Cube, peak: float) -> float:
-    _check_side("SSIM", target, _SSIM_SIDE)
-    scores = [
-        structural_similarity(
-            target[:, :, i],
-            fused[:, :, i],
-            data_range=peak,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-        for i in range(target.shape[2])
-    ]
-    return float(np.mean(scores))
+class FullResolution:
+    """The sources of one scene, against which its fused pictures are measured where there is no target.
 
+    `low` (H / ratio, W / ratio, C) and `pan` (H, W, 1) in one unit; `gains` of the sensor's MTF, one a band. ValueError
+    for a ratio that is no power of two.
+    """
 
-def _scc(fused: Cube, target: Cube) -> float:
-    _check_side("SCC", target, _SCC_SIDE)
-    a, b = (np.stack([_edges(picture[:, :, i]) for i in range(picture.shape[2])]) for picture in (fused, target))
-    norm = np.linalg.norm(a) * np.linalg.norm(b)
-    return float((a * b).sum() / norm) if norm else 1.0
+    def __init__(self, low: Cube, pan: Cube, *, ratio: int, gains: Sequence[float]) -> None:
+        self._pan, self._expanded = pan[:, :, 0], expand(low, ratio)
+        self._pan_expanded = expand(_shrink(self._pan, ratio)[:, :, None], ratio)[:, :, 0]
+        self._kernels = [mtf_kernel(float(gain), ratio) for gain in gains]
+        # Reflectances on 0-1 would not survive the toolbox's rounding.
+        self._whole = bool(low.max() > 1)
 
+    def distortions(self, fused: Cube) -> Distortions:
+        """Of `fused` (H, W, C).
 
-def _check_side(name: str, picture: Cube, least: int) -> None:
-    if min(picture.shape[:2]) < least:
-        raise ValueError(f"{name} needs {least} pixels each way, not {_shape(picture)}")
-
-
-def _edges(plane: Cube) -> Cube:
-    """Sobel magnitudes; as in the toolbox the rim is cut off first, and zeros lie beyond what is left."""
-    inner = plane[1:-1, 1:-1]
-    return np.asarray(np.hypot(*(ndimage.sobel(inner, axis=axis, mode="constant") for axis in (0, 1))))
+        Spectral: 1 - Q2n of it, as the sensor would have seen it, against the low picture (Khan 2009). Spatial, q = 1:
+        how much more or less its bands have in common with PAN than the low bands with PAN as coarse (Alparone 2008).
+        """
+        bands = range(fused.shape[2])
+        blurred = [ndimage.correlate(fused[:, :, i], self._kernels[i], mode="nearest") for i in bands]
+        spectral = 1 - q2n(np.stack(blurred, axis=2), self._expanded, whole=self._whole)
+        spatial = [
+            abs(_uqi(self._expanded[:, :, i], self._pan_expanded) - _uqi(fused[:, :, i], self._pan)) for i in bands
+        ]
+        return Distortions(spectral, float(np.mean(spatial)))
 
 
 def _uqi(first: Cube, second: Cube) -> float:
@@ -242,7 +208,7 @@ _HALF_BAND = (0.305334091185, -0.072698593239, 0.021809577942, -0.005192756653, 
 """Coefficients beside the middle one, which is 1/2, of the 23-tap interpolator (Aiazzi et al. 2002): every second."""
 
 
-def expand(image: Picture, ratio: int) -> Cube:
+def expand(image: Cube, ratio: int) -> Cube:
     """(h, w, C) to (h * ratio, w * ratio, C) by the toolbox's 23 taps; pixel i goes to i * ratio + ratio / 2.
 
     Borders wrap round. ValueError unless the ratio is a power of two.
@@ -252,7 +218,7 @@ def expand(image: Picture, ratio: int) -> Cube:
     side = np.zeros(11)
     side[::2] = _HALF_BAND
     kernel = 2 * np.concatenate([side[::-1], [0.5], side])
-    out = image.astype(np.float64)
+    out = image
     for step in range(ratio.bit_length() - 1):
         wide = np.zeros((out.shape[0] * 2, out.shape[1] * 2, out.shape[2]))
         start = 1 if step == 0 else 0
@@ -268,7 +234,3 @@ def _shrink(plane: Cube, ratio: int) -> Cube:
     size = (padded.shape[1] // ratio, padded.shape[0] // ratio)
     small = Image.fromarray(padded).resize(size, Image.Resampling.BICUBIC)
     return np.asarray(small, dtype=np.float64)[4:-4, 4:-4]
-
-
-def _shape(picture: Picture) -> str:
-    return "x".join(map(str, picture.shape))

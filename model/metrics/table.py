@@ -1,140 +1,159 @@
-"""Fusion metrics in one convention, and one door to all of them.
+"""All metrics, in one table: a new one is a function and a row here.
 
-The convention ("Y"): BT.601 luma rounded to integers in 0-255, float64, the MATLAB forms of the metrics, mutual
-information in nats, and MI, VIF and SSIM as *sums* over the sources. Published tables of the CDDFuse family
-can be checked against it; tables in another convention (per RGB channel, bits, means) cannot.
-
-Every metric takes any number of sources, at least one; with one source it is that metric against a reference.
-None returns NaN. On flat images: MI, EN, SD, SF and AG are 0; VIF counts a flat source as fully kept (1.0), as
-CDDFuse's evaluator does; Qabf is 0.0 where no source has an edge; Qcv takes a flat plane for black; PSNR is infinite
-where nothing differs.
+Convention "y" of the luma metrics: BT.601 luma rounded to integers in 0-255, float64, the MATLAB forms, mutual
+information in nats, and MI, VIF and SSIM as sums over the sources. Tables in another convention (per RGB channel, bits,
+means) cannot be compared with it.
 """
 
-import difflib
+from __future__ import annotations
+
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from enum import StrEnum
+from math import inf
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
+from rwkvfusion.model.metrics import luma, sharpening
 
-from rwkvfusion.model.metrics.qcv import qcv
-from rwkvfusion.model.metrics.sources import mutual_information, psnr, qabf, ssim, vif
-from rwkvfusion.model.metrics.statistics import average_gradient, entropy, spatial_frequency, standard_deviation
 
-Image = npt.NDArray[Any]
-Plane = npt.NDArray[np.float64]
+class Comparison(StrEnum):
+    """What fused pictures are compared with, in the words that stand under a table."""
 
-# The weights MATLAB's rgb2gray uses: the first row of the inverse of its YIQ matrix, not the rounded .299 .587 .114.
-_LUMA = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])
+    SOURCES = "against their sources, convention y"
+    TARGET = "against their targets, convention y"
+    REDUCED = "against their targets (reduced resolution)"
+    FULL = "without a target (full resolution)"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: call it with the fused luma and the luma of each source (float64, 0-255, shape (H, W))."""
+    """A column of `evaluate`.
+
+    Args:
+        name: of the column and in JSON; of one direction wherever it stands.
+        better: which values are.
+        range: the lowest and the highest value; of a sum over sources, those of each summand.
+        needs: what it is computed of besides the fused picture.
+        colour: how bands enter: as luma, each by itself and then the mean, or together.
+        summary: in a few words, with the unit.
+        source: the paper, and the code whose form it has.
+        compute: takes what `score` has for its comparison. Of SOURCES: the fused luma plane and those of the sources
+            (see `luma`); of TARGET: likewise with the target as the only source; of REDUCED: fused picture and target
+            (see `sharpening`), peak and ratio; of FULL: the `Distortions`. ValueError where the picture is too small.
+    """
 
     name: str
-    compute: Callable[[Plane, Sequence[Plane]], float]
-    better: Literal["max", "min"]
+    better: Literal["higher", "lower"]
+    range: tuple[float, float]
+    needs: Literal["nothing", "sources", "target"]
+    colour: Literal["luma", "each band", "all bands"]
     summary: str
-
-    def __call__(self, fused: Plane, sources: Sequence[Plane]) -> float:
-        return self.compute(fused, sources)
-
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("MI", mutual_information, "max", "mutual information, nats, sum over sources"),
-        Metric("VIF", vif, "max", "visual information fidelity (VIFp), sum over sources"),
-        Metric("SF", lambda fused, _: spatial_frequency(fused), "max", "spatial frequency of the fused image"),
-        Metric("Qabf", qabf, "max", "Xydeas-Petrovic edge transfer, 0-1"),
-        Metric("Qcv", qcv, "min", "Chen-Varshney, difference to the sources as seen by an eye, 0 is best"),
-        Metric("SSIM", ssim, "max", "structural similarity, 7x7, range 255, sum over sources"),
-        Metric("PSNR", psnr, "max", "peak signal-to-noise ratio, dB, of the mean squared error over sources"),
-        Metric("EN", lambda fused, _: entropy(fused), "max", "entropy of the fused image, bits"),
-        Metric("SD", lambda fused, _: standard_deviation(fused), "max", "standard deviation of the fused image"),
-        Metric("AG", lambda fused, _: average_gradient(fused), "max", "average gradient of the fused image"),
-    )
-}
+    source: str
+    compute: Callable[..., float]
 
 
-def luma(image: Image) -> Plane:
-    """BT.601 luma, rounded half up to integers in 0-255 (MATLAB's rgb2gray).
-
-    `image`: (H, W), (H, W, 1) or RGB (H, W, 3); uint8 as it is, uint16 over its full range 0-65535, floats in 0-1.
-    Returns float64 (H, W). ValueError for any other shape, type or range (NaN included).
-    """
-    values = _to_255(np.asarray(image))
-    if values.ndim == 3 and values.shape[2] == 3:
-        values = values @ _LUMA
-    elif values.ndim == 3 and values.shape[2] == 1:
-        values = values[:, :, 0]
-    elif values.ndim != 2:
-        raise ValueError(f"an image must be (H, W), (H, W, 1) or (H, W, 3), not {image.shape}")
-    return np.floor(values + 0.5)
+def _by_name(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.name: metric for metric in metrics}
 
 
-def evaluate(
-    fused: Image,
-    sources: Sequence[Image],
-    names: Iterable[str] = tuple(METRICS),
-    undefined: dict[str, str] | None = None,
-) -> dict[str, float]:
-    """Score one fused image against its sources.
+METRICS: Mapping[Comparison, Mapping[str, Metric]] = {
+    Comparison.SOURCES: _by_name(
+        Metric(
+            "MI", "higher", (0, math.log(256)), "sources", "luma", "mutual information, nats, sum over sources",
+            "Qu 2002, as in CDDFuse", luma.mutual_information,
+        ),
+        Metric(
+            "VIF", "higher", (0, inf), "sources", "luma", "visual information fidelity, sum over sources",
+            "Sheikh and Bovik 2006, VIFp as in CDDFuse", luma.vif,
+        ),
+        Metric(
+            "SF", "higher", (0, 255 * math.sqrt(2)), "nothing", "luma", "spatial frequency of the fused image",
+            "Eskicioglu and Fisher 1995", lambda fused, _: luma.spatial_frequency(fused),
+        ),
+        Metric(
+            "Qabf", "higher", (0, 1), "sources", "luma", "edge transfer, 0-1",
+            "Xydeas and Petrovic 2000, MATLAB form", luma.qabf,
+        ),
+        Metric(
+            "Qcv", "lower", (0, inf), "sources", "luma", "difference to the sources as seen by an eye, 0 is best",
+            "Chen and Varshney 2007, metricChen of the MATLAB form", luma.qcv,
+        ),
+        Metric(
+            "SSIM", "higher", (-1, 1), "sources", "luma", "structural similarity, 7x7, range 255, sum over sources",
+            "Wang 2004, as in CDDFuse", luma.ssim,
+        ),
+        Metric(
+            "PSNR", "higher", (0, inf), "sources", "luma", "peak signal-to-noise ratio, dB, of the mean error",
+            "of the mean over sources of the squared error", luma.psnr,
+        ),
+        Metric(
+            "EN", "higher", (0, 8), "nothing", "luma", "entropy of the fused image, bits",
+            "Roberts 2008", lambda fused, _: luma.entropy(fused),
+        ),
+        Metric(
+            "SD", "higher", (0, 127.5), "nothing", "luma", "standard deviation of the fused image",
+            "Rao 1997", lambda fused, _: luma.standard_deviation(fused),
+        ),
+        Metric(
+            "AG", "higher", (0, 255), "nothing", "luma", "average gradient of the fused image",
+            "Cui 2015", lambda fused, _: luma.average_gradient(fused),
+        ),
+    ),
+    Comparison.TARGET: _by_name(
+        Metric(
+            "PSNR_ref", "higher", (0, inf), "target", "luma", "peak signal-to-noise ratio to the target, dB",
+            "as PSNR", luma.psnr,
+        ),
+        Metric(
+            "SSIM_ref", "higher", (-1, 1), "target", "luma", "structural similarity to the target, 7x7, range 255",
+            "as SSIM", luma.ssim,
+        ),
+    ),
+    Comparison.REDUCED: _by_name(
+        Metric(
+            "PSNR", "higher", (-inf, inf), "target", "each band", "peak signal-to-noise ratio, dB",
+            "mean of the bands", lambda fused, target, peak, _: sharpening.psnr(fused, target, peak),
+        ),
+        Metric(
+            "SAM", "lower", (0, 180), "target", "all bands", "spectral angle, degrees, of pixels that are not zero",
+            "Yuhas 1992, toolbox of Vivone 2021", lambda fused, target, *_: sharpening.sam(fused, target),
+        ),
+        Metric(
+            "ERGAS", "lower", (0, inf), "target", "all bands", "relative global error in synthesis, 100 / ratio",
+            "Wald 2000", lambda fused, target, _, ratio: sharpening.ergas(fused, target, ratio),
+        ),
+        Metric(
+            "SSIM", "higher", (-1, 1), "target", "each band", "structural similarity, Gaussian window of 11x11",
+            "Wang 2004", lambda fused, target, peak, _: sharpening.ssim(fused, target, peak),
+        ),
+        Metric(
+            "Q2n", "higher", (0, 1), "target", "all bands", "hypercomplex quality index on 32x32 blocks",
+            "Garzelli and Nencini 2009, toolbox of Vivone 2021; whole numbers where 255 or more counts as 1",
+            lambda fused, target, peak, _: sharpening.q2n(fused, target, whole=peak >= 255),
+        ),
+        Metric(
+            "SCC", "higher", (0, 1), "target", "all bands", "spatial correlation: cosine of the Sobel magnitudes",
+            "Zhou 1998, toolbox of Vivone 2021", lambda fused, target, *_: sharpening.scc(fused, target),
+        ),
+    ),
+    Comparison.FULL: _by_name(
+        Metric(
+            "Dl", "lower", (0, 1), "sources", "all bands", "spectral distortion D_lambda",
+            "Khan 2009: 1 - Q2n of the low-passed result", lambda distortions: distortions.spectral,
+        ),
+        Metric(
+            "Ds", "lower", (0, 2), "sources", "each band", "spatial distortion D_s, q = 1, on 32x32 blocks",
+            "Alparone 2008", lambda distortions: distortions.spatial,
+        ),
+        Metric(
+            "HQNR", "higher", (-1, 1), "sources", "all bands", "hybrid quality without reference, (1 - Dl)(1 - Ds)",
+            "Aiazzi 2014", lambda distortions: (1 - distortions.spectral) * (1 - distortions.spatial),
+        ),
+    ),
+}  # fmt: skip
 
-    Images are decoded arrays as `luma` takes them, grey or RGB in any mixture, all of one height and width.
-    `names` are keys of `METRICS`. Returns {name: score} in the order of `names`.
-    A metric that these images are too small for is NaN and puts its reason into `undefined`, by name; without
-    `undefined` it raises. ValueError: no source, sizes that differ (both are named), an unknown name.
-    """
-    metrics = [_find(name) for name in names]
-    if not sources:
-        raise ValueError("at least one source image is needed")
-    fused_plane, planes = luma(fused), [luma(source) for source in sources]
-    for index, plane in enumerate(planes):
-        if plane.shape != fused_plane.shape:
-            raise ValueError(
-                f"the fused image is {_size(fused_plane)} but source {index} is {_size(plane)} (height x width)"
-            )
-    return {
-        metric.name: score_or_nan(metric.name, partial(metric, fused_plane, planes), undefined) for metric in metrics
-    }
-
-
-def score_or_nan(name: str, score: Callable[[], float], undefined: dict[str, str] | None) -> float:
-    """`score()`; NaN where it raises ValueError, whose words `undefined` then holds under `name` (None: raise it)."""
-    try:
-        return score()
-    except ValueError as error:
-        if undefined is None:
-            raise
-        undefined[name] = str(error)
-        return math.nan
-
-
-def _to_255(image: Image) -> npt.NDArray[np.float64]:
-    if image.dtype == np.uint8:
-        return image.astype(np.float64)
-    if image.dtype == np.uint16:
-        return image / 257.0
-    if not np.issubdtype(image.dtype, np.floating):
-        raise ValueError(f"an image must be uint8, uint16 or float, not {image.dtype}")
-    values = image.astype(np.float64)
-    # Written so that NaN fails it too. The slack is float32 rounding, far below half a grey level.
-    if not bool(np.all((values >= -1e-5) & (values <= 1 + 1e-5))):
-        raise ValueError(f"a float image must lie in 0-1, not {values.min():g} to {values.max():g}")
-    return np.clip(values, 0.0, 1.0) * 255.0
-
-
-def _find(name: str) -> Metric:
-    if name not in METRICS:
-        close = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"no metric {name!r}; nearest is {close!r} of {', '.join(METRICS)}")
-    return METRICS[name]
-
-
-def _size(plane: Plane) -> str:
-    return f"{plane.shape[0]}x{plane.shape[1]}"
+LOWER_IS_BETTER = frozenset(
+    name for metrics in METRICS.values() for name, metric in metrics.items() if metric.better == "lower"
+)
+"""Names of the metrics of which lower values are better."""

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_png
-from rwkvfusion.infra.storage import Store
-from rwkvfusion.model.metrics.table import METRICS
-from rwkvfusion.model.metrics.table import evaluate as score
+from rwkvfusion.model.metrics.baselines import luma_baselines
+from rwkvfusion.model.metrics.score import Picture, Scene, score
+from rwkvfusion.model.metrics.table import Comparison
 from rwkvfusion.pipelines.cluster import connect
 from rwkvfusion.pipelines.demo.photographs import make_pairs
-from rwkvfusion.pipelines.evaluate.run import baselines, table_lines
-from rwkvfusion.pipelines.evaluate.table import verdict
+from rwkvfusion.pipelines.evaluate.table import table_lines, verdict
 from rwkvfusion.pipelines.fuse.run import fuse_dataset, open_model
 from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
@@ -24,14 +23,17 @@ from rwkvfusion.pipelines.prepare.run import prepare
 from rwkvfusion.pipelines.recipe import load_recipe
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
 from rwkvfusion.pipelines.train.run import train
+from rwkvfusion.stages.dataset.task import TASKS
 
 SHOWN = ("Qabf", "MI", "VIF", "SSIM", "SF")
+_OURS = "rwkvfusion"
 _CPUS = 8  # logical: the actors of `prepare` and the workers of `train` share one Ray
 
-Scores = dict[str, dict[str, float]]
+Rows = dict[str, dict[str, float]]
+"""{method: {metric: value}}"""
 
 
-def run_demo(output: Path, *, steps: int | None = None, say: Callable[[str], None]) -> dict[str, Scores]:
+def run_demo(output: Path, *, steps: int | None = None, say: Callable[[str], None]) -> dict[str, Rows]:
     """Run the whole chain in `output` and print a table; {pair: {method: {metric: value}}} of the held-out pairs.
 
     Shards, MLflow's database and artifacts, the model and the pictures all stay in `output`.
@@ -49,16 +51,16 @@ def run_demo(output: Path, *, steps: int | None = None, say: Callable[[str], Non
         result = train(load_recipe("demo_train", TrainRecipe, sets))
     say("[4/4] fusing the pairs of a photograph that was in no training pair")
     model = open_model(f"models:/{result.model_name}@{result.alias}", tracking=result.tracking_uri)
-    found: dict[str, Scores] = {}
-    for url in urls:
+    scores: dict[str, Rows] = {}
+    for task, url in zip(raw, urls, strict=True):
         out = root / "fused" / Path(url).name
         for fused in fuse_dataset(model, url, str(out), ["test"]).written:
-            found[f"{Path(url).name}/{fused.name}"] = _score(Store(url), out, fused.name, raw)
-    for pair, scores in found.items():
+            scores[f"{out.name}/{fused.name}"] = _score(task, raw[task], out, fused.name)
+    for pair, rows in scores.items():
         say("")
         say(pair)
-        shown = {name: {m: row[m] for m in SHOWN} for name, row in scores.items()}
-        for line in (*table_lines(shown), verdict(shown, "rwkvfusion")):
+        shown = {method: {metric: row[metric] for metric in SHOWN} for method, row in rows.items()}
+        for line in (*table_lines(shown), verdict(shown, _OURS)):
             say("  " + line)
     say("")
     say(f"pictures: {root / 'fused'} (fused.png beside the sources and their mean)")
@@ -66,7 +68,7 @@ def run_demo(output: Path, *, steps: int | None = None, say: Callable[[str], Non
     say(f"          MLFLOW_TRACKING_URI={result.tracking_uri}")
     say(f"          see the run: {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {result.tracking_uri}")
     say(f"took {time.perf_counter() - start:.0f} s")
-    return found
+    return scores
 
 
 def _prepare(recipe: str, raw: Path, root: Path, say: Callable[[str], None]) -> str:
@@ -77,18 +79,13 @@ def _prepare(recipe: str, raw: Path, root: Path, say: Callable[[str], None]) -> 
     return outcome.dataset_url
 
 
-def _score(dataset: Store, out: Path, name: str, raw: dict[str, Path]) -> Scores:
-    """Score a fused pair and the trivial answers to it; puts the sources and their mean beside the fused picture."""
-    folder = raw[dataset.url.rpartition("-")[2]] / "test"
-    sources = {
-        role.name: decode((role / f"{name}.png").read_bytes())
-        for role in sorted(folder.iterdir())
-        if role.name != "target"
-    }
-    fused = decode((out / f"{name}.png").read_bytes())
-    for role, picture in sources.items():
-        (out / f"{name}.{role}.png").write_bytes(encode_png(picture))
-    methods = baselines(list(sources.values()))
-    (out / f"{name}.mean.png").write_bytes(encode_png(methods["mean"]))
-    methods = {"mean": methods["mean"], "maximum": methods["maximum"], "rwkvfusion": fused}
-    return {method: score(picture, list(sources.values()), tuple(METRICS)) for method, picture in methods.items()}
+def _score(task: str, raw: Path, out: Path, name: str) -> Rows:
+    """Score a fused pair in `out` and the trivial answers to it; puts the sources and their mean beside it."""
+    sources = {role: decode((raw / "test" / role / f"{name}.png").read_bytes()) for role in TASKS[task].orders[0]}
+    scene = Scene(name, task, tuple(Picture(role, values) for role, values in sources.items()))
+    mean = luma_baselines([source.luma for source in scene.sources])["mean"]
+    for suffix, values in (sources | {"mean": mean}).items():
+        (out / f"{name}.{suffix}.png").write_bytes(encode_png(values))
+    fused = Picture(_OURS, decode((out / f"{name}.png").read_bytes()))
+    rows = score(scene, {_OURS: fused}).rows[Comparison.SOURCES]
+    return {method: rows[method] for method in ("mean", "maximum", _OURS)}

@@ -117,8 +117,7 @@ def evaluate(
     """
     from rwkvfusion.infra.storage import Store
     from rwkvfusion.pipelines.console import Bar, say
-    from rwkvfusion.pipelines.evaluate.dataset import evaluate_dataset, select_samples
-    from rwkvfusion.pipelines.evaluate.run import evaluate_folders
+    from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, evaluate_folders, select_samples
 
     if dataset is None and (folder_a is None or folder_b is None):
         raise click.UsageError("give either --a DIR and --b DIR, or --dataset URL")
@@ -130,26 +129,26 @@ def evaluate(
     if dataset is not None:
         from rwkvfusion.pipelines.fuse.run import open_model
 
-        uris = _by_name(models, "--model", name)
-        if is_given(context, "name") and name not in uris:
+        names = _by_name(models, "--model", name)
+        if is_given(context, "name") and name not in names:
             raise click.UsageError("--name is for a --model without a NAME of its own: here it has no effect")
         selected = select_samples(dataset, splits or None, limit, allow_incomplete=allow_incomplete)
         if is_given(context, "sensor") and selected.task != "pansharpening":
             raise click.UsageError(f"--sensor is for pansharpening without targets, and {selected.line}")
         say(f"scoring {selected.line}")
-        fusers = {called: open_model(uri, tracking=tracking_uri).fuser for called, uri in uris.items()}
+        fusers = {name: open_model(uri, tracking=tracking_uri).fuser for name, uri in names.items()}
         with Bar("evaluate", len(selected.dataset), "sample") as bar:
             bar.reach(0)
             table = evaluate_dataset(fusers, selected, sensor=sensor, on_scene=bar.of)
-    elif folder_a is not None and folder_b is not None:
-        folders = _by_name(fused, "--fused")
+    else:
+        assert folder_a is not None
+        assert folder_b is not None
+        names = _by_name(fused, "--fused")
         with Bar("evaluate", 0, "pair") as bar:
             bar.reach(0)
             table = evaluate_folders(
-                folder_a, folder_b, folders, task=task, target=target, scale=scales, sensor=sensor, on_scene=bar.of
+                folder_a, folder_b, names, task=task, target=target, scale=scales, sensor=sensor, on_scene=bar.of
             )
-    else:
-        raise click.UsageError("give either --a DIR and --b DIR, or --dataset URL")
     if json_file == "-":
         click.echo(table.to_json())
         click.echo("".join(f"{line}\n" for line in table.notes), err=True, nl=False)
@@ -158,7 +157,6 @@ def evaluate(
         path = Path(json_file).absolute()
         Store(str(path.parent)).write(path.name, table.to_json().encode())
     # Off a terminal the width is COLUMNS, or 100.
-    names = uris if dataset is not None else folders
     width = shutil.get_terminal_size((100, 24)).columns
     click.echo("\n".join([*table.lines(width), *table.verdicts(names, width)]))
     sys.exit(table.exit_code)
@@ -166,14 +164,14 @@ def evaluate(
 
 def _by_name(values: Sequence[str], option: str, default: str | None = None) -> dict[str, str]:
     """NAME=WHERE of an option that may be given many times; `default` names one without."""
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     for value in values:
         name, equals, where = value.partition("=")
         if default is not None and (not equals or _IN_URI & set(name)):
             name, where = default, value
         if not (name and where):
             raise click.BadParameter(f"{value!r}: give NAME=DIR", param_hint=option)
-        if name in found:
+        if name in named:
             raise click.BadParameter(f"two are called {name!r}: give each a NAME= of its own", param_hint=option)
-        found[name] = where
-    return found
+        named[name] = where
+    return named

@@ -1,4 +1,4 @@
-"""Means of scores, and the table of them that a person reads."""
+"""Means of scores, and the tables of them that a person reads."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from textwrap import wrap
 
 import numpy as np
 
-from rwkvfusion.model.metrics.table import METRICS
-from rwkvfusion.pipelines.evaluate.scene import Scores
+from rwkvfusion.model.metrics.score import Scores
+from rwkvfusion.model.metrics.table import LOWER_IS_BETTER
+from rwkvfusion.pipelines import console
 
 WIDTH = 100
 _SHOWN = 5
-# The metrics of sharpening are named, not imported: they bring torch with them.
-_SHARPENING_LOWER = frozenset({"SAM", "ERGAS", "Dl", "Ds"})
-LOWER_IS_BETTER = _SHARPENING_LOWER | {metric.name for metric in METRICS.values() if metric.better == "min"}
+
+Rows = Mapping[str, Mapping[str, float]]
+"""{name: {metric: mean}}, all of the same metrics."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """{name: {metric: mean}} over `pairs` scenes, which were all compared in the way that `how` says."""
+    """Means over `pairs` scenes, which were all compared in the way that `how` says."""
 
     how: str
     pairs: int
@@ -34,8 +34,7 @@ class Part:
     def lines(self, width: int = WIDTH) -> Iterator[str]:
         """The table, and a line that says what it is."""
         yield from table_lines(self.means, width)
-        metrics = next(iter(self.means.values()), {})
-        lower = [metric for metric in metrics if metric in LOWER_IS_BETTER]
+        lower = [metric for metric in next(iter(self.means.values()), {}) if metric in LOWER_IS_BETTER]
         legend = f"; lower is better: {', '.join(lower)}" if lower else ""
         pairs = "1 pair" if self.pairs == 1 else f"{self.pairs} pairs"
         yield f"means over {pairs} {self.how}; * marks the best{legend}"
@@ -43,9 +42,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Table:
-    """What `evaluate` found. `left_out`: names of what was not scored, for the reason in `why_left_out`.
+    """The result of `evaluate`.
 
-    `failed`: what should have been scored and could not be, each with its reason.
+    `left_out`: names of what was not to be scored, for the reason in `why_left_out`. `failed`: why what should have
+    been scored could not be, one each. `warnings`: what a person should know of the means.
     """
 
     parts: tuple[Part, ...]
@@ -69,7 +69,7 @@ class Table:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What does not count in the means, and what a person should know of them, in words."""
+        """What does not count in the means, and the warnings, in words."""
         lines = [gap for part in self.parts for gap in part.gaps]
         lines += [f"could not be scored: {reason}" for reason in self.failed[:_SHOWN]]
         if len(self.failed) > _SHOWN:
@@ -85,66 +85,65 @@ class Table:
         return 3 if self.failed else 0
 
     def lines(self, width: int = WIDTH) -> Iterator[str]:
-        """All parts, and what was left out."""
+        """The tables of all parts, an empty line between them, and the notes."""
         for i, part in enumerate(self.parts):
-            if i:
-                yield ""
+            yield from [""] if i else []
             yield from part.lines(width)
         yield from self.notes
 
     def verdicts(self, methods: Iterable[str], width: int = WIDTH) -> Iterator[str]:
-        """A line for each of the methods and parts: against which of the others it is better in what."""
+        """For each part and method: against which of the others it is better in what."""
         for part in self.parts:
             for method in (method for method in methods if method in part.means):
                 yield from wrap(verdict(part.means, method), width)
 
 
 class Means:
-    """Gathers the scores of scene after scene; holds numbers only."""
+    """Takes in the scores of scene after scene; holds numbers only."""
 
     def __init__(self) -> None:
         self._scores: dict[str, dict[str, dict[str, list[float]]]] = {}
+        self._undefined: dict[str, str] = {}
 
     def add(self, scores: Scores) -> None:
         """Take in the scores of one scene."""
-        for how, rows in scores.items():
+        self._undefined |= scores.undefined
+        for how, rows in scores.rows.items():
             for name, row in rows.items():
-                for metric, score in row.items():
-                    self._scores.setdefault(how, {}).setdefault(name, {}).setdefault(metric, []).append(score)
+                for metric, value in row.items():
+                    self._scores.setdefault(how, {}).setdefault(name, {}).setdefault(metric, []).append(value)
 
-    def parts(self, undefined: Mapping[str, str] | None = None) -> tuple[Part, ...]:
-        """The means so far, each over the scenes in which its metric is a finite number.
-
-        `undefined`: why a metric was none, by metric.
-        """
-        made = []
+    def parts(self) -> tuple[Part, ...]:
+        """The means so far, each over the scenes in which its metric is a finite number."""
+        parts = []
         for how, rows in self._scores.items():
-            means = {name: {m: _mean(scores) for m, scores in row.items()} for name, row in rows.items()}
-            pairs = max(len(scores) for row in rows.values() for scores in row.values())
-            made.append(Part(how, pairs, means, tuple(_gaps(rows, undefined or {}))))
-        return tuple(made)
+            means = {name: {metric: _mean(values) for metric, values in row.items()} for name, row in rows.items()}
+            pairs = max(len(values) for row in rows.values() for values in row.values())
+            parts.append(Part(how, pairs, means, tuple(self._gaps(rows))))
+        return tuple(parts)
+
+    def _gaps(self, rows: Mapping[str, Mapping[str, Sequence[float]]]) -> Iterator[str]:
+        """A line for each metric that some pictures have no finite value of."""
+        for metric in next(iter(rows.values()), {}):
+            defined = {name: sum(map(math.isfinite, row[metric])) for name, row in rows.items()}
+            total = {name: len(row[metric]) for name, row in rows.items()}
+            if defined == total:
+                continue
+            counts = [f"{defined[name]} of {total[name]}" for name in rows]
+            if len(set(defined.values())) == 1:
+                words = f"{counts[0]} pairs"
+            else:
+                words = ", ".join(
+                    f"{name} {count}" for name, count in zip(rows, counts, strict=True) if defined[name] < total[name]
+                )
+            yield f"{metric}: mean of {words} ({self._undefined.get(metric, 'infinite in the others')})"
 
 
-def _mean(scores: Sequence[float]) -> float:
-    known = [score for score in scores if math.isfinite(score)]
-    return float(np.mean(known or scores))
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean([value for value in values if math.isfinite(value)] or values))
 
 
-def _gaps(rows: Mapping[str, Mapping[str, Sequence[float]]], undefined: Mapping[str, str]) -> Iterator[str]:
-    """A line for each metric that some pictures have no finite value of."""
-    for metric in next(iter(rows.values()), {}):
-        known = {name: sum(map(math.isfinite, row[metric])) for name, row in rows.items()}
-        scenes = {name: len(row[metric]) for name, row in rows.items()}
-        if known == scenes:
-            continue
-        if len(set(known.values())) == 1:
-            words = f"{next(iter(known.values()))} of {next(iter(scenes.values()))} pairs"
-        else:
-            words = ", ".join(f"{name} {known[name]} of {scenes[name]}" for name in rows if known[name] < scenes[name])
-        yield f"{metric}: mean of {words} ({undefined.get(metric, 'infinite in the others')})"
-
-
-def finite(means: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+def finite(means: Rows) -> dict[str, dict[str, float | None]]:
     """`means` with None for what is no finite number."""
     return {
         name: {metric: mean if math.isfinite(mean) else None for metric, mean in row.items()}
@@ -152,60 +151,45 @@ def finite(means: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, floa
     }
 
 
-def table_lines(means: Mapping[str, Mapping[str, float]], width: int = WIDTH) -> Iterator[str]:
-    """The table {name: {metric: mean}} as aligned text; `*` marks the best of each metric.
+def table_lines(means: Rows, width: int = WIDTH) -> list[str]:
+    """The table as aligned text; `*` marks the best of each metric.
 
     Columns that `width` characters have no room for follow below, in a block of their own.
     """
-    names = max((len(name) for name in means), default=0)
-    metrics = list(next(iter(means.values()))) if means else []
-    columns = [_column(metric, [row[metric] for row in means.values()]) for metric in metrics]
-    for i, block in enumerate(_blocks([len(column[0]) for column in columns], width - names)):
-        if i:
-            yield ""
-        for name, cells in zip(("", *means), zip(*(columns[j] for j in block), strict=True), strict=True):
-            yield (f"{name:<{names}}" + "".join(cells)).rstrip()
+    metrics = list(next(iter(means.values()), {}))
+    cells = {metric: _column(metric, [row[metric] for row in means.values()]) for metric in metrics}
+    lines: list[str] = []
+    for n_blocks in range(1, len(metrics) + 1):
+        size = math.ceil(len(metrics) / n_blocks)
+        lines = []
+        for start in range(0, len(metrics), size):
+            columns = metrics[start : start + size]
+            rows = zip(means, *(cells[metric] for metric in columns), strict=True)
+            lines += [""] if start else []
+            lines += console.table(["", *(f"{metric} " for metric in columns)], [*rows])
+        if max(map(len, lines)) <= width:
+            break
+    return lines
 
 
-def verdict(means: Mapping[str, Mapping[str, float]], method: str) -> str:
+def _column(metric: str, values: Sequence[float]) -> list[str]:
+    defined = [value for value in values if not math.isnan(value)]
+    best = (min if metric in LOWER_IS_BETTER else max)(defined, default=math.nan)
+    return [f"{value:.3f}{'*' if value == best else ' '}" for value in values]
+
+
+def verdict(means: Rows, method: str) -> str:
     """Against each of the others: in how many metrics `method` is better, and in which it is not."""
-    mine = {metric: value for metric, value in means[method].items() if not math.isnan(value)}
+    own = {metric: value for metric, value in means[method].items() if not math.isnan(value)}
 
-    def worse(row: Mapping[str, float], metric: str) -> bool:
-        return not (row[metric] > mine[metric] if metric in LOWER_IS_BETTER else row[metric] < mine[metric])
+    def is_better(metric: str, than: float) -> bool:
+        return own[metric] < than if metric in LOWER_IS_BETTER else own[metric] > than
 
     parts = []
     for name, row in means.items():
         if name != method:
-            known = [metric for metric in mine if not math.isnan(row[metric])]
-            lost = [metric for metric in known if worse(row, metric)]
-            in_which = f" (not in {', '.join(lost)})" if lost else ""
-            parts.append(f"than {name} in {len(known) - len(lost)} of {len(known)} metrics{in_which}")
+            common = [metric for metric in own if not math.isnan(row[metric])]
+            not_in = [metric for metric in common if not is_better(metric, row[metric])]
+            in_which = f" (not in {', '.join(not_in)})" if not_in else ""
+            parts.append(f"than {name} in {len(common) - len(not_in)} of {len(common)} metrics{in_which}")
     return f"{method} is better {', '.join(parts)}"
-
-
-def _column(metric: str, values: Sequence[float]) -> list[str]:
-    """Head and cells, all of one width."""
-    known = [value for value in values if not math.isnan(value)]
-    best = (min if metric in LOWER_IS_BETTER else max)(known, default=math.nan)
-    cells = [metric + " ", *(f"{value:.3f}{'*' if value == best else ' '}" for value in values)]
-    wide = max(map(len, cells)) + 1
-    return [cell.rjust(wide) for cell in cells]
-
-
-def _blocks(widths: Sequence[int], room: int) -> list[list[int]]:
-    """The columns in as few groups as fit into `room` (one column at least in each), about equally wide."""
-    fewest = len(_filled(widths, room))
-    return next(blocks for narrow in count() if len(blocks := _filled(widths, narrow)) == fewest)
-
-
-def _filled(widths: Sequence[int], room: int) -> list[list[int]]:
-    blocks: list[list[int]] = []
-    left = 0
-    for column, wide in enumerate(widths):
-        if not blocks or wide > left:
-            blocks.append([])
-            left = room
-        blocks[-1].append(column)
-        left -= wide
-    return blocks

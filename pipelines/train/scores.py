@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.model.fusing.fuser import Fuser
-from rwkvfusion.pipelines.evaluate.dataset import Selected, evaluate_dataset, select_samples
+from rwkvfusion.pipelines.evaluate.run import Selected, evaluate_dataset, select_samples
 from rwkvfusion.pipelines.evaluate.table import Table, finite
 from rwkvfusion.pipelines.train.recipe import DataConfig
 from rwkvfusion.stages.dataset.dataset import Dataset

@@ -21,13 +21,13 @@ from rasterio.transform import from_origin
 from rwkvfusion.infra.pictures.decode import decode, describe
 from rwkvfusion.infra.pictures.units import Unit, UnitError, model_scale, narrow_use, parse_scale, parse_scales, unit_of
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig, FuserError
+from rwkvfusion.model.metrics.score import ScoreError
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.registry.encoded import UnitWarning, fuse_encoded
 from rwkvfusion.model.training.loader import Loader, LoaderConfig
 from rwkvfusion.model.training.survey import TrainingSet
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.evaluate.dataset import evaluate_dataset, select_samples
-from rwkvfusion.pipelines.evaluate.run import EvaluateError, evaluate_folders
+from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, evaluate_folders, select_samples
 from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.stages.dataset.sample import Image, Sample
@@ -423,7 +423,7 @@ def test_scores_are_of_the_unit(tmp_path: Path) -> None:
     assert warning.startswith("2 pictures of b use 2.5 % of the range of 16 bits")
     assert "set --scale b=VALUE" in list(undeclared.lines())[-1]
     assert not evaluate_folders(a, b, {"f": f}, scale={"b": RANGE}).warnings
-    with pytest.raises(EvaluateError, match="there is no 'thermal' here; there is a, b, fused, infrared"):
+    with pytest.raises(ScoreError, match="there is no 'thermal' here; there is a, b, fused, infrared"):
         evaluate_folders(a, b, {"f": f}, scale={"thermal": 1.0})
 
 

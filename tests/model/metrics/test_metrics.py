@@ -2,8 +2,9 @@
 
 import csv
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,13 @@ from PIL import Image
 from scipy.signal import convolve2d
 from scipy.stats import entropy as scipy_entropy
 
-from rwkvfusion.model.metrics.statistics import squared_frequencies
-from rwkvfusion.model.metrics.table import METRICS, evaluate, luma
+from rwkvfusion.model.metrics.luma import luma, squared_frequencies
+from rwkvfusion.model.metrics.score import Picture, Scene, ScoreError, Scores, score
+from rwkvfusion.model.metrics.table import METRICS as ALL
+from rwkvfusion.model.metrics.table import Comparison
 
 Plane = npt.NDArray[np.float64]
+METRICS = {name: metric.compute for name, metric in ALL[Comparison.SOURCES].items()}
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 needs_golden = pytest.mark.skipif(not (DATA / "golden").is_dir(), reason="no golden images beside the repository")
@@ -118,9 +122,18 @@ def test_metrics_equal_their_plain_forms(fused: Plane, source: Plane) -> None:
 @given(planes(), planes(), planes())
 def test_scores_are_numbers_and_do_not_depend_on_the_order_of_the_sources(a: Plane, b: Plane, c: Plane) -> None:
     for metric in METRICS.values():
-        score = metric(a, [b, c])
-        assert not math.isnan(score)
-        assert metric(a, [c, b]) == pytest.approx(score, abs=1e-9)
+        value = metric(a, [b, c])
+        assert not math.isnan(value)
+        assert metric(a, [c, b]) == pytest.approx(value, abs=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(planes(), planes())
+def test_scores_lie_in_the_range_that_the_table_has(fused: Plane, source: Plane) -> None:
+    for comparison in (Comparison.SOURCES, Comparison.TARGET):
+        for metric in ALL[comparison].values():
+            low, high = metric.range
+            assert low - 1e-9 <= metric.compute(fused, [source]) <= high + 1e-9, metric.name
 
 
 @settings(max_examples=25, deadline=None)
@@ -161,15 +174,27 @@ def test_closed_forms() -> None:
 @pytest.mark.parametrize("level", [0, 77, 255])
 def test_flat_images_give_the_documented_numbers(level: int) -> None:
     flat, busy = np.full((48, 52), level, np.uint8), random_plane(3).astype(np.uint8)
-    scores = evaluate(flat, [busy, flat])
-    assert [scores[name] for name in ("MI", "EN", "SD", "SF", "AG")] == [0, 0, 0, 0, 0]
-    assert scores["VIF"] == pytest.approx(1, abs=1e-6)  # 0 of the busy source, and 1 for the flat one
-    assert evaluate(flat, [flat], ["PSNR"]) == {"PSNR": math.inf}
-    black = np.zeros((48, 52), np.uint8)
-    assert evaluate(flat, [black], ["Qabf"]) == {"Qabf": 0.0}
+    values = scored(flat, [busy, flat])
+    assert [values[name] for name in ("MI", "EN", "SD", "SF", "AG")] == [0, 0, 0, 0, 0]
+    assert values["VIF"] == pytest.approx(1, abs=1e-6)  # 0 of the busy source, and 1 for the flat one
+    assert scored(flat, [flat])["PSNR"] == math.inf
+    assert scored(flat, [np.zeros((48, 52), np.uint8)])["Qabf"] == 0
 
 
-# --- the door
+# --- score
+
+
+def scores_of(fused: npt.NDArray[Any], sources: Sequence[npt.NDArray[Any]]) -> Scores:
+    """As `score` has them, of pictures that may be (H, W)."""
+    pictures = [
+        Picture(name, np.atleast_3d(values))
+        for name, values in (("fused", fused), *((f"source {i}", source) for i, source in enumerate(sources)))
+    ]
+    return score(Scene("x", "vif", tuple(pictures[1:])), {"fused": pictures[0]})
+
+
+def scored(fused: npt.NDArray[Any], sources: Sequence[npt.NDArray[Any]]) -> dict[str, float]:
+    return scores_of(fused, sources).rows[Comparison.SOURCES]["fused"]
 
 
 def test_luma_is_matlabs_rgb2gray() -> None:
@@ -202,17 +227,20 @@ def test_luma_refuses_what_it_would_have_to_guess(image: npt.NDArray[np.float64]
         luma(image)
 
 
-def test_evaluate_names_what_is_wrong() -> None:
+def test_what_cannot_be_scored_is_named() -> None:
     image = np.zeros((48, 52), np.uint8)
-    with pytest.raises(ValueError, match=r"48x52.*source 1 is 52x48"):
-        evaluate(image, [image, image.T])
-    with pytest.raises(ValueError, match="Qabf"):
-        evaluate(image, [image], ["qabF"])
-    with pytest.raises(ValueError, match="at least one source"):
-        evaluate(image, [])
-    with pytest.raises(ValueError, match="41 pixels"):
-        evaluate(image[:40], [image[:40]])
-    assert list(evaluate(image, [image], ["SF", "EN"])) == ["SF", "EN"]
+    with pytest.raises(ScoreError, match=r"source 1 is 48x52.*source 0 is 52x48"):
+        scores_of(image, [image, image.T])
+    with pytest.raises(ScoreError, match="fused: a float image must lie in 0-1"):
+        scores_of(image + 2.5, [image])
+    with pytest.raises(ScoreError, match="source 0: a float image must lie in 0-1"):
+        scores_of(image, [image + 2.5])
+    with pytest.raises(ScoreError, match="'mean' is the name of a line"):
+        score(Scene("x", "vif", (Picture("a", image[:, :, None]),)), {"mean": Picture("b", image[:, :, None])})
+    small = scores_of(image[:40], [image[:40]])
+    assert small.undefined == {"VIF": "VIF needs 41 pixels each way, not 40x52"}
+    assert math.isnan(small.rows[Comparison.SOURCES]["fused"]["VIF"])
+    assert list(small.rows[Comparison.SOURCES]) == ["source a alone", "mean", "maximum", "fused"]
 
 
 def test_smallest_image_of_every_scale() -> None:
@@ -275,9 +303,9 @@ def test_tno_scores_are_met() -> None:
     n_compared = 0
     for image, method, published in golden("tno"):
         fused, visible, infrared = (
-            luma(read(DATA / "golden" / "tno" / folder / image)) / 255 for folder in (method, "vi", "ir")
+            luma(read(DATA / "golden" / "tno" / folder / image)) for folder in (method, "vi", "ir")
         )
-        scores = evaluate(fused, [visible, infrared], ["EN", "SF", "PSNR", "MI", "Qabf"])
+        scores = {name: METRICS[name](fused, [visible, infrared]) for name in ("EN", "SF", "PSNR", "MI", "Qabf")}
         assert scores["EN"] == pytest.approx(published["EN"], abs=1e-9)
         assert scores["SF"] / 255 == pytest.approx(published["SF"], abs=1e-9)
         assert scores["PSNR"] + 20 * math.log10(255) == pytest.approx(published["PSNR"], abs=1e-9)

@@ -18,11 +18,9 @@ from rwkvfusion.infra.pictures.decode import decode, describe
 from rwkvfusion.infra.pictures.encode import encode_picture
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
-from rwkvfusion.model.metrics.sharpening import SHARPENING_METRICS
-from rwkvfusion.model.metrics.table import METRICS
+from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, METRICS, Comparison
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.evaluate.table import LOWER_IS_BETTER
 from rwkvfusion.stages.dataset.sample import Image, Sample
 from rwkvfusion.stages.dataset.task import Task
 
@@ -164,9 +162,9 @@ def test_sources_on_another_scale_are_brought_to_one(tmp_path: Path) -> None:
 
 
 def test_the_table_knows_which_way_is_better() -> None:
-    metrics = [*METRICS.values(), *SHARPENING_METRICS.values()]
-    assert {metric.name for metric in metrics if metric.better == "min"} == LOWER_IS_BETTER
-    assert set(SHARPENING_METRICS) == {*REDUCED, *FULL}
+    metrics = [metric for metrics in METRICS.values() for metric in metrics.values()]
+    assert all((metric.better == "lower") == (metric.name in LOWER_IS_BETTER) for metric in metrics)
+    assert [*METRICS[Comparison.REDUCED], *METRICS[Comparison.FULL]] == [*REDUCED, *FULL]
 
 
 def test_hmif_without_targets_is_left_out_or_an_error(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.tracking import TrackingError
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
-from rwkvfusion.pipelines.evaluate.dataset import evaluate_dataset, select_samples
+from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
 from rwkvfusion.pipelines.train.job import TrainJob, open_job
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train.recipe import DataConfig, TrainRecipe

@@ -18,7 +18,7 @@ from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence, Holder, Lease, LeaseRecord
 from rwkvfusion.model.training.survey import TrainingSet
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.evaluate.dataset import select_samples
+from rwkvfusion.pipelines.evaluate.run import select_samples
 from rwkvfusion.pipelines.gallery.run import view
 from rwkvfusion.pipelines.prepare.card import finish_dataset
 from rwkvfusion.pipelines.prepare.isolate import Attempts

@@ -13,9 +13,10 @@ from PIL import Image
 
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
+from rwkvfusion.model.metrics.score import ScoreError
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.evaluate.run import EvaluateError, evaluate_folders
+from rwkvfusion.pipelines.evaluate.run import evaluate_folders
 from rwkvfusion.stages.source.files import SourceError
 from rwkvfusion.stages.source.pairing import pair_folders
 
@@ -60,7 +61,7 @@ def test_names_are_paired_exactly_then_but_for_case_and_composition(folders: dic
 
 
 def test_evaluate_scores_these_pairs_and_names_the_rest(folders: dict[str, str]) -> None:
-    table = evaluate_folders(folders["a"], folders["b"], {"ours": folders["b"]}, metrics=["EN"])
+    table = evaluate_folders(folders["a"], folders["b"], {"ours": folders["b"]})
     assert [part.pairs for part in table.parts] == [len(PAIRS)]
     assert "no b or fused ours picture of the name 'only_a'" in table.left_out
     assert "no a picture of the name 'only_b'" in table.left_out
@@ -70,7 +71,7 @@ def test_evaluate_scores_these_pairs_and_names_the_rest(folders: dict[str, str])
 
 def test_a_target_is_needed_of_each_pair(folders: dict[str, str], tmp_path: Path) -> None:
     Image.fromarray(scene(7, 64, 64)).save(tmp_path / "x.tif")
-    table = evaluate_folders(folders["a"], folders["b"], {}, metrics=["EN"], target=str(tmp_path))
+    table = evaluate_folders(folders["a"], folders["b"], {}, target=str(tmp_path))
     assert {part.pairs for part in table.parts} == {1}
     assert "no target picture of the name '3'" in table.left_out
 
@@ -96,7 +97,7 @@ def test_folders_without_a_pair_are_refused_in_the_same_words(folders: dict[str,
     words = r"no picture has the same name before the dot in every folder \(there are 7 a, 0 b\)"
     with pytest.raises(SourceError, match=words):
         pair_folders({"a": Store(folders["a"]), "b": Store(str(tmp_path / "none"))})
-    with pytest.raises(EvaluateError, match=words):
+    with pytest.raises(ScoreError, match=words):
         evaluate_folders(folders["a"], str(tmp_path / "none"), {})
-    with pytest.raises(EvaluateError, match=r"b: .*/nowhere is not a folder"):
+    with pytest.raises(ScoreError, match=r"b: .*/nowhere is not a folder"):
         evaluate_folders(folders["a"], str(tmp_path / "nowhere"), {})

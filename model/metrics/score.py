@@ -1,0 +1,200 @@
+"""The one place where a fused picture meets its metrics: its task decides which, and units are respected.
+
+Everything that scores goes through `score`: folders, prepared datasets, the end of a training, the demo.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.pictures.units import Scale, Unit, UnitError, unit_of
+from rwkvfusion.model.metrics.baselines import luma_baselines, sharpening_baselines
+from rwkvfusion.model.metrics.luma import Plane, luma
+from rwkvfusion.model.metrics.sharpening import FullResolution
+from rwkvfusion.model.metrics.table import METRICS, Comparison
+from rwkvfusion.stages.dataset.task import TASKS
+from rwkvfusion.stages.source.scenes.sensors import gains_for
+
+
+class ScoreError(RwkvFusionError):
+    """Pictures that cannot be compared; the message says which file, folder or sample is the cause."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Decoded values (H, W, C), what is declared of them (None: the largest of their type is 1), a name for errors."""
+
+    name: str
+    values: np.ndarray
+    scale: Scale | None = None
+
+    @cached_property
+    def unit(self) -> Unit:
+        """The values that count as 0 and as 1; ScoreError where there are none."""
+        try:
+            # Without a scale floats may be anything to the metrics that do not ask for 0-1.
+            undeclared = self.scale is None and self.values.dtype.kind == "f"
+            return Unit(1.0) if undeclared else unit_of(self.values, self.scale)
+        except UnitError as error:
+            raise ScoreError(f"{printable(self.name)} holds {error}") from None
+
+    @property
+    def luma(self) -> Plane:
+        """Its luma, (H, W) float64 of whole numbers 0-255 (see `luma`), by its unit. ScoreError where it has none."""
+        values = self.values
+        if self.scale is not None:
+            values = np.clip((values - self.unit.black) / self.unit.span, 0.0, 1.0)
+        try:
+            return luma(values)
+        except ValueError as error:
+            raise ScoreError(f"{printable(self.name)}: {error}") from None
+
+    def in_unit_of(self, other: Picture) -> np.ndarray:
+        """The values as float64, in the unit of `other`."""
+        own, wanted = self.unit, other.unit
+        values = self.values
+        if (own.black, own.white) != (wanted.black, wanted.white):
+            values = (values - own.black) * (wanted.span / own.span) + wanted.black
+        return values.astype(np.float64)
+
+    @property
+    def size(self) -> str:
+        """Its name, width x height and bands, as errors tell them."""
+        height, width, bands = self.values.shape
+        return f"{printable(self.name)} is {width}x{height} of {bands} band{'' if bands == 1 else 's'}"
+
+    def check_size(self, height: int, width: int, bands: Collection[int], why: str) -> None:
+        """ScoreError unless it is of that size and one of those numbers of bands; `why` it must be."""
+        if self.values.shape[:2] != (height, width) or self.values.shape[2] not in bands:
+            size = f"{width}x{height} of {' or '.join(map(str, bands))} band{'' if bands == (1,) else 's'}"
+            raise ScoreError(f"{self.size}, but must be {size}: {why}; nothing is resized here")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the fused pictures of one scene are scored against.
+
+    `sources`: any number for the luma tasks; two of different resolution, in any order, for those that sharpen.
+    `target`: the true fused picture, if there is one. `sensor`: whose low-pass filter the metrics of pansharpening
+    without a target take (see `scenes.sensors`).
+    """
+
+    name: str
+    task: str
+    sources: tuple[Picture, ...]
+    target: Picture | None = None
+    sensor: str = "generic"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one scene.
+
+    `rows`: {what is compared with: {name of the picture: {metric: score}}}, the baselines first. A metric that a
+    picture is too small for is NaN; `undefined` has the reason, by metric.
+    """
+
+    rows: dict[Comparison, dict[str, dict[str, float]]] = field(default_factory=dict)
+    undefined: dict[str, str] = field(default_factory=dict)
+
+
+_Arguments = dict[Comparison, tuple[Any, ...]]
+"""What the metrics of each comparison are computed of, see `Metric.compute`."""
+
+
+def score(scene: Scene, fused: Mapping[str, Picture]) -> Scores:
+    """Score fused pictures of one scene, by name, with the trivial answers beside them.
+
+    Luma tasks: against the sources, and against the target where there is one. Sharpening: against the target, or of
+    pansharpening without a target at full resolution, in the units of the target or of the low-resolution source.
+
+    ScoreError names the picture that does not fit in size, bands or unit, and a scene that there is no metric for.
+    """
+    baselines, arguments = (_sharpening if TASKS[scene.task].sharpens else _luma)(scene, fused.values())
+    for name in fused:
+        if name in baselines:
+            raise ScoreError(f"{name!r} is the name of a line that is always in the table: give another NAME")
+    scores = Scores()
+    for name, picture in {**baselines, **fused}.items():
+        for comparison, values in arguments(picture).items():
+            row = scores.rows.setdefault(comparison, {}).setdefault(name, {})
+            for metric in METRICS[comparison].values():
+                try:
+                    row[metric.name] = metric.compute(*values)
+                except ValueError as error:
+                    row[metric.name], scores.undefined[metric.name] = math.nan, str(error)
+    return scores
+
+
+def _luma(scene: Scene, fused: Collection[Picture]) -> tuple[dict[str, Picture], Callable[[Picture], _Arguments]]:
+    first = scene.sources[0]
+    height, width = first.values.shape[:2]
+    for picture in (*scene.sources, *_targets(scene), *fused):
+        picture.check_size(height, width, (1, 3), first.size)
+    sources, targets = [source.luma for source in scene.sources], [target.luma for target in _targets(scene)]
+    baselines = {
+        name: Picture(f"{name} of {scene.name}", plane[:, :, None]) for name, plane in luma_baselines(sources).items()
+    }
+
+    def arguments(picture: Picture) -> _Arguments:
+        plane = picture.luma
+        against_target: _Arguments = {Comparison.TARGET: (plane, targets)} if targets else {}
+        return {Comparison.SOURCES: (plane, sources), **against_target}
+
+    return baselines, arguments
+
+
+def _sharpening(scene: Scene, fused: Collection[Picture]) -> tuple[dict[str, Picture], Callable[[Picture], _Arguments]]:
+    target = scene.target
+    if target is None and scene.task != "pansharpening":
+        raise ScoreError(f"{scene.name} has no target, and {scene.task} has no metric without one: give targets")
+    high, low, ratio = _resolutions(scene)
+    height, width = high.values.shape[:2]
+    for picture in (*_targets(scene), *fused):
+        picture.check_size(height, width, (low.values.shape[2],), f"{high.size}, {low.size}")
+    sharp, coarse = high.in_unit_of(low), low.in_unit_of(low)
+    try:
+        results = sharpening_baselines(sharp, coarse, ratio=ratio)
+        if target is None:
+            full = FullResolution(coarse, sharp, ratio=ratio, gains=_gains(scene, high, low))
+    except ValueError as error:
+        raise ScoreError(f"{scene.name}: {error}") from None
+    unit = (low.unit.black, low.unit.white)
+    baselines = {name: Picture(f"{name} of {scene.name}", values, unit) for name, values in results.items()}
+    if target is None:
+        return baselines, lambda picture: {Comparison.FULL: (full.distortions(picture.in_unit_of(low)),)}
+    truth, peak = target.in_unit_of(target), target.unit.span
+    return baselines, lambda picture: {Comparison.REDUCED: (picture.in_unit_of(target), truth, peak, ratio)}
+
+
+def _targets(scene: Scene) -> tuple[Picture, ...]:
+    return () if scene.target is None else (scene.target,)
+
+
+def _resolutions(scene: Scene) -> tuple[Picture, Picture, int]:
+    """The source of high resolution, that of low resolution, and how many times larger the first is."""
+    if len(scene.sources) != 2:
+        raise ScoreError(f"{scene.name} has {len(scene.sources)} sources: sharpening takes two")
+    low, high = sorted(scene.sources, key=lambda picture: picture.values.shape[0] * picture.values.shape[1])
+    height, width = low.values.shape[:2]
+    ratio = high.values.shape[0] // height
+    if ratio < 2 or high.values.shape[:2] != (height * ratio, width * ratio):
+        raise ScoreError(f"{high.size}, {low.size}: the larger must be a whole multiple of the other")
+    return high, low, ratio
+
+
+def _gains(scene: Scene, high: Picture, low: Picture) -> tuple[float, ...]:
+    """Of the sensor's low-pass filter, one for each band of `low`."""
+    height, width, _ = high.values.shape
+    high.check_size(height, width, (1,), "it is the PAN")
+    try:
+        return gains_for(scene.sensor, low.values.shape[2])
+    except ValueError as error:
+        raise ScoreError(f"{low.size}; --sensor: {error}") from None

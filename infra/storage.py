@@ -86,7 +86,8 @@ class Store:
         object.__setattr__(self, "url", absolute(self.url))
 
     @property
-    def _is_local(self) -> bool:
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine, with all that may lie in one."""
         return split_protocol(self.url)[0] in (None, *_LOCAL)
 
     def _open(self) -> tuple[Any, str]:
@@ -142,14 +143,14 @@ class Store:
 
         It is there in full or not at all: stores do so by themselves, on a disk it takes a rename.
         """
-        if self._is_local:
+        if self.is_local:
             self._call("write", name, lambda fs, path: _write_part(path, data, os.replace))
         else:
             self._call("write", name, lambda fs, path: fs.pipe_file(path, data))
 
     def put(self, name: str, path: str) -> None:
         """Write the file at the local `path` as the object `name`, without holding it in memory; as `write` does."""
-        if self._is_local:
+        if self.is_local:
             self._call("write", name, lambda fs, target: _copy_part(path, target))
         else:
             self._call("write", name, lambda fs, target: fs.put_file(path, target))
@@ -160,7 +161,7 @@ class Store:
         Of several that try at once one succeeds, on a disk and on any S3 that honours If-None-Match.
         """
         try:
-            if self._is_local:
+            if self.is_local:
                 self._call("write", name, lambda fs, path: _write_part(path, data, _place_new))
             else:
                 self._call("write", name, lambda fs, path: _create(fs, path, data))
@@ -198,7 +199,7 @@ class Store:
         """By name, what is another once a file has changed: its size, and its ETag or time. Not of what has neither."""
 
         def versions(fs: Any, path: str) -> dict[str, str]:
-            if self._is_local:
+            if self.is_local:
                 return _local_versions(path, names)
             listed = {_below(name, path): entry for name, entry in fs.find(path, detail=True).items()}
             marks = {name: next(filter(None, map(listed[name].get, _MARKS)), None) for name in {*names} & {*listed}}
@@ -220,7 +221,7 @@ class Store:
 
     def clear_parts(self) -> None:
         """Remove what writers below this folder left when they died. Nobody may be writing there."""
-        if self._is_local:
+        if self.is_local:
             for name in self._find("", deep=True):
                 if name.endswith(PART) and _base(name).startswith("."):
                     self.remove(name)
@@ -233,7 +234,7 @@ class Store:
         def find(fs: Any, path: str) -> list[str]:
             if not fs.isdir(path):
                 return []
-            if self._is_local:
+            if self.is_local:
                 return _local_files(path, deep)
             if deep:
                 return list(fs.find(path))
@@ -249,7 +250,7 @@ class Store:
         """
         fs, root = self._open()
         path = f"{root}/{name}" if name else root
-        local, url = self._is_local, self.join(name)
+        local, url = self.is_local, self.join(name)
         retrying = Retrying(
             retry=retry_if_exception(lambda error: _is_passing(error, local)),
             stop=stop_before_delay(self.patience),

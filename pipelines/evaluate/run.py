@@ -20,7 +20,7 @@ from rwkvfusion.stages.dataset.task import TASKS
 from rwkvfusion.stages.source.files import PairError, SourceError
 from rwkvfusion.stages.source.pair import Unpaired
 from rwkvfusion.stages.source.pairing import pair_folders
-from rwkvfusion.stages.source.scenes.picture_rasters import check_ground, check_rasters
+from rwkvfusion.stages.source.scenes.picture_rasters import check_rasters
 
 OnScene = Callable[[int, int], None]
 """Called after each scene with the number of those done, and of all."""
@@ -200,10 +200,9 @@ def _check_rasters(files: Sequence[tuple[Store, str]], task: str) -> None:
     """ScoreError where georeferences say that pictures are not of the same pixels, of sharpening also where one has
     empty pixels."""
     try:
-        if TASKS[task].sharpens:
-            check_rasters(files)
-        elif any(name.lower().endswith(RASTERS) for _, name in files):
-            check_ground(files)
+        sharpens = TASKS[task].sharpens
+        if sharpens or any(name.lower().endswith(RASTERS) for _, name in files):
+            check_rasters(files, full=sharpens)
     except PairError as error:
         raise ScoreError(f"{error}: cut all pictures to ground that all cover") from None
 

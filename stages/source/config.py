@@ -205,14 +205,14 @@ def _layout(config: SourceConfig) -> Layout:
     if layout is None:
         near = difflib.get_close_matches(config.layout.lower(), [*LAYOUTS, PAIRED], 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        known = ", ".join(sorted(LAYOUTS))
+        available = ", ".join(sorted(LAYOUTS))
         raise SourceError(
-            f"unknown source.layout {config.layout!r}: {hint}There is {known}; and {PAIRED} for any other"
+            f"unknown source.layout {config.layout!r}: {hint}There is {available}; and {PAIRED} for any other"
         )
-    given = [name for name in ("modalities", "target", "mask", "labels", "task") if getattr(config, name)]
-    if given:
+    described = [name for name in ("modalities", "target", "mask", "labels", "task") if getattr(config, name)]
+    if described:
         raise SourceError(
-            f"layout {config.layout!r} has its own {given[0]}: leave out source.{given[0]}, or use {PAIRED}"
+            f"layout {config.layout!r} has its own {described[0]}: leave out source.{described[0]}, or use {PAIRED}"
         )
     if config.caption is None:
         return layout
@@ -275,11 +275,11 @@ def _paired(config: SourceConfig) -> Layout:
         raise SourceError(f"source.modalities: {' and '.join(roles)} must not lie in the same place")
     if config.labels and config.mask is None:
         raise SourceError("source.labels names the values of annotated masks: set source.mask too, or leave it out")
-    known = task_of(roles)
-    task = config.task or (known[0] if known else None)
+    usual = task_of(roles)
+    task = config.task or (usual[0] if usual else None)
     if task is None:
         raise SourceError(f"the task of {', '.join(roles)} is not known: set source.task ({', '.join(TASKS)})")
-    places = [config.modalities[role].place(role) for role in (known[1] if known else roles)]
+    places = [config.modalities[role].place(role) for role in (usual[1] if usual else roles)]
     places += [config.target.place(TARGET)] if config.target else []
     places += [config.mask.place(MASK)] if config.mask else []
     places += [config.caption.place(CAPTION)] if config.caption else []

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from fsspec.core import split_protocol
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.decode import MAX_BYTES, ImageError, ImageInfo, describe
@@ -35,18 +34,13 @@ MAX_CAPTION = 10_000
 """Characters of a caption of the dataset's own."""
 
 
-def is_local(store: Store) -> bool:
-    """Whether the store is a folder of this machine, with all that may lie in one."""
-    return split_protocol(store.url)[0] in (None, "file", "local")
-
-
 def unreadable(store: Store, name: str, *, follow_links: bool = True, max_bytes: int | None = MAX_BYTES) -> str | None:
     """Why `name` cannot be opened, in words that follow it; None where it can, or is on no disk of this machine.
 
     Opening a pipe waits for ever, and a device may hold no end: so this comes before it. `max_bytes`: of a file that is
     read whole; None for those that are read in windows.
     """
-    if not is_local(store):
+    if not store.is_local:
         return None
     path = store.path(name)
     try:
@@ -69,7 +63,7 @@ def unreadable(store: Store, name: str, *, follow_links: bool = True, max_bytes:
 def is_of_the_file(error: StorageError, store: Store) -> bool:
     """Whether one file cannot be read, rather than the store as a whole."""
     cause = error.__cause__
-    return is_local(store) and isinstance(cause, OSError) and cause.errno in _OF_THE_FILE
+    return store.is_local and isinstance(cause, OSError) and cause.errno in _OF_THE_FILE
 
 
 def _is_inside(path: str, root: str) -> bool:

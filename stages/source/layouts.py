@@ -72,8 +72,8 @@ class Place:
 
     def cut_stem(self, stem: str) -> str | None:
         """`stem` without this place's prefix and suffix; None where it lacks them."""
-        found = self._stem.fullmatch(stem)
-        return found["stem"] if found else None
+        match = self._stem.fullmatch(stem)
+        return match["stem"] if match else None
 
     def words(self) -> str:
         """Where this is, for a person."""
@@ -274,8 +274,8 @@ def canonical(name: str) -> str:
 
     A name that is no layout's is returned as it is.
     """
-    wanted = _letters(name)
-    return next((known for known in (*LAYOUTS, PAIRED) if _letters(known) == wanted), name)
+    letters = _letters(name)
+    return next((layout for layout in (*LAYOUTS, PAIRED) if _letters(layout) == letters), name)
 
 
 def _letters(name: str) -> str:

@@ -45,15 +45,15 @@ class MemberNames:
             role: min(counts, key=lambda extension: (-counts[extension], extension))
             for role, counts in self._formats.items()
         }
-        self._chosen = {role: self._choose(store, role) for role in self._formats}
+        self._extension_of = {role: self._choose(store, role) for role in self._formats}
 
     @property
     def extensions(self) -> dict[str, str]:
         """By the role of a picture that was read."""
-        chosen = dict(self._chosen)
+        extensions = dict(self._extension_of)
         if self._exposures:
-            chosen |= dict.fromkeys(exposure_roles(MAX_EXPOSURES), chosen.pop(_EXPOSURE))
-        return chosen
+            extensions |= dict.fromkeys(exposure_roles(MAX_EXPOSURES), extensions.pop(_EXPOSURE))
+        return extensions
 
     def members(self, ref: PairRef) -> tuple[str, ...]:
         """The roles of a pair's pictures: pairs of equal ones have equal members."""
@@ -65,16 +65,16 @@ class MemberNames:
 
     def packing(self, part: Sequence[PairRef]) -> dict[str, Any]:
         """What the tar of some pairs depends on besides themselves; nothing where their files are as most are."""
-        found = {
-            role: self._chosen[role]
+        different = {
+            role: self._extension_of[role]
             for role, counts in self._count(part).items()
-            if set(counts) != {self._usual[role]} or (self._uniform and self._chosen[role] != self._usual[role])
+            if set(counts) != {self._usual[role]} or (self._uniform and self._extension_of[role] != self._usual[role])
         }
-        return {"extensions": found, "uniform": self._uniform} if found else {}
+        return {"extensions": different, "uniform": self._uniform} if different else {}
 
     def differences(self) -> list[str]:
         """What is not alike in all samples, as far as names tell it before anything is read."""
-        members = {f"{role}.{self._chosen[role]}": counts for role, counts in self._formats.items()}
+        members = {f"{role}.{self._extension_of[role]}": counts for role, counts in self._formats.items()}
         return differences(members, len(self._pairs))
 
     def _files(self, ref: PairRef) -> list[tuple[str, str | None]]:
@@ -96,8 +96,8 @@ class MemberNames:
         usual = self._usual[role]
         files = (file for ref in self._pairs for file in self._files(ref))
         name = next((name for other, name in files if other == role and name and named_extension(name) == usual), None)
-        chosen = usual if name is None else _true_extension(store, name) or usual
-        return "png" if self._uniform and len(self._formats[role]) > 1 and chosen not in LOSSLESS else chosen
+        extension = usual if name is None else _true_extension(store, name) or usual
+        return "png" if self._uniform and len(self._formats[role]) > 1 and extension not in LOSSLESS else extension
 
 
 def _true_extension(store: Store, name: str) -> str | None:

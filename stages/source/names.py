@@ -24,10 +24,10 @@ def words(name: str) -> frozenset[str]:
     be a number of their own (`GF2` is gf2 and gf, `GF-2` is gf2 too).
     """
     stem = os.path.splitext(name.rpartition("/")[2])[0]
-    found = re.findall(r"[^\W_]+", stem)
-    found += re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*", stem)
-    found += ["".join(pair) for pair in re.findall(r"(?<![^\W_])([^\W\d_]+)[-_ ](\d+)(?![^\W_])", stem)]
-    return frozenset(word.lower() for word in (*found, *(word.rstrip("0123456789") for word in found)) if word)
+    parts = re.findall(r"[^\W_]+", stem)
+    parts += re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*", stem)
+    parts += ["".join(pair) for pair in re.findall(r"(?<![^\W_])([^\W\d_]+)[-_ ](\d+)(?![^\W_])", stem)]
+    return frozenset(word.lower() for word in (*parts, *(word.rstrip("0123456789") for word in parts)) if word)
 
 
 VISIBLE, INFRARED = TASKS["vif"].orders[0]
@@ -42,8 +42,8 @@ def names_swapped(visible: str, infrared: str) -> bool:
     """Whether the files' names, with their folders, say it: `ir/1.png` for visible and `vi/1.png` for infrared."""
     first, second = _words(visible), _words(infrared)
     first, second = first - second, second - first
-    told = bool(first & _INFRARED) and bool(second & _VISIBLE)
-    return told and not (first & _VISIBLE or second & _INFRARED)
+    is_swapped = bool(first & _INFRARED) and bool(second & _VISIBLE)
+    return is_swapped and not (first & _VISIBLE or second & _INFRARED)
 
 
 def colours_swapped(visible: Image, infrared: Image) -> bool:
@@ -54,19 +54,19 @@ def colours_swapped(visible: Image, infrared: Image) -> bool:
 def pairs_swapped(read: Callable[[PairRef], Sample], pairs: Sequence[PairRef]) -> str | None:
     """What tells that most of a source's pairs are swapped, by all names and a few pictures; None where nothing."""
     files = [{file.role: file.name for file in pair.files} for pair in pairs]
-    named = [found for found in files if {VISIBLE, INFRARED} <= found.keys()]
-    by_name = [found for found in named if names_swapped(found[VISIBLE], found[INFRARED])]
+    named = [one for one in files if {VISIBLE, INFRARED} <= one.keys()]
+    by_name = [one for one in named if names_swapped(one[VISIBLE], one[INFRARED])]
     if 2 * len(by_name) > len(named):
         first = by_name[0]
         return f"by their names, {first[VISIBLE]} is the infrared picture and {first[INFRARED]} the visible one"
-    told: list[str | None] = []
+    reasons: list[str | None] = []
     for pair in pairs[:: max(len(pairs) // _LOOKED_AT, 1)] if named else ():
         sample = read(pair)
         images = {image.role: image for image in sample.images}
         if sample.error is None and {VISIBLE, INFRARED} <= images.keys():
-            told.append(why_swapped(images[VISIBLE], images[INFRARED]))
-    said = [why for why in told if why is not None]
-    return said[0] if 2 * len(said) > len(told) else None
+            reasons.append(why_swapped(images[VISIBLE], images[INFRARED]))
+    swapped = [why for why in reasons if why is not None]
+    return swapped[0] if 2 * len(swapped) > len(reasons) else None
 
 
 def why_swapped(visible: Image, infrared: Image) -> str | None:

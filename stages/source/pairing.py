@@ -33,7 +33,7 @@ class NameReader:
         folders = [_folder(name).split("/") for name in self.names if is_picture(name)]
         # Folders that all pictures share are a wrapping (`MSRS-main/MSRS/...`), whatever they are called.
         self._n_wrapping = len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))))
-        self.strange: dict[str, None] = {}
+        self.unknown_folders: dict[str, None] = {}
         """Names of the folders that kept a file from being one of its modality, as they come."""
 
     def read(self, name: str) -> NamedFile | Unpaired | None:
@@ -58,23 +58,23 @@ class NameReader:
                 candidates.append(((end, end - start, len(stem) - len(cut)), place, cut, match))
         if candidates:
             _, place, cut, match = max(candidates, key=lambda candidate: candidate[0])
-            return self._found(name, place, cut, match)
+            return self._file(name, place, cut, match)
         if is_picture(name):
             reason = "its name fits no modality" if fits_folder else "lies in no folder of a modality"
             return Unpaired(name=name, reason=reason)
         return Unpaired(name=name, reason=foreign(name) or NO_PICTURE) if expected or foreign(name) else None
 
-    def _found(self, name: str, place: Place, stem: str, match: re.Match[str] | None) -> NamedFile | Unpaired:
+    def _file(self, name: str, place: Place, stem: str, match: re.Match[str] | None) -> NamedFile | Unpaired:
         folder = _folder(name)
         start, end = match.span() if match else (len(folder), len(folder))
         before, taken, after = (
             [part for part in path.split("/") if part] for path in (folder[:start], folder[start:end], folder[end:])
         )
         inner = [part for part in before + after if part.lower() not in SPLITS]
-        known = before[: self._n_wrapping]
+        wrapping = before[: self._n_wrapping]
         for part in inner:
-            if part not in known and not self._layout.has_inner(part) and self._splits.named(part) is None:
-                self.strange[part] = None
+            if part not in wrapping and not self._layout.has_inner(part) and self._splits.named(part) is None:
+                self.unknown_folders[part] = None
                 reason = f"lies in a folder `{printable(part)}`, which this layout does not have"
                 return Unpaired(name=name, reason=f"{reason} (source.splits=[{split_name(part)}] makes it a split)")
         named = match.groupdict().get("split") if match else None
@@ -87,17 +87,17 @@ def _folder(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def pair_files(layout: Layout, found: Sequence[NamedFile]) -> tuple[list[Match], list[Unpaired]]:
+def pair_files(layout: Layout, files: Sequence[NamedFile]) -> tuple[list[Match], list[Unpaired]]:
     """Match files by equal names, then those that are left by names equal but for case and composition."""
     groups, unpaired = group_files(
-        [file for file in found if file.place.role not in EXTRAS], layout.modalities, layout.required
+        [file for file in files if file.place.role not in EXTRAS], layout.modalities, layout.required
     )
-    extras = _Extras(layout, found, groups)
+    extras = _Extras(layout, files, groups)
     matches = []
     for group in groups:
         names = {file.place.role: file.name for file in group}
-        files = {role: names[role] for role in layout.modalities if role in names}
-        matches.append(Match(*group[0].exact(), files, extras.of(group[0])))
+        modalities = {role: names[role] for role in layout.modalities if role in names}
+        matches.append(Match(*group[0].exact(), modalities, extras.of(group[0])))
     return matches, unpaired + extras.left()
 
 
@@ -136,8 +136,8 @@ def _ambiguous(group: Sequence[NamedFile]) -> str:
 
 
 def _alone(roles: Sequence[str], required: Collection[str], group: Sequence[NamedFile]) -> str:
-    there = {file.place.role for file in group}
-    lacking = [role for role in roles if role not in there]
+    available = {file.place.role for file in group}
+    lacking = [role for role in roles if role not in available]
     missing = [role for role in lacking if role in required] or lacking
     return f"no {' or '.join(missing)} picture of the name {group[0].stem!r}"
 
@@ -145,9 +145,9 @@ def _alone(roles: Sequence[str], required: Collection[str], group: Sequence[Name
 class _Extras:
     """Targets, masks and captions by the names they share with their pairs."""
 
-    def __init__(self, layout: Layout, found: Sequence[NamedFile], groups: Sequence[Sequence[NamedFile]]) -> None:
+    def __init__(self, layout: Layout, files: Sequence[NamedFile], groups: Sequence[Sequence[NamedFile]]) -> None:
         self._rank = {place: rank for rank, place in enumerate(layout.places)}
-        self._left = {file.name: file for file in found if file.place.role in EXTRAS}
+        self._left = {file.name: file for file in files if file.place.role in EXTRAS}
         self._unpaired: list[Unpaired] = []
         pairs = {group[0].exact() for group in groups}
         alike = Counter(group[0].folded() for group in groups)
@@ -161,19 +161,19 @@ class _Extras:
 
     def of(self, file: NamedFile) -> dict[str, str]:
         """The extras that go with the pair of `file`, by role: of several places the preferred one's."""
-        chosen = {}
+        selected = {}
         for role in EXTRAS:
             files = self._exact[role, *file.exact()] or self._folded[role, *file.folded()]
             best = min((self._rank[f.place] for f in files), default=None)
             first = [f for f in files if self._rank[f.place] == best]
             if len(first) == 1:
-                chosen[role] = first[0].name
+                selected[role] = first[0].name
                 del self._left[first[0].name]
             for other in files:
                 if other.name in self._left:
                     reason = _ambiguous(first) if other in first else f"{printable(first[0].name)} is taken instead"
                     self._drop(other, reason)
-        return chosen
+        return selected
 
     def left(self) -> list[Unpaired]:
         """Those that go with no pair, and why."""
@@ -219,7 +219,7 @@ def pair_folders(folders: Mapping[str, Store]) -> tuple[list[dict[str, str]], li
     several files of one name in a folder none is taken. A file of another kind is left where another folder has a file
     of its name, and a folder in a folder where it holds pictures. SourceError where one is no folder, or none is left.
     """
-    found: list[NamedFile] = []
+    pictures: list[NamedFile] = []
     others: list[NamedFile] = []
     unpaired: list[Unpaired] = []
     for role, store in folders.items():
@@ -228,27 +228,27 @@ def pair_folders(folders: Mapping[str, Store]) -> tuple[list[dict[str, str]], li
         for name in store.files(deep=False):
             file = NamedFile(f"{role}/{name}", Place(role), "", "", os.path.splitext(name)[0])
             if is_picture(name):
-                found.append(file)
+                pictures.append(file)
             elif not name.lower().endswith(RECORD):
                 others.append(file)
         unpaired += _below(role, store)
-    groups, alone = group_files(found, [*folders], [*folders])
+    groups, alone = group_files(pictures, [*folders], [*folders])
     if not groups:
-        counts = ", ".join(f"{sum(file.place.role == role for file in found)} {role}" for role in folders)
+        counts = ", ".join(f"{sum(file.place.role == role for file in pictures)} {role}" for role in folders)
         deeper = "".join(f"; {one.name} is {one.reason}" for one in unpaired[:1])
         raise SourceError(f"no picture has the same name before the dot in every folder (there are {counts}){deeper}")
-    unpaired += [*alone, *_of_other_kinds(others, found)]
+    unpaired += [*alone, *_of_other_kinds(others, pictures)]
     pairs = [{file.place.role: file.name.partition("/")[2] for file in group} for group in groups]
     first = next(iter(folders))
     return sorted(pairs, key=lambda pair: pair[first]), sorted(unpaired, key=lambda one: one.name)
 
 
-def _of_other_kinds(others: Iterable[NamedFile], found: Iterable[NamedFile]) -> Iterator[Unpaired]:
-    listed = [*others]
+def _of_other_kinds(others: Iterable[NamedFile], pictures: Iterable[NamedFile]) -> Iterator[Unpaired]:
+    files = [*others]
     roles: dict[tuple[str, str, str], set[str]] = {}
-    for file in (*listed, *found):
+    for file in (*files, *pictures):
         roles.setdefault(file.folded(), set()).add(file.place.role)
-    for file in listed:
+    for file in files:
         reason = foreign(file.name)
         if reason or len(roles[file.folded()]) > 1:
             yield Unpaired(name=file.name, reason=reason or NO_PICTURE)

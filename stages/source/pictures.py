@@ -79,7 +79,7 @@ class PictureReader:
         readable, unreadable = self.readable(files)
         matches, alone = pair_files(layout, [files[name] for name in readable])
         if not matches:
-            raise self.no_pair(names, [*files.values()], [*reader.strange])
+            raise self.no_pair(names, [*files.values()], [*reader.unknown_folders])
         return Candidates(matches, [*(one for one in results if isinstance(one, Unpaired)), *unreadable, *alone])
 
     def split_folders(self, names: Iterable[str]) -> SplitFolders:
@@ -96,7 +96,7 @@ class PictureReader:
         return [name for name, reason in reasons.items() if reason is None], bad
 
     def no_pair(
-        self, names: Sequence[str], files: Sequence[NamedFile] = (), strange: Sequence[str] = ()
+        self, names: Sequence[str], files: Sequence[NamedFile] = (), unknown_folders: Sequence[str] = ()
     ) -> SourceError:
         """What was looked for among `names`, what is there, and what to set.
 
@@ -120,9 +120,9 @@ class PictureReader:
             seen = f"pictures are in {listed}" if folders else "there are no pictures"
             others = [name for name in names if foreign(name)]
             seen += f"; {printable(others[0])} {foreign(others[0])} ({len(others)} such files)" if others else ""
-        if strange:
-            splits = ",".join(sorted({split_name(folder) for folder in strange})[:4])
-            listed = printable(" or ".join(sorted(strange)[:4]))
+        if unknown_folders:
+            splits = ",".join(sorted({split_name(folder) for folder in unknown_folders})[:4])
+            listed = printable(" or ".join(sorted(unknown_folders)[:4]))
             advice = (
                 f"The layout has no folder {listed}: set source.root to one of them, or source.splits=[{splits}] to"
             )

@@ -64,19 +64,19 @@ class Source:
         listed, unpaired = self._listing()
         reasons = {name: self.layout.ignored_by(name) for name in listed}
         names = [name for name in listed if reasons[name] is None]
-        found = self._reader.plan(names, on_read)
+        candidates = self._reader.plan(names, on_read)
         # Keys come before the choice of splits, so that they do not depend on it.
-        keys = make_keys({match.name: self._key_text(match) for match in found.matches})
-        matches, unknown = self._split(found.matches, on_read, hashes)
+        keys = make_keys({match.name: self._key_text(match) for match in candidates.matches})
+        matches, unknown = self._split(candidates.matches, on_read, hashes)
         self._check_splits(matches)
-        chosen = [match for match in matches if not self.config.splits or match.split in self.config.splits]
-        pairs = [match.ref(keys[match.name]) for match in chosen]
+        selected = [match for match in matches if not self.config.splits or match.split in self.config.splits]
+        pairs = [match.ref(keys[match.name]) for match in selected]
         return Plan(
             pairs=tuple(sorted(pairs, key=lambda pair: (pair.split, pair.key))),
-            unpaired=tuple(sorted([*unpaired, *found.unpaired, *unknown], key=lambda one: one.name)),
+            unpaired=tuple(sorted([*unpaired, *candidates.unpaired, *unknown], key=lambda one: one.name)),
             ignored=tuple(Unpaired(name=n, reason=why) for n, why in reasons.items() if why and is_picture(n)),
-            assumed=tuple(found.assumed),
-            n_left_out=len(found.matches) - len(pairs),
+            assumed=tuple(candidates.assumed),
+            n_left_out=len(candidates.matches) - len(pairs),
         )
 
     def read(self, ref: PairRef) -> Sample:

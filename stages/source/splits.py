@@ -21,6 +21,15 @@ from rwkvfusion.stages.source.files import SourceError
 from rwkvfusion.stages.source.layouts import SPLITS
 from rwkvfusion.stages.source.pair import Match, Unpaired, is_picture
 
+OnRead = Callable[[int, int], None]
+"""Called with the files that were read so far, and all that are to be."""
+REST = "train"
+"""The split of the groups that no share takes."""
+N_BITS = 64
+_SIDE, _LOW = 32, 8
+_THREADS = 4
+_CHUNK = 1024
+
 
 def split_name(folder: str) -> str:
     """The name of the split that a folder of this name would be: `Day-1` is day_1."""
@@ -58,8 +67,8 @@ class SplitFolders:
         others a declared one.
         """
         free = [place for place in range(len(folders)) if place not in taken]
-        said = [split for place in reversed(free) if (split := self.named(folders[place]))]
-        for split in sorted(said, key=lambda split: split not in self._declared.values()):
+        named = [split for place in reversed(free) if (split := self.named(folders[place]))]
+        for split in sorted(named, key=lambda split: split not in self._declared.values()):
             return split
         parts = [folder.lower() for folder in folders]
         return next((split_name(folders[place]) for place in free if tuple(parts[:place]) in self._above), None)
@@ -127,16 +136,6 @@ def _aliases(match: Match) -> set[str]:
     return names | {_alias(name) for name in match.files.values()}
 
 
-OnRead = Callable[[int, int], None]
-"""Called with the files that were read so far, and all that are to be."""
-REST = "train"
-"""The split of the groups that no share takes."""
-N_BITS = 64
-_SIDE, _KEPT = 32, 8
-_THREADS = 4
-_CHUNK = 1024
-
-
 def split_of(group: str, holdout: Mapping[str, float]) -> str:
     """The split of a group: each has the chance `holdout[split]` to go to `split`, and the rest of 1 to stay in train.
 
@@ -165,13 +164,13 @@ def join_groups(groups: Sequence[str], hashes: Sequence[int | None], distance: i
     names = sorted(set(groups))
     order = {name: number for number, name in enumerate(names)}
     numbers = np.array([order[group] for group in groups], np.int64)
-    known = np.array([i for i, value in enumerate(hashes) if value is not None], np.int64)
+    hashed = np.array([i for i, value in enumerate(hashes) if value is not None], np.int64)
     bits = _signs([value for value in hashes if value is not None])
     edges = [np.empty((2, 0), np.int64)]
-    for start in range(0, len(known), _CHUNK):
+    for start in range(0, len(hashed), _CHUNK):
         # Of vectors of signs, the product is the bits that are equal less those that differ.
         near = bits[start : start + _CHUNK] @ bits[start:].T >= N_BITS - 2 * distance
-        edges.append(numbers[known[np.argwhere(near).T + start]])
+        edges.append(numbers[hashed[np.argwhere(near).T + start]])
     first, second = np.concatenate(edges, axis=1)
     graph = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(len(names), len(names)))
     _, components = connected_components(graph, directed=False)
@@ -242,8 +241,8 @@ def hash_files(store: Store, names: Sequence[str], on_read: OnRead = lambda *_: 
     hashes = []
     on_read(0, len(names))
     with ThreadPoolExecutor(_THREADS) as threads:
-        for found in threads.map(one, names):
-            hashes.append(found)
+        for value in threads.map(one, names):
+            hashes.append(value)
             on_read(len(hashes), len(names))
     return hashes
 
@@ -261,6 +260,6 @@ def perceptual_hash(data: bytes) -> int | None:
     small = cv2.resize(thumbnail(data, _SIDE), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     if small.max() == small.min():
         return None
-    low = dctn(small.astype(np.float64), norm="ortho")[:_KEPT, :_KEPT].ravel()
+    low = dctn(small.astype(np.float64), norm="ortho")[:_LOW, :_LOW].ravel()
     bits = np.concatenate([[False], low[1:] > np.median(low[1:])])
     return int.from_bytes(np.packbits(bits).tobytes(), "big")

@@ -18,7 +18,6 @@ from rwkvfusion.infra.pictures.decode import MAX_BYTES
 from rwkvfusion.stages.source.files import SceneError
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_MATLAB_CLASS = "MATLAB_class"
 _NUMBERS: Mapping[str, str] = {
     "double": "float64", "single": "float32", "logical": "bool",
     **{name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")},
@@ -104,19 +103,19 @@ class ArrayFile:
         return array
 
     def _hdf5_headers(self) -> dict[str, Header]:
-        found: dict[str, Header] = {}
+        headers: dict[str, Header] = {}
 
         def visit(name: str, item: Any) -> None:
-            if len(found) > _MAX_ENTRIES:
+            if len(headers) > _MAX_ENTRIES:
                 raise SceneError(f"more than {_MAX_ENTRIES} arrays")
             plain = isinstance(item, h5py.Dataset) and not item.external and not item.is_virtual
             if plain and item.dtype.kind in "biuf" and item.shape:
                 shape = tuple(map(int, item.shape))
-                found[name] = Header(shape[::-1] if self.is_matlab else shape, item.dtype)
+                headers[name] = Header(shape[::-1] if self.is_matlab else shape, item.dtype)
 
         assert self._hdf5 is not None
         self._hdf5.visititems(visit)
-        return found
+        return headers
 
     def _rewound(self) -> str | BytesIO:
         if isinstance(self._source, BytesIO):

@@ -59,20 +59,20 @@ def solve(high: tuple[str, Shape], low: tuple[str, Shape], target: tuple[str, Sh
     `high` has the finer grid, by a whole ratio; the target has that grid and the bands of `low`. `high_bands`: how many
     `high` has, None for any. SceneError where no reading fits, or several do.
     """
-    given = {"high": high, "low": low, **({"target": target} if target else {})}
-    found = []
-    for orders in product(*(_orders(shape, declared) for _, shape in given.values())):
+    arrays = {"high": high, "low": low, **({"target": target} if target else {})}
+    readings = []
+    for orders in product(*(_orders(shape, declared) for _, shape in arrays.values())):
         views = {
-            role: View(name, order, shape) for (role, (name, shape)), order in zip(given.items(), orders, strict=True)
+            role: View(name, order, shape) for (role, (name, shape)), order in zip(arrays.items(), orders, strict=True)
         }
         if _fits(views, high_bands):
-            found.append(views)
+            readings.append(views)
     for better in (_one_order, _few_bands):
-        found = [views for views in found if better(views)] or found
-    if len(found) == 1:
-        return found[0]
-    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in given.values())
-    if found:
+        readings = [views for views in readings if better(views)] or readings
+    if len(readings) == 1:
+        return readings[0]
+    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in arrays.values())
+    if readings:
         raise SceneError(f"which axes are the bands of {shapes} cannot be told: set source.scene.axes, e.g. to NCHW")
     raise SceneError(
         f"{shapes} do not fit each other: sizes must differ by one whole ratio of 2 or more, and pictures be as many"

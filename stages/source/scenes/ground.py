@@ -123,12 +123,14 @@ def _by_transforms(fine: Raster, coarse: Raster) -> Grid:
     of_sizes = rows / low_rows
     corner_on_corner = max(abs(to_coarse.f), abs(to_coarse.c)) <= _SLACK
     if of_sizes == columns / low_columns == round(of_sizes) > 1 and corner_on_corner and abs(down / of_sizes - 1) > 0.1:
-        told = (
+        difference = (
             f"{_sizes(fine, coarse)}, a ratio of {of_sizes:g}, but their pixels are {_pixel(coarse)} and {_pixel(fine)}"
         )
         if fine.crs and coarse.crs:
-            raise RasterError(f"{told}: one of the two georeferences is wrong")
-        return replace(_by_sizes(fine, coarse), notes=(f"{told} in no known CRS: taken to cover the same ground",))
+            raise RasterError(f"{difference}: one of the two georeferences is wrong")
+        return replace(
+            _by_sizes(fine, coarse), notes=(f"{difference} in no known CRS: taken to cover the same ground",)
+        )
     ratio = round(down)
     drift = max(abs(ratio / down - 1) * rows, abs(ratio / across - 1) * columns) / max(ratio, 1)
     if ratio < 1 or drift > _SLACK:

@@ -18,28 +18,32 @@ from rwkvfusion.stages.source.scenes.ground import check_same_grid
 from rwkvfusion.stages.source.scenes.raster import Raster, RasterError
 
 
-def check_ground(files: Sequence[tuple[Store, str]]) -> None:
-    """PairError where the TIFFs among the files of a pair say that they are not of the same ground.
+def check_rasters(files: Sequence[tuple[Store, str]], *, full: bool = False) -> None:
+    """PairError where the rasters of a pair are not of the same ground or, if they must be `full`, have empty pixels.
 
-    What is no raster for GDAL says nothing of its ground.
+    What is no raster for GDAL says nothing of its ground, nor does what is not called one, unless it must be full.
     """
     with ExitStack() as until:
-        located: list[Raster] = []
+        rasters: list[Raster] = []
         for store, name in files:
-            if name.rpartition(".")[2].lower() in RASTERS:
+            if full or name.rpartition(".")[2].lower() in RASTERS:
                 with suppress(RasterError):
-                    raster = until.enter_context(Raster(store, name))
-                    located += [raster] * raster.is_located
+                    rasters.append(until.enter_context(Raster(store, name)))
+        located = [raster for raster in rasters if raster.is_located]
         try:
             for raster in located[1:]:
                 check_same_grid(located[0], raster)
+            empty = {raster.name: raster.n_empty() for raster in rasters if full}
         except RasterError as error:
             raise PairError("other_ground", str(error)) from None
+    for name, n_empty in empty.items():
+        if n_empty:
+            raise PairError("empty", f"{name}: {n_empty} of its pixels are empty")
 
 
 def check_tiffs(store: Store, pictures: Sequence[Picture]) -> None:
-    """`check_ground` and `check_filled` of the pictures of a pair, read from `store`."""
-    check_ground([(store, picture.image.path) for picture in pictures])
+    """`check_rasters` and `check_filled` of the pictures of a pair, read from `store`."""
+    check_rasters([(store, picture.image.path) for picture in pictures])
     for picture in pictures:
         check_filled(store, picture)
 
@@ -87,24 +91,3 @@ def _empty(store: Store, name: str, picture: Picture) -> np.ndarray | None:
                 empty = np.repeat(empty.any(axis=2, keepdims=True), picture.array.shape[2], axis=2)
             return empty if empty.any() else None
     return None
-
-
-def check_rasters(files: Sequence[tuple[Store, str]]) -> None:
-    """PairError where files that are taken as they are lie on other ground than the first, or have empty pixels.
-
-    What is no raster for GDAL says nothing of its ground.
-    """
-    with ExitStack() as until:
-        rasters: list[Raster] = []
-        for store, name in files:
-            with suppress(RasterError):
-                rasters.append(until.enter_context(Raster(store, name)))
-        for raster in rasters:
-            try:
-                if rasters[0].is_located and raster.is_located:
-                    check_same_grid(rasters[0], raster)
-                n_empty = raster.n_empty()
-            except RasterError as error:
-                raise PairError("other_ground", str(error)) from None
-            if n_empty:
-                raise PairError("empty", f"{raster.name}: {n_empty} of its pixels are empty")

@@ -44,6 +44,8 @@ ALIASES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
 }
 """Names of arrays by what they are, the preferred first, in lower case; upsampled ones (lms, HSI_up) are not used."""
+MIN_REGION = 16
+"""Rows that a held-out region has at least; scenes too small for it are not divided."""
 
 
 class ScenePlanner:
@@ -230,8 +232,8 @@ def declared_split(name: str) -> str | None:
 def _find(file: ArrayFile, aliases: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """The arrays of each role, the preferred ones first."""
     by_alias = {name.rpartition("/")[2].lower(): name for name in file.headers}
-    found = {role: [by_alias[alias] for alias in names if alias in by_alias] for role, names in aliases.items()}
-    return {role: names for role, names in found.items() if names}
+    arrays = {role: [by_alias[alias] for alias in names if alias in by_alias] for role, names in aliases.items()}
+    return {role: names for role, names in arrays.items() if names}
 
 
 def _only_cube(name: str, file: ArrayFile, axes: str | None) -> View:
@@ -250,10 +252,6 @@ def _only_cube(name: str, file: ArrayFile, axes: str | None) -> View:
         raise SceneError(f"several cubes: {', '.join(view.name for view in spectral)}; keep one a file")
     listed = ", ".join(f"{key} {header}" for key, header in headers.items()) or "no arrays of numbers"
     raise SceneError(f"no hyperspectral cube (of {MIN_CUBE_BANDS} bands or more) in it: there is {listed}")
-
-
-MIN_REGION = 16
-"""Rows that a held-out region has at least; scenes too small for it are not divided."""
 
 
 def regions(size: tuple[int, int], unit: int, holdout: Mapping[str, float], rest: str) -> dict[str, Window]:

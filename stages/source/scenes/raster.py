@@ -22,7 +22,6 @@ from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.units import FEW_BITS
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.store_files import StoreFiles
-from rwkvfusion.stages.source.files import is_local
 
 # Whether a raster is located is compared, and said where it matters.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
@@ -63,7 +62,7 @@ class Raster:
         self.name = printable(name.rpartition("/")[2])
         self.notes: list[str] = []
         self._files = ExitStack()
-        self._opener = None if is_local(store) else StoreFiles(store)
+        self._opener = None if store.is_local else StoreFiles(store)
         try:
             with self._reading("is no raster that can be read"):
                 if self._opener is None:
@@ -149,19 +148,19 @@ class Raster:
         """The value that counts as 1 where the file says it, as `infra.tiff.declared_white` has it of pictures."""
         bits = self.dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
         largest = self.dataset.tags().get("TIFFTAG_MAXSAMPLEVALUE") or (2 ** int(bits) - 1 if bits else 0)
-        known = {str(number): float(number) for number in FEW_BITS}
-        return known.get(str(largest)) if self.datatype.kind != "f" else None
+        whites = {str(number): float(number) for number in FEW_BITS}
+        return whites.get(str(largest)) if self.datatype.kind != "f" else None
 
     def some_values(self) -> np.ndarray:
         """Its values that are not empty, (N,); of a large raster those of blocks from all over it."""
         rows, columns = self.size
         side = _BLOCK if rows * columns > _BLOCK**2 * _BLOCKS**2 else max(rows, columns)
         starts = [np.linspace(0, max(n - side, 0), min(-(-n // side), _BLOCKS)).astype(int) for n in self.size]
-        found = []
+        blocks = []
         for top, left in product(*starts):
             values, empty = self.read(Window(left, top, min(side, columns - left), min(side, rows - top)))
-            found.append(values[~empty])
-        valid = np.concatenate(found)
+            blocks.append(values[~empty])
+        valid = np.concatenate(blocks)
         return valid if valid.size else np.zeros(1, valid.dtype)
 
     @property
@@ -188,13 +187,13 @@ class Raster:
     @cached_property
     def nodata(self) -> tuple[float, ...]:
         """The numbers that stand for empty in its bands, each once; those that the type holds."""
-        found: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         for page, band in self.bands:
             nodata = page.nodatavals[band - 1]
             # Of integers, GDAL would take 1.5 for 1.
             if nodata is not None and (self.datatype.kind == "f" or float(nodata).is_integer()):
-                found.setdefault(str(nodata), float(nodata))
-        return tuple(found.values())
+                numbers.setdefault(str(nodata), float(nodata))
+        return tuple(numbers.values())
 
     @property
     def has_mask(self) -> bool:

@@ -43,7 +43,7 @@ class SharpeningReader(PictureReader):
         target, mask = self.extra(TARGET, ref.target), self.extra(MASK, ref.annotation)
         check_sharpening(modalities, target)
         names = [*(file.name for file in ref.files), *([ref.target] if ref.target else [])]
-        check_rasters([(self.origin.store, name) for name in names])
+        check_rasters([(self.origin.store, name) for name in names], full=True)
         low = modalities[-1]
         scale = self._scale(ref.files[-1].name, low.array, low.image.scale)
         own = {p.image.role: p.image.scale for p in modalities if self.origin.config.scene.scale is None}

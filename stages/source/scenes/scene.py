@@ -20,7 +20,7 @@ from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.decode import MAX_BYTES
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.stages.source.config import SceneConfig
-from rwkvfusion.stages.source.files import SceneError, is_local
+from rwkvfusion.stages.source.files import SceneError
 from rwkvfusion.stages.source.pair import ArrayRef, Cut
 from rwkvfusion.stages.source.scenes.arrays import ArrayFile
 from rwkvfusion.stages.source.scenes.axes import View, picture_part, to_picture
@@ -230,7 +230,7 @@ def open_scene(store: Store, names: tuple[str, ...], arrays: Mapping[str, ArrayR
 
 def open_arrays(store: Store, name: str) -> ArrayFile:
     """The arrays of a file: in place on a disk, from memory elsewhere."""
-    if is_local(store):
+    if store.is_local:
         return ArrayFile(store.path(name))
     size = store.size(name)
     if size > MAX_BYTES:

@@ -158,9 +158,9 @@ LEAST_BANDS = 0.7
 
 def usual_cube(name: str, n_bands: int) -> tuple[str, Nanometres] | None:
     """The word by which a file of `n_bands` is known for one of the usual cubes, and its first and last band in nm."""
-    said = words(name)
+    parts = words(name)
     for word, (total, span) in COVERAGE.items():
-        if word in said:
+        if word in parts:
             return (word, span) if LEAST_BANDS * total <= n_bands <= total else None
     return None
 
@@ -176,10 +176,10 @@ def wavelengths(name: str, n_bands: int, kept: np.ndarray | None, declared: Nano
     """
     span = declared
     if span is None:
-        known = usual_cube(name, n_bands)
-        if known is None:
+        usual = usual_cube(name, n_bands)
+        if usual is None:
             return None
-        _, span = known
+        _, span = usual
     centres = np.linspace(*span, n_bands)
     return centres if kept is None else centres[kept]
 

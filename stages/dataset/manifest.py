@@ -4,6 +4,7 @@
     {root}/{dataset}/_manifests/{split}-{000000}.json  its proof: a shard exists when its manifest does
     {root}/{dataset}/_quarantine/{split}-{000000}.jsonl  pairs of it that are in no shard, and why
     {root}/{dataset}/_plan/shards.json                 the shards that it is to have, written before the first is made
+    {root}/{dataset}/_plan/picture_hashes.json         a cache of stages.source.splits
     {root}/{dataset}/_cache/{stage}/..                 what single stages have computed (stages.guidance.cache)
     {root}/{dataset}/_lease/..  _attempts/..           of the job that writes (infra.lease, pipelines.prepare.isolate)
     {root}/{dataset}/dataset.json  sizes.json  README.md  what the whole holds, for other readers and for people
@@ -35,14 +36,15 @@ from rwkvfusion.infra.storage import MissingError, RefusedError, Store, sha256
 
 MANIFESTS = "_manifests"
 QUARANTINE = "_quarantine"
-PLAN = "_plan/shards.json"
+PLAN, PICTURE_HASHES = "_plan/shards.json", "_plan/picture_hashes.json"
 CACHE = "_cache"
 FACTS, SIZES, CARD = "dataset.json", "sizes.json", "README.md"
 KEY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,95}$"
-SHARD_PATTERN = re.compile(r"^(?P<split>[a-z][a-z0-9_]{0,31})-(?P<index>[0-9]{6})$")
-INTERIM = re.compile(r"^[a-z][a-z0-9_]{0,31}-[0-9]{6}\.[0-9a-f]{12}\.tar$")
+_SHARD = r"[a-z][a-z0-9_]{0,31}-[0-9]{6}"
+_INTERIM = rf"{_SHARD}\.[0-9a-f]{{12}}\.tar"
 """Names of tars that are to take an older one's place."""
-TAR_PATTERN = re.compile(r"^[a-z][a-z0-9_]{0,31}-[0-9]{6}(\.[0-9a-f]{12})?\.tar$")
+SHARD_PATTERN = re.compile(f"^{_SHARD}$")
+TAR_PATTERN = re.compile(rf"^({_INTERIM}|{_SHARD}\.tar)$")
 READERS = 16
 ALLOW = "--allow-incomplete"
 """The option of commands that take a dataset which lacks planned shards."""
@@ -112,7 +114,7 @@ class Manifest(BaseModel):
         default=None, description="how many samples have each member of the tar, by the format that it holds"
     )
     file: str | None = Field(
-        default=None, pattern=INTERIM.pattern, description="where the tar is while it takes an older one's place"
+        default=None, pattern=f"^{_INTERIM}$", description="where the tar is while it takes an older one's place"
     )
 
     @property

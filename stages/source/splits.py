@@ -16,7 +16,7 @@ import numpy as np
 
 from rwkvfusion.infra.pictures.decode import ImageError, thumbnail
 from rwkvfusion.infra.storage import PATIENCE, RefusedError, StorageError, Store, absolute
-from rwkvfusion.stages.dataset.manifest import PLAN
+from rwkvfusion.stages.dataset.manifest import PICTURE_HASHES
 from rwkvfusion.stages.source.files import SourceError
 from rwkvfusion.stages.source.layouts import SPLITS
 from rwkvfusion.stages.source.pair import Match, Unpaired, is_picture
@@ -191,8 +191,6 @@ class PictureHashes:
     the file cannot be read or written, or is of another source, pictures are read.
     """
 
-    FILE = f"{PLAN.rpartition('/')[0]}/picture_hashes.json"
-
     def __init__(self, pictures: Store, folder: Store) -> None:
         self._pictures, self._folder = pictures, folder
         self._entries: dict[str, tuple[str, int | None]] = {}
@@ -213,12 +211,12 @@ class PictureHashes:
         if self._has_new:
             entries = {"source": self._pictures.url, "pictures": self._entries}
             with suppress(StorageError):
-                self._folder.write(self.FILE, json.dumps(entries).encode())
+                self._folder.write(PICTURE_HASHES, json.dumps(entries).encode())
             self._has_new = False
 
     def _load(self) -> dict[str, tuple[str, int | None]]:
         with suppress(StorageError, ValueError, KeyError, TypeError):
-            entries = json.loads(self._folder.read(self.FILE))
+            entries = json.loads(self._folder.read(PICTURE_HASHES))
             if entries["source"] == self._pictures.url:
                 return {str(name): (str(version), value) for name, (version, value) in entries["pictures"].items()}
         return {}

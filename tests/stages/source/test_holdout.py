@@ -22,9 +22,9 @@ from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.recipe import RecipeError, load_recipe
-from rwkvfusion.stages.dataset.manifest import PLAN
+from rwkvfusion.stages.dataset.manifest import PICTURE_HASHES, PLAN
 from rwkvfusion.stages.source.source import Plan
-from rwkvfusion.stages.source.splits import N_BITS, PictureHashes, hash_files, join_groups, perceptual_hash, split_of
+from rwkvfusion.stages.source.splits import N_BITS, hash_files, join_groups, perceptual_hash, split_of
 
 NAMES = st.text("abc/1é副", max_size=5)
 SHARES = st.dictionaries(st.sampled_from(["test", "val", "other"]), st.floats(0.05, 0.3))
@@ -216,7 +216,7 @@ def test_a_second_plan_reads_only_pictures_that_changed(
     assert read_again == ["vi/3.png"]
     assert len({name.partition("/")[0] for name in changed if name[-1] in "34"}) == 1
     # It is no more than a cache.
-    Store(str(tmp_path / "out" / "tno")).write(PictureHashes.FILE, b"[")
+    Store(str(tmp_path / "out" / "tno")).write(PICTURE_HASHES, b"[")
     assert plan() == (changed, read_first)
 
 

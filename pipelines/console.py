@@ -69,7 +69,7 @@ class Bar:
         self.note = ""
         self._free = 0
         self._marks: deque[tuple[float, int]] = deque()
-        self._said, self._spoke = time.monotonic(), False
+        self._last_line, self._has_line = time.monotonic(), False
         self._lock = threading.Lock()
         self._row: TaskID | None = None
 
@@ -110,9 +110,9 @@ class Bar:
             while len(self._marks) > 2 and now - self._marks[1][0] > WINDOW_SECONDS:
                 self._marks.popleft()
             self.note = self.note if note is None else note
-            due = now - self._said >= LINE_SECONDS or (self._spoke and done == self.total)
+            due = now - self._last_line >= LINE_SECONDS or (self._has_line and done == self.total)
             if due:
-                self._said, self._spoke = now, True
+                self._last_line, self._has_line = now, True
         if self._row is not None:
             _screen.show(self._row, self)
         elif self.plain and due:

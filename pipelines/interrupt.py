@@ -31,7 +31,7 @@ class Watch:
     def __init__(self) -> None:
         self.signal: int | None = None
         """The first that came."""
-        self._begun, self._said = False, False
+        self._is_ending, self._printed = False, False
         self._family: set[psutil.Process] = set()
         self._lock = threading.RLock()
         self._stderr = os.dup(2)
@@ -59,19 +59,19 @@ class Watch:
         assert self.signal is not None
         self._begin(self.signal)
         with self._lock:
-            if not self._said:
+            if not self._printed:
                 word = _WORDS[signal.Signals(self.signal)]
                 line = f"rwkvfusion: {word}; what was committed stays, the same command goes on\n"
                 with contextlib.suppress(OSError):
                     os.write(self._stderr, line.encode())
-            self._said = True
+            self._printed = True
             for process in self._family | _children():
                 with contextlib.suppress(psutil.Error):
                     process.kill()
         return 128 + self.signal
 
     def close(self) -> None:
-        """Listen no longer. Once a signal has come, the time until the process ends is still limited."""
+        """Stop listening. Once a signal has come, the time until the process ends stays limited."""
         if self.signal is None:
             self.writer.close()
             os.close(self._stderr)
@@ -85,11 +85,11 @@ class Watch:
                         self._cut()
 
     def _begin(self, number: int) -> bool:
-        """From here on the process ends, silently and in time. False where that has begun before."""
+        """Mute the process and limit the time until it ends. False where that was done before."""
         with self._lock:
-            if self._begun:
+            if self._is_ending:
                 return False
-            self._begun = True
+            self._is_ending = True
             self.signal = self.signal or number
             self._mute()
             # Else a main thread that computes lets this one run for each file of /proc only after 5 ms.

@@ -32,9 +32,9 @@ def check_tracking(uri: str | None, *, hosts: int = 1) -> None:
     """LostOutputError for an SQLite file as MLflow's tracking inside a Ray job, or on a cluster of several `hosts`."""
     from rwkvfusion.infra.tracking import tracking_uri
 
-    if (where := _scattered(hosts)) and (found := tracking_uri(uri)).startswith("sqlite:"):
+    if (where := _scattered(hosts)) and (tracking := tracking_uri(uri)).startswith("sqlite:"):
         raise LostOutputError(
-            f"the tracking would go to {found}: {where} that is a file on one node; set tracking.uri or"
+            f"the tracking would go to {tracking}: {where} that is a file on one node; set tracking.uri or"
             " MLFLOW_TRACKING_URI to the URL of an MLflow server"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rwkvfusion.infra.errors import RwkvFusionError
@@ -22,19 +22,18 @@ class PackingError(RwkvFusionError):
 
 @dataclass(frozen=True)
 class Pool:
-    """The actors of one stage: what each takes, and how many there are at least and at most; none where all that it
-    would make is kept already."""
+    """The actors of one stage, and what each of them takes; `max_actors` is 0 where all its results are cached."""
 
     stage: Stage[Any]
     cpus: float
     gpus: float
-    least: int
-    most: int
+    min_actors: int
+    max_actors: int
 
     def __str__(self) -> str:
-        if self.most == 0:
+        if self.max_actors == 0:
             return f"{self.stage.name} kept"
-        count = f"{self.least}-{self.most}" if self.most > self.least else f"{self.least}"
+        count = f"{self.min_actors}-{self.max_actors}" if self.max_actors > self.min_actors else f"{self.min_actors}"
         takes = f"{self.cpus:g} CPU" + (f" + {self.gpus:g} GPU" if self.gpus else "")
         return f"{self.stage.name} {count} x {takes}"
 
@@ -44,46 +43,48 @@ def needed_cpus(stages: Sequence[Stage[Any]]) -> float:
     return float(sum(s.config.resources.cpus * s.config.resources.min_actors for s in stages)) + TASK_CPUS
 
 
-def pack(stages: Sequence[Stage[Any]], kept: frozenset[str], cluster: Cluster, shards: int) -> list[Pool]:
-    """The pools of `stages` for a job of `shards` shards; those named in `kept` need no actors.
+def pack(stages: Sequence[Stage[Any]], idle: frozenset[str], cluster: Cluster, shards: int) -> list[Pool]:
+    """The pools of `stages` for a job of `shards` shards; those named in `idle` need no actors.
 
     CPUs are counted, not held, so that on a small machine actors take fractions of them. GPUs are not shared out
     beyond what they have: PackingError where the smallest pools do not fit the cards of this machine. A cluster may
-    grow, so that there they wait.
+    grow: there they wait.
     """
-    running = [stage for stage in stages if stage.name not in kept]
+    running = [stage for stage in stages if stage.name not in idle]
     shrink = min(1.0, max(cluster.cpus - TASK_CPUS, 0.5) / max(needed_cpus(running) - TASK_CPUS, 1e-9))
-    with_model = [stage for stage in running if stage.uses_gpu]
-    pools = []
-    for stage in stages:
+    n_with_model = sum(stage.uses_gpu for stage in running)
+
+    def smallest(stage: Stage[Any]) -> Pool:
+        if stage not in running:
+            return Pool(stage, 0.0, 0.0, 0, 0)
         resources = stage.config.resources
         gpus = resources.gpus
         if gpus is None:
-            gpus = round(1 / len(with_model), 4) if cluster.gpus and stage in with_model else 0.0
-        if stage.name in kept:
-            pools.append(Pool(stage, 0.0, 0.0, 0, 0))
-            continue
-        pools.append(Pool(stage, resources.cpus * shrink, gpus, resources.min_actors, 0))
-    least_gpus = sum(pool.gpus * pool.least for pool in pools)
+            gpus = round(1 / n_with_model, 4) if cluster.gpus and stage.uses_gpu else 0.0
+        return Pool(stage, resources.cpus * shrink, gpus, resources.min_actors, resources.min_actors)
+
+    pools = [smallest(stage) for stage in stages]
+    min_gpus = sum(pool.gpus * pool.min_actors for pool in pools)
     lacking = _lacking(pools, cluster)
     if lacking and cluster.local:
         raise PackingError(f"{lacking}: lower STAGE.resources.gpus or STAGE.resources.min_actors")
-    return [_sized(pool, cluster, shards, least_gpus) for pool in pools]
+    return [_grown(pool, cluster, shards, min_gpus) for pool in pools]
 
 
-def _sized(pool: Pool, cluster: Cluster, shards: int, least_gpus: float) -> Pool:
-    if pool.least == 0:
+def _grown(pool: Pool, cluster: Cluster, shards: int, min_gpus: float) -> Pool:
+    """The pool with as many actors at most as its stage, the shards and the cluster allow."""
+    if pool.max_actors == 0:
         return pool
     # Stages run side by side, so that more actors than this would only wait for each other.
-    room = int(pool.least * cluster.gpus / least_gpus + 1e-6) if pool.gpus else cluster.cores // 2
-    most = max(pool.least, min(pool.stage.config.resources.max_actors, shards, room))
-    return Pool(pool.stage, pool.cpus, pool.gpus, pool.least, most)
+    room = int(pool.min_actors * cluster.gpus / min_gpus + 1e-6) if pool.gpus else cluster.cores // 2
+    max_actors = max(pool.min_actors, min(pool.stage.config.resources.max_actors, shards, room))
+    return replace(pool, max_actors=max_actors)
 
 
 def _cards(pools: Sequence[Pool]) -> list[list[tuple[str, float]]]:
     """Which actors of the smallest pools share which card: first fit, the largest first, as Ray places fractions."""
     cards: list[list[tuple[str, float]]] = []
-    actors = [(pool.stage.name, pool.gpus) for pool in pools for _ in range(pool.least) if pool.gpus]
+    actors = [(pool.stage.name, pool.gpus) for pool in pools for _ in range(pool.min_actors) if pool.gpus]
     for name, gpus in sorted(actors, key=lambda actor: -actor[1]):
         room = next((card for card in cards if sum(g for _, g in card) + gpus <= 1 + 1e-6), None)
         if room is None:

@@ -202,7 +202,7 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally:
     dataset = _operator(dataset, ReadPairs, (job.recipe.source, target), READ, **tasks)
     for pool, print_ in zip(pools, job.fingerprints, strict=True):
         arguments = (pool.stage, print_, target)
-        if pool.most == 0:
+        if pool.max_actors == 0:
             dataset = _operator(dataset, RunStage, arguments, pool.stage.name, **tasks)
             continue
         dataset = _operator(
@@ -210,7 +210,7 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally:
             RunStage,
             (*arguments, True),
             pool.stage.name,
-            compute=ActorPoolStrategy(min_size=pool.least, max_size=pool.most),
+            compute=ActorPoolStrategy(min_size=pool.min_actors, max_size=pool.max_actors),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
             max_restarts=MAX_RESTARTS,

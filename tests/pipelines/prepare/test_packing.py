@@ -46,18 +46,18 @@ def test_four_models_share_one_card() -> None:
     )
     # On eight cards each model may have as many actors as its share of them holds.
     many = pack([WithModel(name, max_actors=99) for name in NAMES], frozenset(), cluster(64, 8), shards=100)
-    assert [pool.most for pool in many] == [8] * 4
+    assert [pool.max_actors for pool in many] == [8] * 4
 
 
 def test_without_cards_models_take_none_and_no_more_actors_than_cores() -> None:
     pools = pack([WithModel(name) for name in NAMES], frozenset(), cluster(4), shards=100)
-    assert [(pool.gpus, pool.most) for pool in pools] == [(0, 2)] * 4
+    assert [(pool.gpus, pool.max_actors) for pool in pools] == [(0, 2)] * 4
 
 
 def test_a_stage_that_has_kept_everything_takes_nothing() -> None:
     stages = [WithModel(name) for name in NAMES]
     pools = pack(stages, frozenset({"detect", "segment"}), cluster(gpus=1), shards=4)
-    assert [(pool.gpus, pool.most > 0) for pool in pools] == [(0.5, True), (0, False), (0, False), (0.5, True)]
+    assert [(pool.gpus, pool.max_actors > 0) for pool in pools] == [(0.5, True), (0, False), (0, False), (0.5, True)]
     assert "detect kept" in packing_lines(pools, cluster(gpus=1))[0]
 
 
@@ -92,9 +92,9 @@ def test_the_smallest_pools_and_the_tasks_always_fit(
     except PackingError:
         assert sum(least for model, _, least, _ in wanted if model) > gpus > 0
         return
-    assert sum(pool.cpus * pool.least for pool in pools) <= max(cpus - 2, 0.5) + 1e-6 < cpus
-    assert sum(pool.gpus * pool.least for pool in pools) <= gpus + 1e-6
+    assert sum(pool.cpus * pool.min_actors for pool in pools) <= max(cpus - 2, 0.5) + 1e-6 < cpus
+    assert sum(pool.gpus * pool.min_actors for pool in pools) <= gpus + 1e-6
     for pool, (_, _, least, most) in zip(pools, wanted, strict=True):
-        assert pool.least == least
-        assert least <= pool.most <= max(least, min(most, shards))
+        assert pool.min_actors == least
+        assert least <= pool.max_actors <= max(least, min(most, shards))
     assert needed_cpus(stages) > sum(each * least for _, each, least, _ in wanted)

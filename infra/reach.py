@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rwkvfusion.infra.secrets import redacted
+from rwkvfusion.infra.errors import redacted
 from rwkvfusion.infra.tracking import SQLITE, TrackingError, quieten, tracking_uri
 
 ANSWER_SECONDS = 5

@@ -18,8 +18,7 @@ import fsspec
 from fsspec.core import split_protocol, url_to_fs
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.secrets import USERINFO
+from rwkvfusion.infra.errors import USERINFO, RwkvFusionError
 
 JUNK = frozenset({"thumbs.db", ".ds_store", "desktop.ini", "__macosx", ".ipynb_checkpoints"})
 PATIENCE = 60.0

@@ -21,9 +21,8 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import yaml
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, redacted
 from rwkvfusion.infra.provenance import commit
-from rwkvfusion.infra.secrets import redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

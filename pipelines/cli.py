@@ -11,8 +11,7 @@ from typing import Any
 
 import click
 
-from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.secrets import redact_tracebacks
+from rwkvfusion.infra.errors import RwkvFusionError, redact_tracebacks
 from rwkvfusion.pipelines.interrupt import watched
 
 COMMANDS = {

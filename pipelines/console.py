@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from rwkvfusion.infra.secrets import redacted
+from rwkvfusion.infra.errors import redacted
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult

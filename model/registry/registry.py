@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, redacted
 from rwkvfusion.infra.provenance import commit
 from rwkvfusion.infra.reach import reach
-from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.infra.tracking import TrackingError, tracking_uri, using
 from rwkvfusion.model.fusing.fuser import CONFIG, WEIGHTS, Fuser, FuserConfig

@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rwkvfusion.infra.errors import redacted
 from rwkvfusion.infra.provenance import commit, package_version
-from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import MissingError, Store, sha256
 from rwkvfusion.infra.tracking import RunData, RunInfo, Tracker, find_run, run_exists, start_run, tracking_uri
 from rwkvfusion.model.registry.registry import version_of_run

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from textwrap import wrap
 
-from rwkvfusion.infra.secrets import redacted
+from rwkvfusion.infra.errors import redacted
 from rwkvfusion.infra.tracking import Tracker, tracking_uri
 from rwkvfusion.pipelines.evaluate.table import table_lines, verdict
 from rwkvfusion.pipelines.train.recipe import TrainRecipe

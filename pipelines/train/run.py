@@ -21,10 +21,9 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, redacted
 from rwkvfusion.infra.lease import Lease
 from rwkvfusion.infra.reach import reach
-from rwkvfusion.infra.secrets import redacted
 from rwkvfusion.infra.storage import absolute
 from rwkvfusion.infra.tracking import Tracker, TrackingError, tracking_uri
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rwkvfusion.infra.secrets import redacted
+from rwkvfusion.infra.errors import redacted
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.pipelines.evaluate.run import Selected, evaluate_dataset, select_samples
 from rwkvfusion.pipelines.evaluate.table import Table, finite

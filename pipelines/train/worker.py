@@ -21,8 +21,7 @@ from ray.train.torch import get_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.secrets import redacted
+from rwkvfusion.infra.errors import RwkvFusionError, redacted
 from rwkvfusion.infra.storage import RefusedError, StorageError
 from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError
 from rwkvfusion.model.network.network import RWKVFusion

@@ -3,7 +3,6 @@
 
 #include "biwkv.h"
 #include "gemm.h"
-#include "norm.h"
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)

@@ -1,9 +1,21 @@
-// Small matrix products on tiles that stay in the first caches: out (rows x n) [+]= a (rows x k) w (k x n).
+// Small matrix products on tiles that stay in the first caches: out (rows x n) [+]= a (rows x k) w (k x n). And RMSNorm.
 #pragma once
+
+#include <math.h>
 
 #include "simd.h"
 
 namespace {
+
+// 1 / sqrt(mean(x^2) + epsilon) of `width` channels, a multiple of LANES.
+INLINE Vec norm_of(const float* x, int64_t width, float epsilon) {
+    Vec squares = {};
+    for (int64_t c = 0; c < width; c += LANES) {
+        Vec part = load(x + c);
+        squares += part * part;
+    }
+    return splat(1.0f / sqrtf(total(squares) / float(width) + epsilon));
+}
 
 #if LANES == 16
 constexpr int SUMS = 24, BLOCK_VECTORS = 3;  // and 3 weights and a value, of 32 registers

@@ -10,7 +10,6 @@
 #include "carry.h"
 #include "constants.h"
 #include "gemm.h"
-#include "norm.h"
 
 namespace {
 

@@ -168,7 +168,7 @@ def test_runs_and_jobs_record_no_secret(tmp_path: Path, monkeypatch: pytest.Monk
     assert PASSWORD not in shown
     job = open_job(plan)
     assert open_job(plan).run == job.run
-    assert "uri" not in json.loads(job.store.read("job.json"))
+    assert "uri" not in json.loads(plan.store.read("job.json"))
     with using(run.uri) as client:
         assert client.get_run(job.run.run_id).data.params["register.name"] == "of https://me:***@tracking.example"
     stored = everything_below(tmp_path)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import h5py
 import numpy as np
@@ -15,6 +15,8 @@ import scipy.io
 
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.decode import MAX_BYTES
+from rwkvfusion.infra.storage import Store
+from rwkvfusion.infra.store_files import StoreFiles
 from rwkvfusion.stages.source.files import SceneError
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -23,6 +25,7 @@ _NUMBERS: Mapping[str, str] = {
     **{name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")},
 }  # fmt: skip
 """MATLAB's classes of plain numbers, as NumPy calls them."""
+_HEAD = 4096
 _MAX_ENTRIES = 10_000
 T = TypeVar("T")
 
@@ -43,31 +46,44 @@ class Header:
 
 
 class ArrayFile:
-    """Named arrays of numbers in one file (a path, or its bytes). SceneError for whatever is not such a file.
+    """Named arrays of numbers in one file of a store, read in parts. SceneError for whatever is not such a file.
 
     MATLAB's own files and its HDF5 files (v7.3) read alike. Nothing outside the file is followed: arrays that lie in
-    other files (HDF5's external and virtual ones) are left out.
+    other files (HDF5's external and virtual ones) are left out. StorageError where the store does not answer.
     """
 
-    def __init__(self, source: str | BytesIO) -> None:
-        self._source = source
+    def __init__(self, store: Store, name: str) -> None:
+        # A file that is gone is said in the store's words.
+        store.size(name)
+        self._remote = None if store.is_local else StoreFiles(store)
+        self._source = store.path(name) if self._remote is None else self._remote.open(f"/{name}")
         self._loaded: dict[str, np.ndarray] = {}
-        self._hdf5 = _guarded(h5py.File, source, "r") if _is_hdf5(source) else None
-        self.is_matlab = self._hdf5 is None or _says_matlab(source)
+        self._hdf5: h5py.File | None = None
+        head = self._call(self._head)
+        # A user block of 512 bytes or more may come first; MATLAB's has 512.
+        if any(head[start : start + 8] == _HDF5 for start in (0, 512, 1024, 2048)):
+            self._hdf5 = self._call(h5py.File, self._source, "r")
+        self.is_matlab = self._hdf5 is None or head.startswith(b"MATLAB")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the file go."""
         if self._hdf5 is not None:
             self._hdf5.close()
+        if not isinstance(self._source, str):
+            self._source.close()
 
     @cached_property
     def headers(self) -> dict[str, Header]:
         """Every array of numbers, by name; those in groups as `group/name`."""
         if self._hdf5 is not None:
-            return _guarded(self._hdf5_headers)
-        listed = _guarded(scipy.io.whosmat, self._rewound())
+            return self._call(self._hdf5_headers)
+        listed = self._call(scipy.io.whosmat, self._rewound())
         return {
             name: Header(tuple(map(int, shape)), np.dtype(_NUMBERS[kind]))
             for name, shape, kind in listed
@@ -81,14 +97,14 @@ class ArrayFile:
             if name not in self._loaded:
                 if header.nbytes > MAX_BYTES:
                     raise SceneError(f"{name} takes {header.nbytes} bytes; save it as HDF5 (MATLAB's -v7.3)")
-                self._loaded[name] = _guarded(self._load, name, header)
+                self._loaded[name] = self._call(self._load, name, header)
             return np.ascontiguousarray(self._loaded[name][part])
         stored = self._hdf5[name]
         full = part + (slice(None),) * (len(header.shape) - len(part))
         if not self.is_matlab:
-            return np.ascontiguousarray(_guarded(stored.__getitem__, full))
+            return np.ascontiguousarray(self._call(stored.__getitem__, full))
         # MATLAB stores columns first, HDF5 rows first: the axes of its files are reversed.
-        return np.ascontiguousarray(_guarded(stored.__getitem__, full[::-1]).T)
+        return np.ascontiguousarray(self._call(stored.__getitem__, full[::-1]).T)
 
     def number(self, name: str) -> float | None:
         """The single number `name`; None where there is none of that name."""
@@ -117,38 +133,27 @@ class ArrayFile:
         self._hdf5.visititems(visit)
         return headers
 
-    def _rewound(self) -> str | BytesIO:
-        if isinstance(self._source, BytesIO):
+    def _head(self) -> bytes:
+        source = self._rewound()
+        with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
+            head: bytes = file.read(_HEAD)
+        if not head:
+            raise SceneError("the file is empty")
+        return head
+
+    def _rewound(self) -> str | IO[bytes]:
+        if not isinstance(self._source, str):
             self._source.seek(0)
         return self._source
 
-
-def _head(source: str | BytesIO, length: int) -> bytes:
-    if isinstance(source, BytesIO):
-        return source.getbuffer()[:length].tobytes()
-    with open(source, "rb") as file:
-        return file.read(length)
-
-
-def _is_hdf5(source: str | BytesIO) -> bool:
-    # A user block of 512 bytes or more may come first; MATLAB's has 512.
-    head = _head(source, 4096)
-    if not head:
-        raise SceneError("the file is empty")
-    return any(head[start : start + 8] == _HDF5 for start in (0, 512, 1024, 2048))
-
-
-def _says_matlab(source: str | BytesIO) -> bool:
-    return _head(source, 6) == b"MATLAB"
-
-
-def _guarded(call: Callable[..., T], *args: Any) -> T:
-    try:
-        return call(*args)
-    except SceneError:
-        raise
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the readers raise anything on hostile bytes; ours is the one type callers see
-        text = printable(str(error).split("\n")[0])[:200]
-        raise SceneError(f"no MATLAB or HDF5 file, or a damaged one: {text or type(error).__name__}") from None
+    def _call(self, call: Callable[..., T], *args: Any) -> T:
+        """What a reader says of a file as ours; a store that is down as itself."""
+        try:
+            return call(*args)
+        except (SceneError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the readers raise anything on hostile bytes; ours is the one type callers see
+            if self._remote is not None and self._remote.failure is not None:
+                raise self._remote.failure from None
+            text = printable(str(error).split("\n")[0])[:200]
+            raise SceneError(f"no MATLAB or HDF5 file, or a damaged one: {text or type(error).__name__}") from None

@@ -24,7 +24,7 @@ from rwkvfusion.stages.source.layouts import SPLITS, TARGET
 from rwkvfusion.stages.source.pair import ArrayRef, Assumed, Candidates, Cut, Match, PixelWindow, Unpaired
 from rwkvfusion.stages.source.scenes.arrays import ArrayFile
 from rwkvfusion.stages.source.scenes.axes import MIN_CUBE_BANDS, View, cube, solve
-from rwkvfusion.stages.source.scenes.scene import ArrayCube, ArrayPair, Scene, TiffPair, open_arrays
+from rwkvfusion.stages.source.scenes.scene import ArrayCube, ArrayPair, Scene, TiffPair
 from rwkvfusion.stages.source.scenes.sensors import gains_for, usual_cube
 from rwkvfusion.stages.source.splits import OnRead, SplitFolders
 
@@ -122,7 +122,7 @@ class ScenePlanner:
         reason = self._origin.unreadable(name, whole=False)
         if reason is not None:
             raise SceneError(reason)
-        with open_arrays(self._origin.store, name) as file:
+        with ArrayFile(self._origin.store, name) as file:
             planned = [*self._of_arrays(name, file, folders)]
             self._assume_scale(name, file, planned)
             yield from planned

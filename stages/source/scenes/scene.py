@@ -10,14 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Self
 
 import numpy as np
 from rasterio.windows import Window
 
 from rwkvfusion.infra.errors import printable
-from rwkvfusion.infra.pictures.decode import MAX_BYTES
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.stages.source.config import SceneConfig
 from rwkvfusion.stages.source.files import SceneError
@@ -131,7 +129,7 @@ class ArrayPair(PairScene):
         return Pixels(high, np.zeros(high.shape, bool)), Pixels(low, np.zeros(low.shape, bool))
 
     def close(self) -> None:
-        self._file.__exit__()
+        self._file.close()
 
 
 class ArrayCube(Scene):
@@ -174,7 +172,7 @@ class ArrayCube(Scene):
         return np.ascontiguousarray(cube if self._bands is None else cube[:, :, self._bands])
 
     def close(self) -> None:
-        self._file.__exit__()
+        self._file.close()
 
 
 class TiffPair(PairScene):
@@ -216,7 +214,7 @@ def open_scene(store: Store, names: tuple[str, ...], arrays: Mapping[str, ArrayR
     """
     if not arrays:
         return TiffPair(store, *names)
-    file = open_arrays(store, names[0])
+    file = ArrayFile(store, names[0])
     views = {}
     for what, ref in arrays.items():
         header = file.headers.get(ref.name)
@@ -226,16 +224,6 @@ def open_scene(store: Store, names: tuple[str, ...], arrays: Mapping[str, ArrayR
     if "cube" in views:
         return ArrayCube(file, views["cube"], config, names[0])
     return ArrayPair(file, views["high"], views["low"], views.get("target"))
-
-
-def open_arrays(store: Store, name: str) -> ArrayFile:
-    """The arrays of a file: in place on a disk, from memory elsewhere."""
-    if store.is_local:
-        return ArrayFile(store.path(name))
-    size = store.size(name)
-    if size > MAX_BYTES:
-        raise SceneError(f"it has {size} bytes, and more than {MAX_BYTES} are only read in windows, from a disk")
-    return ArrayFile(BytesIO(store.read(name)))
 
 
 def _read_view(file: ArrayFile, view: View, index: int | None, window: Window | None = None) -> np.ndarray:

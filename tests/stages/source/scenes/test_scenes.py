@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rasterio.transform import from_origin
 
 from rwkvfusion.infra.pictures.decode import decode
-from rwkvfusion.infra.storage import StorageError
+from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.stages.dataset.sample import Sample
@@ -387,7 +387,7 @@ def test_an_hdf5_file_cannot_lead_to_other_files(tmp_path: Path) -> None:
         layout = h5py.VirtualLayout((32, 32, 20), np.uint16)
         layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "cube", (32, 32, 20))
         file.create_virtual_dataset("virtual", layout)
-    with ArrayFile(str(tmp_path / "link.h5")) as opened:
+    with ArrayFile(Store(str(tmp_path)), "link.h5") as opened:
         assert opened.headers == {}
 
 
@@ -405,7 +405,7 @@ def test_damaged_array_files_end_in_our_error(tmp_path_factory: pytest.TempPathF
     broken = folder / "broken.mat"
     broken.write_bytes(raw[: data.draw(st.integers(1, len(raw)))])
     try:
-        with ArrayFile(str(broken)) as file:
+        with ArrayFile(Store(str(broken.parent)), broken.name) as file:
             for name, header in file.headers.items():
                 if header.nbytes < 2**20:
                     file.read(name)
@@ -462,7 +462,7 @@ def test_a_store_that_is_down_does_not_pass_for_an_empty_source(
     def dies(*_: object) -> None:
         raise StorageError("cannot read it (gave up)")
 
-    monkeypatch.setattr("rwkvfusion.stages.source.scenes.plan.open_arrays", dies)
+    monkeypatch.setattr("rwkvfusion.stages.source.scenes.plan.ArrayFile", dies)
     with pytest.raises(StorageError, match="gave up"):
         read.plan()
 
@@ -480,6 +480,25 @@ def test_scenes_in_a_store_are_read_like_those_on_a_disk(tmp_path: Path) -> None
     for layout, folder in (("geotiff", "tif"), ("pancollection", "arrays")):
         here, there = samples(tmp_path / folder, layout), samples(f"memory://raw/{folder}", layout)
         assert [(s.key, s.images, s.target) for s in here] == [(s.key, s.images, s.target) for s in there]
+
+
+def test_arrays_in_a_store_are_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cube = values(20, 512, 512)
+    write_hdf5(tmp_path / "cube.h5", {"cube": cube})
+    fsspec.filesystem("memory").pipe("/windows/cube.h5", (tmp_path / "cube.h5").read_bytes())
+    fetched: list[int] = []
+    read = Store.read
+
+    def counted(self: Store, name: str, *part: int) -> bytes:
+        data = read(self, name, *part)
+        fetched.append(len(data))
+        return data
+
+    monkeypatch.setattr(Store, "read", counted)
+    with ArrayFile(Store("memory://windows"), "cube.h5") as file:
+        assert file.headers["cube"].shape == cube.shape
+        np.testing.assert_array_equal(file.read("cube", (3, slice(10, 20))), cube[3, 10:20])
+    assert sum(fetched) < cube.nbytes / 2
 
 
 def test_a_root_without_scenes_says_what_was_looked_for(tmp_path: Path) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+_NEAR = 1e-6
+"""Of a number: floats that GDAL takes for equal lie within a few units in the last place."""
 
 
 def filled(values: np.ndarray, empty: np.ndarray) -> np.ndarray:
@@ -30,10 +35,21 @@ def filled(values: np.ndarray, empty: np.ndarray) -> np.ndarray:
     return out
 
 
-def apart(values: np.ndarray, number: float) -> np.ndarray:
-    """The same values, of which none is `number`, but the next beside it."""
-    if values.dtype.kind == "f":
-        beside = np.nextafter(values.dtype.type(number), values.dtype.type(np.inf))
-    else:
-        beside = values.dtype.type(int(number) + (-1 if int(number) == np.iinfo(values.dtype).max else 1))
-    return np.where(values == number, beside, values)
+def holds(dtype: np.dtype[Any], number: float) -> bool:
+    """Whether values of a type can be `number`, which stands for empty."""
+    if dtype.kind == "f":
+        return bool(not np.isfinite(number) or abs(number) <= np.finfo(dtype).max)
+    limits = np.iinfo(dtype)
+    return bool(np.isfinite(number) and float(number).is_integer() and limits.min <= number <= limits.max)
+
+
+def apart(values: np.ndarray, number: Any) -> np.ndarray:
+    """The same values, none of which is `number`, nor so near that GDAL takes it for it, but the nearest beside it."""
+    number = values.dtype.type(number)
+    if values.dtype.kind != "f":
+        beside = int(number) + (-1 if int(number) == np.iinfo(values.dtype).max else 1)
+        return np.where(values == number, values.dtype.type(beside), values)
+    if not np.isfinite(number):
+        return values
+    beside = number * values.dtype.type(1 - 2 * _NEAR) if number else np.nextafter(number, values.dtype.type(1))
+    return np.where(np.abs(values - number) <= _NEAR * abs(number), beside, values)

@@ -206,50 +206,44 @@ class Fuser:
         read: Callable[[Window], Mapping[str, np.ndarray]],
         height: int,
         width: int,
-        unit: int,
+        ratio: int,
+        units: Mapping[str, Unit],
         text: np.ndarray | None = None,
         max_pixels: int = SCENE_PIXELS,
-        units: Mapping[str, Unit] | None = None,
     ) -> Iterator[tuple[slice, np.ndarray]]:
-        """Sharpen a scene of any size, as (rows, (rows, W, C)) from top to bottom; holds one row of tiles.
+        """Sharpen rasters of any size, as (rows, (rows, W, C)) from top to bottom; holds one row of tiles.
 
         Args:
             read: gives the pictures by role of a window in pixels of the result; the low-resolution one is read where
                 the window lies on it. Types as in `fuse`.
-            height, width: of the result, multiples of `unit`, the ratio of the resolutions.
+            height, width: of the result, multiples of `ratio`, that of the resolutions.
+            units: of the whole pictures, by role.
             text: (tokens, width) encoded caption.
             max_pixels: of a tile.
-            units: of the whole pictures, by role; by default what `measure` makes of each tile.
 
         Raises:
             FuserError: as `fuse`, and for a model of another kind of task.
         """
-        sharpened = self.network.config.residual
-        if sharpened is None:
+        if self.network.config.residual is None:
             raise FuserError(f"a model for {self.config.task} does not sharpen: give it pictures, not scenes")
         _, tokens = self._guidance(None, text, height, width)
-        dtype: np.dtype[Any] | None = None
-        like: Unit | None = None
+        like = self.fused_like(units)
+        dtype = np.dtype(np.float32)
 
         def fuse(window: Window) -> np.ndarray:
-            nonlocal dtype, like
+            nonlocal dtype
             selected = self._select(read(window))
-            pictures = {role: Picture(role, values) for role, values in selected.items()}
-            own = units or {role: picture.unit for role, picture in self.measure(pictures)[0].items()}
-            role = self.fused_like(selected)
-            dtype, like = selected[role].dtype, own[role]
-            planes = [_planes(name, image, own[name]) for name, image in selected.items()]
+            dtype = selected[like].dtype
+            planes = [_planes(role, image, units[role]) for role, image in selected.items()]
             whole = (slice(0, window[0].stop - window[0].start), slice(0, window[1].stop - window[1].start))
             with torch.inference_mode():
                 return self._forward(planes, None, tokens, whole, whole[0].stop)
 
         # Strided convolutions, windows and pooling then see the same pixels together in every tile.
-        grid = math.lcm(unit, self.network.config.multiple)
-        step = grid if height % grid == 0 and width % grid == 0 else unit
+        grid = math.lcm(ratio, self.network.config.multiple)
+        step = grid if height % grid == 0 and width % grid == 0 else ratio
         for rows, fused in strips(fuse, height, width, step, max_pixels):
-            assert dtype is not None
-            assert like is not None
-            yield rows, from_planes(fused, dtype, like)
+            yield rows, from_planes(fused, dtype, units[like])
 
     def fuse_sample(self, sample: Sample) -> np.ndarray:
         """Fuse a sample with its mask and text. FuserError as `fuse`, ImageError for damaged pictures."""
@@ -340,10 +334,10 @@ class Fuser:
         return np.asarray(fused)
 
 
-def guidance_of(sample: Sample) -> tuple[np.ndarray | None, np.ndarray | None]:
+def guidance_of(sample: Sample | None) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The mask and the text of a sample, as `Fuser.fuse` takes them."""
-    mask = None if sample.mask is None else decode_indices(sample.mask.png)
-    return mask, None if sample.text is None else sample.text.array()
+    mask = decode_indices(sample.mask.png) if sample is not None and sample.mask is not None else None
+    return mask, sample.text.array() if sample is not None and sample.text is not None else None
 
 
 def _planes(role: str, image: np.ndarray, unit: Unit) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rwkvfusion.infra.pictures.decode import decode_indices, describe
-from rwkvfusion.infra.pictures.emptiness import apart, filled
+from rwkvfusion.infra.pictures.emptiness import apart, filled, holds
 from rwkvfusion.infra.pictures.encode import encode_picture
 from rwkvfusion.infra.pictures.units import EVERY, Picture, excess_words, narrow_words, parse_scales
 from rwkvfusion.model.fusing.fuser import Fuser, FuserError
@@ -86,7 +86,7 @@ def fuse_encoded(
     fused = fuser.fuse_pictures(measured, mask, text)
     like = fuser.fused_like(images)
     number = numbers.get(like)
-    if fuser.config.luma_only or number is None or not _holds(fused.dtype, number):
+    if fuser.config.luma_only or number is None or not holds(fused.dtype, number):
         for role in empty:
             message = (
                 f"{role} has pixels that are empty ({numbers[role]:g}): they are as their neighbours in the result"
@@ -106,9 +106,3 @@ def _text(data: bytes) -> np.ndarray:
         return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
     except (ValueError, EOFError, OSError) as error:
         raise FuserError(f"the text is not a .npy array of plain numbers: {error}") from None
-
-
-def _holds(dtype: np.dtype[Any], number: float) -> bool:
-    if dtype.kind == "f":
-        return True
-    return number.is_integer() and np.iinfo(dtype).min <= number <= np.iinfo(dtype).max

@@ -23,7 +23,7 @@ from rwkvfusion.pipelines.fuse.writer import ADVICE, is_tiff
 from rwkvfusion.stages.dataset.sample import Image
 from rwkvfusion.stages.dataset.task import SHARPENING_TASKS
 from rwkvfusion.stages.source.files import open_picture
-from rwkvfusion.stages.source.scenes.ground import check_same_grid
+from rwkvfusion.stages.source.scenes.picture_rasters import check_ground
 from rwkvfusion.stages.source.scenes.raster import Raster, RasterError, gdal_errors
 from rwkvfusion.stages.source.scenes.raster_pair import RasterPair
 
@@ -59,22 +59,18 @@ def is_scene(fuser: Fuser, files: Mapping[str, File]) -> bool:
 def lost_ground(files: Mapping[str, File]) -> tuple[str, ...]:
     """What TIFFs that are fused as plain pictures say of themselves, and the fused picture does not.
 
-    RasterError where they are not of the same ground.
+    PairError where they are not of the same ground.
     """
-    rasters, notes = [], []
-    with ExitStack() as stack:
-        for store, name in files.values():
-            if is_tiff(name):
-                with suppress(RasterError):
-                    rasters.append(stack.enter_context(Raster(store, name)))
-        for raster in rasters:
-            if raster.is_located and rasters[0].is_located:
-                check_same_grid(rasters[0], raster)
-            if raster.is_located:
-                notes.append(f"the georeference of {raster.name} is not kept: only models that sharpen do")
-            if raster.nodata or raster.has_mask:
-                how = "they are filled from their neighbours, and the result does not tell them"
-                notes.append(f"{raster.name} declares empty pixels: {how}")
+    check_ground(list(files.values()))
+    notes = []
+    for store, name in files.values():
+        if is_tiff(name):
+            with suppress(RasterError), Raster(store, name) as raster:
+                if raster.is_located:
+                    notes.append(f"the georeference of {raster.name} is not kept: only models that sharpen do")
+                if raster.nodata or raster.has_mask:
+                    how = "they are filled from their neighbours, and the result does not tell them"
+                    notes.append(f"{raster.name} declares empty pixels: {how}")
     return tuple(notes)
 
 
@@ -137,7 +133,7 @@ def fuse_scene(
         stack.enter_context(gdal_errors(f"{name} cannot be written"))
         (height, width), (tall, wide) = pair.fine.size, (side * pair.ratio for side in pair.size)
         with SceneWriter(folder / "fused.tif", pair, fuser.network.config.out_channels) as out:
-            for rows, strip in fuser.fuse_scene(_reader(pair, high, low), tall, wide, pair.ratio, text, units=units):
+            for rows, strip in fuser.fuse_scene(_reader(pair, high, low), tall, wide, pair.ratio, units, text):
                 inside = slice(rows.start, min(rows.stop, height))
                 out.write(strip[: inside.stop - inside.start, :width], pair.empty(inside))
         stem = name.rpartition(".")[0]

@@ -13,14 +13,13 @@ from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from rasterio.windows import Window
 
+from rwkvfusion.infra.pictures.emptiness import apart, holds
 from rwkvfusion.stages.source.scenes.ground import Grid, transform_of
 from rwkvfusion.stages.source.scenes.raster import Raster
 from rwkvfusion.stages.source.scenes.raster_pair import RasterPair
 
 _NOT_OURS = ("IMAGE_STRUCTURE", "SUBDATASETS", "DERIVED_SUBDATASETS", "RPC", "COLOR_PROFILE", "GEOLOCATION")
 """Domains of tags that say how a file is stored, or that come to the result in another way."""
-_NEAR = 1e-6
-"""Of a number: floats that GDAL takes for equal lie within a few units in the last place."""
 _RGB = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
 
 
@@ -86,7 +85,7 @@ class SceneWriter:
             self.nodata = self.dataset.nodata = float("nan")
         if self.nodata is not None:
             number = self._dtype.type(self.nodata)
-            strip = _apart(strip, number)
+            strip = apart(strip, number)
             strip[empty] = number
         elif empty.any():
             strip[empty] = np.nan if self._dtype.kind == "f" else 0
@@ -117,7 +116,7 @@ class SceneWriter:
     def _number(self, fine: Raster, coarse: Raster) -> float | None:
         """The number that stands for empty in the result, if one does."""
         for raster in (coarse, fine):
-            held = [number for number in raster.nodata if _holds(self._dtype, number)]
+            held = [number for number in raster.nodata if holds(self._dtype, number)]
             if held:
                 if len(raster.nodata) > 1 or (raster is fine and coarse.nodata):
                     numbers = ", ".join(f"{number:g}" for number in dict.fromkeys((*raster.nodata, *coarse.nodata)))
@@ -177,25 +176,6 @@ class SceneWriter:
             texts = {key: value for key, value in page.tags(band).items() if not key.startswith("STATISTICS_")}
             if texts:
                 out.update_tags(i, **texts)
-
-
-def _holds(dtype: np.dtype[Any], number: float) -> bool:
-    if dtype.kind == "f":
-        return bool(not np.isfinite(number) or abs(number) <= np.finfo(dtype).max)
-    limits = np.iinfo(dtype)
-    return bool(np.isfinite(number) and float(number).is_integer() and limits.min <= number <= limits.max)
-
-
-def _apart(strip: np.ndarray, number: Any) -> np.ndarray:
-    """The values, of which none is `number`, nor so near that GDAL takes them for it, but the nearest beside it."""
-    if strip.dtype.kind != "f":
-        limits = np.iinfo(strip.dtype)
-        beside = int(number) + (-1 if int(number) == limits.max else 1)
-        return np.where(strip == number, strip.dtype.type(beside), strip)
-    if not np.isfinite(number):
-        return strip
-    beside = number * strip.dtype.type(1 - 2 * _NEAR) if number else np.nextafter(number, strip.dtype.type(1))
-    return np.where(np.abs(strip - number) <= _NEAR * abs(number), beside, strip)
 
 
 def _scaled_point(point: GroundControlPoint, grid: Grid) -> GroundControlPoint:

@@ -132,7 +132,7 @@ class PictureWriter:
         height, width = pictures[images[0].role].values.shape[:2]
         with self._room.taken(height, width):
             start = time.perf_counter()
-            picture = fuser.fuse_pictures(pictures, *((None, None) if guide is None else guidance_of(guide)))
+            picture = fuser.fuse_pictures(pictures, *guidance_of(guide))
             data, extension = encode_picture(picture, self.output.format, self.output.quality)
         seconds = time.perf_counter() - start
         path = f"{stem}.{extension}"
@@ -152,7 +152,7 @@ class PictureWriter:
         beside = files_beside(files)
         units, odd = raster_units(self.model.fuser, files, self.model.scales)
         guide = self._guided(overview(files, units)) if self._stages else None
-        text = None if guide is None else guidance_of(guide)[1]
+        _, text = guidance_of(guide)
         # A scene takes as much as there may be, whatever its size.
         with self._room.taken(MAX_PIXELS, 1):
             result = fuse_scene(self.model.fuser, files, self.store, path, units, text)

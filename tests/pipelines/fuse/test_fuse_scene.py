@@ -18,6 +18,7 @@ from rasterio.transform import from_origin
 from test_metrics_sharpening import scene
 from test_scenes import values, write_geotiff
 
+from rwkvfusion.infra.pictures.units import Unit
 from rwkvfusion.model.fusing import tiles
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion, preset
@@ -153,7 +154,8 @@ def test_tiles_agree_with_the_whole_and_leave_no_seam() -> None:
         return {"pan": pan[window], "ms": ms[coarse]}
 
     def fused(max_pixels: int) -> np.ndarray:
-        return np.concatenate([rows for _, rows in fuser.fuse_scene(read, 768, 768, 4, None, max_pixels)])
+        units = dict.fromkeys(("pan", "ms"), Unit(1.0, is_bounded=True))
+        return np.concatenate([rows for _, rows in fuser.fuse_scene(read, 768, 768, 4, units, None, max_pixels)])
 
     whole, tiled = fused(768 * 768), fused(384 * 384)
     detail = np.abs(whole - _upsampled(ms)).mean()

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
-from rwkvfusion.infra.pictures.units import Scale, Unit, UnitError, unit_of
+from rwkvfusion.infra.pictures import units
+from rwkvfusion.infra.pictures.units import Unit, UnitError
 from rwkvfusion.model.metrics.baselines import luma_baselines, sharpening_baselines
 from rwkvfusion.model.metrics.luma import Plane, luma
 from rwkvfusion.model.metrics.sharpening import FullResolution
@@ -27,13 +28,8 @@ class ScoreError(RwkvFusionError):
     """Pictures that cannot be compared; the message says which file, folder or sample is the cause."""
 
 
-@dataclass(frozen=True)
-class Picture:
-    """Decoded values (H, W, C), what is declared of them (None: the largest of their type is 1), a name for errors."""
-
-    name: str
-    values: np.ndarray
-    scale: Scale | None = None
+class Picture(units.Picture):
+    """A picture (H, W, C) to be scored, or scored against; nothing declared of it: the largest of its type is 1."""
 
     @cached_property
     def unit(self) -> Unit:
@@ -41,7 +37,7 @@ class Picture:
         try:
             # Without a scale floats may be anything to the metrics that do not ask for 0-1.
             undeclared = self.scale is None and self.values.dtype.kind == "f"
-            return Unit(1.0) if undeclared else unit_of(self.values, self.scale)
+            return Unit(1.0) if undeclared else units.unit_of(self.values, self.scale)
         except UnitError as error:
             raise ScoreError(f"{printable(self.name)} holds {error}") from None
 

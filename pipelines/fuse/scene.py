@@ -23,7 +23,7 @@ from rwkvfusion.pipelines.fuse.writer import ADVICE, is_tiff
 from rwkvfusion.stages.dataset.sample import Image
 from rwkvfusion.stages.dataset.task import SHARPENING_TASKS
 from rwkvfusion.stages.source.files import open_picture
-from rwkvfusion.stages.source.scenes.picture_rasters import check_ground
+from rwkvfusion.stages.source.scenes.picture_rasters import check_rasters
 from rwkvfusion.stages.source.scenes.raster import Raster, RasterError, gdal_errors
 from rwkvfusion.stages.source.scenes.raster_pair import RasterPair
 
@@ -61,7 +61,7 @@ def lost_ground(files: Mapping[str, File]) -> tuple[str, ...]:
 
     PairError where they are not of the same ground.
     """
-    check_ground(list(files.values()))
+    check_rasters(list(files.values()))
     notes = []
     for store, name in files.values():
         if is_tiff(name):

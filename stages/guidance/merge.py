@@ -91,8 +91,8 @@ def merge(instances: Sequence[Instance], shape: tuple[int, int], config: MergeCo
     nearest neighbour. Merging the result again, as masks of one modality, gives it back.
     """
     masks = _Masks([_sized(instance, shape) for instance in instances], shape, config)
-    kept = masks.without_contained(masks.match(masks.without_duplicates()))
-    return masks.disjoint(kept)
+    selected = masks.without_contained(masks.match(masks.without_duplicates()))
+    return masks.disjoint(selected)
 
 
 def paint(objects: Sequence[Object], shape: tuple[int, int]) -> Mask:
@@ -136,24 +136,25 @@ class _Masks:
 
     def without_duplicates(self) -> list[int]:
         """Of masks of one modality that cover the same pixels, the best."""
-        kept: list[int] = []
+        selected: list[int] = []
         for i in range(len(self.instances)):
-            twins = (j for j in kept if self.roles[j] == self.roles[i])
-            if all(self.iou[i, j] < self.config.duplicate_iou for j in twins):
-                kept.append(i)
-        return kept
+            same_role = (j for j in selected if self.roles[j] == self.roles[i])
+            if all(self.iou[i, j] < self.config.duplicate_iou for j in same_role):
+                selected.append(i)
+        return selected
 
-    def match(self, kept: Sequence[int]) -> list[list[int]]:
+    def match(self, candidates: Sequence[int]) -> list[list[int]]:
         """Clusters of masks that are one object, each with at most one mask a modality.
 
         Each two modalities are matched one to one for the largest sum of IoU; with more than two, the matches are
         joined from the best on, as long as no modality would come twice.
         """
-        by_role = {role: [i for i in kept if self.roles[i] == role] for role in {self.roles[i] for i in kept}}
+        roles = {self.roles[i] for i in candidates}
+        by_role = {role: [i for i in candidates if self.roles[i] == role] for role in roles}
         # Modalities in the order of their masks' ranks: a name or a place must not decide between equal sums.
         rows = sorted(by_role.values())
         matches = [pair for a, b in combinations(rows, 2) for pair in self._assign(a, b)]
-        cluster = {i: [i] for i in kept}
+        cluster = {i: [i] for i in candidates}
         for a, b in sorted(matches, key=lambda pair: (-self.iou[pair], pair)):
             joined = sorted({*cluster[a], *cluster[b]})
             if len({self.roles[i] for i in joined}) == len(joined):
@@ -162,8 +163,8 @@ class _Masks:
 
     def _assign(self, rows: list[int], columns: list[int]) -> list[tuple[int, int]]:
         gain = np.array([[self._gain(a, b) for b in columns] for a in rows])
-        chosen = zip(*linear_sum_assignment(gain, maximize=True), strict=True)
-        pairs = [(rows[r], columns[c]) for r, c in chosen if gain[r, c] > 0]
+        assigned = zip(*linear_sum_assignment(gain, maximize=True), strict=True)
+        pairs = [(rows[r], columns[c]) for r, c in assigned if gain[r, c] > 0]
         return [(min(pair), max(pair)) for pair in pairs]
 
     def _gain(self, a: int, b: int) -> float:
@@ -177,22 +178,22 @@ class _Masks:
         """
         matched = [members[0] for members in clusters if len(members) > 1]
         alone = [members[0] for members in clusters if len(members) == 1]
-        kept = list(matched)
+        selected = list(matched)
         for i in sorted(alone, key=lambda i: (-self.areas[i], i)):
-            if not any(self._contains(j, i) for j in kept):
-                kept.append(i)
-        return sorted(kept)
+            if not any(self._contains(j, i) for j in selected):
+                selected.append(i)
+        return sorted(selected)
 
     def _contains(self, outer: int, inner: int) -> bool:
         within = self.shared[outer, inner] >= self.config.inside * self.areas[inner]
         return bool(within) and self.labels[outer] == self.labels[inner]
 
-    def disjoint(self, kept: Sequence[int]) -> list[Object]:
+    def disjoint(self, selected: Sequence[int]) -> list[Object]:
         """Each pixel to one object: small objects before large, and of like size (a factor of four) the better mask.
 
         While more are seen than the limit allows, the worst go, and what they hid may be seen again. Best first.
         """
-        order = sorted(kept, key=lambda i: (int(np.log2(self.areas[i])) // 2, i))
+        order = sorted(selected, key=lambda i: (int(np.log2(self.areas[i])) // 2, i))
         seen = self._seen(order)
         while len(seen) > self.config.max_objects:
             surplus = set(sorted(seen)[self.config.max_objects :])

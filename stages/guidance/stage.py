@@ -92,27 +92,26 @@ def fingerprints(stages: Sequence[Stage[Any]], base: Any) -> tuple[str, ...]:
 
     So a new setting changes the fingerprints of its own stage and of those that read what it makes, and no others.
     """
-    found: list[str] = []
-    made_by: dict[str, str] = {}
+    prints: list[str] = []
+    of_field: dict[str, str] = {}
     for stage in stages:
-        upstream = sorted({made_by[field] for field in stage.requires if field in made_by})
-        print_ = fingerprint(fingerprint("", [base, upstream]), stage.identity())
-        found.append(print_)
-        made_by |= dict.fromkeys(stage.provides, print_)
-    return tuple(found)
+        upstream = sorted({of_field[field] for field in stage.requires if field in of_field})
+        prints.append(fingerprint(fingerprint("", [base, upstream]), stage.identity()))
+        of_field |= dict.fromkeys(stage.provides, prints[-1])
+    return tuple(prints)
 
 
-def check_chain(stages: Iterable[Stage[Any]], given: frozenset[str] = frozenset({"images"})) -> None:
-    """StageError where a stage needs a field that nothing before it provides."""
-    have = set(given)
+def check_chain(stages: Iterable[Stage[Any]]) -> None:
+    """StageError where a stage needs a field that nothing before it provides; the source provides the images."""
+    available = {"images"}
     for stage in stages:
-        missing = stage.requires - have
+        missing = stage.requires - available
         if missing:
             raise StageError(
                 f"stage {stage.name!r} needs {', '.join(sorted(missing))}, which no stage before it provides"
-                f" (there is {', '.join(sorted(have))})"
+                f" (there is {', '.join(sorted(available))})"
             )
-        have |= stage.provides
+        available |= stage.provides
 
 
 def run(stage: Stage[Any], samples: Sequence[Sample], on_done: Callable[[int], None] = lambda _: None) -> list[Sample]:

@@ -15,6 +15,8 @@ from rwkvfusion.stages.guidance.display import grey, view
 from rwkvfusion.stages.guidance.stage import Stage, StageConfig
 
 BRIGHT, DARK = "bright region", "dark region"
+_Candidate = tuple[float, str, int, int, int, int]
+"""Score, label, and the corners x0, y0, x1, y1 in pixels of the small view."""
 
 
 class DetectConfig(StageConfig):
@@ -53,18 +55,17 @@ class SalientRegions(Stage[DetectConfig]):
     def detect(self, image: Image) -> list[Box]:
         """Boxes of one modality, best first, in its own pixels."""
         plane = grey(view(image, self.config.long_side))
-        found = sorted(self._candidates(plane), key=lambda c: (-c[0], c[1:]))
-        kept: list[tuple[float, str, int, int, int, int]] = []
-        for candidate in found:
-            if len(kept) < self.config.max_boxes and all(self._apart(candidate, other) for other in kept):
-                kept.append(candidate)
+        selected: list[_Candidate] = []
+        for candidate in sorted(self._candidates(plane), key=lambda c: (-c[0], c[1:])):
+            if len(selected) < self.config.max_boxes and all(self._apart(candidate, other) for other in selected):
+                selected.append(candidate)
         sx, sy = image.width / plane.shape[1], image.height / plane.shape[0]
         return [
             Box(role=image.role, label=label, score=round(score, 4), x0=x0 * sx, y0=y0 * sy, x1=x1 * sx, y1=y1 * sy)
-            for score, label, x0, y0, x1, y1 in kept
+            for score, label, x0, y0, x1, y1 in selected
         ]
 
-    def _candidates(self, plane: np.ndarray) -> Iterator[tuple[float, str, int, int, int, int]]:
+    def _candidates(self, plane: np.ndarray) -> Iterator[_Candidate]:
         largest = self.config.max_area * plane.size
         for scale in self.config.scales:
             centre = cv2.GaussianBlur(plane, (0, 0), scale / 2)
@@ -79,7 +80,8 @@ class SalientRegions(Stage[DetectConfig]):
                     if score >= self.config.min_score and area >= scale**2 and w * h <= largest:
                         yield score, label, x, y, x + w, y + h
 
-    def _apart(self, a: tuple[float, str, int, int, int, int], b: tuple[float, str, int, int, int, int]) -> bool:
+    def _apart(self, a: _Candidate, b: _Candidate) -> bool:
+        """Whether two boxes share so little that both stay."""
         width = min(a[4], b[4]) - max(a[2], b[2])
         height = min(a[5], b[5]) - max(a[3], b[3])
         shared = max(width, 0) * max(height, 0)

@@ -28,7 +28,7 @@ class SegmentConfig(AnnotationConfig):
 
     method: Literal["grabcut"] = "grabcut"
     long_side: int = Field(default=256, ge=32, description="pixels of the longer side in which GrabCut works")
-    margin: float = Field(default=0.4, ge=0, description="surroundings taken along, as a fraction of the box")
+    margin: float = Field(default=0.4, ge=0, description="surroundings included, as a fraction of the box")
     iterations: int = Field(default=3, ge=1, description="of GrabCut")
 
 
@@ -53,8 +53,8 @@ class BoxSegmenter(Stage[SegmentConfig]):
 
     def _segment_all(self, image: Image, boxes: Sequence[Box]) -> list[Instance]:
         picture = view(image, self.config.long_side)
-        found = (self.segment(image, picture, box) for box in boxes)
-        return [instance for instance in found if instance is not None]
+        instances = (self.segment(image, picture, box) for box in boxes)
+        return [instance for instance in instances if instance is not None]
 
     def segment(self, image: Image, picture: np.ndarray, box: Box) -> Instance | None:
         """The mask of the object in `box`, or None where there is nothing to tell apart. `picture`: its small view."""

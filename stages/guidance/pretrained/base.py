@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
@@ -27,10 +26,13 @@ class ModelConfig(StageConfig):
         """The defaults of model, revision and sha256 belong together: with another model or revision the rest go."""
         if not isinstance(values, dict):
             return values
-        default = {name: cls.model_fields[name].default for name in ("model", "revision", "sha256")}
-        changed = [name for name in ("model", "revision") if values.get(name, default[name]) != default[name]]
-        dropped = {"model": ("revision", "sha256"), "revision": ("sha256",)}
-        return {**{name: None for key in changed for name in dropped[key]}, **values}
+
+        def is_other(name: str) -> bool:
+            return name in values and values[name] != cls.model_fields[name].default
+
+        if is_other("model"):
+            return {"revision": None, "sha256": None, **values}
+        return {"sha256": None, **values} if is_other("revision") else values
 
     @field_validator("model")
     @classmethod
@@ -53,9 +55,13 @@ class ModelStage(Stage[M]):
     weights: Weights | None = None
     _WHERE: ClassVar[frozenset[str]] = frozenset({"model", "revision", "sha256", "checkpoint"})
 
-    @abstractmethod
+    model_types: ClassVar[frozenset[str]] = frozenset()
+    """Of the hub's models, those whose weights it can take; none: any."""
+
     def source(self) -> HubModel | Checkpoint:
-        """Where the weights come from, by the settings."""
+        """Where the weights come from, by the settings, which are a `ModelConfig`."""
+        config: Any = self.config
+        return HubModel(config.model, config.revision, config.sha256, self.model_types, option=f"{self.name}.model")
 
     def check(self) -> None:
         """Find and hash the weights on this machine; WeightsError says what is missing or wrong and what to do."""
@@ -66,19 +72,19 @@ class ModelStage(Stage[M]):
         if self.weights is None:
             self.check()
         assert self.weights is not None
-        found = super().identity()
-        found["config"] = {name: value for name, value in found["config"].items() if name not in self._WHERE}
-        return {**found, "weights": self.weights.identity()}
+        identity = super().identity()
+        config = {name: value for name, value in identity["config"].items() if name not in self._WHERE}
+        return {**identity, "config": config, "weights": self.weights.identity()}
 
     def local(self) -> Weights:
         """The weights on the machine this runs on: as found when the job was put together, or fetched again.
 
         WeightsError where they are not the same.
         """
-        found = self.source().fetch()
+        weights = self.source().fetch()
         if self.weights is not None:
-            found.must_equal(self.weights)
-        return found
+            weights.must_equal(self.weights)
+        return weights
 
     def pretrained(self, kind: Any, weights: Weights, unused: tuple[str, ...] = ()) -> Any:
         """A transformers model of class `kind` with these weights, on the device; WeightsError where any is lacking.
@@ -118,9 +124,9 @@ class ModelStage(Stage[M]):
         By itself it takes torchvision's operators where there are any, and they give other values.
         """
         with quiet():
-            found = kind.from_pretrained(weights.path, local_files_only=True)
-            found.image_processor = images.from_pretrained(weights.path, local_files_only=True)
-        return found
+            processor = kind.from_pretrained(weights.path, local_files_only=True)
+            processor.image_processor = images.from_pretrained(weights.path, local_files_only=True)
+        return processor
 
     @property
     def device(self) -> str:

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from rwkvfusion.infra.weights import HubModel
 from rwkvfusion.stages.dataset.sample import Sample, Text
 from rwkvfusion.stages.guidance.pretrained.base import ModelConfig, ModelStage, quiet
 
@@ -34,15 +33,12 @@ class TextEncoder(ModelStage[TextEncoderConfig]):
     requires = frozenset({"caption"})
     provides = frozenset({"text"})
 
-    def source(self) -> HubModel:
-        return HubModel(self.config.model, self.config.revision, self.config.sha256, option="text.model")
-
     def load(self) -> None:
         from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
         weights = self.local()
         kind = type(AutoConfig.from_pretrained(weights.path, local_files_only=True))
-        # T5 is an encoder and a decoder to AutoModel; here only the encoder is wanted.
+        # To AutoModel T5 is an encoder and a decoder; here only the encoder is needed.
         family = AutoModelForTextEncoding if kind in AutoModelForTextEncoding._model_mapping else AutoModel
         with quiet():
             self.tokenizer = AutoTokenizer.from_pretrained(weights.path, local_files_only=True)
@@ -56,10 +52,10 @@ class TextEncoder(ModelStage[TextEncoderConfig]):
 
     def encode(self, captions: Sequence[str]) -> list[np.ndarray]:
         """(tokens, width) float32 of each caption; no tokens for an empty one."""
-        said = [caption for caption in captions if caption.strip()]
-        found = iter(self._encode(said) if said else [])
+        texts = [caption for caption in captions if caption.strip()]
+        vectors = iter(self._encode(texts) if texts else [])
         empty = np.zeros((0, self.model.config.hidden_size), np.float32)
-        return [next(found) if caption.strip() else empty for caption in captions]
+        return [next(vectors) if caption.strip() else empty for caption in captions]
 
     def _encode(self, captions: list[str]) -> list[np.ndarray]:
         # Beyond its own limit a model has no positions, or none it was trained on.

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import difflib
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from rwkvfusion.infra.weights import HubModel
 from rwkvfusion.stages.dataset.sample import Box, Caption, Image, Name, Sample
 from rwkvfusion.stages.guidance.display import rgb
 from rwkvfusion.stages.guidance.pretrained.base import ModelConfig, ModelStage, quiet
-from rwkvfusion.stages.guidance.pretrained.boxes import PromptedConfig, PromptedDetector
-from rwkvfusion.stages.guidance.pretrained.phrases import joined, object_name, packed, prompt_of, sentences
+from rwkvfusion.stages.guidance.pretrained.prompts import (
+    PromptedConfig,
+    PromptedDetector,
+    joined,
+    object_name,
+    packed,
+    prompt_of,
+    sentences,
+)
 
 CAPTION_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 GROUNDING = "<CAPTION_TO_PHRASE_GROUNDING>"
+MODEL_TYPES = frozenset({"florence2"})
 
 
 class FlorenceConfig(ModelConfig):
@@ -100,31 +108,25 @@ class FlorenceCaption(ModelStage[FlorenceCaptionConfig]):
     version = 1
     requires = frozenset({"images"})
     provides = frozenset({"captions", "caption"})
-
-    def source(self) -> HubModel:
-        return _source(self.config, self.name)
+    model_types = MODEL_TYPES
 
     def load(self) -> None:
         self.florence = _Florence(self)
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        bare = [sample for sample in samples if sample.own_caption is None]
-        wanted = [(sample, image) for sample in bare for image in self._captioned(sample)]
-        prompts = [self.config.prompt] * len(wanted)
-        pictures = [rgb(image) for _, image in wanted]
-        answers = self.florence.ask(pictures, prompts, self.config.prompt) if wanted else []
-        said: dict[str, list[Caption]] = {sample.key: [] for sample in samples}
-        for (sample, image), answer in zip(wanted, answers, strict=True):
-            said[sample.key].append(Caption(role=image.role, text=answer))
-        return [
-            sample.replace(
-                captions=tuple(said[sample.key]),
-                caption=" ".join(dict.fromkeys(caption.text for caption in said[sample.key] if caption.text)),
-            )
-            if sample.own_caption is None
-            else sample
-            for sample in samples
+        asked = [
+            (sample.key, image) for sample in samples if sample.own_caption is None for image in self._captioned(sample)
         ]
+        prompts = [self.config.prompt] * len(asked)
+        answers = self.florence.ask([rgb(image) for _, image in asked], prompts, self.config.prompt) if asked else []
+        captions: defaultdict[str, list[Caption]] = defaultdict(list)
+        for (key, image), answer in zip(asked, answers, strict=True):
+            captions[key].append(Caption(role=image.role, text=answer))
+        return [self._with(sample, captions[sample.key]) if sample.key in captions else sample for sample in samples]
+
+    def _with(self, sample: Sample, captions: Sequence[Caption]) -> Sample:
+        joined = " ".join(dict.fromkeys(caption.text for caption in captions if caption.text))
+        return sample.replace(captions=tuple(captions), caption=joined)
 
     def _captioned(self, sample: Sample) -> list[Image]:
         roles = self.config.roles
@@ -138,9 +140,7 @@ class FlorenceDetect(PromptedDetector[FlorenceDetectConfig]):
     """Detects by Florence-2's phrase grounding. It gives no scores, so that all are 1."""
 
     version = 1
-
-    def source(self) -> HubModel:
-        return _source(self.config, self.name)
+    model_types = MODEL_TYPES
 
     def load(self) -> None:
         self.florence = _Florence(self)
@@ -154,10 +154,10 @@ class FlorenceDetect(PromptedDetector[FlorenceDetectConfig]):
                 pictures += [rgb(image)] * len(texts)
                 asked += [(sample.key, image.role, GROUNDING + text) for text in texts]
         answers = self.florence.ask(pictures, [prompt for *_, prompt in asked], GROUNDING) if asked else []
-        found: dict[str, dict[str, list[Box]]] = {sample.key: {} for sample in samples}
+        boxes: dict[str, defaultdict[str, list[Box]]] = {sample.key: defaultdict(list) for sample in samples}
         for (key, role, _), answer in zip(asked, answers, strict=True):
-            found[key].setdefault(role, []).extend(self._boxes(role, answer))
-        return [sample.replace(boxes=self.best(sample, found[sample.key])) for sample in samples]
+            boxes[key][role] += self._boxes(role, answer)
+        return [sample.replace(boxes=self.best(sample, boxes[sample.key])) for sample in samples]
 
     def _texts(self, sample: Sample) -> list[str]:
         if sample.annotation is not None:
@@ -171,9 +171,3 @@ class FlorenceDetect(PromptedDetector[FlorenceDetectConfig]):
             if label is not None:
                 boxes.append(Box(role=role, label=label, score=1.0, x0=x0, y0=y0, x1=x1, y1=y1))
         return boxes
-
-
-def _source(config: FlorenceConfig, stage: str) -> HubModel:
-    return HubModel(
-        config.model, config.revision, config.sha256, types=frozenset({"florence2"}), option=f"{stage}.model"
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,12 +12,17 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from rwkvfusion.infra.weights import HubModel
 from rwkvfusion.stages.dataset.sample import Box, Image, Sample
 from rwkvfusion.stages.guidance.display import rgb
 from rwkvfusion.stages.guidance.pretrained.base import ModelConfig, quiet
-from rwkvfusion.stages.guidance.pretrained.boxes import PromptedConfig, PromptedDetector
-from rwkvfusion.stages.guidance.pretrained.phrases import joined, object_name, packed, sentences
+from rwkvfusion.stages.guidance.pretrained.prompts import (
+    PromptedConfig,
+    PromptedDetector,
+    joined,
+    object_name,
+    packed,
+    sentences,
+)
 
 _MARKS = re.compile(r"[\s.!?]+")
 
@@ -46,10 +52,10 @@ class Question:
         """The label of a box whose tokens have these `scores`; None where no word has one above `threshold`."""
         of_words = np.where(self.phrases >= 0, scores[: len(self.phrases)], 0)
         phrase = int(self.phrases[of_words.argmax()])
-        said = np.flatnonzero((of_words > threshold) & (self.phrases == phrase)).tolist()
-        if not said or self.labels[phrase] is not None:
-            return self.labels[phrase] if said else None
-        words = dict.fromkeys(self.words[token] for token in said)
+        tokens = np.flatnonzero((of_words > threshold) & (self.phrases == phrase)).tolist()
+        if not tokens or self.labels[phrase] is not None:
+            return self.labels[phrase] if tokens else None
+        words = dict.fromkeys(self.words[token] for token in tokens)
         return object_name(" ".join(self.text[start:end] for start, end in words), ignore)
 
 
@@ -61,12 +67,7 @@ class GroundingDino(PromptedDetector[GroundingDinoConfig]):
     """
 
     version = 1
-
-    def source(self) -> HubModel:
-        config = self.config
-        return HubModel(
-            config.model, config.revision, config.sha256, types=frozenset({"grounding-dino"}), option="detect.model"
-        )
+    model_types = frozenset({"grounding-dino"})
 
     def load(self) -> None:
         weights = self.local()
@@ -78,27 +79,24 @@ class GroundingDino(PromptedDetector[GroundingDinoConfig]):
             self.model = self.pretrained(GroundingDinoForObjectDetection, weights)
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        wanted = [
+        asked = [
             (place, image, question)
             for place, sample in enumerate(samples)
             if sample.annotation is None
             for question in self.questions(sample.caption or "")
             for image in sample.images
         ]
+        images = {(place, image.role): image for place, image, _ in asked}
+        pictures = {key: rgb(image) for key, image in images.items()}
+        boxes: list[defaultdict[str, list[Box]]] = [defaultdict(list) for _ in samples]
         # Pictures or texts of other sizes would be padded, and padding shows in the last digits.
-        wanted.sort(key=_alike)
-        pictures: dict[tuple[int, str], np.ndarray] = {}
-        for place, image, _ in wanted:
-            if (place, image.role) not in pictures:
-                pictures[place, image.role] = rgb(image)
-        found: list[dict[str, list[Box]]] = [{} for _ in samples]
-        for _, group in groupby(wanted, key=_alike):
+        for _, group in groupby(sorted(asked, key=_alike), key=_alike):
             members = list(group)
             arrays = [pictures[place, image.role] for place, image, _ in members]
-            boxes = self.detect([image for _, image, _ in members], arrays, members[0][2])
-            for (place, image, _), some in zip(members, boxes, strict=True):
-                found[place].setdefault(image.role, []).extend(some)
-        return [sample.replace(boxes=self.best(sample, boxes)) for sample, boxes in zip(samples, found, strict=True)]
+            answers = self.detect([image for _, image, _ in members], arrays, members[0][2])
+            for (place, image, _), answer in zip(members, answers, strict=True):
+                boxes[place][image.role] += answer
+        return [sample.replace(boxes=self.best(sample, own)) for sample, own in zip(samples, boxes, strict=True)]
 
     def detect(self, images: Sequence[Image], pictures: Sequence[np.ndarray], question: Question) -> list[list[Box]]:
         """All boxes above the thresholds in each of the `images`, which are of one size and decoded as `pictures`."""

@@ -1,14 +1,24 @@
-"""Segmentation by segment-anything: box prompts, the best of its three masks (Sect. 3.1, 3.7)."""
+"""Segmentation by segment-anything: box prompts, the best of its three masks (Sect. 3.1, 3.7).
+
+The package imports torchvision for four small functions. torchvision's wheel is bound to one build of torch: beside a
+CPU torch it does not import, and its mere presence then breaks transformers. So where it imports it is used, and where
+it does not, stand-ins take its place while segment-anything is imported, and are gone afterwards.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from PIL import Image as PillowImage
 from pydantic import Field, field_validator
 
 from rwkvfusion.infra.weights import Checkpoint, Weights, WeightsError, absolute_model
@@ -16,7 +26,6 @@ from rwkvfusion.stages.dataset.sample import Box, Image, Instance, Sample
 from rwkvfusion.stages.guidance.annotation import AnnotationConfig, annotated_or
 from rwkvfusion.stages.guidance.display import rgb
 from rwkvfusion.stages.guidance.pretrained.base import ModelStage
-from rwkvfusion.stages.guidance.pretrained.sam_import import segment_anything
 from rwkvfusion.stages.guidance.rle import encode_rle
 
 _FILES = "https://dl.fbaipublicfiles.com/segment_anything"
@@ -215,3 +224,53 @@ def architecture(weights: Weights, tensors: Mapping[str, Any]) -> dict[str, Any]
 
 def _not_sam(weights: Weights, reason: str) -> str:
     return f"segment.checkpoint {weights.path} is not a checkpoint of SAM (segment-anything): {reason}"
+
+
+@cache
+def segment_anything() -> Any:
+    """The module `segment_anything`."""
+    if "segment_anything" in sys.modules or _has_torchvision():
+        return importlib.import_module("segment_anything")
+    missing = object()
+    stubs = _stubs()
+    before = {name: sys.modules.get(name, missing) for name in stubs}
+    sys.modules.update(stubs)
+    try:
+        return importlib.import_module("segment_anything")
+    finally:
+        for name, module in before.items():
+            if module is missing:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module  # type: ignore[assignment]
+
+
+def _has_torchvision() -> bool:
+    try:
+        importlib.import_module("torchvision.transforms.functional")
+        importlib.import_module("torchvision.ops.boxes")
+    except (ImportError, RuntimeError, AttributeError, OSError):  # its operators do not fit this torch
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        return False
+    return True
+
+
+def _stubs() -> dict[str, ModuleType]:
+    names = ("torchvision", "torchvision.ops", "torchvision.ops.boxes", "torchvision.transforms",
+             "torchvision.transforms.functional")  # fmt: skip
+    stubs = {name: ModuleType(name) for name in names}
+    functional, boxes = stubs["torchvision.transforms.functional"], stubs["torchvision.ops.boxes"]
+    functional.resize, functional.to_pil_image = _resize, PillowImage.fromarray  # type: ignore[attr-defined]
+    boxes.box_area = boxes.batched_nms = _unused  # type: ignore[attr-defined]
+    return stubs
+
+
+def _resize(picture: PillowImage.Image, size: tuple[int, int]) -> PillowImage.Image:
+    """torchvision's resize of a PIL image to (height, width): bilinear, by PIL itself."""
+    return picture.resize((size[1], size[0]), PillowImage.Resampling.BILINEAR)
+
+
+def _unused(*_: Any, **__: Any) -> Any:
+    """What only the package's own SamAutomaticMaskGenerator calls."""
+    raise NotImplementedError("segment-anything was imported without torchvision: it answers prompts only")

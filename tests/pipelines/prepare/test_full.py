@@ -136,7 +136,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each library's model is called in this process."""
     import transformers
 
-    from rwkvfusion.stages.guidance.pretrained.sam_import import segment_anything
+    from rwkvfusion.stages.guidance.pretrained.sam import segment_anything
 
     found: Counter[str] = Counter()
 

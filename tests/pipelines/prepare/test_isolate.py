@@ -7,17 +7,23 @@ import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from made import write_pairs
 from made_datasets import pair
 from operators import died, run_stage
 
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.storage import Store
+from rwkvfusion.pipelines.prepare import operators as prepare_operators
 from rwkvfusion.pipelines.prepare.isolate import SHARD_TRIES, Attempts, Death, IsolateError, each_alone
-from rwkvfusion.pipelines.prepare.operators import RunStage, Target
+from rwkvfusion.pipelines.prepare.operators import ReadPairs, RunStage, Target
+from rwkvfusion.pipelines.prepare.plan import ShardPlan
 from rwkvfusion.stages.dataset.sample import Box, Sample
 from rwkvfusion.stages.guidance.stage import Stage, StageConfig
+from rwkvfusion.stages.source.config import SourceConfig
+from rwkvfusion.stages.source.source import Source
 
 
 def test_only_what_kills_its_process_twice_is_lost(tmp_path: Path) -> None:
@@ -110,3 +116,24 @@ def test_a_shard_that_took_three_workers_with_it_is_gone_through_alone(tmp_path:
     retry = RunStage(deadly(), "f" * 64, Target(store, "made", "vif", "", Fence(store, 0), retry=True))
     harmless = [samples[0], samples[2]]
     assert run_stage(retry, harmless)[1] == 0
+
+
+def test_isolated_reading_waits_for_its_store_as_long_as_the_recipe_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SourceConfig(layout="msrs", root=str(write_pairs(tmp_path / "raw", ["a", "b"], height=48, width=64)))
+    store = Store(str(tmp_path / "out"), 7.0)
+    reader = ReadPairs(config, Target(store, "msrs", "vif", "", Fence(store, 0)))
+    for _ in range(SHARD_TRIES):
+        died(reader.attempts)
+    patience: list[float] = []
+
+    def here(make: Any, refs: Any) -> Any:
+        source = make().__self__
+        patience.append(source.store.patience)
+        return map(source.read, refs)
+
+    monkeypatch.setattr(prepare_operators, "each_alone", here)
+    plan = ShardPlan("train-000000", Source(config).plan().pairs)
+    assert reader.read(plan.name, plan.to_json()).samples.num_rows == 2
+    assert patience == [7.0]

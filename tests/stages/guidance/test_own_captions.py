@@ -12,7 +12,7 @@ from PIL import Image
 from test_accounts import both, tree
 from test_incomplete import make
 
-from rwkvfusion.pipelines.gallery.draw import draw_row
+from rwkvfusion.pipelines.gallery.sheet import draw_row
 from rwkvfusion.pipelines.prepare.card import finish_dataset
 from rwkvfusion.pipelines.prepare.plan import Job, plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe

@@ -20,8 +20,7 @@ from made_datasets import picture
 from rwkvfusion.infra.weights import WeightsError
 from rwkvfusion.stages.dataset.sample import Box, Image, Sample
 from rwkvfusion.stages.guidance.display import rgb
-from rwkvfusion.stages.guidance.pretrained.sam import SamConfig, SamSegmenter
-from rwkvfusion.stages.guidance.pretrained.sam_import import segment_anything
+from rwkvfusion.stages.guidance.pretrained.sam import SamConfig, SamSegmenter, segment_anything
 from rwkvfusion.stages.guidance.rle import decode_rle
 from rwkvfusion.stages.guidance.stage import run
 
@@ -213,7 +212,7 @@ def test_files_that_are_no_sam_are_refused_before_anything_starts(tmp_path: Path
 
 _IMPORTED = """
     import sys
-    from rwkvfusion.stages.guidance.pretrained.sam_import import segment_anything
+    from rwkvfusion.stages.guidance.pretrained.sam import segment_anything
     package = segment_anything()
     left = [name for name in sys.modules if name.partition(".")[0] == "torchvision"]
     from segment_anything.utils import transforms
@@ -242,13 +241,13 @@ def _in_python(code: str, path: Path) -> str:
 
 def test_stand_ins_for_torchvision_leave_no_trace(tmp_path: Path) -> None:
     if importlib.util.find_spec("torchvision") is None:
-        wanted = "0 rwkvfusion.stages.guidance.pretrained.sam_import ModuleNotFoundError\nFalse\n"
+        wanted = "0 rwkvfusion.stages.guidance.pretrained.sam ModuleNotFoundError\nFalse\n"
         assert _in_python(_IMPORTED + _TRANSFORMERS, tmp_path) == wanted
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(
         "raise RuntimeError('operator torchvision::nms does not exist')\n"
     )
-    assert _in_python(_IMPORTED, tmp_path) == "0 rwkvfusion.stages.guidance.pretrained.sam_import RuntimeError\n"
+    assert _in_python(_IMPORTED, tmp_path) == "0 rwkvfusion.stages.guidance.pretrained.sam RuntimeError\n"
 
 
 def test_a_torchvision_that_works_is_used(tmp_path: Path) -> None:

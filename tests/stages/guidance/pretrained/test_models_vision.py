@@ -36,7 +36,7 @@ from rwkvfusion.stages.guidance.pretrained.florence import (
     FlorenceDetectConfig,
 )
 from rwkvfusion.stages.guidance.pretrained.grounding_dino import GroundingDino, GroundingDinoConfig, Question
-from rwkvfusion.stages.guidance.pretrained.phrases import joined, object_name, packed, prompt_of, sentences
+from rwkvfusion.stages.guidance.pretrained.prompts import joined, object_name, packed, prompt_of, sentences
 from rwkvfusion.stages.guidance.rle import decode_rle
 from rwkvfusion.stages.guidance.stage import Stage, run
 from rwkvfusion.stages.source.files import open_picture

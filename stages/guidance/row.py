@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from rwkvfusion.stages.dataset.manifest import StageRecord
 from rwkvfusion.stages.dataset.sample import SCHEMA, Sample, to_table
+from rwkvfusion.stages.guidance.display import VIEW
 
 Identity = tuple[str, str]
 READ_FIELDS = frozenset({"key", "dataset", "split", "task", "images", "annotation", "caption", "error"})
@@ -24,7 +25,8 @@ READ_FIELDS = frozenset({"key", "dataset", "split", "task", "images", "annotatio
 SAMPLES = pa.schema([pa.field("content", pa.string()), *SCHEMA])
 """Of a table of samples on their way, one row a sample."""
 _TEXTS = ("shard", "plan", "manifest", "records")
-_ROW = pa.schema([*((name, pa.string()) for name in _TEXTS), *((f.name, pa.list_(f.type)) for f in SAMPLES)])
+_LISTS = pa.schema([*SAMPLES, pa.field("views", VIEW)])
+_ROW = pa.schema([*((name, pa.string()) for name in _TEXTS), *((f.name, pa.list_(f.type)) for f in _LISTS)])
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class ShardRow:
     """One row a sample, columns of `SAMPLES`."""
     records: tuple[StageRecord, ...] = ()
     """What was done for it by this job."""
+    views: pa.Array = field(default_factory=lambda: pa.array([], VIEW))
+    """Small views of its pictures that the last stage used."""
     manifest: str = ""
     """Its proof, as JSON, where it is committed already: then the operators pass it on."""
 
@@ -48,19 +52,23 @@ class ShardRow:
             texts = {name: table.column(name)[place].as_py() for name in _TEXTS}
             records = tuple(StageRecord.model_validate(one) for one in json.loads(texts.pop("records")))
             columns = [table.column(name)[place].values for name in SAMPLES.names]
-            yield cls(**texts, records=records, samples=pa.Table.from_arrays(columns, schema=SAMPLES))
+            samples = pa.Table.from_arrays(columns, schema=SAMPLES)
+            yield cls(**texts, records=records, samples=samples, views=table.column("views")[place].values)
 
     def to_table(self) -> pa.Table:
         """A table of this one row; the samples' columns are not copied."""
         texts = [self.shard, self.plan, self.manifest, json.dumps([record.model_dump() for record in self.records])]
         # One chunk is given as it is: `combine_chunks` copies it.
-        columns = (c.chunk(0) if c.num_chunks == 1 else c.combine_chunks() for c in self.samples.columns)
-        lists = [pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values) for values in columns]
+        columns = [c.chunk(0) if c.num_chunks == 1 else c.combine_chunks() for c in self.samples.columns]
+        lists = [
+            pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
+            for values in (*columns, self.views)
+        ]
         return pa.Table.from_arrays([*(pa.array([text]) for text in texts), *lists], schema=_ROW)
 
-    def after(self, samples: pa.Table, record: StageRecord) -> ShardRow:
-        """The row with what one operator made of its samples."""
-        return replace(self, samples=samples, records=(*self.records, record))
+    def after(self, samples: pa.Table, record: StageRecord, views: pa.Array) -> ShardRow:
+        """The row with what one operator made of its samples, and the views that it used."""
+        return replace(self, samples=samples, records=(*self.records, record), views=views)
 
 
 def read_columns(samples: Sequence[Sample]) -> pa.Table:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
+import pytest
 from made_datasets import pair
 
+from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.stages.dataset.manifest import StageRecord
 from rwkvfusion.stages.dataset.sample import Sample, from_table
+from rwkvfusion.stages.guidance import display
 from rwkvfusion.stages.guidance.row import READ_FIELDS, ShardRow, identities, read_columns, with_columns
 
 
@@ -39,7 +43,7 @@ def test_no_byte_of_a_picture_is_copied_on_its_way_through_a_stage() -> None:
     (row,) = ShardRow.rows(came_in)
     assert addresses(row.samples.column("images")) <= addresses(came_in.column("images"))
     captioned = with_columns(row.samples, ["caption"], [{"caption": "a"}, {"caption": "b"}])
-    goes_out = row.after(captioned, row.records[0]).to_table()
+    goes_out = row.after(captioned, row.records[0], row.views).to_table()
     # The list around the samples is new: two offsets.
     assert len(addresses(goes_out.column("images")) - addresses(came_in.column("images"))) == 1
     (after,) = ShardRow.rows(goes_out)
@@ -52,3 +56,28 @@ def test_a_stage_is_given_what_it_requires() -> None:
     assert (sample.images, sample.mask, sample.text) == (pair(0).images, None, None)
     (sample,) = from_table(read_columns([pair(0)]), READ_FIELDS | {"text"})
     assert (sample.mask, sample.text) == (None, pair(0).text)
+
+
+def test_a_picture_that_an_earlier_stage_looked_at_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [pair(0), pair(1)]
+    images = [image for sample in samples for image in sample.images]
+    decoded: list[bytes] = []
+
+    def counted(data: bytes) -> np.ndarray:
+        decoded.append(data)
+        return decode(data)
+
+    monkeypatch.setattr(display, "decode", counted)
+    expected = [display.view(image, 32) for image in images]
+    row = row_of(samples)
+    for stage, n_decoded in (("first", 4), ("second", 0)):
+        decoded.clear()
+        with display.shared_views(row.views) as views:
+            seen = [display.view(image, 32) for image in images]
+        assert len(decoded) == n_decoded, stage
+        assert all(np.array_equal(one, other) for one, other in zip(seen, expected, strict=True))
+        (row,) = ShardRow.rows(row.after(row.samples, row.records[0], views.to_arrow()).to_table())
+    # What a stage has no use for goes no further.
+    with display.shared_views(row.views) as views:
+        display.view(images[0], 16)
+    assert [one["shape"].as_py()[1] for one in views.to_arrow()] == [16]

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,6 +134,15 @@ def test_module_keeps_to_its_arrows(path: Path) -> None:
 
 def test_no_folder_has_an_init_of_its_own() -> None:
     assert [folder for folder in FOLDERS if (ROOT / folder / "__init__.py").exists()] == []
+
+
+def test_every_folder_of_modules_is_a_package_and_every_room_has_its_arrows() -> None:
+    folders = {path.parent.relative_to(ROOT) for path in modules()}
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    names = {".".join(("rwkvfusion", *folder.parts)) for folder in folders}
+    assert names <= set(setup["packages"]) == set(setup["package-dir"])
+    rooms = {".".join(folder.parts[:2]) for folder in folders if len(folder.parts) > 1}
+    assert {room for room in rooms if not room.startswith(("infra.", "kernels."))} - {"pipelines.recipes"} == set(ROOMS)
 
 
 @pytest.mark.parametrize(

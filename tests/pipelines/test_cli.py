@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from made import write_pairs
 
+from rwkvfusion.pipelines import cli
 from rwkvfusion.pipelines.cli import COMMANDS, main
 from rwkvfusion.pipelines.cluster import ClusterError, connect
 
@@ -22,6 +23,11 @@ def test_help_is_quick_to_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_room_with_flags_is_a_command() -> None:
+    rooms = {path.parent.name for path in Path(cli.__file__).parent.glob("*/command.py")}
+    assert rooms == {module.partition(".")[0] for module, _ in COMMANDS.values() if module.endswith(".command")}
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -18,8 +18,18 @@ from rwkvfusion.stages.dataset.sample import Box, Image, Instance, Sample
 from rwkvfusion.stages.guidance.builtin.detect import DetectConfig, SalientRegions
 from rwkvfusion.stages.guidance.builtin.segment import BoxSegmenter, SegmentConfig
 from rwkvfusion.stages.guidance.builtin.text import HashedText, TextConfig
-from rwkvfusion.stages.guidance.chain import GuidanceConfig, guidance_stages
+from rwkvfusion.stages.guidance.chain import (
+    METHODS,
+    STAGES,
+    Caption,
+    Detect,
+    GuidanceConfig,
+    Segment,
+    Text,
+    guidance_stages,
+)
 from rwkvfusion.stages.guidance.display import view
+from rwkvfusion.stages.guidance.merge import MergeConfig
 from rwkvfusion.stages.guidance.rle import decode_rle
 from rwkvfusion.stages.guidance.stage import Stage, StageConfig, StageError, check_chain, fingerprint, run
 from rwkvfusion.stages.source.files import open_picture
@@ -250,6 +260,14 @@ def test_a_chain_that_cannot_work_is_refused_before_it_starts() -> None:
     detect, caption, *_ = builtin_stages()
     with pytest.raises(StageError, match=r"'caption' needs boxes"):
         check_chain([caption, detect])
+
+
+def test_every_method_that_a_recipe_can_name_has_its_stage() -> None:
+    configs = [get_args(hint)[0] for hint in (Detect, Caption, Segment, Text)]
+    classes = {config for union in configs for config in get_args(union)}
+    assert classes | {MergeConfig} == set(STAGES)
+    methods = {config.model_fields["method"].default for config in classes}
+    assert all(set(named.values()) <= methods for named in METHODS.values())
 
 
 def test_a_fingerprint_changes_with_what_changes_the_output_only() -> None:

@@ -46,7 +46,7 @@ def unreadable(store: Store, name: str, *, follow_links: bool = True, max_bytes:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        # Where it went away since it was listed, whoever reads it finds out.
+        # Gone since it was listed: reading it says so.
         return "is a link that leads nowhere" if os.path.islink(path) else None
     except OSError as error:
         return "is a link that leads to itself" if error.errno == errno.ELOOP else f"cannot be read: {error.strerror}"

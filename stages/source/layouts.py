@@ -101,8 +101,8 @@ class Layout:
     ignored: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
     kind_in_key: bool = False
-    extensions: frozenset[str] = frozenset()
-    """Of files that hold arrays; none: the files are pictures."""
+    arrays: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the arrays that are high, low and target, the preferred first, in lower case; none of pictures."""
     is_scene: bool = False
     """Whether pictures without a target are scenes, that are cut and degraded into pairs (see scenes.scene)."""
     unused: tuple[str, ...] = ()
@@ -117,6 +117,11 @@ class Layout:
     """Pattern of a stem whose first group names what must stay in one split; None: the stem, and what looks alike."""
     holdout: Mapping[str, float] = field(default_factory=dict)
     """Part of the groups (or of the rows of a scene) that goes to each split by default; none: the folders decide."""
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """Of files that hold arrays; none where the files are pictures."""
+        return ARRAY_EXTENSIONS if self.arrays else frozenset()
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -247,7 +252,12 @@ LAYOUTS: Mapping[str, Layout] = {
     "pancollection": Layout(
         "pansharpening",
         _PAN_AND_MS,
-        extensions=ARRAY_EXTENSIONS,
+        # Those that are upsampled already (lms, HSI_up) are not used, here and below.
+        arrays={
+            "high": ("pan", "i_pan", "panchromatic"),
+            "low": ("ms", "i_ms_lr", "i_ms", "mslr", "ms_lr"),
+            TARGET: ("gt", "i_gt", "ref", "reference"),
+        },
         scale=2047.0,
         scale_by_word={"gf2": 1023.0, "gaofen": 1023.0},
         holdout={"test": 0.25},
@@ -261,7 +271,15 @@ LAYOUTS: Mapping[str, Layout] = {
     ),
     "geotiff": Layout("pansharpening", _PAN_AND_MS, inner=(ANY,), is_scene=True, holdout={"test": 0.25}),
     "hscube": Layout(
-        "hmif", (Place("ms"), Place("hs")), extensions=ARRAY_EXTENSIONS, scale=10_000.0, holdout={"test": 0.25}
+        "hmif",
+        (Place("ms"), Place("hs")),
+        arrays={
+            "high": ("rgb", "hrmsi", "hr_msi", "msi", "hmsi"),
+            "low": ("lrhsi", "lr_hsi", "hsi_lr", "lhsi", "lrhs"),
+            TARGET: ("gt", "ref", "reference", "hrhsi", "hr_hsi"),
+        },
+        scale=10_000.0,
+        holdout={"test": 0.25},
     ),
 }
 """Layouts by name. A dataset of another shape is described in the recipe, as layout `paired`."""

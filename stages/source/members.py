@@ -34,7 +34,7 @@ class MemberNames:
 
     The extension of a role's is the format that most of its files' names tell, as the first such file really has it:
     so where all are alike, each member is named as its picture is. With `uniform`, one that every picture can be
-    brought to. `exposures`: which are kept of sequences, None of other pairs. StorageError where the store does not
+    brought to. `exposures`: which are used of sequences, None of other pairs. StorageError where the store does not
     answer.
     """
 
@@ -59,7 +59,7 @@ class MemberNames:
         """The roles of a pair's pictures: pairs of equal ones have equal members."""
         roles = tuple(role for role, _ in self._files(ref))
         if self._exposures == "extreme":
-            # However many there are, two are kept.
+            # However many there are, two are read.
             return (_EXPOSURE, _EXPOSURE, *(role for role in roles if role != _EXPOSURE))
         return roles
 
@@ -101,7 +101,7 @@ class MemberNames:
 
 
 def _true_extension(store: Store, name: str) -> str | None:
-    """None where the file cannot be read, which is told when its pair is."""
+    """By the content of a file; None where it cannot be read: reading its pair says why."""
     if unreadable(store, name):
         return None
     try:

@@ -52,7 +52,7 @@ def colours_swapped(visible: Image, infrared: Image) -> bool:
 
 
 def pairs_swapped(read: Callable[[PairRef], Sample], pairs: Sequence[PairRef]) -> str | None:
-    """What tells that most of a source's pairs are swapped, by all names and a few pictures; None where nothing."""
+    """Why most of a source's pairs seem to be swapped, by all names and a few pictures; None where they do not."""
     files = [{file.role: file.name for file in pair.files} for pair in pairs]
     named = [one for one in files if {VISIBLE, INFRARED} <= one.keys()]
     by_name = [one for one in named if names_swapped(one[VISIBLE], one[INFRARED])]
@@ -70,7 +70,7 @@ def pairs_swapped(read: Callable[[PairRef], Sample], pairs: Sequence[PairRef]) -
 
 
 def why_swapped(visible: Image, infrared: Image) -> str | None:
-    """What tells that they were given for each other; None where nothing does."""
+    """Why the two pictures seem to be given for each other; None where nothing says so."""
     if names_swapped(visible.path, infrared.path):
         return f"by their names, {visible.path} is the infrared picture and {infrared.path} the visible one"
     if colours_swapped(visible, infrared):

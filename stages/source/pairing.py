@@ -34,7 +34,7 @@ class NameReader:
         # Folders that all pictures share are a wrapping (`MSRS-main/MSRS/...`), whatever they are called.
         self._n_wrapping = len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))))
         self.unknown_folders: dict[str, None] = {}
-        """Names of the folders that kept a file from being one of its modality, as they come."""
+        """Folders that the layout does not have, in which files of a modality lie, in the order of the listing."""
 
     def read(self, name: str) -> NamedFile | Unpaired | None:
         """What `name` is: a file of a role; one that should be, or any other picture, and why it is none; or nothing.

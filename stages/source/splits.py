@@ -233,7 +233,7 @@ def hash_files(store: Store, names: Sequence[str], on_read: OnRead = lambda *_: 
         try:
             return perceptual_hash(store.read(name))
         except (ImageError, RefusedError):
-            # Whoever reads the pair finds out, and says so.
+            # Reading the pair says why.
             return None
 
     hashes = []

@@ -53,7 +53,7 @@ class ArrayFile:
     """
 
     def __init__(self, store: Store, name: str) -> None:
-        # A file that is gone is said in the store's words.
+        # MissingError where it is gone: the readers' own errors do not tell.
         store.size(name)
         self._remote = None if store.is_local else StoreFiles(store)
         self._source = store.path(name) if self._remote is None else self._remote.open(f"/{name}")

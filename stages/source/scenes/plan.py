@@ -31,19 +31,6 @@ from rwkvfusion.stages.source.splits import OnRead, SplitFolders
 FULL = "_full"
 """What the name of a split of full-resolution pairs ends in: they have no target, and cannot be learnt from."""
 
-ALIASES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "pansharpening": {
-        "high": ("pan", "i_pan", "panchromatic"),
-        "low": ("ms", "i_ms_lr", "i_ms", "mslr", "ms_lr"),
-        "target": ("gt", "i_gt", "ref", "reference"),
-    },
-    "hmif": {
-        "high": ("rgb", "hrmsi", "hr_msi", "msi", "hmsi"),
-        "low": ("lrhsi", "lr_hsi", "hsi_lr", "lhsi", "lrhs"),
-        "target": ("gt", "ref", "reference", "hrhsi", "hr_hsi"),
-    },
-}
-"""Names of arrays by what they are, the preferred first, in lower case; upsampled ones (lms, HSI_up) are not used."""
 MIN_REGION = 16
 """Rows that a held-out region has at least; scenes too small for it are not divided."""
 
@@ -128,7 +115,7 @@ class ScenePlanner:
             yield from planned
 
     def _of_arrays(self, name: str, file: ArrayFile, folders: SplitFolders) -> Iterator[Match]:
-        roles = _find(file, ALIASES[self._task])
+        roles = _find(file, self._origin.layout.arrays)
         split = declared_split(name) or folders.of(name.split("/")[:-1]) or ""
         stem = os.path.splitext(name.rpartition("/")[2])[0]
         match = Match(split, "", stem, dict.fromkeys(TASKS[self._task].orders[0], name))

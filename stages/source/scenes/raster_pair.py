@@ -107,10 +107,10 @@ def _nearest(axis: Axis, fine: np.ndarray, n_coarse: int) -> np.ndarray:
 
 def _cubic(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """`values` at points between pixels, of the same type: cubic convolution (Keys, a = -1/2), borders repeated."""
-    made = _along(_along(values.astype(np.float32), rows).transpose(1, 0, 2), columns).transpose(1, 0, 2)
+    result = _along(_along(values.astype(np.float32), rows).transpose(1, 0, 2), columns).transpose(1, 0, 2)
     if values.dtype.kind == "f":
-        return made
-    return np.clip(np.rint(made), 0, np.iinfo(values.dtype).max).astype(values.dtype)
+        return result
+    return np.clip(np.rint(result), 0, np.iinfo(values.dtype).max).astype(values.dtype)
 
 
 def _along(values: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -165,13 +165,13 @@ def usual_cube(name: str, n_bands: int) -> tuple[str, Nanometres] | None:
     return None
 
 
-def wavelengths(name: str, n_bands: int, kept: np.ndarray | None, declared: Nanometres | None) -> np.ndarray | None:
+def wavelengths(name: str, n_bands: int, selected: np.ndarray | None, declared: Nanometres | None) -> np.ndarray | None:
     """The centre of each band in nm, evenly spaced from the first to the last; None where nothing is known.
 
     Args:
         name: of the file, by which the usual cubes are known.
         n_bands: of the sensor.
-        kept: indices of the bands that are used; None for all.
+        selected: indices of the bands that are used; None for all.
         declared: first and last centre in nm, before any band was taken out.
     """
     span = declared
@@ -181,7 +181,7 @@ def wavelengths(name: str, n_bands: int, kept: np.ndarray | None, declared: Nano
             return None
         _, span = usual
     centres = np.linspace(*span, n_bands)
-    return centres if kept is None else centres[kept]
+    return centres if selected is None else centres[selected]
 
 
 def response_matrix(response: str, centres: np.ndarray | None, n_bands: int) -> np.ndarray:

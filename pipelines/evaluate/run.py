@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.decode import ImageError, decode, describe
 from rwkvfusion.infra.pictures.encode import RASTERS
 from rwkvfusion.infra.pictures.units import EVERY, Scale, UnitError, narrow_use, narrow_words, option_scale
 from rwkvfusion.infra.storage import Store
-from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.metrics.score import Picture, Scene, ScoreError, score
 from rwkvfusion.pipelines.evaluate.table import Means, Table
 from rwkvfusion.stages.dataset.dataset import Dataset
@@ -21,6 +21,9 @@ from rwkvfusion.stages.source.files import PairError, SourceError
 from rwkvfusion.stages.source.pair import Unpaired
 from rwkvfusion.stages.source.pairing import pair_folders
 from rwkvfusion.stages.source.scenes.picture_rasters import check_rasters
+
+if TYPE_CHECKING:  # it takes torch to import, which folders do not need
+    from rwkvfusion.model.fusing.fuser import Fuser
 
 OnScene = Callable[[int, int], None]
 """Called after each scene with the number of those done, and of all."""

@@ -1,4 +1,4 @@
-"""The last scores of a training: of held-out pairs, with the trivial answers beside them. They fail no training."""
+"""The final scores of a training, on held-out pairs, with the trivial answers beside them. They fail no training."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from rwkvfusion.infra.errors import redacted
 from rwkvfusion.model.fusing.fuser import Fuser
-from rwkvfusion.pipelines.evaluate.run import Selected, evaluate_dataset, select_samples
-from rwkvfusion.pipelines.evaluate.table import Table, finite
+from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
+from rwkvfusion.pipelines.evaluate.table import finite
 from rwkvfusion.pipelines.train.recipe import DataConfig
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.source.scenes.plan import FULL
@@ -20,9 +20,8 @@ _MODEL = "model"
 
 @dataclass(frozen=True)
 class FinalScores:
-    """Mean scores of the model and of the trivial answers over `pairs`; None for a mean that cannot be had.
-
-    `notes`: in words, what the scores are not, and why.
+    """Mean scores over `pairs` of the model and of the trivial answers (`floors`, by name); None for a mean that is not
+    a finite number. `notes`: what does not count in them, or why there are none.
     """
 
     metrics: dict[str, float | None]
@@ -32,24 +31,19 @@ class FinalScores:
     datasets: tuple[str, ...]
     notes: tuple[str, ...]
 
-    @property
-    def line(self) -> str:
-        """Of what they are, for a person."""
-        return f"{self.pairs} pairs of split {', '.join(self.splits)} of {', '.join(self.datasets)}"
-
 
 def final_splits(data: DataConfig) -> dict[str, tuple[str, ...]]:
     """The splits of each dataset that are scored: those asked for, else the held-out ones (see `HELD_OUT`), else none.
 
     Of scenes, those at reduced resolution, which have targets. DatasetError where there is no dataset.
     """
-    found = {}
+    selected = {}
     for url in data.all_urls:
         splits = [split for split in Dataset.open(url, allow_incomplete=True).splits if split not in data.splits]
         splits = [split for split in splits if split.removesuffix(FULL) not in splits or not split.endswith(FULL)]
         held_out = (tuple(split for split in splits if split.startswith(word)) for word in HELD_OUT)
-        found[url] = data.final_splits or next(filter(None, held_out), ())
-    return found
+        selected[url] = data.final_splits or next(filter(None, held_out), ())
+    return selected
 
 
 def no_scores(data: DataConfig) -> str | None:
@@ -72,7 +66,7 @@ def final_scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None] = la
     try:
         reason = no_scores(data)
         return _nothing(reason) if reason else _scores(fuser, data, say)
-    # By now the hours of training are over: no error of the last and least step may take the model with it.
+    # The hours of training are over: no error of the last step, whatever a library raises, may take the model with it.
     except Exception as error:  # noqa: BLE001
         words = str(error).strip().splitlines() or [""]
         return _nothing(f"no final scores: {redacted(words[0]) or type(error).__name__}")
@@ -91,19 +85,15 @@ def _scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None]) -> Final
         say(f"scoring {one.line}")
     table = evaluate_dataset({_MODEL: fuser}, *selected)
     rows = finite(table.means)
+    scored = {split for one in selected for split in one.splits}
+    notes = list(table.notes)
+    if trained_on := sorted(scored & set(data.splits)):
+        notes.append(f"scores of pairs that were trained on (split {', '.join(trained_on)}), as data.final_splits asks")
     return FinalScores(
         metrics=rows.pop(_MODEL),
         floors=rows,
         pairs=sum(len(one.dataset) for one in selected) - len(table.failed) - len(table.left_out),
-        splits=tuple(sorted({split for one in selected for split in one.splits})),
+        splits=tuple(sorted(scored)),
         datasets=tuple(one.dataset.store.url for one in selected),
-        notes=tuple(_notes(data, selected, table)),
+        notes=tuple(notes),
     )
-
-
-def _notes(data: DataConfig, selected: list[Selected], table: Table) -> list[str]:
-    notes = list(table.notes)
-    trained_on = sorted(set(data.splits) & {split for one in selected for split in one.splits})
-    if trained_on:
-        notes.append(f"scores of pairs that were trained on (split {', '.join(trained_on)}), as data.final_splits asks")
-    return notes

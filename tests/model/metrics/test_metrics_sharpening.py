@@ -117,6 +117,7 @@ def test_distortions_are_the_toolboxs_sums() -> None:
     fused = bicubic(ms, 4)
     distortions = FullResolution(ms, pan, ratio=4, gains=(0.3,) * 3).distortions(fused)
     found = {name: metric.compute(distortions) for name, metric in METRICS[Comparison.FULL].items()}
+    ranges = {name: metric.range for name, metric in METRICS[Comparison.FULL].items()}
     expanded = expand(ms, 4)
 
     def quality(a: np.ndarray, b: np.ndarray) -> float:
@@ -148,6 +149,7 @@ def test_distortions_are_the_toolboxs_sums() -> None:
     assert found["Ds"] == pytest.approx(spatial, abs=1e-5)
     assert found["HQNR"] == pytest.approx((1 - found["Dl"]) * (1 - found["Ds"]))
     assert 0 <= found["Dl"] < 0.2
+    assert all(low <= found[name] <= high for name, (low, high) in ranges.items())
 
 
 def test_upsampling_scores_what_others_published_for_it(real_data: Path) -> None:

@@ -33,7 +33,7 @@ from rwkvfusion.stages.dataset.members import count_members, made_uniform
 from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION, Sample, from_table
 from rwkvfusion.stages.dataset.tar import pack
 from rwkvfusion.stages.guidance.cache import StageCache
-from rwkvfusion.stages.guidance.display import shared_views
+from rwkvfusion.stages.guidance.display import shared_views, to_arrow
 from rwkvfusion.stages.guidance.row import (
     READ_FIELDS,
     ShardRow,
@@ -163,7 +163,7 @@ class RunStage:
             seconds=_since(start),
             made=n_computed,
         )
-        return row.after(samples, record, views.to_arrow())
+        return row.after(samples, record, to_arrow(views))
 
     def process(self, shard: str, samples: pa.Table) -> tuple[pa.Table, int]:
         """The table of samples with the columns that the stage fills, and of how many samples it computed them.

@@ -20,43 +20,28 @@ from rwkvfusion.stages.dataset.sample import Image
 
 VIEW = pa.struct([("key", pa.string()), ("shape", pa.list_(pa.int32())), ("data", pa.large_binary())])
 """Arrow type of a view on its way to the next stage."""
-
-
-class Views:
-    """The small views of a shard's pictures: those received from an earlier stage, and those used in this one."""
-
-    def __init__(self, received: pa.Array) -> None:
-        self.received = {one["key"].as_py(): one for one in received}
-        self.used: dict[str, np.ndarray] = {}
-
-    def get(self, image: Image, long_side: int) -> np.ndarray:
-        """As `view`."""
-        key = f"{image.sha256} {image.declared} {long_side}"
-        if key not in self.used and key in self.received:
-            one = self.received[key]
-            self.used[key] = np.frombuffer(one["data"].as_buffer(), np.uint8).reshape(one["shape"].as_py())
-        if key not in self.used:
-            self.used[key] = _view(image, long_side)
-        return self.used[key]
-
-    def to_arrow(self) -> pa.Array:
-        """Those that were used, for the next stage."""
-        rows = [{"key": key, "shape": one.shape, "data": one.tobytes()} for key, one in self.used.items()]
-        return pa.array(rows, VIEW)
-
-
-_SHARED: ContextVar[Views | None] = ContextVar("views", default=None)
+Views = dict[str, np.ndarray]
+_SHARED: ContextVar[tuple[Views, Views]] = ContextVar("views received and used")
 
 
 @contextmanager
 def shared_views(received: pa.Array) -> Iterator[Views]:
-    """Inside it `view` gives those that are in `received` (of type `VIEW`), and remembers what it gave."""
-    views = Views(received)
-    token = _SHARED.set(views)
+    """Inside it `view` gives what is in `received` (of type `VIEW`), and notes what it gave in the dictionary."""
+    arrays = {
+        one["key"].as_py(): np.frombuffer(one["data"].as_buffer(), np.uint8).reshape(one["shape"].as_py())
+        for one in received
+    }
+    used: Views = {}
+    token = _SHARED.set((arrays, used))
     try:
-        yield views
+        yield used
     finally:
         _SHARED.reset(token)
+
+
+def to_arrow(views: Views) -> pa.Array:
+    """Views for the next stage."""
+    return pa.array([{"key": key, "shape": one.shape, "data": one.tobytes()} for key, one in views.items()], VIEW)
 
 
 def view(image: Image, long_side: int) -> np.ndarray:
@@ -65,8 +50,11 @@ def view(image: Image, long_side: int) -> np.ndarray:
     0-255 is the unit that the picture declares, which the network sees too. Deeper values of which nothing is declared
     are scaled by their 0.5th and 99.5th percentile. Of more than three bands three are taken.
     """
-    shared = _SHARED.get()
-    return _view(image, long_side) if shared is None else shared.get(image, long_side)
+    key = f"{image.sha256} {image.declared} {long_side}"
+    received, used = _SHARED.get(({}, {}))
+    if key not in used:
+        used[key] = received[key] if key in received else _view(image, long_side)
+    return used[key]
 
 
 def _view(image: Image, long_side: int) -> np.ndarray:

@@ -76,8 +76,8 @@ def test_a_picture_that_an_earlier_stage_looked_at_is_not_decoded_again(monkeypa
             seen = [display.view(image, 32) for image in images]
         assert len(decoded) == n_decoded, stage
         assert all(np.array_equal(one, other) for one, other in zip(seen, expected, strict=True))
-        (row,) = ShardRow.rows(row.after(row.samples, row.records[0], views.to_arrow()).to_table())
+        (row,) = ShardRow.rows(row.after(row.samples, row.records[0], display.to_arrow(views)).to_table())
     # What a stage has no use for goes no further.
     with display.shared_views(row.views) as views:
         display.view(images[0], 16)
-    assert [one["shape"].as_py()[1] for one in views.to_arrow()] == [16]
+    assert [one["shape"].as_py()[1] for one in display.to_arrow(views)] == [16]

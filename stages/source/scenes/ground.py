@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.transform import GCPTransformer, RPCTransformer
+from rasterio.transform import AffineTransformer, GCPTransformer, RPCTransformer, TransformerBase
 from rasterio.warp import transform as reprojected
 
 from rwkvfusion.stages.source.scenes.raster import Raster, RasterError
@@ -209,22 +209,21 @@ def _crs_of(raster: Raster) -> CRS | None:
 
 
 def _corners(raster: Raster, crs: CRS) -> np.ndarray | None:
-    """(4, 2) x and y of the outer corners, as far as the raster tells."""
+    """(4, 2) x and y of the outer corners in `crs`; None where the raster does not say enough."""
     rows, columns = raster.size
     pixels = np.array([(0, 0), (0, columns), (rows, 0), (rows, columns)], float)
     dataset, own = raster.dataset, _crs_of(raster)
-    if raster.has_transform:
-        x, y = dataset.transform * (pixels[:, 1], pixels[:, 0])
-    elif dataset.gcps[0]:
-        with GCPTransformer(dataset.gcps[0]) as points:
-            x, y = points.xy(pixels[:, 0], pixels[:, 1], offset="ul")
-    elif dataset.rpcs:
-        with RPCTransformer(dataset.rpcs, rpc_height=dataset.rpcs.height_off) as cubics:
-            x, y = cubics.xy(pixels[:, 0], pixels[:, 1], offset="ul")
-    else:
-        return None
     if own is None:
         return None
+    transformer: TransformerBase
+    if raster.has_transform:
+        transformer = AffineTransformer(dataset.transform)
+    elif dataset.gcps[0]:
+        transformer = GCPTransformer(dataset.gcps[0])
+    else:
+        transformer = RPCTransformer(dataset.rpcs, rpc_height=dataset.rpcs.height_off)
+    with transformer:
+        x, y = transformer.xy(pixels[:, 0], pixels[:, 1], offset="ul")
     if own != crs:
         x, y = reprojected(own, crs, list(x), list(y))
     return np.stack([np.asarray(x, float), np.asarray(y, float)], axis=1)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Literal
 
 import click
@@ -130,7 +128,7 @@ def fuse(
     if quality is not None and not is_jpeg:
         raise click.UsageError("--quality is of jpg: give --format jpg or -o OUT.jpg, or leave it out")
     with _uncollected():
-        from rwkvfusion.pipelines.console import phase, say
+        from rwkvfusion.pipelines.console import answer, phase, say
         from rwkvfusion.pipelines.fuse.jobs import default_jobs
         from rwkvfusion.pipelines.fuse.record import Output
         from rwkvfusion.pipelines.fuse.run import PictureProgress, fuse_dataset, fuse_folders, fuse_pair, open_model
@@ -165,13 +163,10 @@ def fuse(
                 summary = fuse_folders(fuser, folders, output, guidance, progress, how)
     for warning in summary.warnings:
         say(f"warning: {warning}")
-    if as_json:
-        click.echo(json.dumps(asdict(summary)))
-    else:
-        if pair:
-            for skipped in summary.skipped:
-                say(f"skipped {printable(skipped.name)}: {printable(skipped.reason)}")
-            for note in (note for fused in summary.written for note in fused.notes):
-                say(f"note: {printable(note)}")
-        click.echo(f"{summary.line} -> {output}")
+    if pair and not as_json:
+        for skipped in summary.skipped:
+            say(f"skipped {printable(skipped.name)}: {printable(skipped.reason)}")
+        for note in (note for fused in summary.written for note in fused.notes):
+            say(f"note: {printable(note)}")
+    answer(summary, [f"{summary.line} -> {output}"], as_json=as_json)
     sys.exit(summary.exit_code)

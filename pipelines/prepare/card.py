@@ -53,8 +53,8 @@ def _facts(job: Job, manifests: Sequence[Manifest]) -> dict[str, Any]:
     reasons = sum((manifest.reasons for manifest in manifests), Counter[str]())
     members = _all_members(manifests)
     return {
+        **job.facts,
         "name": job.dataset,
-        "task": job.task,
         "schema_version": SCHEMA_VERSION,
         "fingerprint": _fingerprint(manifests),
         "pairs": dict(sorted(pairs.items())),
@@ -62,14 +62,8 @@ def _facts(job: Job, manifests: Sequence[Manifest]) -> dict[str, Any]:
         "bytes": sum(manifest.size for manifest in manifests),
         "quarantined": dict(sorted(reasons.items())),
         "narrow": narrow_of(manifests),
-        "unpaired": [{"name": u.name, "reason": u.reason} for u in job.unpaired],
-        "ignored": dict(sorted(Counter(one.reason for one in job.ignored).items())),
         "differences": differences(members, sum(pairs.values())) if members else list(job.differences),
-        "assumed": [{"name": one.name, "what": one.what} for one in job.assumed],
-        "left_out": job.n_left_out,
-        "own_captions": job.n_own_captions,
         "planned_pairs": job.n_pairs,
-        "stages": [stage.identity() for stage in job.stages],
         "recipe": job.recipe.model_dump(mode="json", exclude={"ray", "output"}),
         "package_version": package_version(),
         "commit": commit(),

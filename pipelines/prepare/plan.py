@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -122,13 +123,26 @@ class Job:
         return tuple(name for name in self.committed if name not in planned)
 
     @property
+    def n_pairs(self) -> int:
+        return sum(len(shard.pairs) for shard in self.shards)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the plan and the finished dataset both say of the source and the stages, as JSON takes it."""
+        return {
+            "task": self.task,
+            "unpaired": [{"name": one.name, "reason": one.reason} for one in self.unpaired],
+            "ignored": dict(Counter(one.reason for one in self.ignored)),
+            "assumed": [{"name": one.name, "what": one.what} for one in self.assumed],
+            "left_out": self.n_left_out,
+            "own_captions": self.n_own_captions,
+            "stages": [stage.identity() for stage in self.stages],
+        }
+
+    @property
     def n_own_captions(self) -> int:
         """Pairs with a caption file of the dataset's own."""
         return sum(pair.caption is not None for shard in self.shards for pair in shard.pairs)
-
-    @property
-    def n_pairs(self) -> int:
-        return sum(len(shard.pairs) for shard in self.shards)
 
     @cached_property
     def cached(self) -> dict[str, frozenset[str]]:

@@ -20,22 +20,16 @@ def plan_facts(job: Job) -> dict[str, Any]:
     """What `prepare` would do."""
     pending = {shard.name for shard in job.pending}
     return {
+        **job.facts,
         "dataset": job.dataset,
-        "task": job.task,
         "url": job.store.url,
         "pairs": job.n_pairs,
         "splits": dict(Counter(shard.name.rpartition("-")[0] for shard in job.shards for _ in shard.pairs)),
         "shards": len(job.shards),
         "pending": [shard.name for shard in job.pending],
         "stale": list(job.stale),
-        "stages": [stage.identity() for stage in job.stages],
         "kept": {stage: len(shards & pending) for stage, shards in job.cached.items()},
-        "unpaired": [{"name": u.name, "reason": u.reason} for u in job.unpaired],
-        "ignored": dict(Counter(one.reason for one in job.ignored)),
-        "assumed": [{"name": one.name, "what": one.what} for one in job.assumed],
         "differences": list(job.differences),
-        "left_out": job.n_left_out,
-        "own_captions": job.n_own_captions,
     }
 
 

@@ -100,7 +100,7 @@ class PictureReader:
     ) -> SourceError:
         """What was looked for among `names`, what is there, and what to set.
 
-        `files`: of modalities that fit no others; `strange`: folders that the layout does not have.
+        `files`: of modalities that fit no others; `unknown_folders`: those that the layout does not have.
         """
         layout = self.origin.layout
         looked = ", ".join(place.words() for place in layout.places if place.role in layout.modalities)
@@ -123,10 +123,8 @@ class PictureReader:
         if unknown_folders:
             splits = ",".join(sorted({split_name(folder) for folder in unknown_folders})[:4])
             listed = printable(" or ".join(sorted(unknown_folders)[:4]))
-            advice = (
-                f"The layout has no folder {listed}: set source.root to one of them, or source.splits=[{splits}] to"
-            )
-            advice += " take each as a split"
+            advice = f"The layout has no folder {listed}: set source.root to one of them"
+            advice += f", or source.splits=[{splits}] to take each as a split"
         elif files:
             ends = "source.modalities.ROLE.prefix and .suffix"
             advice = f"Where they differ in how they begin or end, layout paired takes {ends}"

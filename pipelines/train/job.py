@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from rwkvfusion.infra.tracking import RunData, RunInfo, Tracker, find_run, run_e
 from rwkvfusion.model.registry.registry import version_of_run
 from rwkvfusion.pipelines.train.plan import TrainPlan
 from rwkvfusion.pipelines.train.result import TrainResult
+from rwkvfusion.pipelines.train.scores import FinalScores
 
 JOB = "job.json"
 TRAINING, ATTEMPT = "training", "attempt"
@@ -74,10 +75,9 @@ def finished_result(plan: TrainPlan) -> TrainResult | None:
     if version is None:
         return None
     # A record of an older version of the package lacks some of them.
-    scores: dict[str, Any] = {"metrics": {}, "floors": {}, "pairs": 0, "splits": (), "datasets": (), "notes": ()}
-    for name in scores.keys() & (before.result or {}).keys():
-        value = (before.result or {})[name]
-        scores[name] = tuple(value) if isinstance(value, list) else value
+    names = {field.name for field in fields(FinalScores)} & (before.result or {}).keys()
+    recorded = {name: (before.result or {})[name] for name in names}
+    scores = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
     return TrainResult(
         run_id=before.run_id,
         tracking_uri=uri,

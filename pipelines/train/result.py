@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from textwrap import wrap
 
 from rwkvfusion.infra.errors import redacted
 from rwkvfusion.infra.tracking import Tracker, tracking_uri
 from rwkvfusion.pipelines.evaluate.table import table_lines, verdict
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
+from rwkvfusion.pipelines.train.scores import FinalScores
 
 _MODEL = "model"
-_SCORES = ("metrics", "floors", "pairs", "splits", "datasets", "notes")
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """A registered model and its scores.
+@dataclass(frozen=True, kw_only=True)
+class TrainResult(FinalScores):
+    """A registered model and its scores, among which is the `loss` of the last step.
 
-    `metrics`: `loss` of the last step, then mean scores; `floors`: those of the trivial answers, by name. Both are over
-    `pairs` pairs of `splits` of `datasets`, None where a mean cannot be had. `notes`: in words, what could not be had
-    and why. `trained`: False where nothing was to do, and this is what an earlier training left.
+    `trained`: False where nothing was to do, and this is what an earlier training left.
     """
 
     run_id: str
@@ -32,12 +30,6 @@ class TrainResult:
     model_uri: str
     alias: str
     steps: int
-    metrics: dict[str, float | None]
-    floors: dict[str, dict[str, float | None]]
-    pairs: int
-    splits: tuple[str, ...]
-    datasets: tuple[str, ...]
-    notes: tuple[str, ...]
     trained: bool = True
 
 
@@ -52,7 +44,7 @@ def record_result(tracker: Tracker, result: TrainResult) -> None:
     tracker.metrics(points, result.steps)
     tags = {"scored": f"{result.pairs} pairs of {', '.join(result.splits)} of {' '.join(result.datasets)}"}
     tracker.tags(tags if result.pairs else {"scored": "nothing"})
-    tracker.json("scores", {name: asdict(result)[name] for name in _SCORES})
+    tracker.json("scores", {field.name: getattr(result, field.name) for field in fields(FinalScores)})
 
 
 def available(metrics: Mapping[str, float | None]) -> dict[str, float]:

@@ -128,12 +128,7 @@ def _finish(job: TrainJob, trained: Trained, notes: list[str], lease: Lease, say
             model_uri=version.uri,
             alias=plan.recipe.register_as.alias,
             steps=trained.steps,
-            metrics=metrics,
-            floors=scores.floors,
-            pairs=scores.pairs,
-            splits=scores.splits,
-            datasets=scores.datasets,
-            notes=(*notes, *scores.notes),
+            **vars(scores) | {"metrics": metrics, "notes": (*notes, *scores.notes)},
         )
         record_result(Tracker(job.run.uri, job.run.run_id), result)
     except TrackingError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rwkvfusion.infra.errors import redacted
 from rwkvfusion.model.fusing.fuser import Fuser
@@ -18,18 +18,20 @@ HELD_OUT = ("test", "val")
 _MODEL = "model"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FinalScores:
-    """Mean scores over `pairs` of the model and of the trivial answers (`floors`, by name); None for a mean that is not
-    a finite number. `notes`: what does not count in them, or why there are none.
+    """`metrics`: mean scores of the model; `floors`: those of the trivial answers, by name.
+
+    Both are over `pairs` pairs of `splits` of `datasets`, None for a mean that cannot be had. `notes`: in words, what
+    the scores are not, and why.
     """
 
-    metrics: dict[str, float | None]
-    floors: dict[str, dict[str, float | None]]
-    pairs: int
-    splits: tuple[str, ...]
-    datasets: tuple[str, ...]
-    notes: tuple[str, ...]
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    floors: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    pairs: int = 0
+    splits: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def final_splits(data: DataConfig) -> dict[str, tuple[str, ...]]:
@@ -65,15 +67,11 @@ def final_scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None] = la
     """
     try:
         reason = no_scores(data)
-        return _nothing(reason) if reason else _scores(fuser, data, say)
-    # The hours of training are over: no error of the last step, whatever a library raises, may take the model with it.
+        return FinalScores(notes=(reason,)) if reason else _scores(fuser, data, say)
+    # By now the hours of training are over: no error of the last and least step may take the model with it.
     except Exception as error:  # noqa: BLE001
         words = str(error).strip().splitlines() or [""]
-        return _nothing(f"no final scores: {redacted(words[0]) or type(error).__name__}")
-
-
-def _nothing(reason: str) -> FinalScores:
-    return FinalScores({}, {}, 0, (), (), (reason,))
+        return FinalScores(notes=(f"no final scores: {redacted(words[0]) or type(error).__name__}",))
 
 
 def _scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None]) -> FinalScores:

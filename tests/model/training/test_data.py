@@ -17,8 +17,7 @@ from made_datasets import TEXT_WIDTH, pair, pairs, picture, write_dataset
 
 from rwkvfusion.infra.pictures.decode import decode, decode_indices
 from rwkvfusion.infra.storage import Store
-from rwkvfusion.model.training.loader import Batch, Loader, LoaderConfig
-from rwkvfusion.model.training.order import EpochOrder
+from rwkvfusion.model.training.loader import Batch, EpochOrder, Loader, LoaderConfig
 from rwkvfusion.model.training.survey import DataError, ShardCache, TrainingSet
 from rwkvfusion.stages.dataset.dataset import Shard
 from rwkvfusion.stages.dataset.manifest import DatasetError

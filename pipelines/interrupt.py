@@ -31,7 +31,7 @@ class Watch:
     def __init__(self) -> None:
         self.signal: int | None = None
         """The first that came."""
-        self._is_ending, self._printed = False, False
+        self._has_raised, self._is_ending, self._printed = False, False, False
         self._family: set[psutil.Process] = set()
         self._lock = threading.RLock()
         self._stderr = os.dup(2)
@@ -40,9 +40,10 @@ class Watch:
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
     def handle(self, number: int, _: FrameType | None) -> None:
-        """The handler of both signals; the main thread runs it."""
-        if self.signal is None:
-            self.signal = number
+        """The handler of both signals; the main thread runs it, before or after the listener hears of the signal."""
+        if not self._has_raised:
+            self._has_raised = True
+            self.signal = self.signal or number
             self._mute()
             raise KeyboardInterrupt
 

@@ -72,6 +72,24 @@ def test_a_signal_ends_a_command_that_swallows_it_too(number: signal.Signals, th
     check(process, number, family, log)
 
 
+def test_a_command_that_waits_is_interrupted_though_the_listener_was_first() -> None:
+    program = """
+import os, time
+from rwkvfusion.pipelines.interrupt import watched
+with watched() as watch:
+    watch.writer.send(bytes([2]))
+    while watch.signal is None:
+        time.sleep(0.01)
+    try:
+        watch.handle(2, None)
+    except KeyboardInterrupt:
+        os.write(1, b"raised")
+    os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "raised"
+
+
 class Command:
     """A command in a process group of its own, as a shell starts it."""
 

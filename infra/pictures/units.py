@@ -130,21 +130,19 @@ def excess_use(values: np.ndarray, unit: Unit) -> float | None:
     return part if part > _EXCESS else None
 
 
-def excess_words(subject: str, verb: str, parts: Sequence[float], option: str) -> str:
-    """The sentence that warns of what `excess_use` found."""
-    return (
-        f"{subject} {verb} up to {max(parts):.2g} times the value that counts as 1 in this model, as another number of"
-        f" bits would: {option}"
-    )
-
-
-def narrow_words(subject: str, verb: str, parts: Sequence[float], option: str) -> str:
-    """The sentence that warns of what `narrow_use` found: `parts` where they are known."""
+def odd_words(subject: str, parts: Sequence[float], option: str, *, plural: bool = False) -> str:
+    """The sentence that warns of the `parts` of their range that pictures use: those of `excess_use`, all above 1, or
+    those of `narrow_use`, if they are known. `option`: what to do."""
+    if parts and min(parts) > 1:
+        return (
+            f"{subject} {'reach' if plural else 'reaches'} up to {max(parts):.2g} times the value that counts as 1 in"
+            f" this model, as another number of bits would: {option}"
+        )
     ends = dict.fromkeys(f"{100 * part:.2g}" for part in (min(parts), max(parts))) if parts else {}
     range_ = f"{' to '.join(ends)} %" if ends else "a small part"
     return (
-        f"{subject} {verb} {range_} of the range of 16 bits, and nothing declares their scale, so that the largest"
-        f" value of 16 bits counts as 1, and they are dark or flat: {option}"
+        f"{subject} {'use' if plural else 'uses'} {range_} of the range of 16 bits, and nothing declares their scale,"
+        f" so that the largest value of 16 bits counts as 1, and they are dark or flat: {option}"
     )
 
 

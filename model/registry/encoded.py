@@ -13,7 +13,7 @@ import numpy as np
 from rwkvfusion.infra.pictures.decode import decode_indices, describe
 from rwkvfusion.infra.pictures.emptiness import apart, filled, holds
 from rwkvfusion.infra.pictures.encode import encode_picture
-from rwkvfusion.infra.pictures.units import EVERY, Picture, excess_words, narrow_words, parse_scales
+from rwkvfusion.infra.pictures.units import EVERY, Picture, odd_words, parse_scales
 from rwkvfusion.model.fusing.fuser import Fuser, FuserError
 
 COLUMN = "scale"
@@ -80,9 +80,8 @@ def fuse_encoded(
         {role: Picture(role, values, described[role][0].white) for role, values in images.items()}, declared
     )
     for role, part in odd.items():
-        words, verb = (excess_words, "reaches") if part > 1 else (narrow_words, "uses")
         option = f"set the column {COLUMN}, e.g. {role}=16383"
-        warnings.warn(words(role, verb, [part], option), UnitWarning, stacklevel=2)
+        warnings.warn(odd_words(role, [part], option), UnitWarning, stacklevel=2)
     fused = fuser.fuse_pictures(measured, mask, text)
     like = fuser.fused_like(images)
     number = numbers.get(like)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.decode import ImageError, decode, describe
 from rwkvfusion.infra.pictures.encode import RASTERS
-from rwkvfusion.infra.pictures.units import EVERY, Scale, UnitError, narrow_use, narrow_words, option_scale
+from rwkvfusion.infra.pictures.units import EVERY, Scale, UnitError, narrow_use, odd_words, option_scale
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.score import Picture, Scene, ScoreError, score
 from rwkvfusion.pipelines.evaluate.table import Means, Table
@@ -254,11 +254,11 @@ class _FolderUnits:
     def warnings(self) -> tuple[str, ...]:
         """What a person should know of the sources so far: see `narrow_use`."""
         return tuple(
-            narrow_words(
+            odd_words(
                 f"{len(parts)} picture{'s' * (len(parts) > 1)} of {name}",
-                "use" if len(parts) > 1 else "uses",
                 parts,
                 f"set --scale {name}=VALUE, LOW-HIGH or pLOW-pHIGH",
+                plural=len(parts) > 1,
             )
             for name, parts in self._narrow.items()
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.decode import ImageError, decode
 from rwkvfusion.infra.pictures.encode import RASTERS, encode_picture
-from rwkvfusion.infra.pictures.units import Picture, excess_words, narrow_words
+from rwkvfusion.infra.pictures.units import Picture, odd_words
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fusing.fuser import guidance_of
 from rwkvfusion.model.fusing.tiles import MAX_PIXELS
@@ -233,11 +233,10 @@ def _odd_lines(parts: Mapping[str, list[float]], n_pairs: int) -> tuple[str, ...
     lines = []
     for role, used in parts.items():
         option = f"set --scale {role}=VALUE (what counts as white), LOW-HIGH or pLOW-pHIGH"
-        narrow, excess = ([part for part in used if (part > 1) == above] for above in (False, True))
-        for some, verb, words in ((narrow, "use", narrow_words), (excess, "reach", excess_words)):
-            subject = role if n_pairs == 1 else f"{len(some)} of {n_pairs} {role} pictures"
-            ending = ("es" if verb == "reach" else "s") if n_pairs == 1 else ""
-            lines += [words(subject, verb + ending, some, option)] if some else []
+        for some in ([part for part in used if part <= 1], [part for part in used if part > 1]):
+            if some:
+                subject = role if n_pairs == 1 else f"{len(some)} of {n_pairs} {role} pictures"
+                lines.append(odd_words(subject, some, option, plural=n_pairs > 1))
     return tuple(lines)
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import yaml
 from pydantic import BaseModel
 
-from rwkvfusion.infra.pictures.units import narrow_words
+from rwkvfusion.infra.pictures.units import odd_words
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.pipelines.prepare.plan import Job
@@ -99,7 +99,7 @@ def scale_setting(task: str) -> str:
 def narrow_lines(narrow: Mapping[str, int], setting: str) -> list[str]:
     """`narrow_of` in words, a line a role; `setting` is the one that would declare the scale."""
     return [
-        narrow_words(f"{count} {role} picture{'s' * (count > 1)}", "use" if count > 1 else "uses", (), f"set {setting}")
+        odd_words(f"{count} {role} picture{'s' * (count > 1)}", (), f"set {setting}", plural=count > 1)
         for role, count in narrow.items()
     ]
 

@@ -144,7 +144,7 @@ class RunStage:
             try:
                 self._load()
             except RwkvFusionError as error:
-                # Told at the first call: an actor that dies as it starts is started again, and buries what it said.
+                # Raised at the first call: an actor that dies as it starts is started again, and its message is lost.
                 self.refused = error
 
     def __call__(self, rows: pa.Table) -> pa.Table:

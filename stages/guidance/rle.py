@@ -54,7 +54,7 @@ class Pieces(NamedTuple):
         return pixels
 
     def mask(self, row: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """The (H, W) boolean mask of the pieces chosen in `row`."""
+        """The (H, W) boolean mask of the pieces that are set in `row`."""
         return np.repeat(row, self.lengths).reshape(shape, order="F")
 
 

@@ -63,8 +63,8 @@ class SamConfig(AnnotationConfig):
     @classmethod
     def _absolute(cls, checkpoint: str) -> str:
         # Workers run in other directories than the one a relative path was meant for.
-        known = checkpoint in OFFICIAL or "://" in checkpoint
-        return checkpoint if known else str(Path(absolute_model(checkpoint)).absolute())
+        is_named = checkpoint in OFFICIAL or "://" in checkpoint
+        return checkpoint if is_named else str(Path(absolute_model(checkpoint)).absolute())
 
 
 class SamSegmenter(ModelStage[SamConfig]):
@@ -115,7 +115,7 @@ class SamSegmenter(ModelStage[SamConfig]):
         clipped = [(box, corners) for box, corners in clipped if corners[0] < corners[2] and corners[1] < corners[3]]
         if not clipped:
             return []
-        found = []
+        instances = []
         with self.inference():
             self.predictor.set_image(rgb(image))
         # The rest takes little time, and in half precision a box would be off by a pixel or two of the 1024.
@@ -134,9 +134,9 @@ class SamSegmenter(ModelStage[SamConfig]):
                         stability=round(stability, 4),
                         rle=encode_rle(mask),
                     )
-                    found.append(instance)
+                    instances.append(instance)
         self.predictor.reset_image()
-        return found
+        return instances
 
     def _predict(self, prompts: Any) -> Iterator[tuple[np.ndarray, float, float]]:
         """(H, W) bool mask, predicted IoU and stability of each box of `prompts` (n, 4), in SAM's own pixels."""
@@ -203,7 +203,7 @@ def architecture(weights: Weights, tensors: Mapping[str, Any]) -> dict[str, Any]
     try:
         relative = [tensors[f"image_encoder.blocks.{i}.attn.rel_pos_h"] for i in sorted(blocks)]
         _, side, _, width = tensors["image_encoder.pos_embed"].shape
-        found = {
+        arguments = {
             "encoder_embed_dim": width,
             "encoder_depth": len(blocks),
             "encoder_num_heads": width // relative[0].shape[1],
@@ -211,7 +211,7 @@ def architecture(weights: Weights, tensors: Mapping[str, Any]) -> dict[str, Any]
             "encoder_global_attn_indexes": [i for i, table in enumerate(relative) if table.shape[0] == 2 * side - 1],
         }
         with torch.device("meta"):
-            expected = build(**found).state_dict()
+            expected = build(**arguments).state_dict()
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise WeightsError(_not_sam(weights, f"no {error}" if isinstance(error, KeyError) else str(error))) from None
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -219,7 +219,7 @@ def architecture(weights: Weights, tensors: Mapping[str, Any]) -> dict[str, Any]
     wrong += [name for name in shapes if name not in expected]
     if wrong:
         raise WeightsError(_not_sam(weights, f"of its tensors {len(wrong)} are missing or differ, e.g. {wrong[0]}"))
-    return found
+    return arguments
 
 
 def _not_sam(weights: Weights, reason: str) -> str:

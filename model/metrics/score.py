@@ -88,6 +88,11 @@ class Scene:
     target: Picture | None = None
     sensor: str = "generic"
 
+    @property
+    def targets(self) -> tuple[Picture, ...]:
+        """The target, or nothing."""
+        return () if self.target is None else (self.target,)
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -103,6 +108,8 @@ class Scores:
 
 _Arguments = dict[Comparison, tuple[Any, ...]]
 """What the metrics of each comparison are computed of, see `Metric.compute`."""
+_Prepared = tuple[dict[str, Picture], Callable[[Picture], _Arguments]]
+"""Of a scene whose pictures fit: its baselines by name, and what gives the arguments of a fused picture."""
 
 
 def score(scene: Scene, fused: Mapping[str, Picture]) -> Scores:
@@ -129,12 +136,12 @@ def score(scene: Scene, fused: Mapping[str, Picture]) -> Scores:
     return scores
 
 
-def _luma(scene: Scene, fused: Collection[Picture]) -> tuple[dict[str, Picture], Callable[[Picture], _Arguments]]:
+def _luma(scene: Scene, fused: Collection[Picture]) -> _Prepared:
     first = scene.sources[0]
     height, width = first.values.shape[:2]
-    for picture in (*scene.sources, *_targets(scene), *fused):
+    for picture in (*scene.sources, *scene.targets, *fused):
         picture.check_size(height, width, (1, 3), first.size)
-    sources, targets = [source.luma for source in scene.sources], [target.luma for target in _targets(scene)]
+    sources, targets = [source.luma for source in scene.sources], [target.luma for target in scene.targets]
     baselines = {
         name: Picture(f"{name} of {scene.name}", plane[:, :, None]) for name, plane in luma_baselines(sources).items()
     }
@@ -147,13 +154,13 @@ def _luma(scene: Scene, fused: Collection[Picture]) -> tuple[dict[str, Picture],
     return baselines, arguments
 
 
-def _sharpening(scene: Scene, fused: Collection[Picture]) -> tuple[dict[str, Picture], Callable[[Picture], _Arguments]]:
+def _sharpening(scene: Scene, fused: Collection[Picture]) -> _Prepared:
     target = scene.target
     if target is None and scene.task != "pansharpening":
         raise ScoreError(f"{scene.name} has no target, and {scene.task} has no metric without one: give targets")
     high, low, ratio = _resolutions(scene)
     height, width = high.values.shape[:2]
-    for picture in (*_targets(scene), *fused):
+    for picture in (*scene.targets, *fused):
         picture.check_size(height, width, (low.values.shape[2],), f"{high.size}, {low.size}")
     sharp, coarse = high.in_unit_of(low), low.in_unit_of(low)
     try:
@@ -168,10 +175,6 @@ def _sharpening(scene: Scene, fused: Collection[Picture]) -> tuple[dict[str, Pic
         return baselines, lambda picture: {Comparison.FULL: (full.distortions(picture.in_unit_of(low)),)}
     truth, peak = target.in_unit_of(target), target.unit.span
     return baselines, lambda picture: {Comparison.REDUCED: (picture.in_unit_of(target), truth, peak, ratio)}
-
-
-def _targets(scene: Scene) -> tuple[Picture, ...]:
-    return () if scene.target is None else (scene.target,)
 
 
 def _resolutions(scene: Scene) -> tuple[Picture, Picture, int]:

@@ -77,7 +77,9 @@ def finished_result(plan: TrainPlan) -> TrainResult | None:
     # A record of an older version of the package lacks some of them.
     names = {field.name for field in fields(FinalScores)} & (before.result or {}).keys()
     recorded = {name: (before.result or {})[name] for name in names}
-    scores = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
+    scores: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()
+    }
     return TrainResult(
         run_id=before.run_id,
         tracking_uri=uri,

@@ -42,10 +42,10 @@ def file_hashes(paths: Iterable[Path]) -> dict[Path, str]:
             found[path] = str(entry[-1])
             continue
         # Clocks of disks are coarse: a file changed just now may change again without its time telling.
-        settled = time.time_ns() - state.st_mtime_ns > _SETTLED_NS
+        is_stable = time.time_ns() - state.st_mtime_ns > _SETTLED_NS
         with real.open("rb") as file:
             found[path] = hashlib.file_digest(file, "sha256").hexdigest()
-        if settled:
+        if is_stable:
             new[str(real)] = [state.st_size, state.st_mtime_ns, found[path]]
     if new:
         _write(new)

@@ -75,7 +75,7 @@ class Store:
 
     Names are relative to the folder, with forward slashes. The object pickles small and opens its file system
     on first use in each process. Endpoint and credentials come from the environment (`AWS_ENDPOINT_URL`, `AWS_*`).
-    A call that fails in passing (no answer, 5xx, cut off) is made again, ever later, for `patience` seconds.
+    A call with a transient failure (no answer, 5xx, cut off) is retried, ever later, for `patience` seconds.
     """
 
     url: str
@@ -243,7 +243,7 @@ class Store:
         return [_below(name, root) for name in self._call("list", folder, find)]
 
     def _call(self, action: str, name: str, call: Callable[[Any, str], T]) -> T:
-        """`call` on the file system and its path of `name`, again while it fails in passing.
+        """`call` on the file system and its path of `name`, retried while its failures are transient.
 
         What goes wrong for good becomes a StorageError with the URL.
         """
@@ -251,7 +251,7 @@ class Store:
         path = f"{root}/{name}" if name else root
         local, url = self.is_local, self.join(name)
         retrying = Retrying(
-            retry=retry_if_exception(lambda error: _is_passing(error, local)),
+            retry=retry_if_exception(lambda error: _is_transient(error, local)),
             stop=stop_before_delay(self.patience),
             wait=wait_random_exponential(multiplier=0.1, max=min(self.patience / 4, 5)),
             before_sleep=lambda state: _tell(state, f"cannot {action} {url}", self.patience),
@@ -266,7 +266,7 @@ class Store:
         except Exception as error:
             # Each store's client has its own errors (botocore's are not even OSErrors); callers see one.
             reason = _reason(error)
-            if _is_passing(error, local):
+            if _is_transient(error, local):
                 spent = retrying.statistics.get("delay_since_first_attempt", 0)
                 tries = retrying.statistics.get("attempt_number", 1)
                 raise StorageError(
@@ -392,7 +392,7 @@ def _s3_options(patience: float) -> dict[str, Any]:
     return {"use_listings_cache": False, "config_kwargs": config}
 
 
-def _is_passing(error: BaseException, local: bool) -> bool:
+def _is_transient(error: BaseException, local: bool) -> bool:
     """Whether the same call may succeed a little later."""
     if local:
         return isinstance(error, OSError) and error.errno in _PASSING_ON_DISK

@@ -103,7 +103,7 @@ def foreign_bytes(data: bytes) -> str | None:
 
 
 def is_lack_of_memory(error: Exception) -> bool:
-    """Whether a decoder raised `error` for want of memory."""
+    """Whether a decoder raised `error` because memory ran out."""
     return isinstance(error, MemoryError) or _TOO_LITTLE_MEMORY.search(str(error)) is not None
 
 

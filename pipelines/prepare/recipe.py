@@ -37,7 +37,7 @@ class StorageConfig(_Group):
     """How long a job waits for its stores, and for a job that may be dead."""
 
     give_up_seconds: float = Field(
-        default=PATIENCE, gt=0, description="how long a call that the store fails in passing is tried again"
+        default=PATIENCE, gt=0, description="how long a call is retried that the store fails for a moment"
     )
     lease_seconds: float = Field(
         default=SECONDS, ge=3, description="a job that was not heard of for so long loses the dataset to the next"

@@ -170,7 +170,7 @@ def _make_pending(
             if failures > MAX_FAILURES:
                 raise PrepareError(f"{_cause(error)} ({failures} times in a row, and no shard in between)") from error
             lease.check()
-            say(f"a part of Ray died: {_cause(error)[:200]}\ngoing on with what is not committed")
+            say(f"a part of Ray died: {_cause(error)[:200]}\nresuming with what is not committed")
             job = job.again()
             # Shards that are committed now but came back in no row: the rows were lost on the way.
             for name in sorted(left - {shard.name for shard in job.pending}):

@@ -20,7 +20,7 @@ def train(recipe: str, again: bool, allow_incomplete: bool, overrides: tuple[str
     """Train on prepared datasets with Ray Train, track in MLflow, register the model as `candidate`.
 
     Ends with scores of pairs that it did not train on (splits test*, else val*; data.final_splits names others), beside
-    those of the trivial answers. A job that died goes on with the same command; one that is done is not done again.
+    those of the trivial answers. A job that died is resumed by the same command; one that is done is not done again.
 
     \b
     rwkvfusion train train_vif_small.yaml --set data.url=out/msrs --set steps=200

@@ -86,7 +86,7 @@ def train(
 
 def _train(job: TrainJob, lease: Lease, progress: OnProgress | None, say: Callable[[str], None]) -> TrainResult:
     plan = job.plan
-    begun = "going on with" if job.resumed else "recording"
+    begun = "resuming" if job.resumed else "recording"
     where = redacted(job.run.uri)
     say(f"{len(plan.data)} pairs for {plan.data.task}; {begun} run {job.run.run_id} at {where}")
     if (reason := no_scores(plan.recipe.data)) is not None:

@@ -124,7 +124,7 @@ class Manifest(BaseModel):
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the tar has its lasting name, and no other tar is to be replaced by it any more."""
+        """Whether the tar has its final name, and no other tar is to be replaced by it any more."""
         return self.file is None
 
     @property

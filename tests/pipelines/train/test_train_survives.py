@@ -135,7 +135,7 @@ def test_kills_of_a_worker_and_of_the_job_change_no_loss_on_s3(s3: S3, s3_url: s
     newest, whole = damage_newest(Store(f"{s3_url}/train"))
     again = Training(tmp_path, environment)
     assert again.process.wait(400) == 0, again.log.read_text()
-    assert "going on with run" in again.log.read_text()
+    assert "resuming run" in again.log.read_text()
 
     made = curve(tmp_path)
     straight = losses(plan_training(TrainRecipe.model_validate(recipe)), tmp_path)

@@ -166,7 +166,7 @@ def prints(manifests: Path) -> dict[str, tuple[str, str, list[str]]]:
     }
 
 
-@pytest.mark.parametrize("recipe", ["town", "field"])
+@pytest.mark.parametrize("recipe", ["town", pytest.param("field", marks=pytest.mark.slow)])
 def test_a_lost_shard_of_a_scene_is_written_with_the_same_bytes(
     left: Left, recipe: str, tmp_path: Path, local_ray: None
 ) -> None:

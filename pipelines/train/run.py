@@ -35,8 +35,7 @@ from rwkvfusion.pipelines.cluster import Cluster, connect, expect, polled
 from rwkvfusion.pipelines.console import phase
 from rwkvfusion.pipelines.ray_job import check_output, check_tracking
 from rwkvfusion.pipelines.recipe import RecipeError
-from rwkvfusion.pipelines.train.checkpoints import complete, repair
-from rwkvfusion.pipelines.train.job import TrainJob, finished_result, open_job
+from rwkvfusion.pipelines.train.job import TrainJob, complete, finished_result, open_job, repair
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train.progress import Progress, StepProgress, make_board
 from rwkvfusion.pipelines.train.recipe import TrainRecipe

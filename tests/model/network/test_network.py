@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rwkvfusion.model.network.config import NetworkConfig, preset
+from rwkvfusion.model.network.layers import Order, merge, orders_of, partition, scan_map, unscan_map
 from rwkvfusion.model.network.network import RWKVFusion
-from rwkvfusion.model.network.scan import Order, merge, orders_of, partition, scan_map, unscan_map
 from rwkvfusion.stages.dataset.task import TASKS
 
 SMALL = NetworkConfig(in_channels=(1, 3), out_channels=1, width=8, text_width=6, max_objects=4)

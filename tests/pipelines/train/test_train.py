@@ -29,8 +29,7 @@ from rwkvfusion.infra.tracking import TrackingError
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.registry.registry import resolve
 from rwkvfusion.pipelines.recipe import RecipeError, load_recipe
-from rwkvfusion.pipelines.train.checkpoints import SNAPSHOT, repair
-from rwkvfusion.pipelines.train.job import open_job
+from rwkvfusion.pipelines.train.job import SNAPSHOT, open_job, repair
 from rwkvfusion.pipelines.train.plan import plan_training
 from rwkvfusion.pipelines.train.progress import Progress
 from rwkvfusion.pipelines.train.recipe import TrainRecipe

@@ -25,7 +25,7 @@ from rwkvfusion.infra.storage import MissingError, StorageError, Store
 from rwkvfusion.infra.tracking import TrackingError
 from rwkvfusion.model.training.survey import DataError
 from rwkvfusion.model.training.trainer import CheckpointError, TrainingError
-from rwkvfusion.pipelines.train.checkpoints import SNAPSHOT
+from rwkvfusion.pipelines.train.job import SNAPSHOT
 from rwkvfusion.pipelines.train.plan import plan_training
 from rwkvfusion.pipelines.train.progress import Progress
 from rwkvfusion.pipelines.train.recipe import TrainRecipe

@@ -1,1 +1,0 @@
-"""Built-in recipes: `rwkvfusion prepare NAME` and `rwkvfusion train NAME` find them here."""

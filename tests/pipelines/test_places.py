@@ -33,7 +33,7 @@ def test_sockets_go_where_their_paths_are_short(tmp_path: Path, monkeypatch: pyt
             # Whoever is connected to another's cluster needs none.
             with cluster._room_for_sockets("host:1") as options:
                 assert options == {}
-            patched.setattr(cluster, "_made", lambda place: None)
+            patched.setattr(cluster, "_short_folder", lambda place: None)
             with pytest.raises(ClusterError, match="set RAY_TMPDIR"), cluster._room_for_sockets(None):
                 pass
             patched.setenv(variable, "/tmp")

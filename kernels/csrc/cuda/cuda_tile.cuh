@@ -11,7 +11,7 @@ struct Tensor {
     i64 batch_stride, row_stride;
 };
 
-// Arguments of every kernel; kernels/cuda.py has the same struct. Token s of the scan is row
+// Arguments of every kernel; kernels/backends/cuda.py has the same struct. Token s of the scan is row
 // (s % rows) * width + s / rows: a map of `rows` rows, scanned by columns.
 struct Call {
     i64 batch, length, channels, rows, width;

@@ -8,10 +8,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from accounts import both, names, tree
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_source import source, write
+from made_sources import source, write
 
 from rwkvfusion.stages.source.config import SourceError
 from rwkvfusion.stages.source.pair import is_picture
@@ -22,30 +23,7 @@ PAIRED: dict[str, Any] = {
     "mask": {"folder": "mask"},
     "caption": {"folder": "text"},
 }
-FOLDERS = [
-    "",
-    "train",
-    "Test",
-    "extra",
-    "day",
-    "vi",
-    "ir",
-    "mask",
-    "gt",
-    "text",
-    "edge",
-    "Label",
-    "s1",
-    "Train_LLVIP_vi",
-]
-STEMS = ["a", "A", "b", "b_gt", "caf\u00e9", "cafe\u0301", "x_A", "x_B", "vis", "ir", "1011"]
 ALWAYS = ["train/vi/z.png", "train/ir/z.png", "s9/q_A.png", "s9/q_B.png", "CT-MRI/MRI/2011.png", "CT-MRI/CT/2011.png"]
-names = st.builds(
-    lambda folders, stem, ending: "/".join([*(f for f in folders if f), stem + ending]),
-    st.lists(st.sampled_from(FOLDERS), max_size=3),
-    st.sampled_from(STEMS),
-    st.sampled_from([".png", ".png", ".JPG", ".txt", ".heic", ".mat"]),
-)
 
 
 def used(plan: Plan) -> list[str]:
@@ -55,17 +33,8 @@ def used(plan: Plan) -> list[str]:
     return files + [name for three in extras for name in three if name is not None]
 
 
-def tree(root: Path | str, *names: str, **settings: Any) -> Plan:
-    return source(write(root, dict.fromkeys(names, b"")), **settings).plan()
-
-
 def splits(plan: Plan) -> dict[str, int]:
     return dict(Counter(pair.split for pair in plan.pairs))
-
-
-def both(*stems: str) -> list[str]:
-    """Each name in a folder `vi` and one `ir`: `day/*/1` is day/vi/1.png and day/ir/1.png."""
-    return [f"{stem}.png".replace("*", folder) for stem in stems for folder in ("vi", "ir")]
 
 
 @settings(max_examples=60)

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from made_fusers import BANDS, network
+from made_rasters import scene, source, write
 from rasterio.enums import ColorInterp
-from test_fuse_scene import BANDS, network
-from test_ground import write
-from test_metrics_sharpening import scene
-from test_scenes import source
 
 from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.emptiness import filled

@@ -13,20 +13,18 @@ import pytest
 import rasterio
 import tifffile
 import torch
-from click.testing import CliRunner, Result
 from made import scene
 from made_datasets import TEXT_WIDTH, pair, picture, write_dataset
+from made_fusers import VIF, luma_fuser, pan_fuser, run
 from rasterio.transform import from_origin
 
 from rwkvfusion.infra.pictures.decode import decode, describe
 from rwkvfusion.infra.pictures.units import Unit, UnitError, model_scale, narrow_use, parse_scale, parse_scales, unit_of
-from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig, FuserError
+from rwkvfusion.model.fusing.fuser import FuserError
 from rwkvfusion.model.metrics.score import ScoreError
-from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.registry.encoded import UnitWarning, fuse_encoded
 from rwkvfusion.model.training.loader import Loader, LoaderConfig
 from rwkvfusion.model.training.survey import TrainingSet
-from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, evaluate_folders, select_samples
 from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
@@ -43,21 +41,6 @@ WHITE, RANGE = 255 * 64, (20_000, 20_000 + 255 * 8)
 """What 255 of the 8-bit picture became in each."""
 
 
-def luma_fuser(*scales: Any) -> Fuser:
-    torch.manual_seed(0)
-    network = RWKVFusion(NetworkConfig(in_channels=(1, 1), out_channels=1, width=8, text_width=TEXT_WIDTH))
-    torch.nn.init.normal_(network.head.weight, std=0.1)
-    return Fuser(network, FuserConfig.of(network, "vif", ("visible", "infrared"), luma_only=True, scales=scales))
-
-
-def pan_fuser() -> Fuser:
-    torch.manual_seed(0)
-    config = NetworkConfig(in_channels=(1, 4), out_channels=4, width=8, residual=1, text_width=8, use_mask=False)
-    network = RWKVFusion(config)
-    torch.nn.init.normal_(network.head.weight, std=0.1)
-    return Fuser(network, FuserConfig.of(network, "pansharpening", ("pan", "ms"), luma_only=False, scales=(1023, 1023)))
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
@@ -65,10 +48,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     luma_fuser().save(folder / "vif")
     luma_fuser(None, RANGE).save(folder / "counts")
     return folder
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [*map(str, args)])
 
 
 def write(path: Path, values: np.ndarray) -> Path:
@@ -260,9 +239,6 @@ def test_two_bits_more_than_the_models_are_warned_of(models: Path, tmp_path: Pat
     served = {"pan": (tmp_path / "pan.png").read_bytes(), "ms": (tmp_path / "ms.tif").read_bytes()}
     with pytest.warns(UnitWarning, match=r"pan reaches up to 1\.9 times"):
         fuse_encoded(pan_fuser(), served)
-
-
-VIF = {"visible": {"folder": "vi"}, "infrared": {"folder": "ir"}}
 
 
 def source(root: Path, infrared: np.ndarray, **settings: Any) -> Source:

@@ -1,18 +1,16 @@
 """The metrics against plain loops, closed forms, and scores that others published for their own fused images."""
 
-import csv
 import math
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from golden import DATA, METRICS, Plane, golden, mean_over_rgb, needs_golden, read
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
 from scipy.signal import convolve2d
 from scipy.stats import entropy as scipy_entropy
 
@@ -21,11 +19,6 @@ from rwkvfusion.model.metrics.score import Picture, Scene, ScoreError, Scores, s
 from rwkvfusion.model.metrics.table import METRICS as ALL
 from rwkvfusion.model.metrics.table import Comparison
 
-Plane = npt.NDArray[np.float64]
-METRICS = {name: metric.compute for name, metric in ALL[Comparison.SOURCES].items()}
-
-DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
-needs_golden = pytest.mark.skipif(not (DATA / "golden").is_dir(), reason="no golden images beside the repository")
 needs_msrs = pytest.mark.skipif(not (DATA / "dev" / "MSRS").is_dir(), reason="no MSRS beside the repository")
 
 
@@ -249,26 +242,6 @@ def test_smallest_image_of_every_scale() -> None:
 
 
 # --- published scores
-
-
-def golden(part: str) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """(image, method, {metric: published score})."""
-    scores: dict[tuple[str, str], dict[str, float]] = {}
-    with (DATA / "golden" / part / "scores.csv").open() as table:
-        for row in csv.DictReader(table):
-            scores.setdefault((row["image"], row["method"]), {})[row["metric"]] = float(row["value"])
-    for (image, method), published in scores.items():
-        yield image, method, published
-
-
-def read(path: Path) -> npt.NDArray[np.uint8]:
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
-def mean_over_rgb(score: Callable[[Plane, list[Plane]], float], *images: npt.NDArray[np.uint8]) -> float:
-    fused, *sources = ([plane.astype(np.float64) for plane in np.moveaxis(image, 2, 0)] for image in images)
-    return float(np.mean([score(f, list(s)) for f, *s in zip(fused, *sources, strict=True)]))
 
 
 def stretched(plane: Plane) -> Plane:

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
+from golden import DATA, METRICS, golden, mean_over_rgb, needs_golden, read
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.signal import convolve2d
-from test_metrics import DATA, METRICS, golden, mean_over_rgb, needs_golden, read
 
 Plane = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.io
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
+from made_rasters import scene
 
 from rwkvfusion.model.metrics.baselines import bicubic, sharpening_baselines
 from rwkvfusion.model.metrics.score import Picture, Scene, ScoreError, score
@@ -18,16 +18,6 @@ from rwkvfusion.model.metrics.table import METRICS, Comparison
 from rwkvfusion.stages.source.scenes.sensors import SENSORS, degrade
 
 EPS = np.finfo(np.float64).eps
-
-
-def scene(seed: int, height: int, width: int, bands: int, top: float = 2047) -> np.ndarray:
-    """Patches, edges and texture whose bands are mixtures of a few, (H, W, C) on 0-top."""
-    rng = np.random.default_rng(seed)
-    abundance = ndimage.gaussian_filter(rng.random((height, width, 3)), (3, 3, 0))
-    abundance = (abundance - abundance.min()) / np.ptp(abundance)
-    abundance[:, :, 0] += ndimage.gaussian_filter(rng.random((height, width)) > 0.5, 0.7) * 0.3
-    picture = abundance @ rng.uniform(0.2, 1, (3, bands))
-    return picture / picture.max() * top
 
 
 def against_target(fused: np.ndarray, target: np.ndarray, *, ratio: int, peak: float) -> dict[str, float]:

@@ -13,40 +13,15 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from click.testing import CliRunner, Result
+from made_fusers import BANDS, fuse, network, saved
+from made_rasters import scene, values, write_geotiff
 from rasterio.transform import from_origin
-from test_metrics_sharpening import scene
-from test_scenes import values, write_geotiff
 
 from rwkvfusion.infra.pictures.units import Unit
 from rwkvfusion.model.fusing import tiles
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion, preset
-from rwkvfusion.pipelines.cli import main
 from rwkvfusion.stages.source.scenes.sensors import degrade
-
-BANDS = 4
-
-
-def network(*, width: int = 8, detail: float = 0.0, bands: int = BANDS) -> RWKVFusion:
-    """A sharpening network; `detail` is the spread of the weights of its head, without which it only interpolates."""
-    torch.manual_seed(0)
-    config = NetworkConfig(in_channels=(1, bands), out_channels=bands, width=width, residual=1, text_width=256,
-                           use_mask=False)  # fmt: skip
-    made = RWKVFusion(config)
-    with torch.no_grad():
-        made.head.weight.normal_(0, detail) if detail else None
-    return made
-
-
-def saved(folder: Path, made: RWKVFusion, scale: float | None = 2047.0) -> Fuser:
-    fuser = Fuser(made, FuserConfig.of(made, "pansharpening", ("pan", "ms"), luma_only=False, scales=(scale, scale)))
-    fuser.save(folder)
-    return fuser
-
-
-def fuse(folder: Path, *args: object) -> Result:
-    return CliRunner().invoke(main, ["fuse", "--model", str(folder / "model"), *map(str, args)])
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import pytest
 import rasterio
 import tifffile
 from affine import Affine
+from made_fusers import fuse, network, saved
+from made_rasters import NORTH_WEST, cubics, points, write
 from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from rasterio.windows import Window
-from test_fuse_scene import fuse, network, saved
-from test_ground import NORTH_WEST, cubics, points, write
 
 from rwkvfusion.infra.storage import MissingError, StorageError, Store
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig

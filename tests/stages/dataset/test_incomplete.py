@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
+from accounts import make
 from click.testing import CliRunner
 from made import write_pairs
 from operators import died
 
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.lease import Fence, Holder, Lease, LeaseRecord
+from rwkvfusion.infra.lease import Holder, Lease, LeaseRecord
 from rwkvfusion.model.training.survey import TrainingSet
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.evaluate.run import select_samples
 from rwkvfusion.pipelines.gallery.run import view
 from rwkvfusion.pipelines.prepare.card import finish_dataset
 from rwkvfusion.pipelines.prepare.isolate import Attempts
-from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.plan import Job, plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.prepare.run import prepare
@@ -40,18 +38,6 @@ def job_of(tmp_path: Path, limit: int | None = None, **changes: Any) -> Job:
     recipe = {"source": {"layout": "msrs", "root": str(tmp_path / "raw")}, "output": str(tmp_path / "out"),
               "masks": "none", "shard": {"pairs": 1}, **changes}  # fmt: skip
     return plan_job(PrepareRecipe.model_validate(recipe), limit)
-
-
-def make(job: Job, shards: Sequence[str]) -> Job:
-    """What `prepare` does for `shards` and no others, without a cluster; and the job as it is seen then."""
-    job.planned.write(job.store)
-    target = Target(job.store, job.dataset, job.task, job.fingerprint, Fence(job.store, 0))
-    for shard in (one for one in job.shards if one.name in shards):
-        rows = ReadPairs(job.recipe.source, target)(pa.Table.from_pylist([first_row(shard.name, shard.to_json())]))
-        for stage, print_ in zip(job.stages, job.fingerprints, strict=True):
-            rows = RunStage(stage, print_, target)(rows)
-        CommitShard(target)(rows)
-    return job.again()
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accounts import both, make, tree
 from made import scene
 from PIL import Image
-from test_accounts import both, tree
-from test_incomplete import make
 
 from rwkvfusion.pipelines.gallery.sheet import draw_row
 from rwkvfusion.pipelines.prepare.card import finish_dataset

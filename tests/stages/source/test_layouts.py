@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from made_sources import TREES, picture, source, write
 from PIL import Image
-from test_source import TREES, picture, source, write
 
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.stages.guidance.annotation import AnnotationConfig, annotated

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import scene
+from made_sources import picture, source, write
 from PIL import Image
-from test_source import picture, source, write
 
 from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_png, encode_tiff

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import scene
+from made_sources import source, write
 from PIL import Image
-from test_source import source, write
 
 from rwkvfusion.infra.pictures.decode import ImageError, decode, thumbnail
 from rwkvfusion.infra.pictures.encode import encode_png, encode_tiff

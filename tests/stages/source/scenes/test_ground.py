@@ -7,12 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
 from affine import Affine
-from rasterio.control import GroundControlPoint
-from rasterio.rpc import RPC
+from made_rasters import NORTH_WEST, cubics, points, source, write
 from rasterio.windows import Window
-from test_scenes import source
 
 from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.storage import Store
@@ -20,26 +17,6 @@ from rwkvfusion.pipelines.evaluate.run import evaluate_folders
 from rwkvfusion.stages.source.scenes.ground import check_same_grid
 from rwkvfusion.stages.source.scenes.raster import Raster, RasterError
 from rwkvfusion.stages.source.scenes.raster_pair import RasterPair
-
-NORTH_WEST = (500_000.0, 4_600_000.0)
-
-
-def write(
-    path: Path, bands: np.ndarray, pixel: float = 1.0, x: float = 0, y: float = 0, crs: Any = "EPSG:32633",
-    transform: Affine | None = None, **options: Any,
-) -> str:  # fmt: skip
-    """(C, H, W) whose corner is x metres east and y south of ours; or located as `transform`, GCPs or RPCs say."""
-    place = transform or Affine(pixel, 0, NORTH_WEST[0] + x, 0, -pixel, NORTH_WEST[1] - y)
-    if {"gcps", "rpcs"} & options.keys():
-        place, crs = Affine.identity(), crs if "gcps" in options else None
-    located = {} if place.is_identity else {"transform": place}
-    count, height, width = bands.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=bands.dtype, crs=crs,
-        photometric="minisblack", **located, **options,
-    ) as file:  # fmt: skip
-        file.write(bands)
-    return path.name
 
 
 def ramp(height: int, width: int, pixel: float = 1.0, x: float = 0, y: float = 0) -> np.ndarray:
@@ -137,23 +114,6 @@ def test_what_is_missing_is_said_and_sizes_decide(tmp_path: Path) -> None:
     write(tmp_path / "copied.tif", ramp(16, 16), 1.0, crs=None)
     pair = opened(tmp_path, "pan.tif", "copied.tif")
     assert (pair.ratio, "in no known CRS" in pair.notes[0]) == (4, True)
-
-
-def points(size: int, pixel: float, x: float = 0) -> list[GroundControlPoint]:
-    return [
-        GroundControlPoint(row, column, NORTH_WEST[0] + x + pixel * column, NORTH_WEST[1] - pixel * row)
-        for row in (0, size) for column in (0, size)
-    ]  # fmt: skip
-
-
-def cubics(size: int, longitude: float = 10.0) -> RPC:
-    one, middle = [1.0] + [0.0] * 19, size / 2 - 0.5
-    return RPC(
-        height_off=1.0, height_scale=100.0, lat_off=40.0, lat_scale=0.1, long_off=longitude, long_scale=0.1,
-        line_off=middle, line_scale=size / 2, samp_off=middle, samp_scale=size / 2,
-        line_num_coeff=[0.0, 0.0, -1.0] + [0.0] * 17, line_den_coeff=one,
-        samp_num_coeff=[0.0, 1.0] + [0.0] * 18, samp_den_coeff=one,
-    )  # fmt: skip
 
 
 def test_ground_control_points_and_rpcs_are_compared(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_ground import write
-from test_units import VIF, luma_fuser, pan_fuser, run
+from made_fusers import VIF, luma_fuser, pan_fuser, run
+from made_rasters import write
 
 from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_tiff

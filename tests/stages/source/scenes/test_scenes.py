@@ -11,37 +11,24 @@ import fsspec
 import h5py
 import numpy as np
 import pytest
-import rasterio
-import scipy.io
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rasterio.transform import from_origin
+from made_rasters import source, values, write_geotiff, write_matlab5
 
 from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.stages.dataset.sample import Sample
-from rwkvfusion.stages.source.config import SourceConfig, SourceError
+from rwkvfusion.stages.source.config import SourceError
 from rwkvfusion.stages.source.files import SceneError
 from rwkvfusion.stages.source.scenes.arrays import ArrayFile
 from rwkvfusion.stages.source.scenes.axes import solve
 from rwkvfusion.stages.source.scenes.plan import regions, windows
 from rwkvfusion.stages.source.scenes.sensors import SENSORS, degrade, gains_for, wavelengths
-from rwkvfusion.stages.source.source import Source
 
 RATIO, BANDS = 4, 4
-
-
-def values(*shape: int, seed: int = 0, top: int = 2100) -> np.ndarray:
-    """Random uint16, some above 11 bits, in which every value tells its place."""
-    return np.random.default_rng(seed).integers(0, top, shape).astype(np.uint16)
-
-
-def source(root: Path | str, layout: str, **scene: Any) -> Source:
-    whole = {name: scene.pop(name) for name in ("holdout",) if name in scene}
-    return Source(SourceConfig.model_validate({"layout": layout, "root": str(root), "scene": scene, **whole}))
 
 
 def samples(root: Path | str, layout: str, **scene: Any) -> list[Sample]:
@@ -68,21 +55,6 @@ def write_matlab73(path: Path, arrays: dict[str, np.ndarray]) -> None:
             file.create_dataset(name, data=value.T).attrs["MATLAB_class"] = np.bytes_(str(value.dtype))
     with path.open("r+b") as raw:
         raw.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM")
-
-
-def write_matlab5(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    scipy.io.savemat(path, arrays, do_compression=True)
-
-
-def write_geotiff(path: Path, picture: np.ndarray, pixel: float, **options: Any) -> None:
-    """(H, W, C) in UTM zone 33, its corner at (500000, 4600000), `pixel` metres a pixel."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    height, width, count = picture.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", height=height, width=width, count=count, dtype=picture.dtype, crs="EPSG:32633",
-        transform=from_origin(500_000, 4_600_000, pixel, pixel), **options,
-    ) as file:  # fmt: skip
-        file.write(picture.transpose(2, 0, 1))
 
 
 # -- PanCollection -----------------------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from test_metrics_sharpening import scene
-from test_scenes import write_geotiff, write_matlab5
+from made_rasters import scene, write_geotiff, write_matlab5
 
 from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.model.fusing.fuser import Fuser

@@ -1,1 +1,1 @@
-"""The built-in recipes. A package with a file of its own: what is in a namespace cannot be listed once it is installed."""
+"""The built-in recipes. This file makes them a package: what lies in a namespace cannot be listed once installed."""

@@ -81,7 +81,7 @@ def test_without_a_compiler(tmp_path: Path, environment: dict[str, str]) -> None
     installed = built(tmp_path, path_with(tmp_path / "bin", does_nothing), **environment)
     assert not (installed / LIBRARY).exists()
     assert not (installed / MACHINE_CODE).exists()
-    assert (installed / "rwkvfusion/kernels/csrc/biwkv.cu").exists()
+    assert (installed / "rwkvfusion/kernels/csrc/cuda/biwkv.cu").exists()
     answer = asked(installed)
     assert answer["name"] == "plain torch operations"
     assert "install a C++ compiler" in answer["reason"]

@@ -56,11 +56,11 @@ def lay_out(folder: Path) -> None:
 
 def build(folder: Path, nvcc: str | None) -> dict[str, object]:
     """biwkv.fatbin by nvcc; without it NVRTC is to compile the kernels."""
-    sources = folder / "rwkvfusion" / "kernels" / "csrc"
+    sources = folder / "rwkvfusion" / "kernels" / "csrc" / "cuda"
     start = time.monotonic()
     if nvcc is not None:
         flags = (sources / "nvcc_flags.txt").read_text().split()
-        command = [nvcc, *flags, sources / "biwkv.cu", "-o", sources.parent / "biwkv.fatbin"]
+        command = [nvcc, *flags, sources / "biwkv.cu", "-o", sources.parents[1] / "biwkv.fatbin"]
         made = subprocess.run(command, capture_output=True, text=True)
         if made.returncode:
             raise RuntimeError(made.stderr)

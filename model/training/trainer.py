@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +28,6 @@ from rwkvfusion.model.training.losses import Terms, fusion_loss, sharpening_loss
 from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
-_UNREADABLE = (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError)
-"""What reading a damaged checkpoint raises."""
 
 
 class TrainingError(RwkvFusionError):
@@ -191,17 +190,13 @@ class Trainer:
 
     def load(self, folder: Path) -> None:
         """Resume exactly where `save` was called. CheckpointError for a folder of another training, or damaged."""
-        try:
+        with _reading(folder):
             state = _proved(folder, self._identity())
             network, average, moments = (load_file(folder / name) for name in (MODEL, EMA, OPTIMIZER))
             average = {name: average[name].to(self.device) for name in self.ema}
             counts = [int(state[name]) for name in ("done", "skipped", "skipped_in_a_row")]
             last_loss = torch.tensor(float(state["last_loss"]))
             self.network.load_state_dict(network)
-        except CheckpointError:
-            raise
-        except _UNREADABLE as error:
-            raise CheckpointError(f"{folder} is no checkpoint of this training: {error}") from None
         self.ema, self.last_loss = average, last_loss
         self.done, self.skipped, self._skipped_in_a_row = counts
         self._restore_optimizer(moments)
@@ -246,14 +241,21 @@ def read_averaged(folder: Path, config: NetworkConfig, *, total: int, seed: int,
 
     CheckpointError for a folder of another training, or damaged.
     """
-    try:
+    with _reading(folder):
         state = _proved(folder, {"total": total, "seed": seed, "task": task})
         network = RWKVFusion(config)
         network.load_state_dict(load_file(folder / EMA))
         return Trained(network.eval(), int(state["done"]), float(state["last_loss"]))
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """CheckpointError for whatever reading a damaged checkpoint raises."""
+    try:
+        yield
     except CheckpointError:
         raise
-    except _UNREADABLE as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is no checkpoint of this training: {error}") from None
 
 

@@ -16,21 +16,11 @@ from PIL import Image as Pil
 
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store
+from rwkvfusion.pipelines.gallery.letters import INK, MAX_LINES, ascii_words, font, wrap, write
 from rwkvfusion.pipelines.gallery.marks import shrink
+from rwkvfusion.pipelines.gallery.overlays import FILL, PALETTE, UNUSED
 from rwkvfusion.pipelines.gallery.run import ViewError, view
-from rwkvfusion.pipelines.gallery.sheet import (
-    FAINT,
-    FILL,
-    GAP,
-    INK,
-    MAX_LINES,
-    PALETTE,
-    UNUSED,
-    ascii_words,
-    font,
-    wrap,
-    write,
-)
+from rwkvfusion.pipelines.gallery.sheet import FAINT, GAP
 from rwkvfusion.stages.dataset.manifest import DatasetError, Quarantined, read_manifest, write_manifest
 from rwkvfusion.stages.dataset.sample import Box, Caption, Instance, Mask, Sample
 from rwkvfusion.stages.guidance.rle import encode_rle

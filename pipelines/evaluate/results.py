@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from rwkvfusion.model.metrics.score import Picture, Scene
 from rwkvfusion.model.metrics.table import Comparison
+from rwkvfusion.stages.dataset.sample import Sample
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,35 @@ class Results:
     def exit_code(self) -> int:
         """0; 3 where something could not be scored."""
         return 3 if self.failed else 0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One scored pair while its pictures are in memory, for those who draw it.
+
+    Args:
+        key: as in `Scored.keys`.
+        dataset, split: where it is from; empty of folders.
+        roles: what the sources of `scene` are called, in their order.
+        scene: sources and target.
+        pictures: those of the systems that were asked for, by name.
+        values: {comparison: {system: {metric: value}}}, the baselines too; not finite where undefined.
+        sample: with the guidance, where the pair is of a prepared dataset.
+    """
+
+    key: str
+    dataset: str
+    split: str
+    roles: tuple[str, ...]
+    scene: Scene
+    pictures: Mapping[str, Picture]
+    values: Mapping[Comparison, Mapping[str, Mapping[str, float]]]
+    sample: Sample | None = None
+
+
+OnCase = Callable[[Shown], Callable[[], None]]
+"""Draws a pair. It is called in a worker's thread, several at once, and must not keep the pictures; what it returns is
+called in the main thread, in the order of the pairs, so that it may write."""
 
 
 def finite(means: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:

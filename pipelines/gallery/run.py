@@ -1,7 +1,6 @@
-"""`view`: a contact sheet of a prepared dataset, so that a person can judge its guidance at a glance.
+"""`view`: a prepared dataset's guidance, for a person to judge: at a glance on a contact sheet, in depth in a gallery.
 
-One row a sample: each modality with its boxes, each with its masks, the merged mask, and the captions. Reads committed
-shards only, and of them only those with a sample that is shown. Needs no Ray.
+Both read committed shards only, and of them only those with a sample that is shown. Neither needs Ray.
 """
 
 from __future__ import annotations
@@ -15,10 +14,13 @@ from PIL import Image as Pil
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.decode import ImageError
 from rwkvfusion.infra.storage import Store
+from rwkvfusion.pipelines.gallery.dataset import OnSample, write_gallery
 from rwkvfusion.pipelines.gallery.sheet import draw_head, draw_row, stack
 from rwkvfusion.stages.dataset.dataset import Dataset
 
 LIMIT, WIDTH = 12, 320
+GALLERY_LIMIT = 1000
+"""Samples of a gallery, where no other number is asked for: about a megabyte each."""
 MAX_SHEET_PIXELS = 200_000_000
 
 
@@ -56,6 +58,25 @@ class Summary:
         )
 
 
+@dataclass(frozen=True)
+class Gallery:
+    """What is in a gallery: `shown` of the `total` samples that could be; `index` is the page to open."""
+
+    url: str
+    index: str
+    shown: int
+    total: int
+    quarantined: int
+    incomplete: str | None = None
+
+    @property
+    def line(self) -> str:
+        """One line for the terminal; where there are more samples, how to see them."""
+        more = "" if self.shown == self.total else f" ({more_hint(self.shown, self.total)})"
+        counts = f"{self.shown} of {self.total} samples of {self.url}, {self.quarantined} pairs in quarantine"
+        return f"{counts} -> {self.index}{more}" + (f"\n{self.incomplete}" if self.incomplete else "")
+
+
 def view(
     url: str,
     output: str,
@@ -87,6 +108,33 @@ def view(
     shown = tuple(Shown(key, shards[key].manifest.split, shards[key].manifest.shard) for key in order)
     return Summary(
         dataset.store.url, Store(output).url, shown, len(available), *sheet.size, incomplete=dataset.incomplete()
+    )
+
+
+def view_gallery(
+    url: str,
+    output: str,
+    *,
+    limit: int = GALLERY_LIMIT,
+    splits: Sequence[str] | None = None,
+    keys: Sequence[str] = (),
+    on_sample: OnSample | None = None,
+) -> Gallery:
+    """Write a gallery of the dataset at `url` into the folder `output`, on any store.
+
+    What is shown is chosen as in `view`. A dataset whose every pair is in quarantine has a gallery too: of the reasons.
+    Errors as of `view`; GalleryError where `output` is the dataset itself.
+    """
+    dataset = Dataset.open(url, allow_incomplete=True)
+    quarantined = sum(len(manifest.quarantined) for manifest in dataset.manifests)
+    available = selected = dataset
+    if dataset.shards or not quarantined:
+        available = dataset.select(splits)
+        selected = available.select(keys=keys) if keys else available.select(limit=limit)
+    write_gallery(available, selected, output, "chosen by key" if keys else "evenly spread", on_sample)
+    index = Store(output).join("index.html")
+    return Gallery(
+        dataset.store.url, index, len(selected), len(available), quarantined, incomplete=dataset.incomplete()
     )
 
 

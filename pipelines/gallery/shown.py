@@ -11,6 +11,7 @@ from PIL import Image as Pil
 
 from rwkvfusion.infra.pictures.decode import display_bands
 from rwkvfusion.infra.pictures.encode import encode_png
+from rwkvfusion.pipelines.gallery.site import plain_png
 from rwkvfusion.stages.dataset.sample import Image, Sample
 
 MAX_SIDE = 4096
@@ -82,6 +83,11 @@ def _shows_itself(image: Image, picture: np.ndarray) -> bool:
     if image.ext != "png" or image.bit_depth != 8 or image.declared not in (None, 255):
         return False
     if picture.shape[:2] != size_of(image):
+        return False
+    try:
+        plain_png(image.data)
+    except ValueError:
+        # Decoders are milder than browsers: a checksum, a missing end.
         return False
     with Pil.open(io.BytesIO(image.data)) as opened:
         return opened.mode in ("L", "RGB") and "transparency" not in opened.info

@@ -151,7 +151,7 @@ def test_every_folder_of_modules_is_a_package_and_every_room_has_its_arrows() ->
         ("kernels.backends.scan", "from rwkvfusion.infra import storage"),
         ("infra.storage", "import rwkvfusion.stages.dataset.sample"),
         ("model.fusing.fuser", "def f():\n    from rwkvfusion.pipelines import cli"),
-        ("stages.guidance.stage", "from rwkvfusion.model.metrics.table import METRICS"),
+        ("stages.guidance.stage", "from rwkvfusion.model.metrics.table import metrics_of"),
         ("stages.guidance.stage", "from ...model import metrics"),
         ("stages.guidance.stage", "import importlib\nimportlib.import_module('rwkvfusion.pipelines.cli')"),
         ("stages.guidance.stage", "from model import metrics"),

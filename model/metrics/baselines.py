@@ -24,11 +24,11 @@ _FLAT = 1e-9
 
 
 def luma_baselines(sources: Sequence[Array]) -> dict[str, npt.NDArray[np.uint8]]:
-    """{"source a alone" ..., "mean", "maximum"}: planes (H, W) of the luma planes of the sources."""
-    planes = np.stack(sources)
-    alone = {f"source {chr(97 + i)} alone": plane for i, plane in enumerate(planes)}
-    results = alone | {"mean": np.rint(planes.mean(axis=0)), "maximum": planes.max(axis=0)}
-    return {name: plane.astype(np.uint8) for name, plane in results.items()}
+    """{"source a alone" ..., "mean", "maximum"} of the sources, luma planes (H, W) or pictures (H, W, C) in 0-255."""
+    values = np.stack(sources)
+    alone = {f"source {chr(97 + i)} alone": source for i, source in enumerate(values)}
+    results = alone | {"mean": values.mean(axis=0), "maximum": values.max(axis=0)}
+    return {name: np.rint(result).astype(np.uint8) for name, result in results.items()}
 
 
 def sharpening_baselines(high: npt.NDArray[Any], low: npt.NDArray[Any], *, ratio: int) -> dict[str, Array]:

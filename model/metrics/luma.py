@@ -48,14 +48,21 @@ def luma(image: npt.NDArray[Any]) -> Plane:
     `image`: (H, W), (H, W, 1) or RGB (H, W, 3); uint8 as it is, uint16 over its full range 0-65535, floats in 0-1.
     Returns float64 (H, W). ValueError for any other shape, type or range (NaN included).
     """
-    values = _to_255(image)
-    if values.ndim == 3 and values.shape[2] == 3:
-        values = values @ _LUMA
-    elif values.ndim == 3 and values.shape[2] == 1:
-        values = values[:, :, 0]
-    elif values.ndim != 2:
+    bands = _bands(image)
+    return np.floor((bands @ _LUMA if bands.shape[2] == 3 else bands[:, :, 0]) + 0.5)
+
+
+def channels(image: npt.NDArray[Any]) -> tuple[Plane, ...]:
+    """R, G and B, or the one plane of a grey picture, float64 (H, W) in 0-255, not rounded. Takes what `luma` does."""
+    return tuple(np.ascontiguousarray(plane) for plane in np.moveaxis(_bands(image), 2, 0))
+
+
+def _bands(image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """(H, W, 1) or (H, W, 3) in 0-255."""
+    values = np.atleast_3d(_to_255(image))
+    if image.ndim not in (2, 3) or values.shape[2] not in (1, 3):
         raise ValueError(f"an image must be (H, W), (H, W, 1) or (H, W, 3), not {image.shape}")
-    return np.floor(values + 0.5)
+    return values
 
 
 def _to_255(image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -6,10 +6,10 @@ Everything that scores goes through `score`: folders, prepared datasets, the end
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,11 +17,13 @@ from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures import units
 from rwkvfusion.infra.pictures.units import Unit, UnitError
 from rwkvfusion.model.metrics.baselines import luma_baselines, sharpening_baselines
-from rwkvfusion.model.metrics.luma import Plane, luma
+from rwkvfusion.model.metrics.luma import Plane, channels, luma
 from rwkvfusion.model.metrics.sharpening import FullResolution
-from rwkvfusion.model.metrics.table import METRICS, Comparison
-from rwkvfusion.stages.dataset.task import TASKS
+from rwkvfusion.model.metrics.table import Comparison, Convention, metrics_of
+from rwkvfusion.stages.dataset.task import LUMA_TASKS, TASKS
 from rwkvfusion.stages.source.scenes.sensors import gains_for
+
+_Planes = TypeVar("_Planes")
 
 
 class ScoreError(RwkvFusionError):
@@ -44,11 +46,19 @@ class Picture(units.Picture):
     @property
     def luma(self) -> Plane:
         """Its luma, (H, W) float64 of whole numbers 0-255 (see `luma`), by its unit. ScoreError where it has none."""
+        return self._by_unit(luma)
+
+    @property
+    def channels(self) -> tuple[Plane, ...]:
+        """R, G and B, or the one plane of a grey picture: float64 (H, W) in 0-255, not rounded. Errors as `luma`."""
+        return self._by_unit(channels)
+
+    def _by_unit(self, planes: Callable[[np.ndarray], _Planes]) -> _Planes:
         values = self.values
         if self.scale is not None:
             values = np.clip((values - self.unit.black) / self.unit.span, 0.0, 1.0)
         try:
-            return luma(values)
+            return planes(values)
         except ValueError as error:
             raise ScoreError(f"{printable(self.name)}: {error}") from None
 
@@ -99,20 +109,21 @@ class Scores:
     """Scores of one scene.
 
     `rows`: {what is compared with: {name of the picture: {metric: score}}}, the baselines first. A metric that a
-    picture is too small for is NaN; `undefined` has the reason, by metric.
+    picture is too small for is NaN, and PSNR without an error is infinite; `undefined` has the reason of all that is
+    not finite: {what is compared with: {metric: reason}}.
     """
 
     rows: dict[Comparison, dict[str, dict[str, float]]] = field(default_factory=dict)
-    undefined: dict[str, str] = field(default_factory=dict)
+    undefined: dict[Comparison, dict[str, str]] = field(default_factory=dict)
 
 
-_Arguments = dict[Comparison, tuple[Any, ...]]
-"""What the metrics of each comparison are computed of, see `Metric.compute`."""
+_Arguments = dict[Comparison, list[tuple[Any, ...]]]
+"""What the metrics of each comparison are computed of, see `Metric.compute`; of several planes the mean is taken."""
 _Prepared = tuple[dict[str, Picture], Callable[[Picture], _Arguments]]
 """Of a scene whose pictures fit: its baselines by name, and what gives the arguments of a fused picture."""
 
 
-def score(scene: Scene, fused: Mapping[str, Picture]) -> Scores:
+def score(scene: Scene, fused: Mapping[str, Picture], convention: Convention = Convention.Y) -> Scores:
     """Score fused pictures of one scene, by name, with the trivial answers beside them.
 
     Luma tasks: against the sources, and against the target where there is one. Sharpening: against the target, or of
@@ -120,38 +131,58 @@ def score(scene: Scene, fused: Mapping[str, Picture]) -> Scores:
 
     ScoreError names the picture that does not fit in size, bands or unit, and a scene that there is no metric for.
     """
-    baselines, arguments = (_sharpening if TASKS[scene.task].sharpens else _luma)(scene, fused.values())
+    if TASKS[scene.task].sharpens:
+        if convention is not Convention.Y:
+            raise ScoreError(f"convention {convention} is of {', '.join(LUMA_TASKS)}: {scene.task} has {Convention.Y}")
+        baselines, arguments = _sharpening(scene, fused.values())
+    else:
+        baselines, arguments = _luma(scene, fused.values(), convention)
     for name in fused:
         if name in baselines:
             raise ScoreError(f"{name!r} is the name of a line that is always in the table: give another NAME")
     scores = Scores()
     for name, picture in {**baselines, **fused}.items():
-        for comparison, values in arguments(picture).items():
+        for comparison, planes in arguments(picture).items():
             row = scores.rows.setdefault(comparison, {}).setdefault(name, {})
-            for metric in METRICS[comparison].values():
+            for metric in metrics_of(comparison, convention, scene.task).values():
                 try:
-                    row[metric.name] = metric.compute(*values)
+                    value, reason = float(np.mean([metric.compute(*values) for values in planes])), "infinite: no error"
                 except ValueError as error:
-                    row[metric.name], scores.undefined[metric.name] = math.nan, str(error)
+                    value, reason = math.nan, str(error)
+                row[metric.name] = value
+                if not math.isfinite(value):
+                    scores.undefined.setdefault(comparison, {})[metric.name] = reason
     return scores
 
 
-def _luma(scene: Scene, fused: Collection[Picture]) -> _Prepared:
+def _luma(scene: Scene, fused: Collection[Picture], convention: Convention) -> _Prepared:
     first = scene.sources[0]
     height, width = first.values.shape[:2]
     for picture in (*scene.sources, *scene.targets, *fused):
         picture.check_size(height, width, (1, 3), first.size)
-    sources, targets = [source.luma for source in scene.sources], [target.luma for target in scene.targets]
-    baselines = {
-        name: Picture(f"{name} of {scene.name}", plane[:, :, None]) for name, plane in luma_baselines(sources).items()
-    }
+
+    def planes_of(picture: Picture) -> tuple[Plane, ...]:
+        return (picture.luma,) if convention is Convention.Y else picture.channels
+
+    sources, targets = [planes_of(source) for source in scene.sources], [planes_of(target) for target in scene.targets]
+    pictures = np.broadcast_arrays(*(np.stack(planes, axis=2) for planes in sources))
+    baselines = {name: Picture(f"{name} of {scene.name}", values) for name, values in luma_baselines(pictures).items()}
 
     def arguments(picture: Picture) -> _Arguments:
-        plane = picture.luma
-        against_target: _Arguments = {Comparison.TARGET: (plane, targets)} if targets else {}
-        return {Comparison.SOURCES: (plane, sources), **against_target}
+        own = planes_of(picture)
+        against = {Comparison.SOURCES: sources, **({Comparison.TARGET: targets} if targets else {})}
+        return {
+            comparison: [(plane, others) for plane, *others in _aligned([own, *pictures])]
+            for comparison, pictures in against.items()
+        }
 
     return baselines, arguments
+
+
+def _aligned(pictures: Sequence[tuple[Plane, ...]]) -> list[tuple[Plane, ...]]:
+    """The planes of several pictures side by side, plane by plane; the one of a grey picture is each of its three."""
+    count = max(map(len, pictures))
+    return list(zip(*(planes if len(planes) == count else planes * count for planes in pictures), strict=True))
 
 
 def _sharpening(scene: Scene, fused: Collection[Picture]) -> _Prepared:
@@ -172,9 +203,9 @@ def _sharpening(scene: Scene, fused: Collection[Picture]) -> _Prepared:
     unit = (low.unit.black, low.unit.white)
     baselines = {name: Picture(f"{name} of {scene.name}", values, unit) for name, values in results.items()}
     if target is None:
-        return baselines, lambda picture: {Comparison.FULL: (full.distortions(picture.in_unit_of(low)),)}
+        return baselines, lambda picture: {Comparison.FULL: [(full.distortions(picture.in_unit_of(low)),)]}
     truth, peak = target.in_unit_of(target), target.unit.span
-    return baselines, lambda picture: {Comparison.REDUCED: (picture.in_unit_of(target), truth, peak, ratio)}
+    return baselines, lambda picture: {Comparison.REDUCED: [(picture.in_unit_of(target), truth, peak, ratio)]}
 
 
 def _resolutions(scene: Scene) -> tuple[Picture, Picture, int]:

@@ -1,27 +1,37 @@
-"""All metrics, in one table: a new one is a function and a row here.
-
-Convention "y" of the luma metrics: BT.601 luma rounded to integers in 0-255, float64, the MATLAB forms, mutual
-information in nats, and MI, VIF and SSIM as sums over the sources. Tables in another convention (per RGB channel, bits,
-means) cannot be compared with it.
-"""
+"""All metrics, in one table: a new one is a function and a row here."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import inf
 from typing import Literal
 
 from rwkvfusion.model.metrics import luma, sharpening
 
+VERSION = "2"
+"""Of the code of the metrics; it is raised whenever a value can change, and stands in every result."""
+
+
+class Convention(StrEnum):
+    """How metrics are formed. Values of two conventions must not stand in one table.
+
+    Y: of the luma tasks BT.601 luma rounded to integers in 0-255, the MATLAB forms, mutual information in nats, and MI,
+    VIF and SSIM as sums over the sources; of sharpening the forms of the MATLAB toolboxes. RWKVFUSION: those of the
+    code released with the paper, for the luma tasks alone: mean over R, G and B, VIF with its arguments swapped.
+    """
+
+    Y = "y"
+    RWKVFUSION = "rwkvfusion"
+
 
 class Comparison(StrEnum):
     """What fused pictures are compared with, in the words that stand under a table."""
 
-    SOURCES = "against their sources, convention y"
-    TARGET = "against their targets, convention y"
+    SOURCES = "against their sources"
+    TARGET = "against their targets"
     REDUCED = "against their targets (reduced resolution)"
     FULL = "without a target (full resolution)"
 
@@ -41,6 +51,8 @@ class Metric:
         compute: takes what `score` has for its comparison. Of SOURCES: the fused luma plane and those of the sources
             (see `luma`); of TARGET: likewise with the target as the only source; of REDUCED: fused picture and target
             (see `sharpening`), peak and ratio; of FULL: the `Distortions`. ValueError where the picture is too small.
+            In the convention `rwkvfusion` a luma plane is one of R, G and B, and the mean of the three is the metric.
+        tasks: that it is of; none named: of all that are compared so.
     """
 
     name: str
@@ -51,13 +63,14 @@ class Metric:
     summary: str
     source: str
     compute: Callable[..., float]
+    tasks: frozenset[str] = frozenset()
 
 
 def _by_name(*metrics: Metric) -> dict[str, Metric]:
     return {metric.name: metric for metric in metrics}
 
 
-METRICS: Mapping[Comparison, Mapping[str, Metric]] = {
+_Y: dict[Comparison, dict[str, Metric]] = {
     Comparison.SOURCES: _by_name(
         Metric(
             "MI", "higher", (0, math.log(256)), "sources", "luma", "mutual information, nats, sum over sources",
@@ -153,7 +166,38 @@ METRICS: Mapping[Comparison, Mapping[str, Metric]] = {
     ),
 }  # fmt: skip
 
+
+def _of_channels(*metrics: Metric) -> dict[str, Metric]:
+    return _by_name(*(replace(metric, colour="each band") for metric in metrics))
+
+
+_OWN = {
+    "VIF": replace(
+        _Y[Comparison.SOURCES]["VIF"], source="Sheikh and Bovik 2006, VIFp from the fused picture to the sources",
+        compute=lambda fused, sources: sum(luma.vif(source, [fused]) for source in sources),
+    ),
+}  # fmt: skip
+_METRICS: dict[Convention, dict[Comparison, dict[str, Metric]]] = {
+    Convention.Y: _Y,
+    Convention.RWKVFUSION: {
+        Comparison.SOURCES: _of_channels(*(_OWN.get(name, metric) for name, metric in _Y[Comparison.SOURCES].items())),
+        Comparison.TARGET: _of_channels(*_Y[Comparison.TARGET].values()),
+    },
+}
+
+
+def metrics_of(
+    comparison: Comparison, convention: Convention = Convention.Y, task: str | None = None
+) -> Mapping[str, Metric]:
+    """The metrics of a comparison, by name, in the order of a table's columns; of none where the convention has none.
+
+    `task`: leaves out what is of other tasks alone; None: those of every task.
+    """
+    metrics = _METRICS[convention].get(comparison, {})
+    return {name: one for name, one in metrics.items() if task is None or not one.tasks or task in one.tasks}
+
+
 LOWER_IS_BETTER = frozenset(
-    name for metrics in METRICS.values() for name, metric in metrics.items() if metric.better == "lower"
+    name for metrics in _Y.values() for name, metric in metrics.items() if metric.better == "lower"
 )
-"""Names of the metrics of which lower values are better."""
+"""Names of the metrics of which lower values are better, in every convention."""

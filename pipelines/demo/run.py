@@ -16,9 +16,9 @@ from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.model.metrics.baselines import luma_baselines
 from rwkvfusion.model.metrics.score import Picture, Scene, score
-from rwkvfusion.model.metrics.table import Comparison
+from rwkvfusion.model.metrics.table import Comparison, Convention
 from rwkvfusion.pipelines.cluster import connect
-from rwkvfusion.pipelines.evaluate.table import table_lines, verdict
+from rwkvfusion.pipelines.evaluate.table import described, table_lines, verdict
 from rwkvfusion.pipelines.fuse.run import fuse_dataset, open_model
 from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
@@ -72,6 +72,7 @@ def run_demo(output: Path, *, steps: int | None = None, say: Callable[[str], Non
         for line in (*table_lines(shown), verdict(shown, _OURS)):
             say("  " + line)
     say("")
+    say(f"scores:   {described(Convention.Y)}")
     say(f"pictures: {root / 'fused'} (fused.png beside the sources and their mean)")
     say(f"model:    models:/{result.model_name}@{result.alias} (version {result.version})")
     say(f"          MLFLOW_TRACKING_URI={result.tracking_uri}")

@@ -64,10 +64,11 @@ _USED = {
 @click.option("--tracking-uri", metavar="URI", help="MLflow to ask for the models; default as MLflow's own.")
 @click.option(
     "--convention",
-    type=click.Choice(["y"]),
+    type=click.Choice(["y", "rwkvfusion"]),
     default="y",
     show_default=True,
-    help="y: BT.601 luma in 0-255, MATLAB forms, MI in nats, sums over the sources.",
+    help="y: BT.601 luma in 0-255, MATLAB forms, MI in nats, sums over the sources. rwkvfusion: of the luma tasks, as"
+    " the code released with the paper: mean of R, G, B, VIF with its arguments swapped.",
 )
 @click.option("--json", "json_file", metavar="FILE", help="Write {NAME: {METRIC: mean}} here; - for stdout.")
 @click.pass_context
@@ -116,6 +117,7 @@ def evaluate(
         --dataset s3://bucket/wv3 --split test_full --sensor WV3 --limit 20 --json -
     """
     from rwkvfusion.infra.storage import Store
+    from rwkvfusion.model.metrics.table import Convention
     from rwkvfusion.pipelines.console import Bar, say
     from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, evaluate_folders, select_samples
 
@@ -139,7 +141,9 @@ def evaluate(
         fusers = {name: open_model(uri, tracking=tracking_uri).fuser for name, uri in names.items()}
         with Bar("evaluate", len(selected.dataset), "sample") as bar:
             bar.reach(0)
-            table = evaluate_dataset(fusers, selected, sensor=sensor, on_scene=bar.of)
+            table = evaluate_dataset(
+                fusers, selected, sensor=sensor, convention=Convention(convention), on_scene=bar.of
+            )
     else:
         assert folder_a is not None
         assert folder_b is not None
@@ -147,7 +151,15 @@ def evaluate(
         with Bar("evaluate", 0, "pair") as bar:
             bar.reach(0)
             table = evaluate_folders(
-                folder_a, folder_b, names, task=task, target=target, scale=scales, sensor=sensor, on_scene=bar.of
+                folder_a,
+                folder_b,
+                names,
+                task=task,
+                target=target,
+                scale=scales,
+                sensor=sensor,
+                convention=Convention(convention),
+                on_scene=bar.of,
             )
     if json_file == "-":
         click.echo(table.to_json())

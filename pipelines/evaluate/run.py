@@ -13,6 +13,7 @@ from rwkvfusion.infra.pictures.encode import RASTERS
 from rwkvfusion.infra.pictures.units import EVERY, Scale, UnitError, narrow_use, odd_words, option_scale
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.score import Picture, Scene, ScoreError, score
+from rwkvfusion.model.metrics.table import Convention
 from rwkvfusion.pipelines.evaluate.table import Means, Table
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.dataset.sample import Image, Sample
@@ -72,6 +73,7 @@ def evaluate_dataset(
     models: Mapping[str, Fuser],
     *selected: Selected,
     sensor: str = "generic",
+    convention: Convention = Convention.Y,
     on_scene: OnScene | None = None,
 ) -> Table:
     """Fuse each selected sample with each of the models (by name), with its own guidance, and score the results.
@@ -86,7 +88,7 @@ def evaluate_dataset(
     it says.
     """
     task, total = selected[0].task, sum(len(one.dataset) for one in selected)
-    means, left_out, failed = Means(), list[str](), list[str]()
+    means, left_out, failed = Means(convention), list[str](), list[str]()
     n_sources: int | None = None
     samples = (sample for one in selected for sample in one.dataset.samples())
     for done, sample in enumerate(samples, start=1):
@@ -101,7 +103,7 @@ def evaluate_dataset(
                 )
             try:
                 fused = {name: _fuse(name, fuser, sample) for name, fuser in models.items()}
-                means.add(score(_scene(_agreed(models, sample), sensor), fused))
+                means.add(score(_scene(_agreed(models, sample), sensor), fused, convention))
             except ScoreError as error:
                 failed.append(str(error))
         if on_scene:
@@ -150,6 +152,7 @@ def evaluate_folders(
     target: str | None = None,
     scale: Scale | Mapping[str, Scale] | None = None,
     sensor: str = "generic",
+    convention: Convention = Convention.Y,
     on_scene: OnScene | None = None,
 ) -> Table:
     """Score each folder of `fused` (name -> URL) on the pairs of `a` and `b`, matched by name (see `pair_folders`).
@@ -176,14 +179,15 @@ def evaluate_folders(
         pairs, unpaired = pair_folders(stores)
     except SourceError as error:
         raise ScoreError(str(error)) from None
-    units, means, failed = _FolderUnits(task, scale), Means(), list[str]()
+    units, means, failed = _FolderUnits(task, scale), Means(convention), list[str]()
     for done, names in enumerate(pairs, start=1):
         try:
             _check_rasters([(store, names[name]) for name, store in stores.items()], task)
             pictures = units.declare({name: _read(store, names[name]) for name, store in stores.items()})
             sources, truth = (pictures.pop("a"), pictures.pop("b")), pictures.pop("target", None)
             scene = Scene(os.path.splitext(names["a"])[0], task, sources, truth, sensor)
-            means.add(score(scene, {name.removeprefix("fused "): picture for name, picture in pictures.items()}))
+            fused_here = {name.removeprefix("fused "): picture for name, picture in pictures.items()}
+            means.add(score(scene, fused_here, convention))
         except ScoreError as error:
             failed.append(str(error))
         if on_scene:

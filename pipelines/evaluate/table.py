@@ -11,7 +11,7 @@ from textwrap import wrap
 import numpy as np
 
 from rwkvfusion.model.metrics.score import Scores
-from rwkvfusion.model.metrics.table import LOWER_IS_BETTER
+from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, VERSION, Convention
 from rwkvfusion.pipelines import console
 
 WIDTH = 100
@@ -30,6 +30,7 @@ class Part:
     means: dict[str, dict[str, float]]
     gaps: tuple[str, ...] = ()
     """Means that are of fewer scenes, with the reason."""
+    convention: Convention = Convention.Y
 
     def lines(self, width: int = WIDTH) -> Iterator[str]:
         """The table, and a line that says what it is."""
@@ -37,7 +38,7 @@ class Part:
         lower = [metric for metric in next(iter(self.means.values()), {}) if metric in LOWER_IS_BETTER]
         legend = f"; lower is better: {', '.join(lower)}" if lower else ""
         pairs = "1 pair" if self.pairs == 1 else f"{self.pairs} pairs"
-        yield f"means over {pairs} {self.how}; * marks the best{legend}"
+        yield f"means over {pairs} {self.how}, {described(self.convention)}; * marks the best{legend}"
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,15 @@ class Table:
 class Means:
     """Takes in the scores of scene after scene; holds numbers only."""
 
-    def __init__(self) -> None:
+    def __init__(self, convention: Convention = Convention.Y) -> None:
+        self._convention = convention
         self._scores: dict[str, dict[str, dict[str, list[float]]]] = {}
         self._undefined: dict[str, str] = {}
 
     def add(self, scores: Scores) -> None:
         """Take in the scores of one scene."""
-        self._undefined |= scores.undefined
+        for reasons in scores.undefined.values():
+            self._undefined |= reasons
         for how, rows in scores.rows.items():
             for name, row in rows.items():
                 for metric, value in row.items():
@@ -119,7 +122,7 @@ class Means:
         for how, rows in self._scores.items():
             means = {name: {metric: _mean(values) for metric, values in row.items()} for name, row in rows.items()}
             pairs = max(len(values) for row in rows.values() for values in row.values())
-            parts.append(Part(how, pairs, means, tuple(self._gaps(rows))))
+            parts.append(Part(how, pairs, means, tuple(self._gaps(rows)), self._convention))
         return tuple(parts)
 
     def _gaps(self, rows: Mapping[str, Mapping[str, Sequence[float]]]) -> Iterator[str]:
@@ -136,7 +139,12 @@ class Means:
                 words = ", ".join(
                     f"{name} {count}" for name, count in zip(rows, counts, strict=True) if defined[name] < total[name]
                 )
-            yield f"{metric}: mean of {words} ({self._undefined.get(metric, 'infinite in the others')})"
+            yield f"{metric}: mean of {words} ({self._undefined[metric]})"
+
+
+def described(convention: str, version: str = VERSION) -> str:
+    """What scores are of, as it stands beside them: "convention y (metrics 2)"."""
+    return f"convention {convention} (metrics {version})"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from textwrap import wrap
 
 from rwkvfusion.infra.errors import redacted
 from rwkvfusion.infra.tracking import Tracker, tracking_uri
-from rwkvfusion.pipelines.evaluate.table import table_lines, verdict
+from rwkvfusion.pipelines.evaluate.table import described, table_lines, verdict
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
 from rwkvfusion.pipelines.train.scores import FinalScores
 
@@ -34,7 +34,7 @@ class TrainResult(FinalScores):
 
 
 def record_result(tracker: Tracker, result: TrainResult) -> None:
-    """Scores and floors as metrics `final_METRIC` and `floor_NAME_METRIC`, of what they are as a tag, all as JSON.
+    """Scores and floors as metrics `final_METRIC` and `floor_NAME_METRIC`, of what they are as tags, all as JSON.
 
     TrackingError where MLflow fails.
     """
@@ -42,8 +42,9 @@ def record_result(tracker: Tracker, result: TrainResult) -> None:
     for floor, scores in result.floors.items():
         points |= {f"floor_{floor.replace(' ', '_')}_{name}": value for name, value in available(scores).items()}
     tracker.metrics(points, result.steps)
-    tags = {"scored": f"{result.pairs} pairs of {', '.join(result.splits)} of {' '.join(result.datasets)}"}
-    tracker.tags(tags if result.pairs else {"scored": "nothing"})
+    scored = f"{result.pairs} pairs of {', '.join(result.splits)} of {' '.join(result.datasets)}"
+    of = {"convention": result.convention, "metrics_version": result.metrics_version}
+    tracker.tags({"scored": scored, **of} if result.pairs else {"scored": "nothing"})
     tracker.json("scores", {field.name: getattr(result, field.name) for field in fields(FinalScores)})
 
 
@@ -59,7 +60,8 @@ def end_lines(result: TrainResult, recipe: TrainRecipe, width: int) -> Iterator[
         means = {name: _numbers(row, scores) for name, row in {**result.floors, _MODEL: scores}.items()}
         splits = f"split{'s' if len(result.splits) > 1 else ''} {', '.join(result.splits)}"
         pairs = "1 pair" if result.pairs == 1 else f"{result.pairs} pairs"
-        yield f"scores on {pairs} of {splits} of {', '.join(result.datasets)}:"
+        of = described(result.convention, result.metrics_version)
+        yield f"scores on {pairs} of {splits} of {', '.join(result.datasets)}, {of}:"
         yield from table_lines(means, width)
         yield from wrap(verdict(means, _MODEL), width)
     # By now the alias may be with the version of a later training.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from rwkvfusion.infra.errors import redacted
 from rwkvfusion.model.fusing.fuser import Fuser
+from rwkvfusion.model.metrics.table import VERSION, Convention
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
 from rwkvfusion.pipelines.evaluate.table import finite
 from rwkvfusion.pipelines.train.recipe import DataConfig
@@ -22,8 +23,9 @@ _MODEL = "model"
 class FinalScores:
     """`metrics`: mean scores of the model; `floors`: those of the trivial answers, by name.
 
-    Both are over `pairs` pairs of `splits` of `datasets`, None for a mean that cannot be had. `notes`: in words, what
-    the scores are not, and why.
+    Both are over `pairs` pairs of `splits` of `datasets`, None for a mean that cannot be had. `convention` and
+    `metrics_version`: see `model.metrics.table`; 1 where none was recorded. `notes`: in words, what the scores are not,
+    and why.
     """
 
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -31,6 +33,8 @@ class FinalScores:
     pairs: int = 0
     splits: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
+    convention: str = Convention.Y
+    metrics_version: str = "1"
     notes: tuple[str, ...] = ()
 
 
@@ -93,5 +97,6 @@ def _scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None]) -> Final
         pairs=sum(len(one.dataset) for one in selected) - len(table.failed) - len(table.left_out),
         splits=tuple(sorted(scored)),
         datasets=tuple(one.dataset.store.url for one in selected),
+        metrics_version=VERSION,
         notes=tuple(notes),
     )

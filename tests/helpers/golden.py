@@ -11,13 +11,12 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from rwkvfusion.model.metrics.table import METRICS as ALL
-from rwkvfusion.model.metrics.table import Comparison
+from rwkvfusion.model.metrics.table import Comparison, metrics_of
 
 Plane = npt.NDArray[np.float64]
 
 
-METRICS = {name: metric.compute for name, metric in ALL[Comparison.SOURCES].items()}
+METRICS = {name: metric.compute for name, metric in metrics_of(Comparison.SOURCES).items()}
 
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

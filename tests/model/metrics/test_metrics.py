@@ -16,8 +16,7 @@ from scipy.stats import entropy as scipy_entropy
 
 from rwkvfusion.model.metrics.luma import luma, squared_frequencies
 from rwkvfusion.model.metrics.score import Picture, Scene, ScoreError, Scores, score
-from rwkvfusion.model.metrics.table import METRICS as ALL
-from rwkvfusion.model.metrics.table import Comparison
+from rwkvfusion.model.metrics.table import Comparison, Convention, metrics_of
 
 needs_msrs = pytest.mark.skipif(not (DATA / "dev" / "MSRS").is_dir(), reason="no MSRS beside the repository")
 
@@ -124,7 +123,7 @@ def test_scores_are_numbers_and_do_not_depend_on_the_order_of_the_sources(a: Pla
 @given(planes(), planes())
 def test_scores_lie_in_the_range_that_the_table_has(fused: Plane, source: Plane) -> None:
     for comparison in (Comparison.SOURCES, Comparison.TARGET):
-        for metric in ALL[comparison].values():
+        for metric in metrics_of(comparison).values():
             low, high = metric.range
             assert low - 1e-9 <= metric.compute(fused, [source]) <= high + 1e-9, metric.name
 
@@ -231,9 +230,35 @@ def test_what_cannot_be_scored_is_named() -> None:
     with pytest.raises(ScoreError, match="'mean' is the name of a line"):
         score(Scene("x", "vif", (Picture("a", image[:, :, None]),)), {"mean": Picture("b", image[:, :, None])})
     small = scores_of(image[:40], [image[:40]])
-    assert small.undefined == {"VIF": "VIF needs 41 pixels each way, not 40x52"}
+    assert small.undefined[Comparison.SOURCES]["VIF"] == "VIF needs 41 pixels each way, not 40x52"
     assert math.isnan(small.rows[Comparison.SOURCES]["fused"]["VIF"])
     assert list(small.rows[Comparison.SOURCES]) == ["source a alone", "mean", "maximum", "fused"]
+
+
+def test_what_is_infinite_has_a_reason() -> None:
+    image = random_plane(5).astype(np.uint8)
+    scores = score(Scene("x", "mff", (Picture("a", image[:, :, None]),), Picture("t", image[:, :, None])), {})
+    assert scores.undefined == {
+        Comparison.SOURCES: {"PSNR": "infinite: no error"},
+        Comparison.TARGET: {"PSNR_ref": "infinite: no error"},
+    }
+
+
+def test_the_convention_of_the_released_code_is_the_mean_over_red_green_and_blue() -> None:
+    visible, fused = (
+        np.stack([random_plane(seed + 3 * k) for k in range(3)], axis=2).astype(np.uint8) for seed in (1, 2)
+    )
+    infrared = random_plane(3).astype(np.uint8)[:, :, None]
+    scene = Scene("x", "vif", (Picture("a", visible), Picture("b", infrared)))
+    row = score(scene, {"f": Picture("f", fused)}, Convention.RWKVFUSION).rows[Comparison.SOURCES]["f"]
+    grey = np.dstack([infrared] * 3)
+    for name in ("MI", "Qabf", "SSIM", "SD"):
+        assert row[name] == pytest.approx(mean_over_rgb(METRICS[name], fused, visible, grey)), name
+    # VIF goes from the fused picture to each source.
+    swapped = sum(mean_over_rgb(METRICS["VIF"], source, fused) for source in (visible, grey))
+    assert row["VIF"] == pytest.approx(swapped)
+    with pytest.raises(ScoreError, match="convention rwkvfusion is of vif, mif, mef, mff: pansharpening has y"):
+        score(Scene("x", "pansharpening", scene.sources), {}, Convention.RWKVFUSION)
 
 
 def test_smallest_image_of_every_scale() -> None:

@@ -23,8 +23,7 @@ from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.metrics.baselines import luma_baselines
 from rwkvfusion.model.metrics.luma import luma
 from rwkvfusion.model.metrics.score import Scores
-from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, Comparison
-from rwkvfusion.model.metrics.table import METRICS as ALL
+from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, VERSION, Comparison, metrics_of
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, evaluate_folders, select_samples
@@ -32,7 +31,7 @@ from rwkvfusion.pipelines.evaluate.table import Means, Part, Table, table_lines
 from rwkvfusion.stages.dataset.manifest import DatasetError
 
 FLOOR = ["source a alone", "source b alone", "mean", "maximum"]
-METRICS = ALL[Comparison.SOURCES]
+METRICS = metrics_of(Comparison.SOURCES)
 
 
 def score(fused: np.ndarray, sources: list[np.ndarray]) -> dict[str, float]:
@@ -141,8 +140,8 @@ def test_models_stand_beside_each_other_and_the_floor_needs_none(model: str, dat
     assert both["old"] == both["new"]
     assert list(scores_of(*args)) == FLOOR
     text = run(*args, "--json", str(tmp_path / "scores.json"))
-    assert text.endswith("means over 1 pair against their sources, convention y; * marks the best; "
-                         "lower is better: Qcv\n")  # fmt: skip
+    how = f"against their sources, convention y (metrics {VERSION})"
+    assert text.endswith(f"means over 1 pair {how}; * marks the best; lower is better: Qcv\n")
     assert json.loads((tmp_path / "scores.json").read_text()) == scores_of(*args)
 
 

@@ -18,7 +18,7 @@ from rwkvfusion.infra.pictures.decode import decode, describe
 from rwkvfusion.infra.pictures.encode import encode_picture
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
-from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, METRICS, Comparison
+from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, VERSION, Comparison, metrics_of
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.stages.dataset.sample import Image, Sample
@@ -123,7 +123,7 @@ def test_both_kinds_are_two_tables_and_one_json(model: str, dataset: str) -> Non
     for row in found.values():
         assert row["HQNR"] == pytest.approx((1 - row["Dl"]) * (1 - row["Ds"]))
     text = run("--dataset", dataset)
-    assert "means over 1 pair without a target (full resolution); * marks the best; lower is better: Dl, Ds" in text
+    assert f"means over 1 pair without a target (full resolution), convention y (metrics {VERSION}); * marks" in text
     assert "means over 2 pairs against their targets (reduced resolution)" in text
     assert text.count("GSA") == 2
 
@@ -162,9 +162,9 @@ def test_sources_on_another_scale_are_brought_to_one(tmp_path: Path) -> None:
 
 
 def test_the_table_knows_which_way_is_better() -> None:
-    metrics = [metric for metrics in METRICS.values() for metric in metrics.values()]
+    metrics = [metric for comparison in Comparison for metric in metrics_of(comparison).values()]
     assert all((metric.better == "lower") == (metric.name in LOWER_IS_BETTER) for metric in metrics)
-    assert [*METRICS[Comparison.REDUCED], *METRICS[Comparison.FULL]] == [*REDUCED, *FULL]
+    assert [*metrics_of(Comparison.REDUCED), *metrics_of(Comparison.FULL)] == [*REDUCED, *FULL]
 
 
 def test_hmif_without_targets_is_left_out_or_an_error(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def ended(**changes: Any) -> TrainResult:
         run_id="r", tracking_uri=tracking_uri(), model_name="rwkvfusion-vif", version="3",
         model_uri="models:/rwkvfusion-vif/3", alias="candidate", steps=10,
         metrics={"loss": 0.1, "Qabf": 0.612, "MI": None}, floors={"mean": {"Qabf": 0.4, "MI": 1.0}}, pairs=9,
-        splits=("test",), datasets=("/data/out/tno",), notes=(),
+        splits=("test",), datasets=("/data/out/tno",), metrics_version="7", notes=(),
     )  # fmt: skip
     return replace(result, **changes)
 
@@ -41,7 +41,7 @@ def test_the_end_has_scores_floors_and_the_next_commands(elsewhere: bool) -> Non
     where = "https://user:secret@mlflow.example" if elsewhere else tracking_uri()
     recipe = TrainRecipe.model_validate({"data": {"url": "out/tno"}})
     lines = list(end_lines(ended(tracking_uri=where), recipe, 80))
-    assert lines[0] == "scores on 9 pairs of split test of /data/out/tno:"
+    assert lines[0] == "scores on 9 pairs of split test of /data/out/tno, convention y (metrics 7):"
     assert [line.split() for line in lines[1:4]] == [
         ["Qabf", "MI"],
         ["mean", "0.400", "1.000*"],

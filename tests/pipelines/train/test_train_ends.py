@@ -18,6 +18,7 @@ from rwkvfusion.infra.lease import Lease
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.tracking import TrackingError
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
+from rwkvfusion.model.metrics.table import VERSION
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
 from rwkvfusion.pipelines.train.job import TrainJob, open_job
@@ -161,6 +162,7 @@ def test_a_job_that_died_after_its_last_step_registers_without_training_and_is_t
     assert run.data.metrics["final_Qabf"] == result.metrics["Qabf"]
     assert run.data.metrics["floor_source_a_alone_Qabf"] == result.floors["source a alone"]["Qabf"]
     assert run.data.tags["scored"] == f"2 pairs of test of {url}"
+    assert (run.data.tags["convention"], run.data.tags["metrics_version"]) == ("y", VERSION)
     scores = json.loads(Path(client.download_artifacts(result.run_id, "scores.json", str(tmp_path))).read_text())
     assert scores["floors"]["mean"] == result.floors["mean"]
     assert client.get_model_version(result.model_name, "1").tags["metric.Qabf"] == f"{result.metrics['Qabf']:.6g}"

@@ -34,7 +34,7 @@ ROOMS = {
     "model.registry": ("model.fusing",),
     "pipelines.prepare": (),
     "pipelines.fuse": (),
-    "pipelines.evaluate": ("pipelines.fuse",),
+    "pipelines.evaluate": ("pipelines.fuse", "pipelines.gallery"),
     "pipelines.train": ("pipelines.evaluate",),
     "pipelines.gallery": (),
     "pipelines.demo": ("pipelines.prepare", "pipelines.train", "pipelines.fuse", "pipelines.evaluate"),

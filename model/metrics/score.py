@@ -131,12 +131,7 @@ def score(scene: Scene, fused: Mapping[str, Picture], convention: Convention = C
 
     ScoreError names the picture that does not fit in size, bands or unit, and a scene that there is no metric for.
     """
-    if TASKS[scene.task].sharpens:
-        if convention is not Convention.Y:
-            raise ScoreError(f"convention {convention} is of {', '.join(LUMA_TASKS)}: {scene.task} has {Convention.Y}")
-        baselines, arguments = _sharpening(scene, fused.values())
-    else:
-        baselines, arguments = _luma(scene, fused.values(), convention)
+    baselines, arguments = _prepared(scene, fused.values(), convention)
     for name in fused:
         if name in baselines:
             raise ScoreError(f"{name!r} is the name of a line that is always in the table: give another NAME")
@@ -153,6 +148,19 @@ def score(scene: Scene, fused: Mapping[str, Picture], convention: Convention = C
                 if not math.isfinite(value):
                     scores.undefined.setdefault(comparison, {})[metric.name] = reason
     return scores
+
+
+def baselines_of(scene: Scene, convention: Convention = Convention.Y) -> dict[str, Picture]:
+    """The trivial answers, by name, as `score` scores them. ScoreError as there."""
+    return _prepared(scene, (), convention)[0]
+
+
+def _prepared(scene: Scene, fused: Collection[Picture], convention: Convention) -> _Prepared:
+    if not TASKS[scene.task].sharpens:
+        return _luma(scene, fused, convention)
+    if convention is not Convention.Y:
+        raise ScoreError(f"convention {convention} is of {', '.join(LUMA_TASKS)}: {scene.task} has {Convention.Y}")
+    return _sharpening(scene, fused)
 
 
 def _luma(scene: Scene, fused: Collection[Picture], convention: Convention) -> _Prepared:

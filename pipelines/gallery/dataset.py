@@ -4,7 +4,7 @@ quarantine."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -14,13 +14,13 @@ from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.decode import ImageError
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.gallery.histograms import Tally
-from rwkvfusion.pipelines.gallery.marks import Mark, find_marks
+from rwkvfusion.pipelines.gallery.marks import find_marks, legend
 from rwkvfusion.pipelines.gallery.overlays import EXPLAINED, draw_boxes, draw_masks
 from rwkvfusion.pipelines.gallery.shown import (
+    caption_text,
     common_shape,
     image_png,
     in_words,
-    joined_caption,
     overlay_png,
     size_of,
     to_shape,
@@ -144,10 +144,10 @@ def item_of(sample: Sample, shard: str) -> Item:
     facts = {"split": sample.split, "shard": shard}
     facts |= {image.role: in_words(image, shape) for image in sample.pictures}
     for name, found in (("boxes", marks.boxes), ("masks", marks.masks)):
-        facts |= {f"{name}, {role}": _named(found[role]) for role in sample.roles if found[role]}
+        facts |= {f"{name}, {role}": legend(found[role]) for role in sample.roles if found[role]}
     if marks.merged:
-        facts["objects"] = _named(marks.merged)
-    return Item(sample.key, layers, values, facts, _text(sample))
+        facts["objects"] = legend(marks.merged)
+    return Item(sample.key, layers, values, facts, caption_text(sample))
 
 
 def quarantine(manifests: Iterable[Manifest]) -> tuple[list[Reason], list[dict[str, str]]]:
@@ -179,20 +179,3 @@ def _facts(available: Dataset, selected: Dataset, how: str) -> dict[str, str]:
     }
     incomplete = available.incomplete()
     return facts | ({"incomplete": incomplete} if incomplete else {})
-
-
-def _named(marks: Sequence[Mark]) -> str:
-    """Number, label and score of each."""
-    return ", ".join(_words(mark) for mark in sorted(marks, key=lambda mark: (mark.number is None, mark.number)))
-
-
-def _words(mark: Mark) -> str:
-    score = "" if mark.score is None else f" {mark.score:.2f}"
-    return f"{mark.number} {mark.label}{score}" if mark.number is not None else f"{mark.label}{score}"
-
-
-def _text(sample: Sample) -> str:
-    """The captions of the modalities, and the joined one where it is not just those."""
-    lines = [f"{caption.role}: {caption.text}" for caption in sample.captions]
-    joined = joined_caption(sample)
-    return "\n".join(lines + ([f"joined: {joined}" if lines else joined] if joined else []))

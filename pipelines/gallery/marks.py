@@ -57,6 +57,11 @@ def find_marks(sample: Sample, shapes: Mapping[str, Shape]) -> Marks:
     return Marks(_boxes(sample, shapes, masks), masks, merged)
 
 
+def legend(marks: Sequence[Mark]) -> str:
+    """Number, label and score of each, in the order of their numbers."""
+    return ", ".join(_words(mark) for mark in sorted(marks, key=lambda mark: (mark.number is None, mark.number)))
+
+
 def shrink(mask: np.ndarray, shape: Shape) -> np.ndarray:
     """A (H, W) boolean mask brought to `shape`; whatever there is keeps a pixel, however small it gets."""
     if shape[0] * shape[1] >= mask.size:
@@ -124,3 +129,8 @@ def _box_iou(a: Rectangle, b: Rectangle) -> float:
 def _around(mask: np.ndarray) -> Rectangle:
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     return float(x), float(y), float(x + width), float(y + height)
+
+
+def _words(mark: Mark) -> str:
+    score = "" if mark.score is None else f" {mark.score:.2f}"
+    return f"{mark.number} {mark.label}{score}" if mark.number is not None else f"{mark.label}{score}"

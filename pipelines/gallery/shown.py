@@ -79,6 +79,13 @@ def joined_caption(sample: Sample) -> str:
     return "" if joined == " ".join(texts.get(role, "") for role in sample.roles).split() else " ".join(joined)
 
 
+def caption_text(sample: Sample) -> str:
+    """The captions of the modalities, and the joined one where it is not just those."""
+    lines = [f"{caption.role}: {caption.text}" for caption in sample.captions]
+    joined = joined_caption(sample)
+    return "\n".join(lines + ([f"joined: {joined}" if lines else joined] if joined else []))
+
+
 def _shows_itself(image: Image, picture: np.ndarray) -> bool:
     if image.ext != "png" or image.bit_depth != 8 or image.declared not in (None, 255):
         return False

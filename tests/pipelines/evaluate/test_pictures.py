@@ -1,0 +1,122 @@
+"""The gallery of an evaluation: its pictures are those that were scored, its columns are the scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from made import scene as made
+from made_datasets import pair
+from sites import read_site
+
+from rwkvfusion.infra.pictures.decode import decode
+from rwkvfusion.model.metrics.score import Picture, Scene, score
+from rwkvfusion.model.metrics.table import Comparison, Convention
+from rwkvfusion.pipelines.evaluate.pictures import LEVELS, EvaluationGallery
+from rwkvfusion.pipelines.evaluate.results import Shown
+from rwkvfusion.pipelines.gallery.site import SiteError
+
+HEIGHT, WIDTH = 64, 80
+
+
+def case(scene: Scene, fused: dict[str, Picture], roles: tuple[str, ...], **more: object) -> Shown:
+    rows = score(scene, fused).rows
+    return Shown(scene.name, "made", "test", roles, scene, fused, rows, **more)  # type: ignore[arg-type]
+
+
+def luma_case(key: str, *, target: bool) -> Shown:
+    """A guided pair; `ours` is the target, but for a part that is 16 levels brighter; `visible` a colour picture."""
+    sample = pair(0, HEIGHT, WIDTH, key=key)
+    sources = tuple(Picture(image.role, decode(image.data)) for image in sample.images)
+    truth = made(5, HEIGHT, WIDTH, 1) // 2
+    ours = truth.copy()
+    ours[10:30, 20:40] += 16
+    fused = {"ours": Picture("ours", ours), "visible": Picture("theirs", made(6, HEIGHT, WIDTH))}
+    scene = Scene(key, "vif", sources, Picture("target", truth) if target else None)
+    return case(scene, fused, sample.roles, sample=sample)
+
+
+def write_gallery(folder: Path, task: str, *cases: Shown) -> None:
+    with EvaluationGallery(str(folder), task, Convention.Y, {"split": "test"}) as gallery:
+        for write in [gallery.draw(one) for one in cases]:
+            write()
+
+
+def test_pictures_are_those_that_were_scored_and_columns_the_scores(tmp_path: Path) -> None:
+    first, second = luma_case("first", target=True), luma_case("second", target=False)
+    write_gallery(tmp_path, "vif", first, second)
+    site = read_site(str(tmp_path))
+    layers = site.layers("first")
+    assert list(layers) == [
+        "visible", "infrared", "target", "ours", "visible (fused)", "error of ours", "error of visible (fused)",
+        "source a alone", "source b alone", "mean", "maximum", "merged mask *",
+    ]  # fmt: skip
+    assert not [name for name in site.layers("second") if "error" in name or name == "target"]
+    for name, picture in zip(("visible", "infrared"), first.scene.sources, strict=True):
+        np.testing.assert_array_equal(layers[name], picture.values)
+    np.testing.assert_array_equal(layers["ours"], first.pictures["ours"].values)
+    np.testing.assert_array_equal(layers["visible (fused)"], first.pictures["visible"].values)
+    planes = np.stack([source.luma for source in first.scene.sources])
+    np.testing.assert_array_equal(layers["mean"][:, :, 0], np.rint(planes.mean(axis=0)))
+    np.testing.assert_array_equal(layers["source a alone"][:, :, 0], planes[0])
+
+    error = layers["error of ours"].astype(int)
+    changed = np.zeros((HEIGHT, WIDTH), bool)
+    changed[10:30, 20:40] = True
+    assert (error[~changed] == 255).all()
+    red = np.rint(255 + 16 / LEVELS * (np.array([178, 24, 43]) - 255))
+    assert (error[changed] == red).all()
+
+    for comparison in (Comparison.SOURCES, Comparison.TARGET):
+        for system, row in first.values[comparison].items():
+            for metric, value in row.items():
+                also = second.values.get(comparison, {}).get(system, {}).get(metric, np.nan)
+                wanted = [one if np.isfinite(one) else np.nan for one in (value, also)]
+                np.testing.assert_allclose(site.values[f"{metric}[{system}]"], wanted, rtol=1e-6)
+    better = {column["name"]: column["better"] for column in site.site["columns"]}
+    assert (better["Qcv"], better["MI"], better["PSNR_ref"]) == ("lower", "higher", "higher")
+    assert site.items[0]["facts"] == {"split": "test", "dataset": "made", "objects": "1 disc"}
+
+
+def test_bands_are_stretched_alike_and_the_low_resolution_is_enlarged(tmp_path: Path) -> None:
+    truth = made(1, HEIGHT, WIDTH, 4).astype(np.uint16) * 8
+    low, pan = truth[::4, ::4], truth.mean(axis=2, keepdims=True).astype(np.uint16)
+    ours = truth.copy()
+    ours[10:30, 20:40, 1] += 80
+    fused = {"ours": Picture("ours", ours, 2047.0)}
+    sources = (Picture("pan", pan, 2047.0), Picture("ms", low, 2047.0))
+    reduced = case(Scene("reduced", "pansharpening", sources, Picture("t", truth, 2047.0)), fused, ("pan", "ms"))
+    full = case(Scene("full", "pansharpening", sources), fused, ("pan", "ms"))
+    write_gallery(tmp_path, "pansharpening", reduced, full)
+    site = read_site(str(tmp_path))
+    layers = site.layers("reduced")
+    assert list(layers) == ["pan", "ms", "target", "ours", "error of ours", "bicubic", "Brovey", "GSA"]
+    assert {layer.shape[:2] for layer in layers.values()} == {(HEIGHT, WIDTH)}
+    colours = truth[:, :, [2, 1, 0]].astype(float)
+    black, white = np.percentile(colours, (0.5, 99.5))
+    wanted = np.rint(np.clip((colours - black) / (white - black), 0, 1) * 255)
+    assert np.abs(layers["target"] - wanted).max() <= 1
+    np.testing.assert_array_equal(layers["ms"], layers["target"][::4, ::4].repeat(4, axis=0).repeat(4, axis=1))
+    wanted = np.rint(np.clip((ours[:, :, [2, 1, 0]].astype(float) - black) / (white - black), 0, 1) * 255)
+    assert np.abs(layers["ours"] - wanted).max() <= 1
+    same = (ours == truth).all(axis=2)
+    none = cv2.applyColorMap(np.zeros((1, 1), np.uint8), cv2.COLORMAP_INFERNO)[0, 0, ::-1]
+    np.testing.assert_array_equal((layers["error of ours"] == none).all(axis=2), same)
+    for system, row in reduced.values[Comparison.REDUCED].items():
+        np.testing.assert_allclose(site.values[f"ERGAS[{system}]"][0], row["ERGAS"], rtol=1e-6)
+    for system, row in full.values[Comparison.FULL].items():
+        np.testing.assert_allclose(site.values[f"HQNR[{system}]"][1], row["HQNR"], rtol=1e-6)
+        assert np.isnan(site.values[f"HQNR[{system}]"][0])
+
+
+def test_an_evaluation_that_fails_leaves_the_gallery_that_was_there(tmp_path: Path) -> None:
+    write_gallery(tmp_path, "vif", luma_case("first", target=False))
+    before = (tmp_path / "index.html").read_bytes()
+    second = luma_case("second", target=False)
+    with pytest.raises(SiteError):
+        write_gallery(tmp_path, "vif", second, second)
+    assert (tmp_path / "index.html").read_bytes() == before
+    write_gallery(tmp_path, "vif")
+    assert (tmp_path / "index.html").read_bytes() == before

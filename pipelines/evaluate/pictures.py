@@ -18,7 +18,7 @@ from rwkvfusion.model.metrics.table import Comparison, Convention, Metric, metri
 from rwkvfusion.pipelines.evaluate.results import Shown
 from rwkvfusion.pipelines.gallery.marks import find_marks, legend
 from rwkvfusion.pipelines.gallery.overlays import draw_masks
-from rwkvfusion.pipelines.gallery.shown import caption_text, common_shape, overlay_png, to_shape
+from rwkvfusion.pipelines.gallery.shown import caption_text, common_shape, overlay, to_shape
 from rwkvfusion.pipelines.gallery.site import EVERY, Column, Item, Layer, Site
 from rwkvfusion.stages.dataset.task import TASKS
 
@@ -126,7 +126,7 @@ def item_of(case: Shown, convention: Convention = Convention.Y) -> Item:
     facts = {"split": case.split, "dataset": case.dataset}
     if sample is not None and sample.mask is not None:
         merged = find_marks(sample, dict.fromkeys(sample.roles, shape)).merged
-        layers.append(Layer("merged mask", overlay_png(draw_masks(merged, shape)), EVERY))
+        layers.append(Layer("merged mask", overlay(draw_masks, merged, shape), EVERY))
         facts["objects"] = legend(merged)
     values = {
         Column(metric, system).id: value

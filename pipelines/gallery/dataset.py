@@ -21,7 +21,7 @@ from rwkvfusion.pipelines.gallery.shown import (
     common_shape,
     image_png,
     in_words,
-    overlay_png,
+    overlay,
     size_of,
     to_shape,
 )
@@ -82,7 +82,7 @@ def write_gallery(
                 if on_sample:
                     on_sample(done, len(selected))
         n_shards = len(selected.shards)
-        counted = f"of {tally.n_samples} samples: all of the {n_shards} shards that the pictures were taken from"
+        counted = f"Of {tally.n_samples} samples: all of the {n_shards} shards that pictures were taken from."
         site.page("histograms", "Histograms", "histograms.html", counted=counted, histograms=tally.histograms())
         reasons, pairs = quarantine(available.manifests)
         site.page("quarantine", "Quarantine", "quarantine.html", reasons=reasons, pairs=pairs, most=QUARANTINED)
@@ -117,11 +117,11 @@ def item_of(sample: Sample, shard: str) -> Item:
     layers = [Layer(image.role, image_png(image, to_shape(views[image.role], shape))) for image in sample.pictures]
     for role in sample.roles:
         if marks.boxes[role]:
-            layers.append(Layer("boxes", overlay_png(draw_boxes(marks.boxes[role], shape)), role))
+            layers.append(Layer("boxes", overlay(draw_boxes, marks.boxes[role], shape), role))
         if marks.masks[role]:
-            layers.append(Layer("masks", overlay_png(draw_masks(marks.masks[role], shape)), role))
+            layers.append(Layer("masks", overlay(draw_masks, marks.masks[role], shape), role))
     if marks.merged:
-        layers.append(Layer("merged mask", overlay_png(draw_masks(marks.merged, shape)), EVERY))
+        layers.append(Layer("merged mask", overlay(draw_masks, marks.merged, shape), EVERY))
     covered = np.zeros(shape, bool)
     for mark in marks.merged:
         covered |= mark.mask if mark.mask is not None else False
@@ -142,11 +142,11 @@ def item_of(sample: Sample, shard: str) -> Item:
             f"brightness[{role}]": float(grey(views[role]).mean()),
         }
     facts = {"split": sample.split, "shard": shard}
-    facts |= {image.role: in_words(image, shape) for image in sample.pictures}
-    for name, found in (("boxes", marks.boxes), ("masks", marks.masks)):
-        facts |= {f"{name}, {role}": legend(found[role]) for role in sample.roles if found[role]}
     if marks.merged:
         facts["objects"] = legend(marks.merged)
+    for name, found in (("boxes", marks.boxes), ("masks", marks.masks)):
+        facts |= {f"{name}, {role}": legend(found[role]) for role in sample.roles if found[role]}
+    facts |= {image.role: in_words(image, shape) for image in sample.pictures}
     return Item(sample.key, layers, values, facts, caption_text(sample))
 
 

@@ -58,8 +58,12 @@ def find_marks(sample: Sample, shapes: Mapping[str, Shape]) -> Marks:
 
 
 def legend(marks: Sequence[Mark]) -> str:
-    """Number, label and score of each, in the order of their numbers."""
-    return ", ".join(_words(mark) for mark in sorted(marks, key=lambda mark: (mark.number is None, mark.number)))
+    """The labels, and of each its numbers and scores; a dash for what became no object."""
+    by_label: dict[str, list[str]] = {}
+    for mark in sorted(marks, key=lambda mark: (mark.number is None, mark.number)):
+        score = "" if mark.score is None else f" ({mark.score:.2f})"
+        by_label.setdefault(mark.label, []).append(f"{mark.number or '–'}{score}")
+    return "; ".join(f"{label} {', '.join(words)}" for label, words in by_label.items())
 
 
 def shrink(mask: np.ndarray, shape: Shape) -> np.ndarray:
@@ -129,8 +133,3 @@ def _box_iou(a: Rectangle, b: Rectangle) -> float:
 def _around(mask: np.ndarray) -> Rectangle:
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     return float(x), float(y), float(x + width), float(y + height)
-
-
-def _words(mark: Mark) -> str:
-    score = "" if mark.score is None else f" {mark.score:.2f}"
-    return f"{mark.number} {mark.label}{score}" if mark.number is not None else f"{mark.label}{score}"

@@ -30,11 +30,11 @@ def colour_of(number: int | None) -> Colour:
     return UNUSED if number is None else PALETTE[(number - 1) % len(PALETTE)]
 
 
-def draw_boxes(marks: Sequence[Mark], shape: Sequence[int]) -> Pil.Image:
+def draw_boxes(marks: Sequence[Mark], shape: Sequence[int], width: int) -> Pil.Image:
     """RGBA of `shape` (H, W, ...): frames along the boxes' pixel edges, coloured on black, and their objects' numbers
-    above them."""
+    above them. Lines and numbers are of the size that suits a picture `width` pixels wide."""
     image = Pil.new("RGBA", (shape[1], shape[0]))
-    pen, thick = ImageDraw.Draw(image), max(1, shape[1] // 160)
+    pen, thick = ImageDraw.Draw(image), max(1, width // 160)
     # First those that became nothing, so that the others lie above them.
     for mark in sorted(marks, key=lambda mark: mark.number is not None):
         x0, y0, x1, y1 = (round(edge) for edge in mark.box)
@@ -42,15 +42,15 @@ def draw_boxes(marks: Sequence[Mark], shape: Sequence[int]) -> Pil.Image:
         pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=BLACK, width=thick + 2)
         pen.rectangle((x0, y0, x1, y1), outline=colour_of(mark.number), width=thick)
     for mark in marks:
-        _number(pen, mark)
+        _number(pen, mark, width)
     return image
 
 
-def draw_masks(marks: Sequence[Mark], shape: Sequence[int]) -> Pil.Image:
+def draw_masks(marks: Sequence[Mark], shape: Sequence[int], width: int) -> Pil.Image:
     """RGBA of `shape` (H, W, ...): masks as translucent colour with an outline, the small above the large, and their
-    objects' numbers."""
+    objects' numbers; `width` as in `draw_boxes`."""
     painted = np.zeros((shape[0], shape[1], 4), np.uint8)
-    kernel = np.ones((2 * max(1, shape[1] // 320) + 1,) * 2, np.uint8)
+    kernel = np.ones((2 * max(1, width // 320) + 1,) * 2, np.uint8)
     masks = [(mark, mark.mask) for mark in marks if mark.mask is not None and mark.mask.any()]
     for mark, mask in sorted(masks, key=lambda pair: (pair[0].number is not None, -np.count_nonzero(pair[1]))):
         painted[mask] = (*colour_of(mark.number), round(FILL * 255))
@@ -58,7 +58,7 @@ def draw_masks(marks: Sequence[Mark], shape: Sequence[int]) -> Pil.Image:
         painted[mask & ~inner, 3] = 255
     image = Pil.fromarray(painted)
     for mark, _ in masks:
-        _number(ImageDraw.Draw(image), mark)
+        _number(ImageDraw.Draw(image), mark, width)
     return image
 
 
@@ -68,12 +68,12 @@ def laid_over(picture: np.ndarray, overlay: Pil.Image) -> Pil.Image:
     return Pil.alpha_composite(base, overlay).convert("RGB")
 
 
-def _number(pen: ImageDraw.ImageDraw, mark: Mark) -> None:
+def _number(pen: ImageDraw.ImageDraw, mark: Mark, width: int) -> None:
     """The mark's number where its mask is widest; above its frame where there is no mask, or too little of it."""
     if mark.number is None:
         return
     right, bottom = pen.im.size
-    size, text = text_size(right), str(mark.number)
+    size, text = text_size(width), str(mark.number)
     face, stroke = font(size), round(size / 7)
     half_w, half_h = face.getlength(text) / 2 + stroke, size / 2 + stroke
     x, y = mark.box[0] + half_w, mark.box[1] - half_h

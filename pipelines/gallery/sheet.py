@@ -40,14 +40,18 @@ def draw_row(sample: Sample, shard: str, width: int) -> Pil.Image:
     for role in sample.roles:
         boxes = marks.boxes[role]
         title = f"{role}: {_count(boxes, 'box', 'boxes')}"
-        cells.append(_cell(title, laid_over(pictures[role], draw_boxes(boxes, pictures[role].shape)), boxes, width))
+        cells.append(
+            _cell(title, laid_over(pictures[role], draw_boxes(boxes, pictures[role].shape, width)), boxes, width)
+        )
     for role in sample.roles:
         masks = marks.masks[role]
         title = f"{role}: {_count(masks, 'mask', 'masks')}"
-        cells.append(_cell(title, laid_over(pictures[role], draw_masks(masks, pictures[role].shape)), masks, width))
+        cells.append(
+            _cell(title, laid_over(pictures[role], draw_masks(masks, pictures[role].shape, width)), masks, width)
+        )
     title = f"merged mask: {_count(marks.merged, 'object', 'objects')}" if sample.mask else "no merged mask"
     first = pictures[sample.roles[0]]
-    cells.append(_cell(title, laid_over(first, draw_masks(marks.merged, first.shape)), marks.merged, width))
+    cells.append(_cell(title, laid_over(first, draw_masks(marks.merged, first.shape, width)), marks.merged, width))
     body = beside(cells)
     sizes = ", ".join(f"{i.role} {i.width}x{i.height}x{i.channels} {i.bit_depth} bit" for i in sample.images)
     name = f"{sample.key}: split {sample.split}, shard {shard}, {sample.task}: {sizes}"

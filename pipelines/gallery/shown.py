@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -11,6 +11,7 @@ from PIL import Image as Pil
 
 from rwkvfusion.infra.pictures.decode import display_bands
 from rwkvfusion.infra.pictures.encode import encode_png
+from rwkvfusion.pipelines.gallery.marks import Mark
 from rwkvfusion.pipelines.gallery.site import plain_png
 from rwkvfusion.stages.dataset.sample import Image, Sample
 
@@ -42,10 +43,10 @@ def image_png(image: Image, picture: np.ndarray) -> bytes:
     return image.data if _shows_itself(image, picture) else encode_png(picture)
 
 
-def overlay_png(overlay: Pil.Image) -> bytes:
-    """PNG of an RGBA picture."""
+def overlay(draw: Callable[[Sequence[Mark], Shape, int], Pil.Image], marks: Sequence[Mark], shape: Shape) -> bytes:
+    """PNG of what `draw_boxes` or `draw_masks` draws at `shape`, with lines that suit who looks closely."""
     out = io.BytesIO()
-    overlay.save(out, "PNG")
+    draw(marks, shape, shape[1] // 2).save(out, "PNG")
     return out.getvalue()
 
 

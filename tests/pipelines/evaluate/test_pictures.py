@@ -77,7 +77,7 @@ def test_pictures_are_those_that_were_scored_and_columns_the_scores(tmp_path: Pa
                 np.testing.assert_allclose(site.values[f"{metric}[{system}]"], wanted, rtol=1e-6)
     better = {column["name"]: column["better"] for column in site.site["columns"]}
     assert (better["Qcv"], better["MI"], better["PSNR_ref"]) == ("lower", "higher", "higher")
-    assert site.items[0]["facts"] == {"split": "test", "dataset": "made", "objects": "1 disc"}
+    assert site.items[0]["facts"] == {"split": "test", "dataset": "made", "objects": "disc 1"}
 
 
 def test_bands_are_stretched_alike_and_the_low_resolution_is_enlarged(tmp_path: Path) -> None:

@@ -77,9 +77,9 @@ def test_a_sample_is_shown_with_all_that_was_found_in_it(tmp_path: Path) -> None
     inside = np.zeros((HEIGHT, WIDTH), bool)
     inside[40:90, 20:60] = True
     np.testing.assert_array_equal(overlay[..., 3] > 0, inside)
-    assert one["facts"]["objects"] == "1 car"
-    assert one["facts"]["masks, infrared"] == "lamp 0.90"
-    assert one["facts"]["boxes, visible"] == "1 car 0.50"
+    assert one["facts"]["objects"] == "car 1"
+    assert one["facts"]["masks, infrared"] == "lamp – (0.90)"
+    assert one["facts"]["boxes, visible"] == "car 1 (0.50)"
     assert one["text"] == "visible: A car by day.\ninfrared: Warm lamp."
 
     expected = {
@@ -94,7 +94,7 @@ def test_a_sample_is_shown_with_all_that_was_found_in_it(tmp_path: Path) -> None
     assert list(site.layers("two")) == ["visible", "infrared"]
 
     page = (tmp_path / "out/histograms.html").read_text()
-    for words in ("labels of boxes", '<th scope="row">car</th><td class="count">1</td>', "of 2 samples"):
+    for words in ("labels of boxes", 'title="car">car</th><td class="many">1</td>', "Of 2 samples"):
         assert words in page
 
 
@@ -174,7 +174,7 @@ def test_the_quarantine_has_its_reasons_even_where_nothing_is_left(tmp_path: Pat
     quarantine(url, *lost)
     assert view_gallery(url, str(tmp_path / "out")).quarantined == 3
     page = (tmp_path / "out/quarantine.html").read_text()
-    for words in ('<td>damaged</td><td class="count">3</td>', "gone-1", "it ends 1", "vi/1.png", "train-000000"):
+    for words in ('<td>damaged</td><td class="many">3</td>', "gone-1", "it ends 1", "vi/1.png", "train-000000"):
         assert words in page, words
     manifest = read_manifest(Store(url), "train-000000")
     assert manifest is not None
@@ -193,7 +193,7 @@ def test_the_limit_spreads_the_histograms_count_what_was_read_and_any_store_does
     assert made.index == f"{url}/gallery/index.html"
     assert "--limit 6" in made.line
     assert [item["key"] for item in read_site(f"{url}/gallery").items] == ["pair-0000", "pair-0003", "pair-0006"]
-    assert "of 5 samples: all of the 3 shards" in Store(f"{url}/gallery").read("histograms.html").decode()
+    assert "Of 5 samples: all of the 3 shards" in Store(f"{url}/gallery").read("histograms.html").decode()
     # The gallery is no part of the dataset for who reads it.
     assert view_gallery(url, f"{url}/gallery", keys=["pair-0001"]).shown == 1
     with pytest.raises(GalleryError, match="is the dataset itself"):

@@ -17,8 +17,8 @@ from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures import units
 from rwkvfusion.infra.pictures.units import Unit, UnitError
 from rwkvfusion.model.metrics.baselines import luma_baselines, sharpening_baselines
+from rwkvfusion.model.metrics.distortions import FullResolution
 from rwkvfusion.model.metrics.luma import Plane, channels, luma
-from rwkvfusion.model.metrics.sharpening import FullResolution
 from rwkvfusion.model.metrics.table import Comparison, Convention, metrics_of
 from rwkvfusion.stages.dataset.task import LUMA_TASKS, TASKS
 from rwkvfusion.stages.source.scenes.sensors import gains_for

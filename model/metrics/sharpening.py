@@ -1,4 +1,4 @@
-"""Metrics of pansharpening and of hyperspectral-multispectral fusion, in the conventions of the MATLAB toolboxes.
+"""Metrics of pansharpening and hyperspectral-multispectral fusion against a target, as the MATLAB toolboxes have them.
 
 Pictures are float64 (H, W, C) in physical units (digital numbers). After Vivone et al., "A new benchmark based on
 recent advances in multispectral pansharpening" (2021), whose toolbox cuts a rim first; nothing is cut here.
@@ -6,74 +6,122 @@ recent advances in multispectral pansharpening" (2021), whose toolbox cuts a rim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
-from scipy import ndimage
-from skimage.metrics import structural_similarity
-
-from rwkvfusion.stages.source.scenes.sensors import mtf_kernel
 
 Cube = npt.NDArray[np.float64]
 BLOCK = 32
 """Side of the blocks of Q2n and D_s in pixels."""
 _SSIM_SIDE, _SCC_SIDE = 11, 3
+_SSIM_WINDOW = np.exp(-(np.arange(-5.0, 6) ** 2) / (2 * 1.5**2))
+_SSIM_WINDOW /= _SSIM_WINDOW.sum()
 
-
-# --- reduced resolution: against a target of the same shape
+_STRIP = 1 << 17
+"""Values of a strip: several of them fit into the caches of one processor core."""
+_CHANNELS = 128
+"""Bands that OpenCV filters at once."""
 
 
 def psnr(fused: Cube, target: Cube, peak: float) -> float:
     """PSNR in dB, mean of the bands; `peak`: from the value that counts as 0 to that which counts as 1."""
-    errors = ((fused - target) ** 2).mean(axis=(0, 1))
     with np.errstate(divide="ignore"):
-        return float((10 * np.log10(peak**2 / errors)).mean())
+        return float((10 * np.log10(peak**2 / _squared_errors(fused, target))).mean())
 
 
 def sam(fused: Cube, target: Cube) -> float:
     """Mean angle in degrees between the spectra of two pictures; pixels that are zero in either are left out."""
-    norms = np.linalg.norm(fused, axis=2) * np.linalg.norm(target, axis=2)
-    valid = norms > 0
-    if not valid.any():
-        return 0.0
-    cosines = (fused * target).sum(axis=2)[valid] / norms[valid]
-    return float(np.degrees(np.arccos(np.clip(cosines, -1, 1)).mean()))
+    angles, count = 0.0, 0
+    ones = np.ones(target.shape[2])
+    for a, b in _strips(fused, target):
+        dots, *squares = ((first * second) @ ones for first, second in ((a, b), (a, a), (b, b)))
+        # Root by root: the product of two squares may leave the range of floats.
+        norms = np.sqrt(squares[0]) * np.sqrt(squares[1])
+        missing = norms == 0
+        dots[missing] = norms[missing] = 1
+        cosines = np.clip(dots / norms, -1, 1)
+        angles += float(np.arccos(cosines).sum())
+        count += missing.size - np.count_nonzero(missing)
+    return math.degrees(angles / count) if count else 0.0
 
 
 def ergas(fused: Cube, target: Cube, ratio: int) -> float:
     """ERGAS, 0 is best; `ratio` of the resolutions. Bands of mean 0 are left out."""
-    errors, means = ((fused - target) ** 2).mean(axis=(0, 1)), target.mean(axis=(0, 1))
+    errors, means = _squared_errors(fused, target), _means(target)
     valid = means != 0
     return float(100 / ratio * np.sqrt((errors[valid] / means[valid] ** 2).mean())) if valid.any() else 0.0
+
+
+def _strips(*pictures: Cube, overlap: int = 0) -> Iterator[tuple[Cube, ...]]:
+    """Rows of all pictures, as many as the caches of a processor hold, and `overlap` rows of the next ones."""
+    height, width, bands = pictures[0].shape
+    rows = max(_STRIP // (width * bands), 1)
+    for top in range(0, height - overlap, rows):
+        yield tuple(picture[top : top + rows + overlap] for picture in pictures)
+
+
+def _squared_errors(fused: Cube, target: Cube) -> Cube:
+    """The mean squared difference of each band: (C,)."""
+    height, width, bands = target.shape
+    sums = np.zeros(width * bands)
+    for strip in _strips(fused, target):
+        a, b = (rows.reshape(len(rows), -1) for rows in strip)
+        difference = a - b
+        sums += np.einsum("ij,ij->j", difference, difference)
+    return np.asarray(sums.reshape(width, bands).sum(axis=0) / (height * width))
+
+
+def _means(picture: Cube) -> Cube:
+    height, width, bands = picture.shape
+    return np.asarray(picture.reshape(height, -1).sum(axis=0).reshape(width, bands).sum(axis=0) / (height * width))
 
 
 def ssim(fused: Cube, target: Cube, peak: float) -> float:
     """SSIM, Gaussian window of 11x11, mean of the bands; `peak` as of `psnr`. ValueError below 11x11 pixels."""
     _check_side("SSIM", target, _SSIM_SIDE)
-    scores = [
-        structural_similarity(
-            target[:, :, i],
-            fused[:, :, i],
-            data_range=peak,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-        for i in range(target.shape[2])
-    ]
-    return float(np.mean(scores))
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    total = 0.0
+    for strip in _strips(fused, target, overlap=_SSIM_SIDE - 1):
+        x, y = strip
+        # Of both variances only the sum is in the formula, so that four filters do.
+        mean_x, mean_y, square, product = map(_window, (x, y, x * x + y * y, x * y))
+        means = mean_x * mean_y
+        squares = mean_x * mean_x + mean_y * mean_y
+        product -= means
+        square -= squares
+        similar = (2 * means + c1) * (2 * product + c2)
+        total += float((similar / ((squares + c1) * (square + c2))).sum())
+    height, width, bands = target.shape
+    return total / ((height - _SSIM_SIDE + 1) * (width - _SSIM_SIDE + 1) * bands)
+
+
+def _window(rows: Cube) -> Cube:
+    """The Gaussian window of SSIM where it fits: (H, W, C) to (H - 10, W - 10, C)."""
+    half = _SSIM_SIDE // 2
+    blurred = _filtered(lambda part: cv2.sepFilter2D(part, cv2.CV_64F, _SSIM_WINDOW, _SSIM_WINDOW), rows)
+    return blurred[half:-half, half:-half]
+
+
+def _filtered(by: Callable[[Cube], Any], picture: Cube) -> Cube:
+    """(H, W, C) through a filter of OpenCV."""
+    parts = (picture[:, :, i : i + _CHANNELS] for i in range(0, picture.shape[2], _CHANNELS))
+    # Of one band it takes the axis away.
+    done = [np.asarray(by(np.ascontiguousarray(part))).reshape(part.shape) for part in parts]
+    return done[0] if len(done) == 1 else np.concatenate(done, axis=2)
 
 
 def scc(fused: Cube, target: Cube) -> float:
     """SCC: cosine of the Sobel magnitudes of all bands; 1 for flat pictures. ValueError below 3x3 pixels."""
     _check_side("SCC", target, _SCC_SIDE)
-    a, b = (np.stack([_edges(picture[:, :, i]) for i in range(picture.shape[2])]) for picture in (fused, target))
-    norm = np.linalg.norm(a) * np.linalg.norm(b)
-    return float((a * b).sum() / norm) if norm else 1.0
+    a, b = (_edges(picture) for picture in (fused, target))
+    # Root by root, as in SAM.
+    norm = math.sqrt(np.vdot(a, a)) * math.sqrt(np.vdot(b, b))
+    return float(np.vdot(a, b)) / norm if norm else 1.0
 
 
 def _check_side(name: str, picture: Cube, least: int) -> None:
@@ -81,10 +129,14 @@ def _check_side(name: str, picture: Cube, least: int) -> None:
         raise ValueError(f"{name} needs {least} pixels each way, not {picture.shape[0]}x{picture.shape[1]}")
 
 
-def _edges(plane: Cube) -> Cube:
+def _edges(picture: Cube) -> Cube:
     """Sobel magnitudes; as in the toolbox the rim is cut off first, and zeros lie beyond what is left."""
-    inner = plane[1:-1, 1:-1]
-    return np.asarray(np.hypot(*(ndimage.sobel(inner, axis=axis, mode="constant") for axis in (0, 1))))
+
+    def magnitude(inner: Cube) -> Any:
+        x, y = (cv2.Sobel(inner, cv2.CV_64F, *axes, borderType=cv2.BORDER_CONSTANT) for axes in ((1, 0), (0, 1)))
+        return cv2.magnitude(x, y)
+
+    return _filtered(magnitude, picture[1:-1, 1:-1])
 
 
 def q2n(fused: Cube, target: Cube, *, whole: bool) -> float:
@@ -92,39 +144,50 @@ def q2n(fused: Cube, target: Cube, *, whole: bool) -> float:
 
     Bands are filled up with zeros to a power of two, sizes to whole blocks by mirroring.
     """
+    edges = [(0, -side % BLOCK) for side in target.shape[:2]]
+    if any(after for _, after in edges):
+        fused, target = (np.pad(picture, [*edges, (0, 0)], mode="symmetric") for picture in (fused, target))
+    rows = range(0, target.shape[0], BLOCK)
+    index = [_q2n_of_blocks(fused[top : top + BLOCK], target[top : top + BLOCK], whole) for top in rows]
+    return float(np.mean(index))
+
+
+def _q2n_of_blocks(fused: Cube, target: Cube, whole: bool) -> Cube:
+    """Q2n of each block of one row of blocks, two pictures (32, W, C): (W / 32,)."""
+    bands = target.shape[2]
+    count = BLOCK * BLOCK
+    x, y = (bands_of_blocks(rows, BLOCK) for rows in (target, fused))
     if whole:
-        fused, target = (np.clip(np.rint(picture), 0, 65_535) for picture in (fused, target))
-    x, y = _blocks(target), _blocks(fused)
-    count = x.shape[1]
-    mean, spread = x.mean(axis=1, keepdims=True), x.std(axis=1, ddof=1, keepdims=True)
-    spread = np.where(spread == 0, np.finfo(np.float64).eps, spread)
-    # The result is measured by the target's mean and spread, but for bands whose mean is zero.
-    y = np.where(mean == 0, y + 1, (y - mean) / spread + 1)
-    x = (x - mean) / spread + 1
-    y[:, :, 1:] *= -1
-    mean_x, mean_y = x.mean(axis=1), y.mean(axis=1)
-    square_x, square_y = (mean_x**2).sum(axis=1), (mean_y**2).sum(axis=1)
-    unbiased = count / (count - 1)
-    variance = unbiased * ((x**2).sum(axis=2).mean(axis=1) + (y**2).sum(axis=2).mean(axis=1) - square_x - square_y)
+        x, y = (np.clip(np.rint(part, out=part), 0, 65_535, out=part) for part in (x, y))
+    mean, result_mean = x.mean(axis=2), y.mean(axis=2)
+    x -= mean[:, :, None]
+    y -= result_mean[:, :, None]
+    squares_x, squares_y = (np.einsum("bip,bip->bi", part, part) for part in (x, y))
+    spread = np.sqrt(squares_x / (count - 1))
+    spread[spread == 0] = np.finfo(np.float64).eps
+    # The result is measured by the target's mean and spread, but for bands whose mean is zero; 1 is added to both.
+    scale = np.where(mean == 0, 1, spread)
+    conjugate = np.where(np.arange(bands) == 0, 1.0, -1.0)
+    moved = ((result_mean - mean) / scale + 1) * conjugate
+    # The bands that are filled up are zero, and 1 in these units.
+    full = 1 << (bands - 1).bit_length()
+    square_x, square_y = float(full), (moved**2).sum(axis=1) + (full - bands)
+    variance = (squares_x / spread**2 + squares_y / scale**2).sum(axis=1) / (count - 1)
     bias = 2 * np.sqrt(square_x * square_y) / (square_x + square_y)
     # The product is bilinear: its mean is that of the products of all pairs of components.
-    moments = np.einsum("bpi,bpj->bij", x, y, optimize=True) / count - mean_x[:, :, None] * mean_y[:, None, :]
-    covariance = unbiased * np.sqrt((_multiply(moments) ** 2).sum(axis=1))
+    moments = np.zeros((len(x), full, full))
+    moments[:, :bands, :bands] = x @ y.transpose(0, 2, 1)
+    moments[:, :bands, :bands] *= (conjugate / scale)[:, None, :] / spread[:, :, None]
+    covariance = np.sqrt((_multiply(moments) ** 2).sum(axis=1)) / (count - 1)
     flat = variance <= 0
-    index = np.where(flat, bias, bias * 2 * covariance / np.where(flat, 1, variance))
-    return float(index.mean())
+    return np.asarray(np.where(flat, bias, bias * 2 * covariance / np.where(flat, 1, variance)))
 
 
-def _blocks(picture: Cube) -> Cube:
-    """(H, W, C) to (blocks, pixels, 2^n)."""
-    height, width, bands = picture.shape
-    full = 1 << (bands - 1).bit_length()
-    edges = [(0, -side % BLOCK) for side in (height, width)]
-    padded = np.pad(picture, [*edges, (0, 0)], mode="symmetric")
-    padded = np.pad(padded, [(0, 0), (0, 0), (0, full - bands)])
-    rows, columns = padded.shape[0] // BLOCK, padded.shape[1] // BLOCK
-    tiles = padded.reshape(rows, BLOCK, columns, BLOCK, full).transpose(0, 2, 1, 3, 4)
-    return tiles.reshape(rows * columns, BLOCK * BLOCK, full)
+def bands_of_blocks(rows: Cube, wide: int) -> Cube:
+    """One row of blocks (H, W, C), a copy of it as (W / wide, C, pixels)."""
+    height, width, bands = rows.shape
+    tiles = rows.reshape(height, width // wide, wide, bands).transpose(1, 3, 0, 2)
+    return np.array(tiles, order="C").reshape(width // wide, bands, height * wide)
 
 
 def _multiply(pairs: Cube) -> Cube:
@@ -146,91 +209,3 @@ def multiplication_signs(n: int) -> npt.NDArray[np.float64]:
     # (a, b)(c, d) = (a c - d* b, a* d* + c b*)
     first, second = -conjugate[None, :] * half.T, conjugate[:, None] * half.T
     return np.block([[half, conjugate[:, None] * conjugate[None, :] * half], [second, first]])
-
-
-# --- full resolution: without a target
-
-
-class Distortions(NamedTuple):
-    """D_lambda and D_s of one fused picture, 0 is best."""
-
-    spectral: float
-    spatial: float
-
-
-class FullResolution:
-    """The sources of one scene, against which its fused pictures are measured where there is no target.
-
-    `low` (H / ratio, W / ratio, C) and `pan` (H, W, 1) in one unit; `gains` of the sensor's MTF, one a band. ValueError
-    for a ratio that is no power of two.
-    """
-
-    def __init__(self, low: Cube, pan: Cube, *, ratio: int, gains: Sequence[float]) -> None:
-        self._pan, self._expanded = pan[:, :, 0], expand(low, ratio)
-        self._pan_expanded = expand(_shrink(self._pan, ratio)[:, :, None], ratio)[:, :, 0]
-        self._kernels = [mtf_kernel(float(gain), ratio) for gain in gains]
-        # Reflectances on 0-1 would not survive the toolbox's rounding.
-        self._whole = bool(low.max() > 1)
-
-    def distortions(self, fused: Cube) -> Distortions:
-        """Of `fused` (H, W, C).
-
-        Spectral: 1 - Q2n of it, as the sensor would have seen it, against the low picture (Khan 2009). Spatial, q = 1:
-        how much more or less its bands have in common with PAN than the low bands with PAN as coarse (Alparone 2008).
-        """
-        bands = range(fused.shape[2])
-        blurred = [ndimage.correlate(fused[:, :, i], self._kernels[i], mode="nearest") for i in bands]
-        spectral = 1 - q2n(np.stack(blurred, axis=2), self._expanded, whole=self._whole)
-        spatial = [
-            abs(_uqi(self._expanded[:, :, i], self._pan_expanded) - _uqi(fused[:, :, i], self._pan)) for i in bands
-        ]
-        return Distortions(spectral, float(np.mean(spatial)))
-
-
-def _uqi(first: Cube, second: Cube) -> float:
-    """Universal quality index of two planes, the mean of blocks; flat blocks that are equal count 1."""
-    height, width = (side // BLOCK * BLOCK or side for side in first.shape)
-    tiles = []
-    for plane in (first, second):
-        rows, columns = max(height // BLOCK, 1), max(width // BLOCK, 1)
-        part = plane[:height, :width].reshape(rows, height // rows, columns, width // columns)
-        tiles.append(part.transpose(0, 2, 1, 3).reshape(rows * columns, -1))
-    a, b = tiles
-    mean_a, mean_b = a.mean(axis=1), b.mean(axis=1)
-    covariance = ((a - mean_a[:, None]) * (b - mean_b[:, None])).mean(axis=1)
-    spread, level = a.var(axis=1) + b.var(axis=1), mean_a**2 + mean_b**2
-    flat = (spread == 0) | (level == 0)
-    index = 4 * covariance * mean_a * mean_b / np.where(flat, 1, spread * level)
-    return float(np.where(flat, (a == b).all(axis=1), index).mean())
-
-
-_HALF_BAND = (0.305334091185, -0.072698593239, 0.021809577942, -0.005192756653, 0.000807762146, -0.000060081482)
-"""Coefficients beside the middle one, which is 1/2, of the 23-tap interpolator (Aiazzi et al. 2002): every second."""
-
-
-def expand(image: Cube, ratio: int) -> Cube:
-    """(h, w, C) to (h * ratio, w * ratio, C) by the toolbox's 23 taps; pixel i goes to i * ratio + ratio / 2.
-
-    Borders wrap round. ValueError unless the ratio is a power of two.
-    """
-    if ratio < 2 or ratio & (ratio - 1):
-        raise ValueError(f"the toolbox's interpolation knows powers of two, not a ratio of {ratio}")
-    side = np.zeros(11)
-    side[::2] = _HALF_BAND
-    kernel = 2 * np.concatenate([side[::-1], [0.5], side])
-    out = image
-    for step in range(ratio.bit_length() - 1):
-        wide = np.zeros((out.shape[0] * 2, out.shape[1] * 2, out.shape[2]))
-        start = 1 if step == 0 else 0
-        wide[start::2, start::2] = out
-        out = ndimage.correlate1d(ndimage.correlate1d(wide, kernel, axis=0, mode="wrap"), kernel, axis=1, mode="wrap")
-    return out
-
-
-def _shrink(plane: Cube, ratio: int) -> Cube:
-    """MATLAB's imresize(plane, 1 / ratio): bicubic with antialiasing, borders mirrored."""
-    rim = 4 * ratio
-    padded = np.pad(plane, rim, mode="symmetric").astype(np.float32)
-    size = (padded.shape[1] // ratio, padded.shape[0] // ratio)
-    small = Image.fromarray(padded).resize(size, Image.Resampling.BICUBIC)
-    return np.asarray(small, dtype=np.float64)[4:-4, 4:-4]

@@ -16,6 +16,7 @@ from rwkvfusion.stages.dataset.manifest import (
     DamagedError,
     DatasetError,
     Manifest,
+    read_manifest,
     read_manifests,
     read_planned,
     read_shard,
@@ -46,6 +47,9 @@ class Shard:
             members = dict(members_by_key(read_shard(self.store, self.manifest)))
             samples = [Sample.from_members(key, members[key]) for key in members if key in self.keys]
         except DamagedError as error:
+            now = read_manifest(self.store, self.manifest.shard)
+            if now is not None and not now.proves_same(self.manifest):
+                raise DatasetError(f"`prepare` has just made {self.url} anew: run this command again") from None
             raise DatasetError(f"{error}; run prepare on {self.store.url} again") from None
         except SampleFormatError as error:
             raise DatasetError(f"{self.url}: {error}") from None

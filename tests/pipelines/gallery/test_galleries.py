@@ -200,6 +200,21 @@ def test_the_limit_spreads_the_histograms_count_what_was_read_and_any_store_does
         view_gallery(url, url)
 
 
+def test_a_shard_that_is_made_anew_meanwhile_is_no_damage(tmp_path: Path) -> None:
+    url, other = (
+        write_dataset(tmp_path / "data", pairs(4, 2)),
+        write_dataset(tmp_path / "other", pairs(4, 2, height=40)),
+    )
+
+    def prepare_goes_on(done: int, total: int) -> None:
+        for name in ("train-000001.tar", "_manifests/train-000001.json"):
+            Store(url).write(name, Store(other).read(name))
+
+    with pytest.raises(DatasetError, match=r"has just made .*train-000001.tar anew: run this command again"):
+        view_gallery(url, str(tmp_path / "out"), on_sample=prepare_goes_on)
+    assert view_gallery(url, str(tmp_path / "out")).shown == 4
+
+
 def test_the_name_of_the_output_says_what_is_made(tmp_path: Path) -> None:
     url = write_dataset(tmp_path / "data", pairs(3, 3))
     out = tmp_path / "out"

@@ -24,7 +24,7 @@ COMMANDS = {
     "train": ("train.command", "Train on prepared datasets, register the model as `candidate`."),
     "fuse": ("fuse.command", "Fuse one pair, two folders, or a prepared dataset with a model."),
     "evaluate": ("evaluate.command", "Score fused pictures, or models on a prepared dataset."),
-    "doctor": ("doctor", "Say what this machine has, or how large the networks are."),
+    "doctor": ("doctor.command", "Say what this machine has, or what the networks cost."),
 }
 """By name: the module below `pipelines` that has the command as a function of that name, and what it does."""
 

@@ -37,6 +37,7 @@ ROOMS = {
     "pipelines.evaluate": ("pipelines.fuse", "pipelines.gallery"),
     "pipelines.train": ("pipelines.evaluate",),
     "pipelines.gallery": (),
+    "pipelines.doctor": ("pipelines.train",),
     "pipelines.demo": ("pipelines.prepare", "pipelines.train", "pipelines.fuse", "pipelines.evaluate"),
 }
 # Modules in no room which open the rooms: the command line, and names of an earlier release.

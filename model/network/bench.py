@@ -18,11 +18,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from rwkvfusion.kernels import bench, fused
 from rwkvfusion.kernels.bench import Row, Work, in_turn, threads
 from rwkvfusion.kernels.biwkv import back_end
-from rwkvfusion.model.network.complexity import count
+from rwkvfusion.model.network.complexity import count, inputs
 from rwkvfusion.model.network.config import preset
 from rwkvfusion.model.network.network import RWKVFusion
 
-HEIGHT, WIDTH, N_OBJECTS, N_TOKENS = 480, 640, 20, 16
+HEIGHT, WIDTH, N_TOKENS = 480, 640, 16
 _PLAIN_WIDTH = 32
 _CALL = "one C++ call: "
 # Where a profiler's event belongs: the first whose words are in its name.
@@ -33,18 +33,6 @@ _PARTS = {
 }
 
 
-def pair() -> dict[str, Any]:
-    """A guided pair: two images, a mask of 20 objects, 16 text tokens; noise, which costs what photographs cost."""
-    generator = torch.Generator().manual_seed(0)
-    config = preset("vif")
-    squares = torch.randint(0, N_OBJECTS + 1, (1, 1, HEIGHT // 32, WIDTH // 32), generator=generator)
-    return {
-        "images": [torch.rand(1, n, HEIGHT, WIDTH, generator=generator) for n in config.in_channels],
-        "mask": nn.Upsample(scale_factor=32)(squares.to(torch.uint8))[:, 0],
-        "text": torch.randn(1, N_TOKENS, config.text_width, generator=generator),
-    }
-
-
 def on_network(n_threads: int, quick: bool, device: str = "cpu") -> tuple[list[Row], dict[str, Any]]:
     """The guided network of visible-infrared fusion, against plain convolutions of as many FLOPs; and other facts.
 
@@ -52,19 +40,19 @@ def on_network(n_threads: int, quick: bool, device: str = "cpu") -> tuple[list[R
         Rows, and ``peak_rss_mib`` of the process before and after the first pair, ``flops``, and for inference and for
         a step of training the ``shares`` of the time by part.
     """
-    network, inputs = RWKVFusion(preset("vif")).eval().to(device), _to(pair(), device)
+    config = preset("vif")
+    network = RWKVFusion(config).eval().to(device)
+    sample = _to(inputs(config, (HEIGHT, WIDTH), N_TOKENS), device)
     facts: dict[str, Any] = {"peak_rss_mib": {"before": _peak_rss()}}
 
     @torch.no_grad()
     def fuse() -> Tensor:
-        result: Tensor = network(**inputs)
+        result: Tensor = network(**sample)
         return result
 
     fuse()
     facts["peak_rss_mib"]["after"] = _peak_rss()
-    # Counted on a small image: it takes gradients, and all but the text grows with the pixels.
-    pixels = (HEIGHT * WIDTH) / (64 * 64)
-    facts["flops"] = round(count(preset("vif"), (64, 64), N_TOKENS)["flops"] * pixels)
+    facts["flops"] = count(config, (HEIGHT, WIDTH), N_TOKENS)["flops"]
     plain, plain_flops = _convolutions(facts["flops"], device)
     rows = []
     for n in sorted({1, n_threads}) if device == "cpu" else [None]:
@@ -77,13 +65,13 @@ def on_network(n_threads: int, quick: bool, device: str = "cpu") -> tuple[list[R
     with threads(1):
         facts["shares"] = {"inference": shares(fuse)}
         if not quick:
-            facts["shares"]["training"] = shares(lambda: network(**inputs).square().mean().backward())
+            facts["shares"]["training"] = shares(lambda: network(**sample).square().mean().backward())
     return rows, facts
 
 
-def _to(inputs: dict[str, Any], device: str) -> dict[str, Any]:
-    moved = {name: x.to(device) for name, x in inputs.items() if isinstance(x, Tensor)}
-    return {"images": [x.to(device) for x in inputs["images"]], **moved}
+def _to(sample: dict[str, Any], device: str) -> dict[str, Any]:
+    moved = {name: x.to(device) for name, x in sample.items() if isinstance(x, Tensor)}
+    return {"images": [x.to(device) for x in sample["images"]], **moved}
 
 
 def _convolutions(flops: int, device: str) -> tuple[Work, int]:

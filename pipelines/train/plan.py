@@ -77,25 +77,32 @@ def plan_training(recipe: TrainRecipe) -> TrainPlan:
     survey = data.survey()
     if recipe.data.roles is not None:
         survey = replace(survey, roles=recipe.data.roles)
-    plan = TrainPlan(recipe, data, survey, _network(recipe, data.task, survey))
+    plan = TrainPlan(recipe, data, survey, network_of(recipe, data.task, survey))
     plan.loader(0, recipe.workers).batch(0)
     return plan
 
 
-def _network(recipe: TrainRecipe, task: str, survey: Survey) -> NetworkConfig:
+def network_of(recipe: TrainRecipe, task: str, survey: Survey | None = None) -> NetworkConfig:
+    """The network that a recipe trains for `task`: its preset with the recipe's departures, and what data fixes.
+
+    `survey`: of the data; None leaves channels and text as the preset has them. RecipeError for what does not fit.
+    """
     config = preset(task)
     changes: dict[str, Any] = {name: value for name, value in recipe.network.model_dump().items() if value is not None}
-    if task in LUMA_TASKS:
-        changes["in_channels"] = (1,) * len(survey.roles)
-    else:
-        if not survey.has_target:
-            raise RecipeError(f"{task} is learnt from a target, and {survey.example.key} and others have none")
-        if config.residual is None or len(survey.roles) != len(config.in_channels):
-            raise RecipeError(f"{task} fuses {len(config.in_channels)} modalities, not {', '.join(survey.roles)}")
-        changes |= {"in_channels": survey.channels, "out_channels": survey.channels[config.residual]}
-    if survey.text_width is not None:
-        changes["text_width"] = survey.text_width
+    if survey is not None:
+        changes |= _fixed_by_data(config, task, survey)
     try:
         return dataclasses.replace(config, **changes)
     except ValueError as error:
         raise RecipeError(f"network: {error}") from None
+
+
+def _fixed_by_data(config: NetworkConfig, task: str, survey: Survey) -> dict[str, Any]:
+    text = {} if survey.text_width is None else {"text_width": survey.text_width}
+    if task in LUMA_TASKS:
+        return {"in_channels": (1,) * len(survey.roles), **text}
+    if not survey.has_target:
+        raise RecipeError(f"{task} is learnt from a target, and {survey.example.key} and others have none")
+    if config.residual is None or len(survey.roles) != len(config.in_channels):
+        raise RecipeError(f"{task} fuses {len(config.in_channels)} modalities, not {', '.join(survey.roles)}")
+    return {"in_channels": survey.channels, "out_channels": survey.channels[config.residual], **text}

@@ -1,58 +1,22 @@
-"""The command `doctor`: what this machine has, and how large the networks are."""
+"""What this machine has, as far as this package needs it."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import platform
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import click
-
 from rwkvfusion.infra.cores import usable_cores
-from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.tracking import tracking_uri
-from rwkvfusion.pipelines.console import answer, table
-from rwkvfusion.pipelines.options import JSON
 
 _PACKAGES = (
     "torch", "ray", "webdataset", "pyarrow", "mlflow", "transformers", "segment-anything", "numpy",
     "opencv-python-headless", "s3fs", "boto3",
 )  # fmt: skip
-_ALIASES = {"wv3": "pansharpening", "pavia": "hmif"}
-
-
-class DoctorError(RwkvFusionError):
-    """A question that has no answer; the message lists those that have."""
-
-
-@click.command()
-@click.option(
-    "--model",
-    "task",
-    is_flag=False,
-    flag_value="all",
-    metavar="[TASK]",
-    help="Parameters and FLOPs of each task's network at 64x64, beside the paper's; or of one (wv3, hmif, vif ...).",
-)
-@JSON
-def doctor(task: str | None, as_json: bool) -> None:
-    """Say what this machine has: versions, devices, the operator's back end, storage; or the networks' sizes.
-
-    \b
-    rwkvfusion doctor
-    rwkvfusion doctor --model wv3
-    """
-    if task is None:
-        facts = machine_facts()
-        answer(facts, machine_lines(facts), as_json=as_json)
-    else:
-        rows = model_rows(None if task == "all" else task)
-        answer(rows, model_lines(rows), as_json=as_json)
 
 
 def machine_facts() -> dict[str, Any]:
@@ -121,42 +85,6 @@ def machine_lines(facts: dict[str, Any]) -> list[str]:
         "mlflow": facts["tracking_uri"],
     }
     return [f"{name:<11} {text}" for name, text in rows.items()]
-
-
-def model_rows(task: str | None = None) -> list[dict[str, Any]]:
-    """Size of every task's network, or of one; DoctorError for an unknown one."""
-    from rwkvfusion.model.network.complexity import table
-
-    rows = table()
-    if task is None:
-        return rows
-    name = _ALIASES.get(task.lower(), task.lower())
-    selected = [row for row in rows if row["task"] == name]
-    if not selected:
-        raise DoctorError(f"no network for {task!r}: there is {', '.join(row['task'] for row in rows)}, wv3, pavia")
-    return selected
-
-
-def model_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """`model_rows` as a table; multiply-accumulates of convolutions and linear layers, 13 a value of the operator."""
-    heads = ("task", "inputs", "parameters", "paper", "", "GFLOPs", "paper", "")
-    cells = [
-        (
-            row["task"],
-            "+".join(map(str, row["in_channels"])),
-            *_beside_paper(row["parameters"], row["paper_parameters"], 1e6, "M"),
-            *_beside_paper(row["flops"], row["paper_flops"], 1e9, ""),
-        )
-        for row in rows
-    ]
-    last = "at 64x64; inputs are channels of each modality; GFLOPs count a multiply-accumulate as one"
-    return [*table(heads, cells), last]
-
-
-def _beside_paper(ours: int, paper: int | None, unit: float, suffix: str) -> tuple[str, str, str]:
-    """Our number, the paper's, and by how much they differ."""
-    own = f"{ours / unit:.3f}{suffix}"
-    return (own, "-", "") if paper is None else (own, f"{paper / unit:.3f}{suffix}", f"{ours / paper - 1:+.1%}")
 
 
 def _version(name: str) -> str | None:

@@ -16,100 +16,28 @@ Names are hashes, so a second run writes only what is new, nothing that a browse
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import json
 import math
 import re
-import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image as Pil
 
-from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.pipelines.gallery.columns import DISAGREEMENT, Column, described, disagreements, number, packed, spreads
+from rwkvfusion.pipelines.gallery.layers import CELL, EVERY, Item, Layer, SiteError, pack_layers, thumbnail
 
-EVERY = "*"
-"""What a layer lies `over` that belongs above every picture."""
+__all__ = ["EVERY", "Column", "Item", "Layer", "Site", "SiteError"]
+
 PAGE = 24
 """Items on a page of the list, and thumbnails in a sprite."""
-THUMBS = 3
-"""Pictures of an item that its thumbnail shows: the first ones."""
-CELL = (128, 96)
-"""Width and height of each, at most, in pixels."""
 _HERE = Path(__file__).parent
 _OURS = re.compile(r"data/[a-z]+-[0-9a-f]{16}\.(js|css|webp)")
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
-"""The chunks of a PNG that say what its values are; others (gamma, profiles) say how to show them otherwise."""
-
-
-class SiteError(RwkvFusionError, ValueError):
-    """An item that cannot be shown; the message names it."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A picture of an item, or what is drawn above one.
-
-    Args:
-        name: of the picture; of an overlay, what it shows (`boxes`): overlays of one name are switched together.
-        png: 8 bits a channel; all layers of an item have one size. Values reach the screen as they are.
-        over: None for a picture; for an overlay (a PNG with transparency) the name of the picture that it lies over,
-            or EVERY.
-    """
-
-    name: str
-    png: bytes
-    over: str | None = None
-
-
-@dataclass(frozen=True)
-class Item:
-    """One pair.
-
-    Args:
-        key: its name, unique in the site.
-        layers: in the order in which the viewer numbers them.
-        values: by `Column.id`; None or NaN where undefined; a column may be left out.
-        facts: short texts (`split`, `shard`), each shown with its name, and searched.
-        text: a longer one, such as a caption; searched too.
-    """
-
-    key: str
-    layers: Sequence[Layer]
-    values: Mapping[str, float | None]
-    facts: Mapping[str, str]
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A number of every item.
-
-    Args:
-        name: what it is: a metric, a count.
-        group: whose it is: a system; "" for what belongs to the item itself.
-        better: which values are; None where neither.
-        summary: of all items, in words; where empty the site says mean and standard deviation.
-    """
-
-    name: str
-    group: str = ""
-    better: Literal["higher", "lower"] | None = None
-    summary: str = ""
-
-    @property
-    def id(self) -> str:
-        """`name`, or `name[group]`."""
-        return f"{self.name}[{self.group}]" if self.group else self.name
 
 
 class Site:
@@ -138,7 +66,7 @@ class Site:
         facts: Mapping[str, str] | None = None,
         note: str = "",
     ) -> None:
-        self._store, self._columns = store, list(columns)
+        self._store, self._columns = store, [*columns, *disagreements(columns)]
         self._head = {"title": title, "facts": dict(facts or {}), "note": note}
         self._values: dict[str, list[float]] = {column.id: [] for column in self._columns}
         if len(self._values) < len(self._columns):
@@ -165,8 +93,9 @@ class Site:
             raise SiteError(f"{item.key}: there are two items of this key")
         if unknown := set(item.values) - set(self._values):
             raise SiteError(f"{item.key}: no column is called {sorted(unknown)[0]}")
-        layers, cell = _layers(item), _cell(item)
-        values = [_number(item.values.get(column.id)) for column in self._columns]
+        layers, cell = pack_layers(item), thumbnail(item)
+        given = {column.id: number(item.values.get(column.id)) for column in self._columns}
+        values = [*(given | spreads(self._columns, given)).values()]
         facts = dict(item.facts)
         shown = {"key": item.key, "facts": facts, "text": item.text}
         numbers = [None if math.isnan(value) else value for value in values]
@@ -206,9 +135,9 @@ class Site:
         self._turn()
         columns = [
             {
-                "name": column.name, "group": column.group, "better": column.better,
-                "summary": column.summary, **_described(self._values[column.id]),
-                "data": self._script("column", _packed(self._values[column.id])),
+                "id": column.id, "name": column.name, "group": column.group, "better": column.better,
+                **described(self._values[column.id], column.summary),
+                "data": self._script("column", packed(self._values[column.id])),
             }
             for column in self._columns
         ]  # fmt: skip
@@ -224,9 +153,15 @@ class Site:
             loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
+        matrix = {
+            "site": site, "disagreement": DISAGREEMENT,
+            "metrics": {column.name: column.better for column in self._columns},
+            "groups": list(dict.fromkeys(column.group for column in self._columns)),
+            "places": {(column.name, column.group): place for place, column in enumerate(self._columns)},
+        }  # fmt: skip
         pages = [("index", "Pictures"), *((name, title) for name, title, _, _ in self._pages)]
         common = {**self._head, **static, "pages": pages}
-        for name, _, template, context in [*self._pages, ("index", "Pictures", "index.html", {"site": site})]:
+        for name, _, template, context in [*self._pages, ("index", "Pictures", "index.html", matrix)]:
             html = environment.get_template(template).render(**common, here=name, **context)
             self._store.write(f"{name}.html", html.encode())
         for name in self._there - self._needed:
@@ -242,83 +177,3 @@ class Site:
             self._store.write(name, data)
         self._needed.add(name)
         return name
-
-
-def plain_png(png: bytes) -> tuple[bytes, int, int, bool]:
-    """A PNG of its values alone, its width, its height, and whether it is grey. ValueError where it is not one of 8
-    bits: what a browser shows would not be its values."""
-    chunks = list(_chunks(png))
-    if not chunks or chunks[0][0] != b"IHDR" or chunks[-1][0] != b"IEND":
-        raise ValueError("not a whole PNG")
-    width, height, bits, colour = struct.unpack(">IIBB", chunks[0][1][8:18])
-    if bits > 8:
-        raise ValueError("a PNG of 16 bits a channel, of which a browser shows 8")
-    return _PNG + b"".join(chunk for kind, chunk in chunks if kind in _PIXELS), width, height, colour in (0, 4)
-
-
-def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(type, the whole chunk) of each, as far as they are whole."""
-    at = len(_PNG) if png.startswith(_PNG) else len(png)
-    while at + 12 <= len(png):
-        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
-        kind, crc = png[at + 4 : at + 8], png[end - 4 : end]
-        if end > len(png) or crc != binascii.crc32(png[at + 4 : end - 4]).to_bytes(4, "big"):
-            return
-        yield kind, png[at:end]
-        at = end
-
-
-def _layers(item: Item) -> list[dict[str, Any]]:
-    pictures = [layer.name for layer in item.layers if layer.over is None]
-    if not pictures or len(set(pictures)) < len(pictures):
-        raise SiteError(f"{item.key}: needs a picture, and each a name of its own")
-    layers, sizes = [], {}
-    for layer in item.layers:
-        if layer.over not in (None, EVERY, *pictures):
-            raise SiteError(f"{item.key}: {layer.name} lies over {layer.over}, which is no picture of it")
-        try:
-            png, width, height, grey = plain_png(layer.png)
-        except ValueError as error:
-            raise SiteError(f"{item.key}: {layer.name} cannot be shown: {error}") from None
-        sizes[layer.name] = f"{width} x {height}"
-        layers.append({
-            "name": layer.name, "over": layer.over, "grey": grey, "width": width, "height": height,
-            "png": base64.b64encode(png).decode(),
-        })  # fmt: skip
-    if len(set(sizes.values())) > 1:
-        raise SiteError(f"{item.key}: its layers have different sizes: {sizes}")
-    return layers
-
-
-def _cell(item: Item) -> Pil.Image:
-    """The first pictures side by side, each as large as its part of the cell allows."""
-    pictures = [layer for layer in item.layers if layer.over is None][:THUMBS]
-    cell = Pil.new("RGBA", (len(pictures) * CELL[0], CELL[1]))
-    for place, layer in enumerate(pictures):
-        with Pil.open(io.BytesIO(layer.png)) as opened:
-            picture = opened.convert("RGBA")
-        scale = min(side / size for side, size in zip(CELL, picture.size, strict=True))
-        small = picture.resize(
-            (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Pil.Resampling.LANCZOS
-        )
-        cell.paste(small, (place * CELL[0] + (CELL[0] - small.width) // 2, (CELL[1] - small.height) // 2))
-    return cell
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None or not math.isfinite(value) else float(value)
-
-
-def _described(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Number, mean and standard deviation (None where there is none) of what is defined."""
-    defined = np.array(values, np.float64)
-    defined = defined[~np.isnan(defined)]
-    return {
-        "count": len(defined),
-        "mean": float(defined.mean()) if len(defined) else None,
-        "std": float(defined.std(ddof=1)) if len(defined) > 1 else None,
-    }
-
-
-def _packed(values: Sequence[float]) -> str:
-    return base64.b64encode(np.array(values, "<f4").tobytes()).decode()

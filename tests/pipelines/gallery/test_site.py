@@ -16,7 +16,8 @@ from PIL import Image as Pil
 from PIL.PngImagePlugin import PngInfo
 
 from rwkvfusion.infra.storage import Store
-from rwkvfusion.pipelines.gallery.site import Column, Item, Layer, Site, SiteError, plain_png
+from rwkvfusion.pipelines.gallery.layers import plain_png
+from rwkvfusion.pipelines.gallery.site import Column, Item, Layer, Site, SiteError
 
 NASTY = """a "quote", an 'other' & <b>图像</b> </script><!-- \u2028"""
 COLUMNS = [Column("Qabf", "ours", "higher"), Column("Qabf", "mean & <i>", "higher"), Column("count")]

@@ -69,8 +69,11 @@ def described(values: Sequence[float], summary: str) -> dict[str, Any]:
     defined = defined[~np.isnan(defined)]
     if not len(defined):
         return {"count": 0, "mean": None, "summary": summary or "–"}
-    mean, spread = defined.mean(), defined.std(ddof=1) if len(defined) > 1 else 0.0
-    return {"count": len(defined), "mean": float(mean), "summary": summary or f"{mean:#.4g} ± {spread:#.2g}"}
+    mean, spread = float(defined.mean()), float(defined.std(ddof=1)) if len(defined) > 1 else math.nan
+    # Four digits of the mean, and as many places of the deviation.
+    places = max(0, 3 - math.floor(math.log10(abs(mean) or 1)))
+    said = f"{mean:.{places}f}" + ("" if math.isnan(spread) else f" ± {spread:.{places}f}")
+    return {"count": len(defined), "mean": mean, "summary": summary or said}
 
 
 def packed(values: Sequence[float]) -> str:

@@ -11,8 +11,8 @@ from PIL import Image as Pil
 
 from rwkvfusion.infra.pictures.decode import display_bands
 from rwkvfusion.infra.pictures.encode import encode_png
+from rwkvfusion.pipelines.gallery.layers import plain_png
 from rwkvfusion.pipelines.gallery.marks import Mark
-from rwkvfusion.pipelines.gallery.site import plain_png
 from rwkvfusion.stages.dataset.sample import Image, Sample
 
 MAX_SIDE = 4096

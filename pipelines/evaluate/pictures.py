@@ -65,32 +65,38 @@ class EvaluationGallery:
     def draw(self, case: Shown) -> Callable[[], None]:
         """The pair as it is to be shown; what is returned writes it."""
         item, systems, values = item_of(case, self._convention), tuple(case.pictures), case.values
+        note = note_of(self._task, has_target=case.scene.target is not None)
 
         def write() -> None:
             if self._site is None:
-                self._site = self._begin(systems, values)
+                self._site = self._begin(systems, values, note)
             self._site.add(item)
 
         return write
 
-    def _begin(self, systems: Iterable[str], values: Values) -> Site:
+    def _begin(self, systems: Iterable[str], values: Values, note: str) -> Site:
         title = ", ".join(systems)
         columns = columns_of(self._task, self._convention, values)
-        return Site(self._store, title, columns, self._facts, note_of(self._task))
+        return Site(self._store, title, columns, self._facts, note, off=("merged mask",))
 
 
-def note_of(task: str) -> str:
-    """How pictures and errors are drawn, in words."""
+def note_of(task: str, *, has_target: bool) -> str:
+    """How pictures, and their errors where there are targets, are drawn, in words."""
     if TASKS[task].sharpens:
-        return (
+        words = (
             f"Black and white are the {ENDS[0]:g}th and the {ENDS[1]:g}th percentile of the target (without one: of the"
-            " low resolution), of the PAN its own; pixels of low resolution are shown as squares. Errors: mean over the"
-            f" bands of |fused - target|, from black, none, to yellow, {100 * PART:g} % of the way from black to white."
+            " low resolution), of the PAN its own; pixels of low resolution are shown as squares."
         )
-    return (
-        "Baselines are shown as they were scored. Errors: luma of the fused picture minus that of the target, blue"
-        f" where it is darker, red where it is brighter, in full colour from {LEVELS} of 255 levels on."
-    )
+        error = (
+            f"mean over the bands of |fused - target|, from black, none, to yellow, {100 * PART:g} % of black to white"
+        )
+    else:
+        words = "Pictures and baselines are shown as they were scored."
+        error = (
+            "luma of the fused picture minus that of the target, blue where it is darker, red where it is brighter, in"
+            f" full colour from {LEVELS} of 255 levels on"
+        )
+    return f"{words} Errors: {error}." if has_target else words
 
 
 def columns_of(task: str, convention: Convention, values: Values) -> list[Column]:

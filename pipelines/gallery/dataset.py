@@ -67,7 +67,8 @@ def write_gallery(
         raise GalleryError(f"{output} is the dataset itself: give a folder of the gallery's own, {output}/gallery say")
     whole = {shard.manifest.shard: shard for shard in available.shards}
     tally, done = Tally(), 0
-    with Site(store, _title(available), columns(selected), _facts(available, selected, how), EXPLAINED) as site:
+    facts = _facts(available, selected, how)
+    with Site(store, _title(available), columns(selected), facts, EXPLAINED, off=("masks", "merged mask")) as site:
         for shard in selected.shards:
             name = shard.manifest.shard
             for sample in whole[name].read():

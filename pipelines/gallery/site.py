@@ -56,6 +56,7 @@ class Site:
         columns: all that items may have values of.
         facts: about the whole (`convention`, `dataset`), by name.
         note: a sentence or two below the title.
+        off: names of overlays that are not there until they are switched on.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class Site:
         columns: Sequence[Column],
         facts: Mapping[str, str] | None = None,
         note: str = "",
+        off: Sequence[str] = (),
     ) -> None:
+        self._off = list(off)
         self._store, self._columns = store, [*columns, *disagreements(columns)]
         self._head = {"title": title, "facts": dict(facts or {}), "note": note}
         self._values: dict[str, list[float]] = {column.id: [] for column in self._columns}
@@ -143,7 +146,7 @@ class Site:
         ]  # fmt: skip
         site = {
             "n": len(self._keys), "page": PAGE, "cell": CELL[1], "rows": self._rows, "columns": columns,
-            "words": self._script("words", self._words),
+            "words": self._script("words", self._words), "off": self._off,
         }  # fmt: skip
         static = {
             "style": self._keep("style", "css", (_HERE / "static/style.css").read_bytes()),
@@ -153,10 +156,12 @@ class Site:
             loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
+        # What no item has a value of would only be in the way.
+        full = [column for column, one in zip(self._columns, columns, strict=True) if one["count"]]
         matrix = {
             "site": site, "disagreement": DISAGREEMENT,
-            "metrics": {column.name: column.better for column in self._columns},
-            "groups": list(dict.fromkeys(column.group for column in self._columns)),
+            "metrics": {column.name: column.better for column in full},
+            "groups": list(dict.fromkeys(column.group for column in full)),
             "places": {(column.name, column.group): place for place, column in enumerate(self._columns)},
         }  # fmt: skip
         pages = [("index", "Pictures"), *((name, title) for name, title, _, _ in self._pages)]

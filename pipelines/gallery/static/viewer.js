@@ -110,7 +110,7 @@ function table(id, numberOf, textOf) { // Fill a matrix of systems and metrics; 
     const column = Number(cell.dataset.column), { name } = site.columns[column], good = goodness(column);
     const rivals = site.columns.flatMap((one, place) => (one.name === name ? [good * numberOf(place)] : []));
     const best = good && rivals.length > 1 && Math.max(...rivals.filter(Number.isFinite));
-    cell.className = best === good * numberOf(column) ? "best" : "";
+    cell.className = good && best === good * numberOf(column) ? "best" : "";
     cell.textContent = textOf(column);
   }
 }
@@ -215,11 +215,12 @@ function refresh() { // Show what the address says; what is there already stays.
   all("#layers button").forEach((one, at) => (one.ariaPressed = mode === "flip" && pictures[at] === current()));
   for (const one of all("button[data-mode]")) one.ariaPressed = one.dataset.mode === mode;
   [$("left").value, $("right").value, $("gain").value] = [left.name, right.name, state.gain];
-  for (const one of all(".over")) one.hidden = state.hide.includes(one.alt);
+  const isOff = (name) => site.off.includes(name) !== state.hide.includes(name); // The address has what was switched.
+  for (const one of all(".over")) one.hidden = isOff(one.alt);
   const overlays = new Set(pictures.flatMap((one) => one.over.map(({ alt }) => alt)));
   $("overlays").replaceChildren(...Array.from(overlays, (name) => {
-    const others = state.hide.filter((one) => one !== name), off = others.length < state.hide.length;
-    return Object.assign(presses(name, { hide: off ? others : [...others, name] }), { ariaPressed: !off });
+    const hide = state.hide.includes(name) ? state.hide.filter((one) => one !== name) : [...state.hide, name];
+    return Object.assign(presses(name, { hide }), { ariaPressed: !isOff(name) });
   }));
   place();
 }
@@ -296,5 +297,4 @@ async function show() {
 }
 $("about").open = innerWidth > 800;
 table("means", (column) => site.columns[column].mean ?? NaN, (column) => site.columns[column].summary);
-read();
-show();
+onhashchange();

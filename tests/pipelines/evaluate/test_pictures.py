@@ -8,45 +8,18 @@ import cv2
 import numpy as np
 import pytest
 from made import scene as made
-from made_datasets import pair
+from made_galleries import HEIGHT, WIDTH, luma_case, scored, write_evaluation
 from sites import read_site
 
-from rwkvfusion.infra.pictures.decode import decode
-from rwkvfusion.model.metrics.score import Picture, Scene, score
-from rwkvfusion.model.metrics.table import Comparison, Convention
-from rwkvfusion.pipelines.evaluate.pictures import LEVELS, EvaluationGallery
-from rwkvfusion.pipelines.evaluate.results import Shown
+from rwkvfusion.model.metrics.score import Picture, Scene
+from rwkvfusion.model.metrics.table import Comparison
+from rwkvfusion.pipelines.evaluate.pictures import LEVELS
 from rwkvfusion.pipelines.gallery.site import SiteError
-
-HEIGHT, WIDTH = 64, 80
-
-
-def case(scene: Scene, fused: dict[str, Picture], roles: tuple[str, ...], **more: object) -> Shown:
-    rows = score(scene, fused).rows
-    return Shown(scene.name, "made", "test", roles, scene, fused, rows, **more)  # type: ignore[arg-type]
-
-
-def luma_case(key: str, *, target: bool) -> Shown:
-    """A guided pair; `ours` is the target, but for a part that is 16 levels brighter; `visible` a colour picture."""
-    sample = pair(0, HEIGHT, WIDTH, key=key)
-    sources = tuple(Picture(image.role, decode(image.data)) for image in sample.images)
-    truth = made(5, HEIGHT, WIDTH, 1) // 2
-    ours = truth.copy()
-    ours[10:30, 20:40] += 16
-    fused = {"ours": Picture("ours", ours), "visible": Picture("theirs", made(6, HEIGHT, WIDTH))}
-    scene = Scene(key, "vif", sources, Picture("target", truth) if target else None)
-    return case(scene, fused, sample.roles, sample=sample)
-
-
-def write_gallery(folder: Path, task: str, *cases: Shown) -> None:
-    with EvaluationGallery(str(folder), task, Convention.Y, {"split": "test"}) as gallery:
-        for write in [gallery.draw(one) for one in cases]:
-            write()
 
 
 def test_pictures_are_those_that_were_scored_and_columns_the_scores(tmp_path: Path) -> None:
     first, second = luma_case("first", target=True), luma_case("second", target=False)
-    write_gallery(tmp_path, "vif", first, second)
+    write_evaluation(tmp_path, "vif", first, second)
     site = read_site(str(tmp_path))
     layers = site.layers("first")
     assert list(layers) == [
@@ -87,9 +60,9 @@ def test_bands_are_stretched_alike_and_the_low_resolution_is_enlarged(tmp_path: 
     ours[10:30, 20:40, 1] += 80
     fused = {"ours": Picture("ours", ours, 2047.0)}
     sources = (Picture("pan", pan, 2047.0), Picture("ms", low, 2047.0))
-    reduced = case(Scene("reduced", "pansharpening", sources, Picture("t", truth, 2047.0)), fused, ("pan", "ms"))
-    full = case(Scene("full", "pansharpening", sources), fused, ("pan", "ms"))
-    write_gallery(tmp_path, "pansharpening", reduced, full)
+    reduced = scored(Scene("reduced", "pansharpening", sources, Picture("t", truth, 2047.0)), fused, ("pan", "ms"))
+    full = scored(Scene("full", "pansharpening", sources), fused, ("pan", "ms"))
+    write_evaluation(tmp_path, "pansharpening", reduced, full)
     site = read_site(str(tmp_path))
     layers = site.layers("reduced")
     assert list(layers) == ["pan", "ms", "target", "ours", "error of ours", "bicubic", "Brovey", "GSA"]
@@ -112,11 +85,11 @@ def test_bands_are_stretched_alike_and_the_low_resolution_is_enlarged(tmp_path: 
 
 
 def test_an_evaluation_that_fails_leaves_the_gallery_that_was_there(tmp_path: Path) -> None:
-    write_gallery(tmp_path, "vif", luma_case("first", target=False))
+    write_evaluation(tmp_path, "vif", luma_case("first", target=False))
     before = (tmp_path / "index.html").read_bytes()
     second = luma_case("second", target=False)
     with pytest.raises(SiteError):
-        write_gallery(tmp_path, "vif", second, second)
+        write_evaluation(tmp_path, "vif", second, second)
     assert (tmp_path / "index.html").read_bytes() == before
-    write_gallery(tmp_path, "vif")
+    write_evaluation(tmp_path, "vif")
     assert (tmp_path / "index.html").read_bytes() == before

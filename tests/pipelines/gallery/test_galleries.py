@@ -12,50 +12,20 @@ import pytest
 from click.testing import CliRunner
 from made import scene
 from made_datasets import pair, pairs, picture, write_dataset
+from made_galleries import HEIGHT, WIDTH, guided, lose
 from PIL import Image as Pil
 from sites import read_site
 
-from rwkvfusion.infra.pictures.encode import encode_png, encode_tiff
+from rwkvfusion.infra.pictures.encode import encode_tiff
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.gallery.dataset import GalleryError
 from rwkvfusion.pipelines.gallery.overlays import FILL, PALETTE
 from rwkvfusion.pipelines.gallery.run import view_gallery
-from rwkvfusion.stages.dataset.manifest import DatasetError, Quarantined, read_manifest, write_manifest
-from rwkvfusion.stages.dataset.sample import Box, Caption, Image, Instance, Mask, Sample
-from rwkvfusion.stages.guidance.rle import encode_rle
+from rwkvfusion.stages.dataset.manifest import DatasetError, read_manifest, write_manifest
+from rwkvfusion.stages.dataset.sample import Box, Image, Sample
 
-HEIGHT, WIDTH = 120, 160
 NASTY = """</script><b>"'&夜\u2028"""
-
-
-def quarantine(url: str, *lost: Quarantined) -> None:
-    store = Store(url)
-    manifest = read_manifest(store, "train-000000")
-    assert manifest is not None
-    write_manifest(store, manifest.model_copy(update={"quarantined": lost}))
-
-
-def guided(key: str = "one", **changes: object) -> Sample:
-    """A car in the visible picture, which is the only object; a lamp in the infrared one, which became none."""
-    car, lamp = np.zeros((2, HEIGHT, WIDTH), bool)
-    car[40:90, 20:60], lamp[60:110, 100:140] = True, True
-    found = (("visible", "car", car, 20, 40, 60, 90), ("infrared", "lamp", lamp, 100, 60, 140, 110))
-    guidance = dict(
-        boxes=tuple(
-            Box(role=role, label=label, score=0.5, x0=a, y0=b, x1=c, y1=d) for role, label, _, a, b, c, d in found
-        ),
-        instances=tuple(
-            Instance(role=role, label=label, predicted_iou=0.9, stability=1, rle=encode_rle(mask))
-            for role, label, mask, *_ in found
-        ),
-        mask=Mask(png=encode_png(car.astype(np.uint8)), labels=("car",)),
-        captions=(Caption(role="visible", text="A car by day."), Caption(role="infrared", text="Warm lamp.")),
-        caption="A car by day. Warm lamp.",
-    )  # fmt: skip
-    images = (picture("visible", scene(1, HEIGHT, WIDTH)), picture("infrared", scene(2, HEIGHT, WIDTH, 1)))
-    whole = dict(key=key, dataset="made", split="train", task="vif", images=images) | guidance | changes
-    return Sample(**whole)  # type: ignore[arg-type]
 
 
 def test_a_sample_is_shown_with_all_that_was_found_in_it(tmp_path: Path) -> None:
@@ -153,7 +123,7 @@ def test_a_png_that_browsers_would_not_show_as_it_is_is_written_anew(tmp_path: P
 def test_hostile_words_are_words(tmp_path: Path) -> None:
     boxes = (Box(role="visible", label=NASTY, score=1, x0=1, y0=1, x1=9, y1=9),)
     url = write_dataset(tmp_path / "data", [[guided(boxes=boxes, caption=NASTY, captions=())]])
-    quarantine(url, Quarantined(key="gone", files=(f"{NASTY}.png",), stage="source", kind="damaged", message=NASTY))
+    lose(url, "gone", message=NASTY, file=f"{NASTY}.png")
     out = str(tmp_path / "out")
     view_gallery(url, out)
     pages = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.html")}
@@ -167,14 +137,16 @@ def test_hostile_words_are_words(tmp_path: Path) -> None:
 
 def test_the_quarantine_has_its_reasons_even_where_nothing_is_left(tmp_path: Path) -> None:
     url = write_dataset(tmp_path / "data", pairs(2, 2))
-    lost = [
-        Quarantined(key=f"gone-{n}", files=(f"vi/{n}.png",), stage="source", kind="damaged", message=f"it ends {n}")
-        for n in range(3)
-    ]
-    quarantine(url, *lost)
+    lose(url, "gone-0", "gone-1", "gone-2")
     assert view_gallery(url, str(tmp_path / "out")).quarantined == 3
     page = (tmp_path / "out/quarantine.html").read_text()
-    for words in ('<td>damaged</td><td class="many">3</td>', "gone-1", "it ends 1", "vi/1.png", "train-000000"):
+    for words in (
+        '<td>damaged</td><td class="many">3</td>',
+        "gone-1",
+        "it ends early",
+        "vi/gone-1.png",
+        "train-000000",
+    ):
         assert words in page, words
     manifest = read_manifest(Store(url), "train-000000")
     assert manifest is not None
@@ -182,7 +154,7 @@ def test_the_quarantine_has_its_reasons_even_where_nothing_is_left(tmp_path: Pat
     made = view_gallery(url, str(tmp_path / "none"))
     assert (made.shown, made.total, made.quarantined) == (0, 0, 3)
     assert (tmp_path / "none/quarantine.html").read_text() == page
-    quarantine(url)
+    lose(url)
     with pytest.raises(DatasetError, match="holds no samples"):
         view_gallery(url, str(tmp_path / "nothing"))
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -23,6 +24,7 @@ import yaml
 
 from rwkvfusion.infra.errors import RwkvFusionError, redacted
 from rwkvfusion.infra.provenance import commit
+from rwkvfusion.infra.storage import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -238,6 +240,19 @@ class Tracker:
         """A JSON value as the artifact `{name}.json`."""
         with _translated(self.uri):
             self._client.log_dict(self.run_id, _without_secrets(value), f"{name}.json")
+
+    def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """A table as the artifact `{name}.json`, which MLflow shows beside those of other runs."""
+        with _translated(self.uri):
+            self._client.log_table(self.run_id, _without_secrets(columns), f"{name}.json")
+
+    def files(self, folder: str, store: Store) -> None:
+        """The files of `store` as artifacts in `folder`."""
+        with TemporaryDirectory(prefix="rwkvfusion-artifacts-") as place:
+            for name in store.files(deep=False):
+                (Path(place) / name).write_bytes(store.read(name))
+            with _translated(self.uri):
+                self._client.log_artifacts(self.run_id, place, folder)
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         """End the run."""

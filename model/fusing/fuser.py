@@ -28,6 +28,8 @@ from rwkvfusion.stages.dataset.task import Task
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT_VERSION = 1
+VERSION = "1"
+"""Of the code that fuses; it is raised whenever a picture of the same weights can change."""
 ADVICE = (
     "say which value does here (--scale {role}=VALUE; of a served model the column scale; of a dataset source.scale)"
 )

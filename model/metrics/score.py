@@ -123,8 +123,10 @@ _Prepared = tuple[dict[str, Picture], Callable[[Picture], _Arguments]]
 """Of a scene whose pictures fit: its baselines by name, and what gives the arguments of a fused picture."""
 
 
-def score(scene: Scene, fused: Mapping[str, Picture], convention: Convention = Convention.Y) -> Scores:
-    """Score fused pictures of one scene, by name, with the trivial answers beside them.
+def score(
+    scene: Scene, fused: Mapping[str, Picture], convention: Convention = Convention.Y, *, floors: bool = True
+) -> Scores:
+    """Score fused pictures of one scene, by name, with the trivial answers beside them unless these are known already.
 
     Luma tasks: against the sources, and against the target where there is one. Sharpening: against the target, or of
     pansharpening without a target at full resolution, in the units of the target or of the low-resolution source.
@@ -136,7 +138,7 @@ def score(scene: Scene, fused: Mapping[str, Picture], convention: Convention = C
         if name in baselines:
             raise ScoreError(f"{name!r} is the name of a line that is always in the table: give another NAME")
     scores = Scores()
-    for name, picture in {**baselines, **fused}.items():
+    for name, picture in {**(baselines if floors else {}), **fused}.items():
         for comparison, planes in arguments(picture).items():
             row = scores.rows.setdefault(comparison, {}).setdefault(name, {})
             for metric in metrics_of(comparison, convention, scene.task).values():

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,21 +19,57 @@ from rwkvfusion.stages.dataset.task import TASKS
 
 # A URI may hold an `=` of its own, but behind one of these, which are then in no NAME.
 _IN_URI = frozenset("/:")
+_FULL = "pansharpening"
+_NO_SENSOR = f"--sensor is for {_FULL} without targets"
 _FOLDERS, _DATASET = "folders", "a dataset"
 _USED = {
-    _FOLDERS: ("folder_a", "folder_b", "fused", "target", "task", "scales"),
-    _DATASET: ("dataset", "models", "name", "splits", "limit", "allow_incomplete", "tracking_uri"),
+    _FOLDERS: ("folder_a", "folder_b", "target", "task"),
+    _DATASET: ("datasets", "splits", "limit", "allow_incomplete"),
 }
 
 
 @click.command()
 @click.option("--a", "folder_a", metavar="DIR", help="Folder of the first sources; of sharpening: high resolution.")
 @click.option("--b", "folder_b", metavar="DIR", help="Folder of the second sources; of sharpening: low resolution.")
-@click.option(
-    "--fused", "fused", multiple=True, metavar="NAME=DIR", help="Fused pictures to score; may be given many times."
-)
 @click.option("--target", metavar="DIR", help="Folder of the true fused pictures, where there are any.")
-@click.option("--task", type=click.Choice([*TASKS]), default="vif", show_default=True, help="What the folders hold.")
+@click.option(
+    "--task",
+    type=click.Choice([*TASKS]),
+    default="vif",
+    show_default=True,
+    help="What the folders hold; by default what a --model is for.",
+)
+@click.option(
+    "--dataset", "datasets", metavar="URL", multiple=True, help="A prepared dataset; may be given many times."
+)
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    help="Of the dataset: this split; may be given many times.  [default: those that begin with test, else all]",
+)
+@click.option("--limit", type=click.IntRange(1), help="Of each dataset: N samples, evenly spread.")
+@ALLOW_INCOMPLETE
+@click.option(
+    "--fused",
+    "fused",
+    multiple=True,
+    metavar="NAME=DIR",
+    help="Fused pictures of any system; may be given many times. In them a sample of a dataset is called by the name"
+    " of its first source or by its key, as `fuse --dataset` has it.",
+)
+@click.option(
+    "--model", "models", multiple=True, metavar="[NAME=]URI", help="As in `fuse`; may be given many times, by NAME."
+)
+@click.option("--name", default="model", show_default=True, help="What the --model that has no NAME is called.")
+@click.option(
+    "--guidance",
+    "guidances",
+    multiple=True,
+    type=click.Choice(["none", "text", "mask", "all", "builtin"]),
+    help="What of its guidance a sample gives to the models; of folders none or builtin, as in `fuse`. Given many"
+    " times, each is a line of its own.  [default: all; of folders none]",
+)
 @click.option(
     "--scale",
     "scales",
@@ -42,26 +79,12 @@ _USED = {
     help="Of folders, as in `fuse`: e.g. 2047, ms=2047, b=20000-24000; ROLE may also be a, b, target or fused."
     "  [default: what the file declares, the largest of the type]",
 )
-@click.option("--dataset", metavar="URL", help="A prepared dataset whose samples the models fuse.")
-@click.option(
-    "--model", "models", multiple=True, metavar="[NAME=]URI", help="As in `fuse`; may be given many times, by NAME."
-)
-@click.option("--name", default="model", show_default=True, help="What the --model that has no NAME is called.")
-@click.option(
-    "--split",
-    "splits",
-    multiple=True,
-    help="Of the dataset: this split; may be given many times.  [default: those that begin with test, else all]",
-)
-@click.option("--limit", type=click.IntRange(1), help="Of the dataset: N samples, evenly spread.")
 @click.option(
     "--sensor",
     default="generic",
     show_default=True,
     help="Of pansharpening without targets: whose low-pass filter (WV3, QB, GE1 ...).",
 )
-@ALLOW_INCOMPLETE
-@click.option("--tracking-uri", metavar="URI", help="MLflow to ask for the models; default as MLflow's own.")
 @click.option(
     "--convention",
     type=click.Choice(["y", "rwkvfusion"]),
@@ -70,31 +93,50 @@ _USED = {
     help="y: BT.601 luma in 0-255, MATLAB forms, MI in nats, sums over the sources. rwkvfusion: of the luma tasks, as"
     " the code released with the paper: mean of R, G, B, VIF with its arguments swapped.",
 )
+@click.option(
+    "--by",
+    multiple=True,
+    metavar="PART",
+    help="Also by parts of the pairs: split, dataset, or NAME=GLOB on their names (night=*N); may be given many times.",
+)
 @click.option("--json", "json_file", metavar="FILE", help="Write {NAME: {METRIC: mean}} here; - for stdout.")
+@click.option(
+    "--report",
+    metavar="DIR",
+    help="Write all scores here, a row for each picture (pairs.parquet); a later call computes only what has changed.",
+)
+@click.option("--experiment", metavar="NAME", help="Log the scores as a run of this MLflow experiment.")
+@click.option("--tracking-uri", metavar="URI", help="MLflow to ask for models and to log to; default as MLflow's own.")
+@click.option("--jobs", type=click.IntRange(1), help="Pairs at once; the result is the same.  [default: CPU cores]")
 @click.pass_context
 def evaluate(
     context: click.Context,
     folder_a: str | None,
     folder_b: str | None,
-    fused: tuple[str, ...],
     target: str | None,
     task: str,
-    scales: dict[str, Scale],
-    dataset: str | None,
-    models: tuple[str, ...],
-    name: str,
+    datasets: tuple[str, ...],
     splits: tuple[str, ...],
     limit: int | None,
-    sensor: str,
     allow_incomplete: bool,
-    tracking_uri: str | None,
+    fused: tuple[str, ...],
+    models: tuple[str, ...],
+    name: str,
+    guidances: tuple[Any, ...],
+    scales: dict[str, Scale],
+    sensor: str,
     convention: str,
+    by: tuple[str, ...],
     json_file: str | None,
+    report: str | None,
+    experiment: str | None,
+    tracking_uri: str | None,
+    jobs: int | None,
 ) -> None:
-    """Score fused pictures, or models on a prepared dataset, with the trivial answers beside them.
+    """Score models and folders of fused pictures, with the trivial answers beside them.
 
-    Two forms: folders of pictures, in which the same file stem means the same pair; or a dataset of `prepare`, which
-    each model fuses sample by sample, with the samples' own captions and masks.
+    What is scored: pairs in folders, where the same file stem means the same pair, or the samples of prepared datasets.
+    Who is scored: models (--model), pictures of any system that lie in folders (--fused), or both at once.
 
     \b
     task              compared with    metrics
@@ -113,68 +155,80 @@ def evaluate(
     rwkvfusion evaluate --a near --b far --target all_in_focus --task mff --fused ours=fused
     rwkvfusion evaluate --task pansharpening --a pan --b ms --target gt --scale 2047 --fused me=out
     rwkvfusion evaluate --model models:/rwkvfusion-vif@candidate --dataset out/msrs
+    rwkvfusion evaluate --model runs/last --fused theirs=results --dataset out/msrs --report report
+    rwkvfusion evaluate --model runs/last --dataset out/msrs --guidance none --guidance text --guidance all
+    rwkvfusion evaluate --model runs/last --dataset out/msrs --by split --by day=*D --by night=*N
     rwkvfusion evaluate --model new=models:/pan@candidate --model old=models:/pan@champion \\
         --dataset s3://bucket/wv3 --split test_full --sensor WV3 --limit 20 --json -
     """
     from rwkvfusion.infra.storage import Store
     from rwkvfusion.model.metrics.table import Convention
     from rwkvfusion.pipelines.console import Bar, say
-    from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, evaluate_folders, select_samples
+    from rwkvfusion.pipelines.evaluate.ask import cases_of, default_jobs, systems_of
+    from rwkvfusion.pipelines.evaluate.rows import Kept, Kind
+    from rwkvfusion.pipelines.evaluate.run import How, evaluate
+    from rwkvfusion.pipelines.evaluate.table import notes, result_lines, verdict_lines
 
-    if dataset is None and (folder_a is None or folder_b is None):
+    if not datasets and (folder_a is None or folder_b is None):
         raise click.UsageError("give either --a DIR and --b DIR, or --dataset URL")
-    if json_file and json_file != "-":
-        check_output("--json", json_file)
-    check_form(context, _USED, _FOLDERS if dataset is None else _DATASET)
-    if is_given(context, "sensor") and dataset is None and (task != "pansharpening" or target):
-        raise click.UsageError("--sensor is for pansharpening without targets: here it has no effect")
-    if dataset is not None:
-        from rwkvfusion.pipelines.fuse.run import open_model
+    for option, output in (("--json", json_file), ("--report", report)):
+        if output and output != "-":
+            check_output(option, output)
+    check_form(context, _USED, _DATASET if datasets else _FOLDERS)
+    if datasets and set(scales) - {"fused"}:
+        raise click.UsageError("--scale is for folders: with a dataset it has no effect, but for --scale fused=SCALE")
+    for part in by:
+        if part not in ("split", "dataset") and not all(part.partition("=")):
+            raise click.BadParameter(f"{part!r}: give split, dataset or NAME=GLOB", param_hint="--by")
+    folders, uris = by_name(fused, "--fused"), by_name(models, "--model", name)
+    if is_given(context, "name") and name not in uris:
+        raise click.UsageError("--name is for a --model without a NAME of its own: here it has no effect")
+    if both := sorted({*folders} & {*uris}):
+        raise click.UsageError(f"two are called {both[0]!r}: give each a NAME of its own")
+    if guidances and not uris:
+        raise click.UsageError("--guidance is for models: here it has no effect")
+    if is_given(context, "sensor") and (target or (not datasets and not models and task != _FULL)):
+        raise click.UsageError(f"{_NO_SENSOR}: here it has no effect")
+    n_jobs = jobs or default_jobs()
+    systems = systems_of(
+        folders, uris, guidances, is_raw=not datasets, tracking=tracking_uri, jobs=n_jobs,
+    )  # fmt: skip
+    cases = cases_of(
+        (folder_a, folder_b, target), datasets, folders, systems, task if is_given(context, "task") else None,
+        splits=splits, limit=limit, allow_incomplete=allow_incomplete, scales=scales,
+    )  # fmt: skip
+    if is_given(context, "sensor") and cases.task != _FULL:
+        raise click.UsageError(f"{_NO_SENSOR}, and {cases.line}")
+    if datasets:
+        say(f"scoring {cases.line}")
+    kept = Kept(Store(report), Kind(cases.task, Convention(convention))) if report else None
+    if kept and kept.outdated:
+        say(f"{report} is of version {kept.outdated} of the metrics: all is computed again")
+    with Bar("evaluate", len(cases), "pair") as bar:
+        bar.reach(0)
+        how = How(Convention(convention), sensor, n_jobs, by, kept, on_scene=bar.of)
+        results = evaluate(cases, systems, how)
+    if kept and kept.n_kept:
+        say(f"{kept.n_kept} of {kept.n_kept + kept.n_new} rows of scores were in {report} and still hold")
+    if experiment:
+        from rwkvfusion.pipelines.evaluate.track import track
 
-        names = _by_name(models, "--model", name)
-        if is_given(context, "name") and name not in names:
-            raise click.UsageError("--name is for a --model without a NAME of its own: here it has no effect")
-        selected = select_samples(dataset, splits or None, limit, allow_incomplete=allow_incomplete)
-        if is_given(context, "sensor") and selected.task != "pansharpening":
-            raise click.UsageError(f"--sensor is for pansharpening without targets, and {selected.line}")
-        say(f"scoring {selected.line}")
-        fusers = {name: open_model(uri, tracking=tracking_uri).fuser for name, uri in names.items()}
-        with Bar("evaluate", len(selected.dataset), "sample") as bar:
-            bar.reach(0)
-            table = evaluate_dataset(
-                fusers, selected, sensor=sensor, convention=Convention(convention), on_scene=bar.of
-            )
-    else:
-        assert folder_a is not None
-        assert folder_b is not None
-        names = _by_name(fused, "--fused")
-        with Bar("evaluate", 0, "pair") as bar:
-            bar.reach(0)
-            table = evaluate_folders(
-                folder_a,
-                folder_b,
-                names,
-                task=task,
-                target=target,
-                scale=scales,
-                sensor=sensor,
-                convention=Convention(convention),
-                on_scene=bar.of,
-            )
+        settings = {key: value for key, value in context.params.items() if value not in (None, (), {}, False)}
+        say(track(results, settings, experiment=experiment, uri=tracking_uri, report=kept.store if kept else None))
     if json_file == "-":
-        click.echo(table.to_json())
-        click.echo("".join(f"{line}\n" for line in table.notes), err=True, nl=False)
-        sys.exit(table.exit_code)
+        click.echo(results.to_json())
+        click.echo("".join(f"{line}\n" for line in notes(results)), err=True, nl=False)
+        sys.exit(results.exit_code)
     if json_file:
         path = Path(json_file).absolute()
-        Store(str(path.parent)).write(path.name, table.to_json().encode())
+        Store(str(path.parent)).write(path.name, results.to_json().encode())
     # Off a terminal the width is COLUMNS, or 100.
     width = shutil.get_terminal_size((100, 24)).columns
-    click.echo("\n".join([*table.lines(width), *table.verdicts(names, width)]))
-    sys.exit(table.exit_code)
+    click.echo("\n".join([*result_lines(results, width), *verdict_lines(results, width)]))
+    sys.exit(results.exit_code)
 
 
-def _by_name(values: Sequence[str], option: str, default: str | None = None) -> dict[str, str]:
+def by_name(values: Sequence[str], option: str, default: str | None = None) -> dict[str, str]:
     """NAME=WHERE of an option that may be given many times; `default` names one without."""
     named: dict[str, str] = {}
     for value in values:

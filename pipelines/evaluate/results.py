@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from rwkvfusion.model.metrics.score import Picture, Scene
-from rwkvfusion.model.metrics.table import Comparison
+from rwkvfusion.model.metrics.table import Comparison, Convention
 from rwkvfusion.stages.dataset.sample import Sample
 
 
@@ -51,7 +51,7 @@ class Results:
 
     Args:
         task: of all pairs.
-        convention: which forms of the metrics (see `Convention`).
+        convention: which forms of the metrics.
         version: of the metrics' code; values of different versions must not stand beside each other.
         scored: one for each kind of comparison.
         systems: the names of those that were asked for, in order; the other rows are baselines.
@@ -61,7 +61,7 @@ class Results:
     """
 
     task: str
-    convention: str
+    convention: Convention
     version: str
     scored: tuple[Scored, ...]
     systems: tuple[str, ...] = ()

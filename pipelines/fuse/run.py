@@ -23,8 +23,9 @@ from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fusing.fuser import WEIGHTS, Fuser
 from rwkvfusion.model.registry.registry import resolve
 from rwkvfusion.pipelines.console import Bar, say
+from rwkvfusion.pipelines.fuse.guide import FuseError
 from rwkvfusion.pipelines.fuse.record import File, Fused, Model, Output, Pair
-from rwkvfusion.pipelines.fuse.writer import FuseError, FuseSummary, OnPicture, PictureWriter, Skipped
+from rwkvfusion.pipelines.fuse.writer import FuseSummary, OnPicture, PictureWriter, Skipped
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.source.files import SourceError
 from rwkvfusion.stages.source.pairing import pair_folders
@@ -179,5 +180,4 @@ def _committed(dataset: Dataset) -> Iterator[Pair | Skipped]:
             yield from (Skipped(key, str(error)) for key in shard.keys)
             continue
         for sample in samples:
-            stem = sample.images[0].path.rpartition("/")[2].rpartition(".")[0]
-            yield Pair(stem, sample.key, sample=sample)
+            yield Pair(sample.stem, sample.key, sample=sample)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
-from typing import TYPE_CHECKING, Any
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.decode import ImageError, decode
@@ -15,21 +14,16 @@ from rwkvfusion.infra.pictures.units import Picture, odd_words
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fusing.fuser import guidance_of
 from rwkvfusion.model.fusing.tiles import MAX_PIXELS
-from rwkvfusion.pipelines.fuse.jobs import Room, in_order
+from rwkvfusion.pipelines.fuse.guide import FuseError, Guide
+from rwkvfusion.pipelines.fuse.jobs import Room
 from rwkvfusion.pipelines.fuse.record import File, Fused, Guidance, Model, Output, Pair, Records, Result, files_beside
+from rwkvfusion.pipelines.parallel import in_order
 from rwkvfusion.stages.dataset.sample import Image, Sample
 from rwkvfusion.stages.dataset.task import SHARPENING_TASKS
 from rwkvfusion.stages.source.files import check_orientation, open_picture
 from rwkvfusion.stages.source.names import INFRARED, VISIBLE, why_swapped
 
-if TYPE_CHECKING:
-    from rwkvfusion.stages.guidance.stage import Stage
-
 ADVICE = "set --scale {role}=VALUE, LOW-HIGH or pLOW-pHIGH"
-
-
-class FuseError(RwkvFusionError):
-    """Nothing can be fused as asked; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ class PictureWriter:
     def __init__(self, model: Model, store: Store, guidance: Guidance, output: Output) -> None:
         self.model, self.store, self.output = model, store, output
         self._records = Records(model, store, guidance, output)
-        self._stages = _builtin_stages(model) if guidance == "builtin" else []
+        self._guide = Guide(model.fuser) if guidance == "builtin" else None
         self._room = Room(output.jobs)
         self._used: set[str] = set()
         self._swapped: list[str] = []
@@ -123,9 +117,9 @@ class PictureWriter:
         if guide is None:
             pictures, odd = fuser.measure(pictures, self.model.scales, ADVICE)
             self._note(odd)
-            if self._stages:
+            if self._guide:
                 shown = [image.with_scale(pictures[image.role].scale, pictures[image.role].values) for image in images]
-                guide = self._guided(tuple(shown))
+                guide = self._guide(shown)
         else:
             pictures, _ = fuser.measure(pictures)
         self._note_swapped(images)
@@ -151,25 +145,13 @@ class PictureWriter:
             raise FuseError(f"{path}: only a TIFF holds such bands and a georeference: write .tif instead")
         beside = files_beside(files)
         units, odd = raster_units(self.model.fuser, files, self.model.scales)
-        guide = self._guided(overview(files, units)) if self._stages else None
+        guide = self._guide(overview(files, units)) if self._guide else None
         _, text = guidance_of(guide)
         # A scene takes as much as there may be, whatever its size.
         with self._room.taken(MAX_PIXELS, 1):
             result = fuse_scene(self.model.fuser, files, self.store, path, units, text)
         self._note(odd)
         return replace(result, guide=guide, beside=beside)
-
-    def _guided(self, images: tuple[Image, ...]) -> Sample:
-        """A sample of the pictures with what the built-in stages make of them; FuseError where one fails."""
-        from rwkvfusion.stages.guidance.stage import run
-
-        task = self.model.fuser.config.task
-        sample = Sample(key="pair", dataset="files", split="test", task=task, images=images)
-        for stage in self._stages:
-            (sample,) = run(stage, [sample])
-        if sample.error is not None:
-            raise FuseError(f"{sample.error.stage}: {sample.error.message}")
-        return sample
 
     def _note(self, odd: Mapping[str, float]) -> None:
         """Keep what is to be said of values that use too little or too much of their range."""
@@ -238,16 +220,3 @@ def _odd_lines(parts: Mapping[str, list[float]], n_pairs: int) -> tuple[str, ...
                 subject = role if n_pairs == 1 else f"{len(some)} of {n_pairs} {role} pictures"
                 lines.append(odd_words(subject, some, option, plural=n_pairs > 1))
     return tuple(lines)
-
-
-def _builtin_stages(model: Model) -> list[Stage[Any]]:
-    # Imported here: OpenCV and SciPy are not needed to fuse without guidance.
-    from rwkvfusion.stages.guidance.builtin.text import TextConfig
-    from rwkvfusion.stages.guidance.chain import GuidanceConfig, guidance_stages
-
-    network = model.fuser.network.config
-    config = GuidanceConfig(text=TextConfig(width=network.text_width), masks="auto" if network.use_mask else "none")
-    stages = guidance_stages(config, "vif")
-    for stage in stages:
-        stage.load()
-    return stages

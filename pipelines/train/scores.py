@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from rwkvfusion.infra.errors import redacted
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.metrics.table import VERSION, Convention
+from rwkvfusion.pipelines.evaluate.results import finite
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
-from rwkvfusion.pipelines.evaluate.table import finite
+from rwkvfusion.pipelines.evaluate.table import notes as notes_of
 from rwkvfusion.pipelines.train.recipe import DataConfig
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.source.scenes.plan import FULL
@@ -85,16 +86,16 @@ def _scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None]) -> Final
     selected = [select_samples(url, names, limit, allow_incomplete=True) for url, names in splits.items()]
     for one in selected:
         say(f"scoring {one.line}")
-    table = evaluate_dataset({_MODEL: fuser}, *selected)
-    rows = finite(table.means)
+    results = evaluate_dataset({_MODEL: fuser}, *selected)
+    rows = finite(results.means)
     scored = {split for one in selected for split in one.splits}
-    notes = list(table.notes)
+    notes = list(notes_of(results))
     if trained_on := sorted(scored & set(data.splits)):
         notes.append(f"scores of pairs that were trained on (split {', '.join(trained_on)}), as data.final_splits asks")
     return FinalScores(
         metrics=rows.pop(_MODEL),
         floors=rows,
-        pairs=sum(len(one.dataset) for one in selected) - len(table.failed) - len(table.left_out),
+        pairs=sum(len(one.dataset) for one in selected) - len(results.failed) - len(results.left_out),
         splits=tuple(sorted(scored)),
         datasets=tuple(one.dataset.store.url for one in selected),
         metrics_version=VERSION,

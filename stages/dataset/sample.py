@@ -238,6 +238,11 @@ class Sample(_Part):
         return tuple(image.role for image in self.images)
 
     @property
+    def stem(self) -> str:
+        """The name of its first modality's file in the source, without extension: what a fused picture is called."""
+        return self.images[0].path.rpartition("/")[2].rpartition(".")[0]
+
+    @property
     def own_caption(self) -> str | None:
         """The source's own caption of the whole pair; None where captions were computed, which are of modalities."""
         return None if self.captions else self.caption

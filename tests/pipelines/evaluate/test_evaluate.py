@@ -22,12 +22,12 @@ from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.metrics.baselines import luma_baselines
 from rwkvfusion.model.metrics.luma import luma
-from rwkvfusion.model.metrics.score import Scores
-from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, VERSION, Comparison, metrics_of
+from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, VERSION, Comparison, Convention, metrics_of
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
+from rwkvfusion.pipelines.evaluate.results import Results, Scored
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, evaluate_folders, select_samples
-from rwkvfusion.pipelines.evaluate.table import Means, Part, Table, table_lines
+from rwkvfusion.pipelines.evaluate.table import result_lines, table_lines
 from rwkvfusion.stages.dataset.manifest import DatasetError
 
 FLOOR = ["source a alone", "source b alone", "mean", "maximum"]
@@ -109,7 +109,7 @@ def test_the_target_of_a_sample_is_scored_against(model: str, dataset: str) -> N
     chosen = select_samples(dataset, ["test_a"])
     fuser = Fuser.load(model)
     table = evaluate_dataset({"model": fuser}, chosen)
-    assert [part.pairs for part in table.parts] == [3, 1]
+    assert [len(scored.keys) for scored in table.scored] == [3, 1]
     (sample,) = (s for s in chosen.dataset.samples() if s.target is not None)
     assert sample.target is not None
     truth, fused = luma(decode(sample.target.data)), luma(fuser.fuse_sample(sample))
@@ -265,14 +265,14 @@ def test_tables_are_aligned_narrow_and_mark_the_best(data: st.DataObject, width:
             assert cell == f"{row[metric]:.3f}" + ("*" if row[metric] == best else "")
 
 
-def test_means_of_parts_are_one_json() -> None:
-    means, one, two = Means(), Comparison.SOURCES, Comparison.REDUCED
-    means.add(Scores({one: {"a": {"MI": 1.0}}, two: {"a": {"SAM": 2.0}}}))
-    means.add(Scores({one: {"a": {"MI": 4.0}}}))
-    table = Table(means.parts(), ("x",), "for a reason")
-    assert table.parts == (Part(one, 2, {"a": {"MI": 2.5}}), Part(two, 1, {"a": {"SAM": 2.0}}))
-    assert json.loads(table.to_json()) == {"a": {"MI": 2.5, "SAM": 2.0}}
-    assert list(table.lines())[-1] == "left out, for a reason: x (1 in all)"
+def test_means_of_all_comparisons_are_one_json() -> None:
+    one = Scored(Comparison.SOURCES, ("x", "y", "z"), {"a": {"MI": np.array([1.0, 4.0, math.nan])}}, {"MI": "too flat"})
+    two = Scored(Comparison.REDUCED, ("x",), {"a": {"SAM": np.array([2.0])}})
+    results = Results("vif", Convention.Y, VERSION, (one, two), ("a",), ("w",), "for a reason")
+    assert json.loads(results.to_json()) == {"a": {"MI": 2.5, "SAM": 2.0}}
+    *_, gap, left_out = result_lines(results)
+    assert gap == "MI: mean of 2 of 3 pairs (too flat)"
+    assert left_out == "left out, for a reason: w (1 in all)"
 
 
 def test_the_floor_is_the_luma_of_the_sources() -> None:

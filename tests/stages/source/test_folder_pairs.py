@@ -62,7 +62,7 @@ def test_names_are_paired_exactly_then_but_for_case_and_composition(folders: dic
 
 def test_evaluate_scores_these_pairs_and_names_the_rest(folders: dict[str, str]) -> None:
     table = evaluate_folders(folders["a"], folders["b"], {"ours": folders["b"]})
-    assert [part.pairs for part in table.parts] == [len(PAIRS)]
+    assert [len(scored.keys) for scored in table.scored] == [len(PAIRS)]
     assert "no b or fused ours picture of the name 'only_a'" in table.left_out
     assert "no a picture of the name 'only_b'" in table.left_out
     assert sum("a/two.bmp, a/two.png, b/two.png" in words for words in table.left_out) == 1
@@ -72,7 +72,7 @@ def test_evaluate_scores_these_pairs_and_names_the_rest(folders: dict[str, str])
 def test_a_target_is_needed_of_each_pair(folders: dict[str, str], tmp_path: Path) -> None:
     Image.fromarray(scene(7, 64, 64)).save(tmp_path / "x.tif")
     table = evaluate_folders(folders["a"], folders["b"], {}, target=str(tmp_path))
-    assert {part.pairs for part in table.parts} == {1}
+    assert {len(scored.keys) for scored in table.scored} == {1}
     assert "no target picture of the name '3'" in table.left_out
 
 

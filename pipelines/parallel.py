@@ -1,0 +1,29 @@
+"""Several pieces of work at once, in threads of one process, and their results in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def in_order(work: Callable[..., T], items: Iterable[tuple[object, ...]], jobs: int) -> Iterator[T]:
+    """`work(*item)` of each item, `jobs` at once, given in the items' order. Few items are taken ahead."""
+    if jobs == 1:
+        for item in items:
+            yield work(*item)
+        return
+    waiting: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(jobs, thread_name_prefix="work")
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, *item))
+            if len(waiting) > 2 * jobs:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

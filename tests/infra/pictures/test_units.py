@@ -26,6 +26,7 @@ from rwkvfusion.model.registry.encoded import UnitWarning, fuse_encoded
 from rwkvfusion.model.training.loader import Loader, LoaderConfig
 from rwkvfusion.model.training.survey import TrainingSet
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, evaluate_folders, select_samples
+from rwkvfusion.pipelines.evaluate.table import result_lines
 from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.stages.dataset.sample import Image, Sample
@@ -397,7 +398,7 @@ def test_scores_are_of_the_unit(tmp_path: Path) -> None:
     assert undeclared.means["f"]["MI"] < usual["MI"] - 1
     (warning,) = undeclared.warnings
     assert warning.startswith("2 pictures of b use 2.5 % of the range of 16 bits")
-    assert "set --scale b=VALUE" in list(undeclared.lines())[-1]
+    assert "set --scale b=VALUE" in list(result_lines(undeclared))[-1]
     assert not evaluate_folders(a, b, {"f": f}, scale={"b": RANGE}).warnings
     with pytest.raises(ScoreError, match="there is no 'thermal' here; there is a, b, fused, infrared"):
         evaluate_folders(a, b, {"f": f}, scale={"thermal": 1.0})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,11 @@ from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, check_form, is_given, scales_of
 from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.stages.dataset.task import TASKS
+
+if TYPE_CHECKING:
+    from rwkvfusion.model.metrics.table import Convention
+    from rwkvfusion.pipelines.evaluate.cases import Cases
+    from rwkvfusion.pipelines.evaluate.pictures import EvaluationGallery
 
 # What is heavy is imported when the command runs.
 
@@ -105,6 +111,11 @@ _USED = {
     metavar="DIR",
     help="Write all scores here, a row for each picture (pairs.parquet); a later call computes only what has changed.",
 )
+@click.option(
+    "--gallery",
+    metavar="DIR",
+    help="Write a gallery of all pairs into this folder, for any browser: sources, fused pictures, errors and scores.",
+)
 @click.option("--experiment", metavar="NAME", help="Log the scores as a run of this MLflow experiment.")
 @click.option("--tracking-uri", metavar="URI", help="MLflow to ask for models and to log to; default as MLflow's own.")
 @click.option("--jobs", type=click.IntRange(1), help="Pairs at once; the result is the same.  [default: CPU cores]")
@@ -129,6 +140,7 @@ def evaluate(
     by: tuple[str, ...],
     json_file: str | None,
     report: str | None,
+    gallery: str | None,
     experiment: str | None,
     tracking_uri: str | None,
     jobs: int | None,
@@ -157,6 +169,7 @@ def evaluate(
     rwkvfusion evaluate --model models:/rwkvfusion-vif@candidate --dataset out/msrs
     rwkvfusion evaluate --model runs/last --fused theirs=results --dataset out/msrs --report report
     rwkvfusion evaluate --model runs/last --dataset out/msrs --guidance none --guidance text --guidance all
+    rwkvfusion evaluate --model runs/last --dataset out/msrs --gallery gallery
     rwkvfusion evaluate --model runs/last --dataset out/msrs --by split --by day=*D --by night=*N
     rwkvfusion evaluate --model new=models:/pan@candidate --model old=models:/pan@champion \\
         --dataset s3://bucket/wv3 --split test_full --sensor WV3 --limit 20 --json -
@@ -171,7 +184,7 @@ def evaluate(
 
     if not datasets and (folder_a is None or folder_b is None):
         raise click.UsageError("give either --a DIR and --b DIR, or --dataset URL")
-    for option, output in (("--json", json_file), ("--report", report)):
+    for option, output in (("--json", json_file), ("--report", report), ("--gallery", gallery)):
         if output and output != "-":
             check_output(option, output)
     check_form(context, _USED, _DATASET if datasets else _FOLDERS)
@@ -204,10 +217,13 @@ def evaluate(
     kept = Kept(Store(report), Kind(cases.task, Convention(convention))) if report else None
     if kept and kept.outdated:
         say(f"{report} is of version {kept.outdated} of the metrics: all is computed again")
-    with Bar("evaluate", len(cases), "pair") as bar:
+    pictures = _gallery(gallery, cases, Convention(convention), folders | uris) if gallery else None
+    with Bar("evaluate", len(cases), "pair") as bar, pictures or nullcontext():
         bar.reach(0)
-        how = How(Convention(convention), sensor, n_jobs, by, kept, on_scene=bar.of)
+        how = How(Convention(convention), sensor, n_jobs, by, kept, pictures and pictures.draw, bar.of)
         results = evaluate(cases, systems, how)
+    if pictures:
+        say(f"gallery: {pictures.index}")
     if kept and kept.n_kept:
         say(f"{kept.n_kept} of {kept.n_kept + kept.n_new} rows of scores were in {report} and still hold")
     if experiment:
@@ -226,6 +242,14 @@ def evaluate(
     width = shutil.get_terminal_size((100, 24)).columns
     click.echo("\n".join([*result_lines(results, width), *verdict_lines(results, width)]))
     sys.exit(results.exit_code)
+
+
+def _gallery(output: str, cases: Cases, convention: Convention, systems: Mapping[str, str]) -> EvaluationGallery:
+    from rwkvfusion.model.metrics.table import VERSION
+    from rwkvfusion.pipelines.evaluate.pictures import EvaluationGallery
+
+    facts = {"pairs": cases.line, "metrics": f"version {VERSION}"} | dict(systems)
+    return EvaluationGallery(output, cases.task, convention, facts)
 
 
 def by_name(values: Sequence[str], option: str, default: str | None = None) -> dict[str, str]:

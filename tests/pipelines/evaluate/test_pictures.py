@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from made import scene as made
+from made_datasets import pairs, write_dataset
 from made_galleries import HEIGHT, WIDTH, luma_case, scored, write_evaluation
 from sites import read_site
 
+from rwkvfusion.infra.pictures.encode import encode_png
+from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.score import Picture, Scene
 from rwkvfusion.model.metrics.table import Comparison
+from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.evaluate.pictures import LEVELS
 from rwkvfusion.pipelines.gallery.site import SiteError
 
@@ -93,3 +99,25 @@ def test_an_evaluation_that_fails_leaves_the_gallery_that_was_there(tmp_path: Pa
     assert (tmp_path / "index.html").read_bytes() == before
     write_evaluation(tmp_path, "vif")
     assert (tmp_path / "index.html").read_bytes() == before
+
+
+def test_the_command_writes_it_of_kept_scores_too(tmp_path: Path) -> None:
+    """Samples with guidance, fused by anyone: the second call computes no score, and draws all the same."""
+    url = write_dataset(tmp_path / "data", pairs(3, 2, height=HEIGHT, width=WIDTH))
+    for seed in range(3):
+        Store(str(tmp_path / "ours")).write(f"pair-{seed:04d}.png", encode_png(made(seed + 9, HEIGHT, WIDTH)))
+    call = ["evaluate", "--dataset", url, "--fused", f"ours={tmp_path / 'ours'}", "--json", "-"]
+    sites = []
+    for _ in range(2):
+        kept = ["--report", str(tmp_path / "report"), "--gallery", f"memory://galleries/{tmp_path.name}"]
+        result = CliRunner().invoke(main, [*call, *kept])
+        assert result.exit_code == 0, result.output
+        sites.append(read_site(f"memory://galleries/{tmp_path.name}"))
+        for system, row in json.loads(result.stdout).items():
+            for metric, mean in row.items():
+                np.testing.assert_allclose(sites[-1].values[f"{metric}[{system}]"].mean(), mean, rtol=1e-5)
+    assert sites[0].items == sites[1].items
+    assert [item["key"] for item in sites[0].items] == ["pair-0000", "pair-0001", "pair-0002"]
+    np.testing.assert_array_equal(sites[0].layers("pair-0002")["ours"], made(11, HEIGHT, WIDTH))
+    assert "merged mask *" in sites[0].layers("pair-0001")
+    assert sites[0].items[0]["facts"]["split"] == "train"

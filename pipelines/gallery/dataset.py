@@ -10,6 +10,7 @@ from itertools import chain
 
 import numpy as np
 
+from rwkvfusion.infra.cores import usable_cores
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.decode import ImageError
 from rwkvfusion.infra.storage import Store
@@ -26,7 +27,8 @@ from rwkvfusion.pipelines.gallery.shown import (
     to_shape,
 )
 from rwkvfusion.pipelines.gallery.site import EVERY, Column, Item, Layer, Site
-from rwkvfusion.stages.dataset.dataset import Dataset
+from rwkvfusion.pipelines.parallel import in_order
+from rwkvfusion.stages.dataset.dataset import Dataset, Shard
 from rwkvfusion.stages.dataset.manifest import Manifest
 from rwkvfusion.stages.dataset.sample import RESERVED, Sample
 from rwkvfusion.stages.dataset.task import TASKS
@@ -70,15 +72,12 @@ def write_gallery(
     facts = _facts(available, selected, how)
     with Site(store, _title(available), columns(selected), facts, EXPLAINED, off=("masks", "merged mask")) as site:
         for shard in selected.shards:
-            name = shard.manifest.shard
-            for sample in whole[name].read():
+            samples = whole[shard.manifest.shard].read()
+            for sample in samples:
                 tally.add(sample)
-                if sample.key not in shard.keys:
-                    continue
-                try:
-                    site.add(item_of(sample, name))
-                except ImageError as error:
-                    raise GalleryError(f"{sample.key} of {shard.url}: {error}") from None
+            shown = ((sample, shard) for sample in samples if sample.key in shard.keys)
+            for item in in_order(_item, shown, usable_cores()):
+                site.add(item)
                 done += 1
                 if on_sample:
                     on_sample(done, len(selected))
@@ -87,6 +86,13 @@ def write_gallery(
         site.page("histograms", "Histograms", "histograms.html", counted=counted, histograms=tally.histograms())
         reasons, pairs = quarantine(available.manifests)
         site.page("quarantine", "Quarantine", "quarantine.html", reasons=reasons, pairs=pairs, most=QUARANTINED)
+
+
+def _item(sample: Sample, shard: Shard) -> Item:
+    try:
+        return item_of(sample, shard.manifest.shard)
+    except ImageError as error:
+        raise GalleryError(f"{sample.key} of {shard.url}: {error}") from None
 
 
 def columns(dataset: Dataset) -> list[Column]:

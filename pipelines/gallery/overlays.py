@@ -50,12 +50,15 @@ def draw_masks(marks: Sequence[Mark], shape: Sequence[int], width: int) -> Pil.I
     """RGBA of `shape` (H, W, ...): masks as translucent colour with an outline, the small above the large, and their
     objects' numbers; `width` as in `draw_boxes`."""
     painted = np.zeros((shape[0], shape[1], 4), np.uint8)
-    kernel = np.ones((2 * max(1, width // 320) + 1,) * 2, np.uint8)
+    reach = max(1, width // 320)
+    kernel = np.ones((2 * reach + 1,) * 2, np.uint8)
     masks = [(mark, mark.mask) for mark in marks if mark.mask is not None and mark.mask.any()]
     for mark, mask in sorted(masks, key=lambda pair: (pair[0].number is not None, -np.count_nonzero(pair[1]))):
-        painted[mask] = (*colour_of(mark.number), round(FILL * 255))
-        inner = cv2.erode(mask.astype(np.uint8), kernel).astype(bool)
-        painted[mask & ~inner, 3] = 255
+        place = _around(mark, reach)
+        part = mask[place]
+        painted[place][part] = (*colour_of(mark.number), round(FILL * 255))
+        inner = cv2.erode(part.astype(np.uint8), kernel).astype(bool)
+        painted[place][part & ~inner, 3] = 255
     image = Pil.fromarray(painted)
     for mark, _ in masks:
         _number(ImageDraw.Draw(image), mark, width)
@@ -78,10 +81,17 @@ def _number(pen: ImageDraw.ImageDraw, mark: Mark, width: int) -> None:
     half_w, half_h = face.getlength(text) / 2 + stroke, size / 2 + stroke
     x, y = mark.box[0] + half_w, mark.box[1] - half_h
     if mark.mask is not None:
-        depth = cv2.distanceTransform(np.pad(mark.mask.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+        place = _around(mark)
+        depth = cv2.distanceTransform(np.pad(mark.mask[place].astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
         deepest = np.unravel_index(int(depth.argmax()), depth.shape)
         if depth[deepest] > 1.5 * max(half_w, half_h):
-            y, x = float(deepest[0]), float(deepest[1])
+            y, x = float(place[0].start + deepest[0]), float(place[1].start + deepest[1])
     at = min(max(x, half_w), right - half_w), min(max(y, half_h), bottom - half_h)
     red, green, blue = ((value + 255) // 2 for value in colour_of(mark.number))
     pen.text(at, text, (red, green, blue), face, anchor="mm", stroke_width=stroke, stroke_fill=BLACK)
+
+
+def _around(mark: Mark, reach: int = 0) -> tuple[slice, slice]:
+    """Rows and columns of its frame and `reach` pixels more: what lies farther takes no part in drawing it."""
+    x0, y0, x1, y1 = (int(edge) for edge in mark.box)
+    return slice(max(0, y0 - reach), y1 + reach), slice(max(0, x0 - reach), x1 + reach)

@@ -22,7 +22,7 @@ from rwkvfusion.pipelines.gallery.shown import caption_text, common_shape, overl
 from rwkvfusion.pipelines.gallery.site import EVERY, Column, Item, Layer, Site
 from rwkvfusion.stages.dataset.task import TASKS
 
-LEVELS = 32
+LEVELS = 16
 """Of luma (0-255): an error of so many is drawn in full colour."""
 PART = 0.1
 """Of what lies between black and white: an error of so much is drawn in full colour, of sharpening."""

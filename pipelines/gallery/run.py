@@ -73,7 +73,7 @@ class Gallery:
     def line(self) -> str:
         """One line for the terminal; where there are more samples, how to see them."""
         more = "" if self.shown == self.total else f" ({more_hint(self.shown, self.total)})"
-        counts = f"{self.shown} of {self.total} samples of {self.url}, {self.quarantined} pairs in quarantine"
+        counts = f"{self.shown} of {self.total} samples of {self.url}, {self.quarantined} in quarantine"
         return f"{counts} -> {self.index}{more}" + (f"\n{self.incomplete}" if self.incomplete else "")
 
 

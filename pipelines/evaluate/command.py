@@ -220,7 +220,7 @@ def evaluate(
     pictures = _gallery(gallery, cases, Convention(convention), folders | uris) if gallery else None
     with Bar("evaluate", len(cases), "pair") as bar, pictures or nullcontext():
         bar.reach(0)
-        how = How(Convention(convention), sensor, n_jobs, by, kept, pictures and pictures.draw, bar.of)
+        how = How(Convention(convention), sensor, n_jobs, by, kept, pictures.draw if pictures else None, bar.of)
         results = evaluate(cases, systems, how)
     if pictures:
         say(f"gallery: {pictures.index}")

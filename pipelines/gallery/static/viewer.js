@@ -38,22 +38,25 @@ function go(changes) { // Seen at once; in the address a little later, since bro
 }
 const means = (button, changes) => Object.assign(button, { disabled: !changes, value: JSON.stringify(changes) });
 const presses = (text, changes) => means(make("button", { type: "button", textContent: text }), changes);
-onclick = ({ target }) => target.closest("button[value]") && go(JSON.parse(target.closest("button[value]").value));
-oninput = ({ target: { id, value } }) => id in DEFAULTS && go({ [id]: value, page: "0" });
+onclick = ({ target }) => {
+  if (target.closest("button[value]")) go(JSON.parse(target.closest("button[value]").value));
+};
+oninput = ({ target: { id, value } }) => { if (id in DEFAULTS) go({ [id]: value, page: "0" }); };
 onsubmit = (event) => {
   event.preventDefault();
   const condition = ["column", "op", "bound"].map((id) => $(id)?.value).join("");
   if (event.target.id === "narrow") go({ where: [...state.where, condition], page: "0" });
 };
 onkeydown = (event) => {
-  if (/INPUT|SELECT/.test(event.target.tagName) || event.ctrlKey || event.metaKey || event.altKey) return;
+  const typed = { range: /Arrow/, search: /./, number: /./, "select-one": /./ }[event.target.type]?.test(event.key);
+  if (typed || event.ctrlKey || event.metaKey || event.altKey) return;
   if (state.item && event.key - 1 in pictures && !event.repeat) hold(event.key - 1);
   const meant = all("[data-keys]").find((one) => one.dataset.keys.split(" ").includes(event.key) && one.offsetParent);
   if (meant) event.preventDefault();
   meant?.[meant.id === "q" ? "focus" : "click"]();
 };
-onkeyup = onblur = () => held !== null && hold(null);
-onresize = () => item && place();
+onkeyup = onblur = () => { if (held !== null) hold(null); };
+onresize = () => { if (item) place(); };
 onhashchange = () => { clearTimeout(saving); read(); show(); };
 
 // Data: scripts that call take().
@@ -228,20 +231,25 @@ const hold = (place) => { held = place; refresh(); };
 
 // Zoom: screen pixels a pixel; x and y of the address are what lies in the middle of a pane.
 function sight() {
-  const { clientWidth: w, clientHeight: h } = panes.firstChild, x = Number(state.x || width / 2);
-  const y = Number(state.y || height / 2), zoom = Number(state.zoom) || Math.min(w / width, h / height);
-  return { zoom, x, y, w, h, left: Math.round(w / 2 - x * zoom), top: Math.round(h / 2 - y * zoom) };
+  const { clientWidth: w, clientHeight: h } = panes.firstChild;
+  const zoom = Number(state.zoom) || Math.min(w / width, h / height);
+  const start = (size, middle) => Math.round(size / 2 - middle * zoom), left = start(w, state.x || width / 2);
+  const top = start(h, state.y || height / 2);
+  return { zoom, w, h, left, top, x: (w / 2 - left) / zoom, y: (h / 2 - top) / zoom };
 }
 function place() {
   const { clientWidth, clientHeight, children: { length: n } } = panes;
-  const columns = Math.round(Math.sqrt((n * clientWidth * height) / (clientHeight * width)));
-  panes.style.gridTemplateColumns = `repeat(${Math.min(n, Math.max(1, columns))}, minmax(0, 1fr))`;
+  const best = Math.round(Math.sqrt((n * clientWidth * height) / (clientHeight * width)));
+  const columns = Math.min(n, Math.max(1, best)), rows = Math.ceil(n / columns);
+  const parts = (n, whole) => `repeat(${n}, ${Math.floor((whole - 3 * (n - 1)) / n)}px)`; // Whole: else it blurs.
+  panes.style.gridTemplate = `${parts(rows, clientHeight)} / ${parts(columns, clientWidth)}`;
   const { zoom, left, top, h } = sight(), power = Math.round(2 * Math.log2(zoom)) / 2;
   const now = { sight: `matrix(${zoom},0,0,${zoom},${left},${top})`, split: `${state.split}%`, high: `${h}px` };
   for (const name in now) panes.style.setProperty(`--${name}`, now[name]);
   panes.classList.toggle("near", zoom >= 2);
   $("actual").textContent = `${Math.round(zoom * 100)} %`;
-  for (const [id, by] of [["in", 1], ["out", -1]]) means($(id), { zoom: 2 ** (power + by / 2) });
+  means($("in"), { zoom: 2 ** Math.min(6, power + 0.5) });
+  means($("out"), { zoom: 2 ** Math.max(-4, power - 0.5) });
 }
 function zoomTo(wanted, from, to) { // What was `from` off the middle is then `to` off it.
   const { zoom, x, y } = sight(), next = Math.min(64, Math.max(1 / 16, wanted));
@@ -254,7 +262,7 @@ function off(event) { // From the middle of the pane.
   return [event.clientX - left - w / 2, event.clientY - top - h / 2];
 }
 const hand = ([[x, y], [u, v] = [x, y]]) => ({ at: [(x + u) / 2, (y + v) / 2], apart: Math.hypot(x - u, y - v) || 1 });
-const inPane = (act) => (event) => event.target.closest(".pane") && event.target.id !== "split" && act(event);
+const inPane = (act) => (event) => { if (event.target.matches(".pane")) act(event); }; // Not the slider's handle.
 panes.onpointerdown = inPane((event) => {
   event.target.closest(".pane").setPointerCapture(event.pointerId);
   touches.set(event.pointerId, off(event));

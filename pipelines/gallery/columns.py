@@ -37,6 +37,11 @@ class Column:
         """`name`, or `name[group]`."""
         return f"{self.name}[{self.group}]" if self.group else self.name
 
+    @property
+    def good(self) -> int:
+        """1 where the higher is better, -1 where the lower is, 0 where neither."""
+        return {"higher": 1, "lower": -1}.get(self.better or "", 0)
+
 
 def _rivals(columns: Sequence[Column]) -> list[list[Column]]:
     """The columns of each metric that ranks systems."""
@@ -57,7 +62,7 @@ def spreads(columns: Sequence[Column], values: Mapping[str, float]) -> dict[str,
     for rivals in _rivals(columns):
         numbers = [values[column.id] for column in rivals]
         if not any(math.isnan(number) for number in numbers):
-            order = rankdata(numbers if rivals[0].better == "lower" else np.negative(numbers))
+            order = rankdata(-rivals[0].good * np.array(numbers))
             for column, rank in zip(rivals, order, strict=True):
                 ranks.setdefault(Column(DISAGREEMENT, column.group).id, []).append(float(rank))
     return {name: max(of) - min(of) for name, of in ranks.items() if len(of) > 1}

@@ -128,7 +128,7 @@ class Site:
         for place, cell in enumerate(self._cells):
             sprite.paste(cell, (0, height * place))
         out = io.BytesIO()
-        sprite.save(out, "WEBP", quality=80, method=4)
+        sprite.save(out, "WEBP", quality=70, method=4)
         thumbs = self._keep("thumbs", "webp", out.getvalue())
         rows = {"thumbs": thumbs, "width": width, "height": sprite.height, "items": self._page}
         self._rows.append(self._script("rows", rows))
@@ -138,7 +138,7 @@ class Site:
         self._turn()
         columns = [
             {
-                "id": column.id, "name": column.name, "group": column.group, "better": column.better,
+                "id": column.id, "name": column.name, "group": column.group, "good": column.good,
                 **described(self._values[column.id], column.summary),
                 "data": self._script("column", packed(self._values[column.id])),
             }

@@ -17,7 +17,7 @@ const DEFAULTS = {
   item: "", n: "", page: "0", q: "", by: "", a: "", b: "", order: "worst", where: [],
   mode: "flip", layer: "", left: "", right: "", gain: "4", split: "50", zoom: "", x: "", y: "", hide: [],
 };
-let state = {}, saving;
+let state = {}, saving, turns = 0, last = {};
 function read() {
   const given = new URLSearchParams(location.hash.slice(1)), value = (name) => given.get(name) ?? DEFAULTS[name];
   for (const name in DEFAULTS) state[name] = Array.isArray(DEFAULTS[name]) ? given.getAll(name) : value(name);
@@ -44,8 +44,8 @@ onclick = ({ target }) => {
 oninput = ({ target: { id, value } }) => { if (id in DEFAULTS) go({ [id]: value, page: "0" }); };
 onsubmit = (event) => {
   event.preventDefault();
-  const condition = ["column", "op", "bound"].map((id) => $(id)?.value).join("");
-  if (event.target.id === "narrow") go({ where: [...state.where, condition], page: "0" });
+  const where = [...state.where, [...new FormData(event.target).values()].join("")];
+  if (event.target.id === "narrow") go({ where, page: "0" });
 };
 onkeydown = (event) => {
   const typed = { range: /Arrow/, search: /./, number: /./, "select-one": /./ }[event.target.type]?.test(event.key);
@@ -79,7 +79,6 @@ const numbers = async (column) => new Float32Array(bytes(await load(site.columns
 
 // The order: which items, the worst first.
 const find = (metric, group) => site.columns.findIndex((one) => one.name === metric && one.group === group);
-const goodness = (column) => ({ higher: 1, lower: -1 })[site.columns[column].better] ?? 0;
 const condition = (text) => text.match(/^(\d+)(\W)(.+)$/)?.slice(1) ?? [];
 function systems() { // Those that can be sorted by, and which of them are: a and, for a difference, b.
   const able = groups.filter((group) => find(state.by, group) >= 0), a = able.includes(state.a) ? state.a : able[0];
@@ -90,9 +89,8 @@ async function quantity() { // A number of every item; good: 1 where the high on
   const { a, b } = systems(), first = find(state.by, a), name = [state.by, a, b].filter(Boolean).join(", ");
   if (first < 0) return null;
   const values = await numbers(first), other = b && (await numbers(find(state.by, b)));
-  return { name, good: goodness(first), values: b ? values.map((value, n) => value - other[n]) : values };
+  return { name, good: site.columns[first].good, values: b ? values.map((value, n) => value - other[n]) : values };
 }
-let last = {};
 async function ordered() {
   const asked = JSON.stringify([state.q, state.where, state.by, state.a, state.b, state.order]);
   if (last.asked === asked) return last;
@@ -110,7 +108,7 @@ async function ordered() {
 // The list.
 function table(id, numberOf, textOf) { // Fill a matrix of systems and metrics; the best of each metric is bold.
   for (const cell of all(`#${id} [data-column]`)) {
-    const column = Number(cell.dataset.column), { name } = site.columns[column], good = goodness(column);
+    const column = Number(cell.dataset.column), { name, good } = site.columns[column];
     const rivals = site.columns.flatMap((one, place) => (one.name === name ? [good * numberOf(place)] : []));
     const best = good && rivals.length > 1 && Math.max(...rivals.filter(Number.isFinite));
     cell.className = good && best === good * numberOf(column) ? "best" : "";
@@ -143,7 +141,7 @@ async function showList(turn) {
   const page = Math.min(pages - 1, Math.max(0, Math.trunc(state.page) || 0)), first = page * site.page;
   const rows = await Promise.all(items.slice(first, first + site.page).map(row));
   if (turn !== turns) return;
-  if (site.columns.length) controls(by);
+  if ($("by")) controls(by);
   if (document.activeElement !== $("q")) $("q").value = state.q;
   const among = items.length < site.n ? `${items.length} found of ${site.n}` : site.n;
   $("count").textContent = rows.length ? `${first + 1}\u2013${first + rows.length} of ${among}` : `None of ${site.n}`;
@@ -164,7 +162,7 @@ async function showOne(turn) {
   const [own, ...others] = await Promise.all([n, ...beside].map(row));
   if (own?.key !== state.item) throw Error(`There is no pair called ${state.item} here`);
   const data = await load(own.item), names = [own, ...others].flatMap((one) => one?.item ?? []);
-  if (item !== data && turn === turns) await open(data);
+  if (item !== data) await open(data, turn);
   if (turn !== turns) return;
   ["previous", "next"].forEach((id, side) => means($(id), others[side] && { item: others[side].key, n: beside[side] }));
   means($("back"), { item: "", n: "", zoom: "", x: "", y: "", page: Math.floor(Math.max(at, 0) / site.page) });
@@ -173,13 +171,14 @@ async function showOne(turn) {
   for (const name of loaded.keys()) if (name.startsWith("data/item") && !names.includes(name)) loaded.delete(name);
   names.forEach(load);
 }
-async function open(data) {
+async function open(data, turn) {
   const image = ({ name, png }) => make("img", { src: `data:image/png;base64,${png}`, alt: name, decoding: "sync" });
   const above = (name) => data.layers.filter(({ over }) => over === "*" || over === name).map(image);
   const found = data.layers.filter(({ over }) => over === null);
-  pictures = found.map((one) => ({ ...one, image: image(one), over: above(one.name) }));
-  await Promise.all(pictures.map((one) => one.image.decode()));
-  [item, arranged, { width, height }] = [data, "", found[0]];
+  const made = found.map((one) => ({ ...one, image: image(one), over: above(one.name) }));
+  await Promise.all(made.map((one) => one.image.decode()));
+  if (turn !== turns) return;
+  [item, arranged, pictures, { width, height }] = [data, "", made, found[0]];
   [$("key").textContent, $("text").textContent] = [data.key, data.text];
   $("facts").replaceChildren(...Object.entries({ ...data.facts, size: `${width} \u00d7 ${height}` }).map((fact) =>
     make("div", {}, ...fact.map((textContent, at) => make(at ? "dd" : "dt", { textContent })))));
@@ -187,6 +186,8 @@ async function open(data) {
   for (const id of ["left", "right"]) fill($(id), pictures.map((one) => one.name));
   $("layers").replaceChildren(...pictures.map(({ name }) =>
     make("li", {}, presses(name, { layer: name, mode: "flip" }), make("output"))));
+  const overlays = new Set(pictures.flatMap((one) => one.over.map(({ alt }) => alt)));
+  $("overlays").replaceChildren(...Array.from(overlays, (name) => presses(name, {})));
 }
 const box = (className, ...content) => make("div", { className }, ...content);
 const stage = (...content) => Object.assign(box("stage", ...content), { style: `width:${width}px;height:${height}px` });
@@ -220,69 +221,62 @@ function refresh() { // Show what the address says; what is there already stays.
   [$("left").value, $("right").value, $("gain").value] = [left.name, right.name, state.gain];
   const isOff = (name) => site.off.includes(name) !== state.hide.includes(name); // The address has what was switched.
   for (const one of all(".over")) one.hidden = isOff(one.alt);
-  const overlays = new Set(pictures.flatMap((one) => one.over.map(({ alt }) => alt)));
-  $("overlays").replaceChildren(...Array.from(overlays, (name) => {
-    const hide = state.hide.includes(name) ? state.hide.filter((one) => one !== name) : [...state.hide, name];
-    return Object.assign(presses(name, { hide }), { ariaPressed: !isOff(name) });
-  }));
+  for (const one of $("overlays").children) {
+    const others = state.hide.filter((name) => name !== one.textContent), switched = others.length < state.hide.length;
+    means(one, { hide: switched ? others : [...others, one.textContent] }).ariaPressed = !isOff(one.textContent);
+  }
   place();
 }
 const hold = (place) => { held = place; refresh(); };
 
 // Zoom: screen pixels a pixel; x and y of the address are what lies in the middle of a pane.
 function sight() {
-  const { clientWidth: w, clientHeight: h } = panes.firstChild;
-  const zoom = Number(state.zoom) || Math.min(w / width, h / height);
-  const start = (size, middle) => Math.round(size / 2 - middle * zoom), left = start(w, state.x || width / 2);
-  const top = start(h, state.y || height / 2);
-  return { zoom, w, h, left, top, x: (w / 2 - left) / zoom, y: (h / 2 - top) / zoom };
+  const { clientWidth: w, clientHeight: h } = panes.firstChild, fit = Math.min(w / width, h / height);
+  const zoom = Math.min(64, Math.max(1 / 16, Number(state.zoom) || fit));
+  const left = Math.round(w / 2 - (state.x || width / 2) * zoom);
+  const top = Math.round(h / 2 - (state.y || height / 2) * zoom);
+  return { zoom, h, left, top, x: (w / 2 - left) / zoom, y: (h / 2 - top) / zoom };
 }
 function place() {
   const { clientWidth, clientHeight, children: { length: n } } = panes;
-  const best = Math.round(Math.sqrt((n * clientWidth * height) / (clientHeight * width)));
-  const columns = Math.min(n, Math.max(1, best)), rows = Math.ceil(n / columns);
+  const columns = Math.min(n, Math.round(Math.sqrt((n * clientWidth * height) / (clientHeight * width))) || 1);
   const parts = (n, whole) => `repeat(${n}, ${Math.floor((whole - 3 * (n - 1)) / n)}px)`; // Whole: else it blurs.
-  panes.style.gridTemplate = `${parts(rows, clientHeight)} / ${parts(columns, clientWidth)}`;
+  panes.style.gridTemplate = `${parts(Math.ceil(n / columns), clientHeight)} / ${parts(columns, clientWidth)}`;
   const { zoom, left, top, h } = sight(), power = Math.round(2 * Math.log2(zoom)) / 2;
   const now = { sight: `matrix(${zoom},0,0,${zoom},${left},${top})`, split: `${state.split}%`, high: `${h}px` };
   for (const name in now) panes.style.setProperty(`--${name}`, now[name]);
   panes.classList.toggle("near", zoom >= 2);
   $("actual").textContent = `${Math.round(zoom * 100)} %`;
-  means($("in"), { zoom: 2 ** Math.min(6, power + 0.5) });
-  means($("out"), { zoom: 2 ** Math.max(-4, power - 0.5) });
+  for (const [id, by] of [["in", 0.5], ["out", -0.5]]) means($(id), { zoom: 2 ** (power + by) });
 }
-function zoomTo(wanted, from, to) { // What was `from` off the middle is then `to` off it.
-  const { zoom, x, y } = sight(), next = Math.min(64, Math.max(1 / 16, wanted));
+function zoomTo(factor, from, to) { // What was `from` off the middle is then `to` off it.
+  const { zoom, x, y } = sight(), next = Math.min(64, Math.max(1 / 16, zoom * factor));
   const middle = (at, axis, size) => Math.min(size, Math.max(0, at + from[axis] / zoom - to[axis] / next)).toFixed(2);
   go({ zoom: next, x: middle(x, 0, width), y: middle(y, 1, height) });
 }
 const touches = new Map();
-function off(event) { // From the middle of the pane.
-  const { left, top, width: w, height: h } = event.target.closest(".pane").getBoundingClientRect();
-  return [event.clientX - left - w / 2, event.clientY - top - h / 2];
-}
+const off = ({ offsetX, offsetY, target }) => [offsetX - target.clientWidth / 2, offsetY - target.clientHeight / 2];
 const hand = ([[x, y], [u, v] = [x, y]]) => ({ at: [(x + u) / 2, (y + v) / 2], apart: Math.hypot(x - u, y - v) || 1 });
 const inPane = (act) => (event) => { if (event.target.matches(".pane")) act(event); }; // Not the slider's handle.
 panes.onpointerdown = inPane((event) => {
-  event.target.closest(".pane").setPointerCapture(event.pointerId);
+  event.target.setPointerCapture(event.pointerId);
   touches.set(event.pointerId, off(event));
   probe(event);
 });
 panes.onpointermove = inPane((event) => {
-  probe(event);
-  if (!touches.has(event.pointerId)) return;
+  if (!touches.has(event.pointerId)) return probe(event);
   const before = hand([...touches.values()]), after = hand([...touches.set(event.pointerId, off(event)).values()]);
-  zoomTo((sight().zoom * after.apart) / before.apart, before.at, after.at);
+  zoomTo(after.apart / before.apart, before.at, after.at);
+  probe(event);
 });
 panes.onpointerup = panes.onpointercancel = (event) => touches.delete(event.pointerId);
 panes.onwheel = inPane((event) => {
   event.preventDefault();
   const factor = 2 ** (-event.deltaY / (event.ctrlKey ? 100 : 300)); // Ctrl is what browsers say of a pinched pad.
-  zoomTo(sight().zoom * factor, off(event), off(event));
+  zoomTo(factor, off(event), off(event));
 });
-function probe(event) { // The values of all layers below the pointer.
-  const { zoom, left, top, w, h } = sight(), [across, down] = off(event);
-  const [x, y] = [Math.floor((across + w / 2 - left) / zoom), Math.floor((down + h / 2 - top) / zoom)];
+function probe({ offsetX, offsetY }) { // The values of all layers below the pointer.
+  const { zoom, left, top } = sight(), x = Math.floor((offsetX - left) / zoom), y = Math.floor((offsetY - top) / zoom);
   const inside = x >= 0 && y >= 0 && x < width && y < height;
   $("at").textContent = inside ? `at ${x}, ${y}` : "";
   all("#layers output").forEach((output, place) => {
@@ -295,12 +289,10 @@ function probe(event) { // The values of all layers below the pointer.
 }
 
 // Which of the two views is shown.
-let turns = 0;
 async function show() {
   const turn = ++turns, one = state.item !== "", changed = $("list").hidden !== one;
-  [$("one").hidden, $("list").hidden, $("alert").hidden] = [!one, one, true];
-  const complain = ({ message }) => Object.assign($("alert"), { textContent: message, hidden: false });
-  await (one ? showOne(turn) : showList(turn)).catch(complain);
+  [$("one").hidden, $("list").hidden, $("alert").textContent] = [!one, one, ""];
+  await (one ? showOne(turn) : showList(turn)).catch(({ message }) => { $("alert").textContent = message; });
   if (changed && one) $("key").focus();
 }
 $("about").open = innerWidth > 800;

@@ -54,8 +54,8 @@ def test_pictures_are_those_that_were_scored_and_columns_the_scores(tmp_path: Pa
                 also = second.values.get(comparison, {}).get(system, {}).get(metric, np.nan)
                 wanted = [one if np.isfinite(one) else np.nan for one in (value, also)]
                 np.testing.assert_allclose(site.values[f"{metric}[{system}]"], wanted, rtol=1e-6)
-    better = {column["name"]: column["better"] for column in site.site["columns"]}
-    assert (better["Qcv"], better["MI"], better["PSNR_ref"]) == ("lower", "higher", "higher")
+    good = {column["name"]: column["good"] for column in site.site["columns"]}
+    assert (good["Qcv"], good["MI"], good["PSNR_ref"]) == (-1, 1, 1)
     assert site.items[0]["facts"] == {"split": "test", "dataset": "made", "objects": "disc 1"}
 
 

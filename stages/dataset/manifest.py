@@ -8,6 +8,7 @@
     {root}/{dataset}/_cache/{stage}/..                 what single stages have computed (stages.guidance.cache)
     {root}/{dataset}/_lease/..  _attempts/..           of the job that writes (infra.lease, pipelines.prepare.isolate)
     {root}/{dataset}/dataset.json  sizes.json  README.md  what the whole holds, for other readers and for people
+    {root}/{dataset}/gallery/..                        to look at it, where `view` was asked to write one there
 
 Readers believe manifests only.
 """

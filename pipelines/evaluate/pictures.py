@@ -91,7 +91,7 @@ def note_of(task: str, *, has_target: bool) -> str:
             f"mean over the bands of |fused - target|, from black, none, to yellow, {100 * PART:g} % of black to white"
         )
     else:
-        words = "Pictures and baselines are shown as they were scored."
+        words = "Pictures, baselines too, are those that were scored."
         error = (
             "luma of the fused picture minus that of the target, blue where it is darker, red where it is brighter, in"
             f" full colour from {LEVELS} of 255 levels on"

@@ -18,8 +18,8 @@ from rwkvfusion.infra.pictures import units
 from rwkvfusion.infra.pictures.units import Unit, UnitError
 from rwkvfusion.model.metrics.baselines import luma_baselines, sharpening_baselines
 from rwkvfusion.model.metrics.distortions import FullResolution
-from rwkvfusion.model.metrics.luma import Plane, channels, luma
-from rwkvfusion.model.metrics.table import Comparison, Convention, metrics_of
+from rwkvfusion.model.metrics.planes import Plane, Prepared, channels, luma
+from rwkvfusion.model.metrics.table import Comparison, Convention, Metric, metrics_of
 from rwkvfusion.stages.dataset.task import LUMA_TASKS, TASKS
 from rwkvfusion.stages.source.scenes.sensors import gains_for
 
@@ -119,8 +119,20 @@ class Scores:
 
 _Arguments = dict[Comparison, list[tuple[Any, ...]]]
 """What the metrics of each comparison are computed of, see `Metric.compute`; of several planes the mean is taken."""
-_Prepared = tuple[dict[str, Picture], Callable[[Picture], _Arguments]]
-"""Of a scene whose pictures fit: its baselines by name, and what gives the arguments of a fused picture."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A scene whose pictures fit.
+
+    baselines: by name. arguments: gives those of a fused picture. shared: the planes that all pictures are compared
+    with; where there are any, one metric after the other goes over all pictures, so that what it makes of these planes
+    is made once and need not be kept for the next metric.
+    """
+
+    baselines: dict[str, Picture]
+    arguments: Callable[[Picture], _Arguments]
+    shared: tuple[Prepared, ...] = ()
 
 
 def score(
@@ -133,31 +145,41 @@ def score(
 
     ScoreError names the picture that does not fit in size, bands or unit, and a scene that there is no metric for.
     """
-    baselines, arguments = _prepared(scene, fused.values(), convention)
+    ready = _ready(scene, fused.values(), convention)
     for name in fused:
-        if name in baselines:
+        if name in ready.baselines:
             raise ScoreError(f"{name!r} is the name of a line that is always in the table: give another NAME")
-    scores = Scores()
-    for name, picture in {**(baselines if floors else {}), **fused}.items():
-        for comparison, planes in arguments(picture).items():
-            row = scores.rows.setdefault(comparison, {}).setdefault(name, {})
+    scores, pictures = Scores(), {**(ready.baselines if floors else {}), **fused}
+    for group in [pictures] if ready.shared else [{name: picture} for name, picture in pictures.items()]:
+        arguments = {name: ready.arguments(picture) for name, picture in group.items()}
+        for comparison in next(iter(arguments.values()), {}):
+            rows = scores.rows.setdefault(comparison, {})
             for metric in metrics_of(comparison, convention, scene.task).values():
-                try:
-                    value, reason = float(np.mean([metric.compute(*values) for values in planes])), "infinite: no error"
-                except ValueError as error:
-                    value, reason = math.nan, str(error)
-                row[metric.name] = value
-                if not math.isfinite(value):
-                    scores.undefined.setdefault(comparison, {})[metric.name] = reason
+                for name, of_picture in arguments.items():
+                    value, reason = _value(metric, of_picture[comparison])
+                    rows.setdefault(name, {})[metric.name] = value
+                    if reason:
+                        scores.undefined.setdefault(comparison, {})[metric.name] = reason
+                for plane in ready.shared:
+                    plane.forget()
     return scores
+
+
+def _value(metric: Metric, planes: Sequence[tuple[Any, ...]]) -> tuple[float, str]:
+    """The mean of the metric over the planes, and why it is not finite, where it is not."""
+    try:
+        value = float(np.mean([metric.compute(*values) for values in planes]))
+    except ValueError as error:
+        return math.nan, str(error)
+    return value, "" if math.isfinite(value) else "infinite: no error" if value > 0 else "not a number"
 
 
 def baselines_of(scene: Scene, convention: Convention = Convention.Y) -> dict[str, Picture]:
     """The trivial answers, by name, as `score` scores them. ScoreError as there."""
-    return _prepared(scene, (), convention)[0]
+    return _ready(scene, (), convention).baselines
 
 
-def _prepared(scene: Scene, fused: Collection[Picture], convention: Convention) -> _Prepared:
+def _ready(scene: Scene, fused: Collection[Picture], convention: Convention) -> _Ready:
     if not TASKS[scene.task].sharpens:
         return _luma(scene, fused, convention)
     if convention is not Convention.Y:
@@ -165,7 +187,7 @@ def _prepared(scene: Scene, fused: Collection[Picture], convention: Convention) 
     return _sharpening(scene, fused)
 
 
-def _luma(scene: Scene, fused: Collection[Picture], convention: Convention) -> _Prepared:
+def _luma(scene: Scene, fused: Collection[Picture], convention: Convention) -> _Ready:
     first = scene.sources[0]
     height, width = first.values.shape[:2]
     for picture in (*scene.sources, *scene.targets, *fused):
@@ -177,25 +199,30 @@ def _luma(scene: Scene, fused: Collection[Picture], convention: Convention) -> _
     sources, targets = [planes_of(source) for source in scene.sources], [planes_of(target) for target in scene.targets]
     pictures = np.broadcast_arrays(*(np.stack(planes, axis=2) for planes in sources))
     baselines = {name: Picture(f"{name} of {scene.name}", values) for name, values in luma_baselines(pictures).items()}
+    against = {
+        comparison: [[Prepared(plane) for plane in planes] for planes in pictures]
+        for comparison, pictures in ((Comparison.SOURCES, sources), (Comparison.TARGET, targets))
+        if pictures
+    }
 
     def arguments(picture: Picture) -> _Arguments:
         own = planes_of(picture)
-        against = {Comparison.SOURCES: sources, **({Comparison.TARGET: targets} if targets else {})}
         return {
             comparison: [(plane, others) for plane, *others in _aligned([own, *pictures])]
             for comparison, pictures in against.items()
         }
 
-    return baselines, arguments
+    shared = [plane for pictures in against.values() for planes in pictures for plane in planes]
+    return _Ready(baselines, arguments, tuple(shared))
 
 
-def _aligned(pictures: Sequence[tuple[Plane, ...]]) -> list[tuple[Plane, ...]]:
+def _aligned(pictures: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
     """The planes of several pictures side by side, plane by plane; the one of a grey picture is each of its three."""
     count = max(map(len, pictures))
-    return list(zip(*(planes if len(planes) == count else planes * count for planes in pictures), strict=True))
+    return list(zip(*(planes if len(planes) == count else [*planes] * count for planes in pictures), strict=True))
 
 
-def _sharpening(scene: Scene, fused: Collection[Picture]) -> _Prepared:
+def _sharpening(scene: Scene, fused: Collection[Picture]) -> _Ready:
     target = scene.target
     if target is None and scene.task != "pansharpening":
         raise ScoreError(f"{scene.name} has no target, and {scene.task} has no metric without one: give targets")
@@ -213,9 +240,9 @@ def _sharpening(scene: Scene, fused: Collection[Picture]) -> _Prepared:
     unit = (low.unit.black, low.unit.white)
     baselines = {name: Picture(f"{name} of {scene.name}", values, unit) for name, values in results.items()}
     if target is None:
-        return baselines, lambda picture: {Comparison.FULL: [(full.distortions(picture.in_unit_of(low)),)]}
+        return _Ready(baselines, lambda picture: {Comparison.FULL: [(full.distortions(picture.in_unit_of(low)),)]})
     truth, peak = target.in_unit_of(target), target.unit.span
-    return baselines, lambda picture: {Comparison.REDUCED: [(picture.in_unit_of(target), truth, peak, ratio)]}
+    return _Ready(baselines, lambda picture: {Comparison.REDUCED: [(picture.in_unit_of(target), truth, peak, ratio)]})
 
 
 def _resolutions(scene: Scene) -> tuple[Picture, Picture, int]:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
-from rwkvfusion.model.metrics import luma, sharpening
+from rwkvfusion.model.metrics import edges, fidelity, perception, released, sharpening, statistics, structure
 
 VERSION = "2"
 """Of the code of the metrics; it is raised whenever a value can change, and stands in every result."""
@@ -49,7 +49,7 @@ class Metric:
         summary: in a few words, with the unit.
         source: the paper, and the code whose form it has.
         compute: takes what `score` has for its comparison. Of SOURCES: the fused luma plane and those of the sources
-            (see `luma`); of TARGET: likewise with the target as the only source; of REDUCED: fused picture and target
+            (see `planes`); of TARGET: likewise with the target as the only source; of REDUCED: fused picture and target
             (see `sharpening`), peak and ratio; of FULL: the `Distortions`. ValueError where the picture is too small.
             In the convention `rwkvfusion` a luma plane is one of R, G and B, and the mean of the three is the metric.
         tasks: that it is of; none named: of all that are compared so.
@@ -74,53 +74,77 @@ _Y: dict[Comparison, dict[str, Metric]] = {
     Comparison.SOURCES: _by_name(
         Metric(
             "MI", "higher", (0, math.log(256)), "sources", "luma", "mutual information, nats, sum over sources",
-            "Qu 2002, as in CDDFuse", luma.mutual_information,
+            "Qu 2002, as in CDDFuse", statistics.mutual_information,
         ),
         Metric(
             "VIF", "higher", (0, inf), "sources", "luma", "visual information fidelity, sum over sources",
-            "Sheikh and Bovik 2006, VIFp as in CDDFuse", luma.vif,
+            "Sheikh and Bovik 2006, VIFp as in CDDFuse", fidelity.vif,
         ),
         Metric(
             "SF", "higher", (0, 255 * math.sqrt(2)), "nothing", "luma", "spatial frequency of the fused image",
-            "Eskicioglu and Fisher 1995", lambda fused, _: luma.spatial_frequency(fused),
+            "Eskicioglu and Fisher 1995", statistics.spatial_frequency,
+        ),
+        Metric(
+            "Qcb", "higher", (0, 1), "sources", "luma", "contrast kept as seen by an eye, 0-1",
+            "Chen and Blum 2009, metricChenBlum of the MATLAB form", perception.qcb,
         ),
         Metric(
             "Qabf", "higher", (0, 1), "sources", "luma", "edge transfer, 0-1",
-            "Xydeas and Petrovic 2000, MATLAB form", luma.qabf,
+            "Xydeas and Petrovic 2000, MATLAB form", edges.qabf,
+        ),
+        Metric(
+            "Qy", "higher", (-1, 1), "sources", "luma", "similarity to what the sources have in each 7x7 window",
+            "Yang 2008, metricYang of the MATLAB form, variances of flat patches 0", structure.qy,
         ),
         Metric(
             "Qcv", "lower", (0, inf), "sources", "luma", "difference to the sources as seen by an eye, 0 is best",
-            "Chen and Varshney 2007, metricChen of the MATLAB form", luma.qcv,
+            "Chen and Varshney 2007, metricChen of the MATLAB form", perception.qcv,
         ),
         Metric(
             "SSIM", "higher", (-1, 1), "sources", "luma", "structural similarity, 7x7, range 255, sum over sources",
-            "Wang 2004, as in CDDFuse", luma.ssim,
+            "Wang 2004, as in CDDFuse", structure.ssim,
         ),
         Metric(
             "PSNR", "higher", (0, inf), "sources", "luma", "peak signal-to-noise ratio, dB, of the mean error",
-            "of the mean over sources of the squared error", luma.psnr,
+            "of the mean over sources of the squared error", statistics.psnr,
         ),
         Metric(
             "EN", "higher", (0, 8), "nothing", "luma", "entropy of the fused image, bits",
-            "Roberts 2008", lambda fused, _: luma.entropy(fused),
+            "Roberts 2008", statistics.entropy,
         ),
         Metric(
             "SD", "higher", (0, 127.5), "nothing", "luma", "standard deviation of the fused image",
-            "Rao 1997", lambda fused, _: luma.standard_deviation(fused),
+            "Rao 1997", statistics.standard_deviation,
         ),
         Metric(
             "AG", "higher", (0, 255), "nothing", "luma", "average gradient of the fused image",
-            "Cui 2015", lambda fused, _: luma.average_gradient(fused),
+            "Cui 2015", statistics.average_gradient,
+        ),
+        Metric(
+            "SCD", "higher", (-1, 1), "sources", "luma", "correlation of differences, sum over sources",
+            "Aslantas and Bendes 2015", statistics.scd,
+        ),
+        Metric(
+            "Nabf", "lower", (0, 1), "sources", "luma", "edges that no source has, 0 is best",
+            "Petrovic and Xydeas 2005, modified by Shreyamsha Kumar 2013, on 0-255", edges.nabf,
+        ),
+        Metric(
+            "MS-SSIM", "higher", (0, 1), "sources", "luma", "structural similarity at five scales, sum over sources",
+            "Wang 2003", structure.ms_ssim,
+        ),
+        Metric(
+            "MEF-SSIM", "higher", (0, 1), "sources", "luma", "structure of the exposure that shows most of it",
+            "Ma 2015, three scales", structure.mef_ssim, frozenset({"mef"}),
         ),
     ),
     Comparison.TARGET: _by_name(
         Metric(
             "PSNR_ref", "higher", (0, inf), "target", "luma", "peak signal-to-noise ratio to the target, dB",
-            "as PSNR", luma.psnr,
+            "as PSNR of convention y", statistics.psnr,
         ),
         Metric(
             "SSIM_ref", "higher", (-1, 1), "target", "luma", "structural similarity to the target, 7x7, range 255",
-            "as SSIM", luma.ssim,
+            "as SSIM of convention y", structure.ssim,
         ),
     ),
     Comparison.REDUCED: _by_name(
@@ -167,21 +191,42 @@ _Y: dict[Comparison, dict[str, Metric]] = {
 }  # fmt: skip
 
 
-def _of_channels(*metrics: Metric) -> dict[str, Metric]:
-    return _by_name(*(replace(metric, colour="each band") for metric in metrics))
+def _own(name: str, source: str, compute: Callable[..., float], **others: Any) -> Metric:
+    """A metric that the released code has in a form of its own."""
+    return replace(_Y[Comparison.SOURCES][name], source=source, compute=compute, **others)
 
 
-_OWN = {
-    "VIF": replace(
-        _Y[Comparison.SOURCES]["VIF"], source="Sheikh and Bovik 2006, VIFp from the fused picture to the sources",
-        compute=lambda fused, sources: sum(luma.vif(source, [fused]) for source in sources),
+_RELEASED = _by_name(
+    _own("MI", "Qu 2002, of grey levels cut to integers", released.mutual_information),
+    _own("VIF", "Sheikh and Bovik 2006, VIFp from the fused picture to the sources", released.vif),
+    _Y[Comparison.SOURCES]["SF"],
+    _own("Qcb", "Chen and Blum 2009, frequencies of half the range", released.qcb),
+    _Y[Comparison.SOURCES]["Qabf"],
+    _own("Qy", "Yang 2008, 11x11, constants of SSIM", released.qy, summary="similarity to the sources, 11x11"),
+    _own("Qcv", "Chen and Varshney 2007, frequencies of half the range", released.qcv),
+    _own("SSIM", "Wang 2004, Gaussian window", released.ssim, summary="structural similarity, 11x11, sum over sources"),
+    _own("PSNR", "its peak is the largest value of the fused picture", released.psnr, range=(-inf, inf)),
+    _Y[Comparison.SOURCES]["EN"],
+    _Y[Comparison.SOURCES]["SD"],
+    _Y[Comparison.SOURCES]["AG"],
+    _Y[Comparison.SOURCES]["SCD"],
+    _own(
+        "MEF-SSIM", "contrast and structure of SSIM, of each exposure", released.mef_ssim, range=(-1, 1),
+        summary="structural similarity without luminance, 11x11, sum over sources",
     ),
-}  # fmt: skip
+)  # fmt: skip
+"""What the code released with the paper has, and the forms that it has it in."""
+
+
+def _of_channels(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    return {name: replace(metric, colour="each band") for name, metric in metrics.items()}
+
+
 _METRICS: dict[Convention, dict[Comparison, dict[str, Metric]]] = {
     Convention.Y: _Y,
     Convention.RWKVFUSION: {
-        Comparison.SOURCES: _of_channels(*(_OWN.get(name, metric) for name, metric in _Y[Comparison.SOURCES].items())),
-        Comparison.TARGET: _of_channels(*_Y[Comparison.TARGET].values()),
+        Comparison.SOURCES: _of_channels(_RELEASED),
+        Comparison.TARGET: _of_channels(_Y[Comparison.TARGET]),
     },
 }
 

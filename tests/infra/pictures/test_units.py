@@ -385,15 +385,15 @@ def test_scores_are_of_the_unit(tmp_path: Path) -> None:
         url = write_dataset(tmp_path / name, [samples], split="test")
         tables.append(evaluate_dataset({"m": model}, select_samples(url)).means)
     for table in tables[1:]:
-        assert table["m"] == pytest.approx(tables[0]["m"], rel=0.02)
-        assert table["source b alone"] == pytest.approx(tables[0]["source b alone"])
+        assert table["m"] == pytest.approx(tables[0]["m"], rel=0.02, nan_ok=True)
+        assert table["source b alone"] == pytest.approx(tables[0]["source b alone"], nan_ok=True)
     for seed in range(2):
         write(tmp_path / f"a/{seed}.png", VISIBLE), write(tmp_path / f"b/{seed}.png", COUNTS)
         write(tmp_path / f"b8/{seed}.png", INFRARED), write(tmp_path / f"f/{seed}.png", VISIBLE)
     a, b, b8, f = (str(tmp_path / name) for name in ("a", "b", "b8", "f"))
     usual = evaluate_folders(a, b8, {"f": f}).means["f"]
     for scale in ({"infrared": RANGE}, {"b": RANGE}):
-        assert evaluate_folders(a, b, {"f": f}, scale=scale).means["f"] == pytest.approx(usual)
+        assert evaluate_folders(a, b, {"f": f}, scale=scale).means["f"] == pytest.approx(usual, nan_ok=True)
     undeclared = evaluate_folders(a, b, {"f": f})
     assert undeclared.means["f"]["MI"] < usual["MI"] - 1
     (warning,) = undeclared.warnings

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -14,9 +16,10 @@ from hypothesis.extra.numpy import arrays
 from scipy.signal import convolve2d
 from scipy.stats import entropy as scipy_entropy
 
-from rwkvfusion.model.metrics.luma import luma, squared_frequencies
+from rwkvfusion.model.metrics.planes import Prepared, luma
 from rwkvfusion.model.metrics.score import Picture, Scene, ScoreError, Scores, score
-from rwkvfusion.model.metrics.table import Comparison, Convention, metrics_of
+from rwkvfusion.model.metrics.statistics import squared_frequencies
+from rwkvfusion.model.metrics.table import Comparison, Convention, Metric, metrics_of
 
 needs_msrs = pytest.mark.skipif(not (DATA / "dev" / "MSRS").is_dir(), reason="no MSRS beside the repository")
 
@@ -110,13 +113,20 @@ def test_metrics_equal_their_plain_forms(fused: Plane, source: Plane) -> None:
 # --- properties
 
 
+def on_planes(metric: Metric, fused: Plane, sources: list[Plane]) -> float:
+    """Its value; MS-SSIM's of planes repeated to a size that it takes."""
+    if metric.name == "MS-SSIM":
+        fused, *sources = (np.tile(plane, (4, 4)) for plane in (fused, *sources))
+    return metric.compute(fused, sources)
+
+
 @settings(max_examples=25, deadline=None)
 @given(planes(), planes(), planes())
 def test_scores_are_numbers_and_do_not_depend_on_the_order_of_the_sources(a: Plane, b: Plane, c: Plane) -> None:
-    for metric in METRICS.values():
-        value = metric(a, [b, c])
-        assert not math.isnan(value)
-        assert metric(a, [c, b]) == pytest.approx(value, abs=1e-9)
+    for metric in metrics_of(Comparison.SOURCES).values():
+        value = on_planes(metric, a, [b, c])
+        assert not math.isnan(value), metric.name
+        assert on_planes(metric, a, [c, b]) == pytest.approx(value, abs=1e-9), metric.name
 
 
 @settings(max_examples=25, deadline=None)
@@ -125,7 +135,7 @@ def test_scores_lie_in_the_range_that_the_table_has(fused: Plane, source: Plane)
     for comparison in (Comparison.SOURCES, Comparison.TARGET):
         for metric in metrics_of(comparison).values():
             low, high = metric.range
-            assert low - 1e-9 <= metric.compute(fused, [source]) <= high + 1e-9, metric.name
+            assert low - 1e-9 <= on_planes(metric, fused, [source]) <= high + 1e-9, metric.name
 
 
 @settings(max_examples=25, deadline=None)
@@ -139,15 +149,19 @@ def test_sums_over_sources_are_sums(fused: Plane, source: Plane) -> None:
 
 def test_a_source_as_the_fused_image_scores_the_best_there_is() -> None:
     source, other = random_plane(1), random_plane(2)
-    scores = {name: metric(source, [source]) for name, metric in METRICS.items()}
+    scores = {name: on_planes(metric, source, [source]) for name, metric in metrics_of(Comparison.SOURCES).items()}
+    for name in ("Qcb", "Qy", "SCD", "MS-SSIM", "MEF-SSIM"):
+        assert scores[name] == pytest.approx(1), name
+    assert (scores["Nabf"], scores["Qcv"]) == (0, 0)
     assert scores["MI"] == pytest.approx(scores["EN"] * math.log(2))
     assert scores["VIF"] == pytest.approx(1, abs=1e-7)
     assert scores["SSIM"] == pytest.approx(1)
     assert scores["PSNR"] == math.inf
     # The gain of both sigmoids at their best: Xydeas-Petrovic's constants do not reach 1.
     assert scores["Qabf"] == pytest.approx(0.9994 * 0.9879 / (1 + math.exp(-22 * 0.2)), abs=1e-3)
-    for name in ("MI", "VIF", "Qabf", "SSIM", "PSNR"):
-        assert METRICS[name](other, [source]) < scores[name]
+    for name in ("MI", "VIF", "Qcb", "Qabf", "Qy", "SSIM", "PSNR", "SCD", "MEF-SSIM"):
+        assert METRICS[name](other, [source]) < scores[name], name
+    assert METRICS["Nabf"](other, [source]) > 0.1
 
 
 def test_closed_forms() -> None:
@@ -169,8 +183,40 @@ def test_flat_images_give_the_documented_numbers(level: int) -> None:
     values = scored(flat, [busy, flat])
     assert [values[name] for name in ("MI", "EN", "SD", "SF", "AG")] == [0, 0, 0, 0, 0]
     assert values["VIF"] == pytest.approx(1, abs=1e-6)  # 0 of the busy source, and 1 for the flat one
-    assert scored(flat, [flat])["PSNR"] == math.inf
+    assert (values["SCD"], values["Nabf"]) == (0, 0)
+    # It has none of the contrast of the one source, and all of the other, which weighs nothing where that one has some.
+    assert values["Qcb"] == pytest.approx(0, abs=1e-3)
+    assert values["Qy"] == pytest.approx(1)
+    same = scored(flat, [flat])
+    assert same["PSNR"] == math.inf
+    assert [same[name] for name in ("Qcb", "Qy", "Qcv", "Nabf")] == [1, pytest.approx(1), 0, 0]
     assert scored(flat, [np.zeros((48, 52), np.uint8)])["Qabf"] == 0
+
+
+def test_black_patches_of_a_source_do_not_decide_qy() -> None:
+    """Where rounding decides, the MATLAB form has values in the hundreds."""
+    source = random_plane(6, 64, 64)
+    source[:, :40] = 0
+    other = np.kron(random_plane(7, 8, 8), np.ones((8, 8)))
+    for fused in (source, other, np.maximum(source, other), np.floor((source + other) / 2)):
+        assert -1 <= METRICS["Qy"](fused, [source, other]) <= 1
+
+
+LEAST = {"AG": 2, "Nabf": 2, "SSIM": 7, "Qy": 7, "VIF": 41, "MEF-SSIM": 41, "MS-SSIM": 161}
+LEAST_RELEASED = {"AG": 2, "Qcb": 2, "SSIM": 11, "Qcv": 16, "VIF": 41}
+
+
+@pytest.mark.parametrize(("convention", "least"), [(Convention.Y, LEAST), (Convention.RWKVFUSION, LEAST_RELEASED)])
+def test_tiny_planes_are_refused_with_the_least_size(convention: Convention, least: dict[str, int]) -> None:
+    metrics = metrics_of(Comparison.SOURCES, convention)
+    for name, side in least.items():
+        for height, width in ((side, side + 3), (side + 3, side)):
+            a, b = random_plane(8, height, width), random_plane(9, height, width)
+            assert math.isfinite(metrics[name].compute(np.maximum(a, b), [a, b])), name
+            with pytest.raises(ValueError, match=f"^{name} needs {side} pixels each way, not "):
+                metrics[name].compute(a[: side - 1, : side - 1], [b[: side - 1, : side - 1]])
+    for name in metrics.keys() - least:
+        assert math.isfinite(metrics[name].compute(np.full((1, 1), 7.0), [np.full((1, 1), 9.0)])) or name == "Qy", name
 
 
 # --- score
@@ -236,7 +282,7 @@ def test_what_cannot_be_scored_is_named() -> None:
 
 
 def test_what_is_infinite_has_a_reason() -> None:
-    image = random_plane(5).astype(np.uint8)
+    image = random_plane(5, 176, 176).astype(np.uint8)
     scores = score(Scene("x", "mff", (Picture("a", image[:, :, None]),), Picture("t", image[:, :, None])), {})
     assert scores.undefined == {
         Comparison.SOURCES: {"PSNR": "infinite: no error"},
@@ -252,7 +298,7 @@ def test_the_convention_of_the_released_code_is_the_mean_over_red_green_and_blue
     scene = Scene("x", "vif", (Picture("a", visible), Picture("b", infrared)))
     row = score(scene, {"f": Picture("f", fused)}, Convention.RWKVFUSION).rows[Comparison.SOURCES]["f"]
     grey = np.dstack([infrared] * 3)
-    for name in ("MI", "Qabf", "SSIM", "SD"):
+    for name in ("MI", "Qabf", "SCD", "SD"):
         assert row[name] == pytest.approx(mean_over_rgb(METRICS[name], fused, visible, grey)), name
     # VIF goes from the fused picture to each source.
     swapped = sum(mean_over_rgb(METRICS["VIF"], source, fused) for source in (visible, grey))
@@ -264,6 +310,49 @@ def test_the_convention_of_the_released_code_is_the_mean_over_red_green_and_blue
 def test_smallest_image_of_every_scale() -> None:
     small = random_plane(4, 41, 41)
     assert METRICS["VIF"](small, [np.fliplr(small)]) == pytest.approx(plain_vif(small, np.fliplr(small)), abs=1e-8)
+
+
+# --- what a scene's pictures share
+
+
+def test_pictures_scored_together_have_the_scores_that_each_has_alone() -> None:
+    a, b = random_plane(11, 176, 180).astype(np.uint8), np.kron(random_plane(12, 22, 18), np.ones((8, 10)))
+    sources = (Picture("a", a[:, :, None]), Picture("b", b.astype(np.uint8)[:, :, None]))
+    fused = {f"f{i}": Picture("f", random_plane(i, 176, 180).astype(np.uint8)[:, :, None]) for i in range(3)}
+    for task in ("vif", "mef"):
+        scene = Scene("x", task, sources, Picture("t", np.maximum(a, b.astype(np.uint8))[:, :, None]))
+        together = score(scene, fused)
+        for name, picture in fused.items():
+            alone = score(scene, {name: picture})
+            for comparison, rows in alone.rows.items():
+                assert rows[name] == together.rows[comparison][name]
+        row = together.rows[Comparison.SOURCES]["f0"]
+        assert list(row) == list(metrics_of(Comparison.SOURCES, task=task))
+        assert ("MEF-SSIM" in row) == (task == "mef")
+        planes = [luma(picture.values) for picture in (fused["f0"], *sources)]
+        assert row == {
+            name: metric.compute(planes[0], planes[1:])
+            for name, metric in metrics_of(Comparison.SOURCES, task=task).items()
+        }
+
+
+def test_what_metrics_make_of_a_plane_is_made_once_for_all_threads() -> None:
+    sources = [Prepared(random_plane(13 + i, 176, 176)) for i in range(2)]
+    pictures = [random_plane(20 + i, 176, 176) for i in range(4)]
+    metrics = metrics_of(Comparison.SOURCES)
+    expected = [[metric.compute(f, [s.plane for s in sources]) for metric in metrics.values()] for f in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda f: [metric.compute(f, sources) for metric in metrics.values()], pictures))
+    assert found == expected
+    calls: list[Prepared] = []
+
+    def make(plane: Prepared) -> int:
+        calls.append(plane)
+        return len(calls)
+
+    assert [sources[0].once(make), sources[0].once(make)] == [1, 1]
+    sources[0].forget()
+    assert sources[0].once(make) == 2
 
 
 # --- published scores
@@ -313,25 +402,55 @@ def test_tno_scores_are_met() -> None:
     assert n_compared == 16
 
 
+# Measured by other code on other pairs of the same split, in the order of COLUMNS.
+COLUMNS = {
+    Convention.Y: ("MI", "VIF", "SF", "Qcb", "Qabf", "Qy", "SSIM"),
+    Convention.RWKVFUSION: ("MI", "VIF", "SF", "Qcb", "Qabf", "Qy"),
+}
+MEASURED = {
+    Convention.Y: {
+        "visible": (4.782, 1.046, 10.20, 0.661, 0.650, 1.000, 1.382),
+        "mean": (1.834, 0.691, 5.81, 0.509, 0.364, 0.663, 1.438),
+        "maximum": (4.532, 1.049, 10.59, 0.552, 0.712, 0.975, 1.388),
+    },
+    Convention.RWKVFUSION: {
+        "visible": (4.756, 1.024, 10.32, 0.700, 0.664, 0.990),
+        "mean": (1.582, 0.796, 6.19, 0.507, 0.370, 0.826),
+        "maximum": (4.077, 0.883, 10.72, 0.590, 0.694, 0.975),
+    },
+}
+
+
+def in_colour_of(picture: npt.NDArray[np.uint8], plane: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    colours = cv2.cvtColor(picture, cv2.COLOR_RGB2YCrCb)
+    colours[..., 0] = plane
+    return np.asarray(cv2.cvtColor(colours, cv2.COLOR_YCrCb2RGB))
+
+
 @needs_msrs
-def test_msrs_floor_lines() -> None:
-    """Visible alone, mean and pixelwise maximum, as measured by other code on other pairs of the same split."""
-    measured = {
-        "visible": {"MI": 4.782, "VIF": 1.046, "SF": 10.20, "Qabf": 0.650, "SSIM": 1.382},
-        "mean": {"MI": 1.834, "VIF": 0.691, "SF": 5.81, "Qabf": 0.364, "SSIM": 1.438},
-        "maximum": {"MI": 4.532, "VIF": 1.049, "SF": 10.59, "Qabf": 0.712, "SSIM": 1.388},
-    }
+@pytest.mark.slow
+@pytest.mark.parametrize("convention", [*Convention])
+def test_msrs_floor_lines(convention: Convention) -> None:
+    """Visible alone, and the mean and the pixelwise maximum of the luma under the visible picture's colour."""
     root = DATA / "dev" / "MSRS" / "test"
-    ours: dict[str, list[dict[str, float]]] = {name: [] for name in measured}
+    ours: dict[str, list[list[float]]] = {}
     for path in sorted((root / "vi").iterdir())[::11]:
-        visible, infrared = luma(read(path)), luma(read(root / "ir" / path.name))
+        visible, infrared = read(path), read(root / "ir" / path.name)
+        grey = cv2.cvtColor(visible, cv2.COLOR_RGB2YCrCb)[..., 0]
         lines = {
             "visible": visible,
-            "mean": np.floor((visible + infrared + 1) / 2),
-            "maximum": np.maximum(visible, infrared),
+            "mean": in_colour_of(visible, (grey.astype(float) + infrared + 1) // 2),
+            "maximum": in_colour_of(visible, np.maximum(grey, infrared)),
         }
-        for name, fused in lines.items():
-            ours[name].append({metric: METRICS[metric](fused, [visible, infrared]) for metric in measured[name]})
-    for name, rows in ours.items():
-        means = {metric: float(np.mean([row[metric] for row in rows])) for metric in measured[name]}
-        assert means == pytest.approx(measured[name], rel=0.06), name
+        if convention is Convention.Y:
+            lines |= {"maximum": np.maximum(luma(visible), infrared).astype(np.uint8)}
+            lines |= {"mean": ((luma(visible) + infrared + 1) // 2).astype(np.uint8)}
+        scene = Scene(path.name, "vif", (Picture("a", visible), Picture("b", np.atleast_3d(infrared))))
+        pictures = {f"our {name}": Picture(name, np.atleast_3d(values)) for name, values in lines.items()}
+        rows = score(scene, pictures, convention).rows[Comparison.SOURCES]
+        for name in lines:
+            ours.setdefault(name, []).append([rows[f"our {name}"][metric] for metric in COLUMNS[convention]])
+    for name, values in ours.items():
+        means = dict(zip(COLUMNS[convention], np.mean(values, axis=0), strict=True))
+        expected = dict(zip(COLUMNS[convention], MEASURED[convention][name], strict=True))
+        assert means == pytest.approx(expected, rel=0.07), name

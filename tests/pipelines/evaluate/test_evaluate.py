@@ -21,7 +21,7 @@ from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.metrics.baselines import luma_baselines
-from rwkvfusion.model.metrics.luma import luma
+from rwkvfusion.model.metrics.planes import luma
 from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, VERSION, Comparison, Convention, metrics_of
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
@@ -32,12 +32,13 @@ from rwkvfusion.stages.dataset.manifest import DatasetError
 
 FLOOR = ["source a alone", "source b alone", "mean", "maximum"]
 METRICS = metrics_of(Comparison.SOURCES)
+LARGE_ONLY = {"VIF", "MEF-SSIM", "MS-SSIM"}
 
 
 def score(fused: np.ndarray, sources: list[np.ndarray]) -> dict[str, float]:
     """Of pictures as they are; without VIF, which small ones do not have."""
     planes = [luma(source) for source in sources]
-    return {name: metric.compute(luma(fused), planes) for name, metric in METRICS.items() if name != "VIF"}
+    return {name: metric.compute(luma(fused), planes) for name, metric in METRICS.items() if name not in LARGE_ONLY}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_a_dataset_gives_the_scores_of_its_pictures_in_folders(model: str, datas
     by_dataset = scores_of("--model", model, "--dataset", dataset, "--split", "test_a")
     assert list(by_dataset) == [*FLOOR, "model"]
     for name, row in by_folders.items():
-        assert list(row) == list(METRICS)
+        assert list(row) == list(metrics_of(Comparison.SOURCES, task="vif"))
         assert {metric: by_dataset[name][metric] for metric in row} == pytest.approx(row)
 
 
@@ -141,7 +142,7 @@ def test_models_stand_beside_each_other_and_the_floor_needs_none(model: str, dat
     assert list(scores_of(*args)) == FLOOR
     text = run(*args, "--json", str(tmp_path / "scores.json"))
     how = f"against their sources, convention y (metrics {VERSION})"
-    assert text.endswith(f"means over 1 pair {how}; * marks the best; lower is better: Qcv\n")
+    assert f"\nmeans over 1 pair {how}; * marks the best; lower is better: Qcv, Nabf\n" in text
     assert json.loads((tmp_path / "scores.json").read_text()) == scores_of(*args)
 
 
@@ -151,8 +152,8 @@ def test_a_scale_means_the_same_as_floats_on_0_to_1(tmp_path: Path) -> None:
     folders = write_folders(tmp_path, a=a, b=b, fused={k: (a[k] + b[k]) // 2 for k in a})
     table = evaluate_folders(folders["a"], folders["b"], {"ours": folders["fused"]}, scale=1023)
     rows = [score((a[k] + b[k]) // 2 / 1023, [a[k] / 1023, b[k] / 1023]) for k in a]
-    means = {name: mean for name, mean in table.means["ours"].items() if name != "VIF"}
-    assert means == pytest.approx({m: np.mean([row[m] for row in rows]) for m in rows[0]})
+    means = {name: mean for name, mean in table.means["ours"].items() if name in rows[0]}
+    assert means == pytest.approx({m: np.mean([row[m] for row in rows]) for m in means})
     dark = evaluate_folders(folders["a"], folders["b"], {"ours": folders["fused"]})
     assert dark.means["ours"]["SD"] < table.means["ours"]["SD"] / 10
 
@@ -202,8 +203,9 @@ def test_one_picture_does_not_take_the_scores_of_the_others(tmp_path: Path) -> N
     assert found["PSNR_ref"] is None
     *gaps, failed = done.stderr.strip().splitlines()
     assert gaps[0] == "VIF: mean of 1 of 2 pairs (VIF needs 41 pixels each way, not 32x32)"
-    assert gaps[1].startswith("PSNR_ref: mean of ")
-    assert gaps[1].endswith("ours 0 of 2 (infinite: no error)")
+    assert gaps[1].startswith("MS-SSIM: mean of 0 of 2 pairs (MS-SSIM needs 161 pixels each way, not ")
+    assert gaps[2].startswith("PSNR_ref: mean of ")
+    assert gaps[2].endswith("ours 0 of 2 (infinite: no error)")
     assert re.match(r"could not be scored: \S*fused/z\.png is 64x40 of 3 bands, but must be 64x48", failed)
     # Of tiny pictures alone: null, not an error.
     tiny = write_folders(tmp_path, tiny_a={"y": a["y"]}, tiny_b={"y": b["y"]})

@@ -1,0 +1,138 @@
+"""Metrics of grey levels and their differences: information, contrast, correlation, error.
+
+Of one fused plane, alone and against its sources, as whole numbers 0-255 (see `planes`). There may be any number of
+sources, at least one, and with one a metric is that metric against a reference. No value is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from rwkvfusion.model.metrics.planes import Plane, Prepared, check_side, of_planes
+
+_GREY_LEVELS = 256
+
+
+# --- of the fused plane alone
+
+
+@of_planes
+def entropy(fused: Prepared, _: Sequence[Prepared]) -> float:
+    """EN: entropy of the grey levels, in bits (0-8); 0 for a flat plane."""
+    return fused.once(_entropy) / math.log(2)
+
+
+@of_planes
+def standard_deviation(fused: Prepared, _: Sequence[Prepared]) -> float:
+    """SD: population standard deviation in grey levels."""
+    return float(np.std(fused.plane))
+
+
+@of_planes
+def spatial_frequency(fused: Prepared, _: Sequence[Prepared]) -> float:
+    """SF: root of the sum of both `squared_frequencies`, in grey levels."""
+    return math.sqrt(sum(squared_frequencies(fused.plane)))
+
+
+def squared_frequencies(plane: Plane) -> tuple[float, float]:
+    """Mean squared difference between horizontal neighbours, and between vertical ones.
+
+    Each mean is over the differences that exist, H*(W-1) and (H-1)*W of them; none exist in a plane one pixel
+    wide (or high), and its mean is then 0.
+    """
+    rows, columns = plane[:, 1:] - plane[:, :-1], plane[1:] - plane[:-1]
+    return _squared(rows) / max(rows.size, 1), _squared(columns) / max(columns.size, 1)
+
+
+@of_planes
+def average_gradient(fused: Prepared, _: Sequence[Prepared]) -> float:
+    """AG: mean of sqrt((gx^2 + gy^2) / 2), central differences inside, one-sided at the rim.
+
+    Needs two pixels each way, else ValueError.
+    """
+    check_side("AG", fused, 2)
+    vertical, horizontal = np.gradient(fused.plane)
+    return float(np.mean(np.sqrt(horizontal**2 + vertical**2))) / math.sqrt(2)
+
+
+# --- against the sources
+
+
+@of_planes
+def mutual_information(fused: Prepared, sources: Sequence[Prepared]) -> float:
+    """MI: sum over sources of H(F) + H(S) - H(F, S) in nats, from 256-level histograms; 0 for a flat plane."""
+    levels = fused.once(_grey_levels)
+    total = 0.0
+    for source in sources:
+        joint = np.bincount((levels * _GREY_LEVELS + source.once(_grey_levels)).ravel())
+        total += fused.once(_entropy) + source.once(_entropy) - _entropy_of_counts(joint)
+    return max(total, 0.0)
+
+
+def _entropy(plane: Prepared) -> float:
+    """In nats."""
+    return _entropy_of_counts(np.bincount(plane.once(_grey_levels).ravel()))
+
+
+def _grey_levels(plane: Prepared) -> npt.NDArray[np.int64]:
+    """The plane as integers 0-255, for histograms. ValueError outside 0-255."""
+    levels = np.rint(plane.plane).astype(np.int64)
+    if levels.min() < 0 or levels.max() >= _GREY_LEVELS:
+        raise ValueError(f"grey levels must lie in 0-255, not {plane.plane.min():g} to {plane.plane.max():g}")
+    return levels
+
+
+def _entropy_of_counts(counts: npt.NDArray[np.int64]) -> float:
+    """Shannon entropy in nats of a histogram of any shape; empty bins add nothing."""
+    probability = counts[counts > 0] / counts.sum()
+    return float(-np.sum(probability * np.log(probability)))
+
+
+@of_planes
+def scd(fused: Prepared, sources: Sequence[Prepared]) -> float:
+    """SCD: sum over sources of the correlation of each with what the others do not explain of the fused plane.
+
+    r(S1, F - S2) + r(S2, F - S1) (V. Aslantas and E. Bendes, "A new image quality metric for image fusion: the sum of
+    the correlations of differences", AEU 69, 2015); of more sources F minus the mean of the others. The correlation of
+    a flat plane or difference is 0.
+    """
+    total = 0.0
+    for i, source in enumerate(sources):
+        others = [other.plane for other in (*sources[:i], *sources[i + 1 :])]
+        rest = fused.plane - sum(others) / len(others) if others else fused.plane
+        deviations, norm = source.once(_deviations)
+        rest_deviations, rest_norm = _deviations(Prepared(rest))
+        if norm and rest_norm:
+            total += float(np.vdot(deviations, rest_deviations)) / (norm * rest_norm)
+    return total
+
+
+def _deviations(plane: Prepared) -> tuple[Plane, float]:
+    """From the mean, and their Euclidean norm; 0 of a flat plane, whatever it is rounded to."""
+    if np.ptp(plane.plane) < 1e-9:
+        return np.zeros_like(plane.plane), 0.0
+    deviations = plane.plane - plane.plane.mean()
+    return deviations, math.sqrt(_squared(deviations))
+
+
+@of_planes
+def psnr(fused: Prepared, sources: Sequence[Prepared]) -> float:
+    """PSNR in dB: 10 log10(255^2 / mean over sources of the squared error); inf where nothing differs."""
+    error = mean_squared_error(fused, sources)
+    return 10 * math.log10(255.0**2 / error) if error > 0 else math.inf
+
+
+def mean_squared_error(fused: Prepared, sources: Sequence[Prepared]) -> float:
+    """The mean over sources and pixels."""
+    errors = [cv2.norm(fused.plane, source.plane, cv2.NORM_L2SQR) for source in sources]
+    return float(np.mean(errors)) / fused.plane.size
+
+
+def _squared(values: Plane) -> float:
+    """The sum of the squares."""
+    return float(cv2.norm(values, cv2.NORM_L2SQR)) if values.size else 0.0

@@ -18,7 +18,7 @@ from rwkvfusion.model.metrics.baselines import luma_baselines
 from rwkvfusion.model.metrics.score import Picture, Scene, score
 from rwkvfusion.model.metrics.table import Comparison, Convention
 from rwkvfusion.pipelines.cluster import connect
-from rwkvfusion.pipelines.evaluate.table import described, table_lines, verdict
+from rwkvfusion.pipelines.evaluate.table import described, table_lines
 from rwkvfusion.pipelines.fuse.run import fuse_dataset, open_model
 from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
@@ -69,7 +69,7 @@ def run_demo(output: Path, *, steps: int | None = None, say: Callable[[str], Non
         say("")
         say(pair)
         shown = {method: {metric: row[metric] for metric in SHOWN} for method, row in rows.items()}
-        for line in (*table_lines(shown), verdict(shown, _OURS)):
+        for line in table_lines(shown):
             say("  " + line)
     say("")
     say(f"scores:   {described(Convention.Y)}")

@@ -91,7 +91,7 @@ def note_of(task: str, *, has_target: bool) -> str:
             f"mean over the bands of |fused - target|, from black, none, to yellow, {100 * PART:g} % of black to white"
         )
     else:
-        words = "Pictures and baselines are shown as they were scored."
+        words = "Pictures, baselines too, are those that were scored."
         error = (
             "luma of the fused picture minus that of the target, blue where it is darker, red where it is brighter, in"
             f" full colour from {LEVELS} of 255 levels on"
@@ -130,6 +130,9 @@ def item_of(case: Shown, convention: Convention = Convention.Y) -> Item:
     shown |= {name: show(picture) for name, picture in baselines_of(scene, convention).items()}
     layers = [Layer(name, encode_png(to_shape(picture, shape))) for name, picture in shown.items()]
     facts = {"split": case.split, "dataset": case.dataset}
+    height, width = max((picture.values.shape[:2] for picture in scene.sources), key=math.prod)
+    if (height, width) != shape:
+        facts["shown"] = f"{width}x{height}, shrunk to {shape[1]}x{shape[0]}"
     if sample is not None and sample.mask is not None:
         merged = find_marks(sample, dict.fromkeys(sample.roles, shape)).merged
         layers.append(Layer("merged mask", overlay(draw_masks, merged, shape), EVERY))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from textwrap import wrap
 
 import numpy as np
 
+from rwkvfusion.model.metrics.paired import Outcome, Verdict, least_pairs
 from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, VERSION
 from rwkvfusion.pipelines import console
+from rwkvfusion.pipelines.evaluate.findings import Part, parts_of
 from rwkvfusion.pipelines.evaluate.results import Results, Scored
 
 WIDTH = 100
@@ -20,21 +22,26 @@ Rows = Mapping[str, Mapping[str, float]]
 
 
 def result_lines(results: Results, width: int = WIDTH) -> Iterator[str]:
-    """The tables of all comparisons, an empty line between them, and the notes."""
-    for i, scored in enumerate(results.scored):
+    """The tables of all comparisons and their slices, an empty line between them, and the notes."""
+    parts = [part for scored in results.scored for part in parts_of(results, scored)]
+    for i, part in enumerate(parts):
         yield from [""] if i else []
-        yield from table_lines(scored.means, width)
-        lower = [metric for metric in scored.metrics if metric in LOWER_IS_BETTER]
+        yield from table_lines(part.scored.means, width)
+        lower = [metric for metric in part.metrics if metric in LOWER_IS_BETTER]
         legend = f"; lower is better: {', '.join(lower)}" if lower else ""
-        pairs = "1 pair" if len(scored.keys) == 1 else f"{len(scored.keys)} pairs"
-        of = described(results.convention, results.version)
-        yield f"means over {pairs} {scored.comparison}, {of}; * marks the best{legend}"
+        yield f"means over {caption(results, part)}; * marks the best{legend}"
     yield from notes(results)
+
+
+def caption(results: Results, part: Part) -> str:
+    """What the values of a table are of: pairs, comparison, convention and version."""
+    of = f" of {part.name}" if part.name else ""
+    return f"{pairs(part.n_pairs)}{of} {part.scored.comparison}, {described(results.convention, results.version)}"
 
 
 def notes(results: Results) -> tuple[str, ...]:
     """What does not count in the means, and the warnings, in words."""
-    lines = [gap for scored in results.scored for gap in _gaps(scored)]
+    lines = [gap for scored in results.scored for gap in gaps(scored)]
     lines += [f"could not be scored: {reason}" for reason in results.failed[:_SHOWN]]
     if len(results.failed) > _SHOWN:
         lines.append(f"could not be scored: {len(results.failed) - _SHOWN} more")
@@ -44,14 +51,59 @@ def notes(results: Results) -> tuple[str, ...]:
     return (*lines, *(f"warning: {line}" for line in results.warnings))
 
 
-def verdict_lines(results: Results, width: int = WIDTH) -> Iterator[str]:
-    """For each comparison and system: against which of the others it is better in what."""
+def verdict_lines(results: Results) -> Iterator[str]:
+    """For each comparison, over all its pairs: in what each system wins, loses and ties, and what cannot be told."""
     for scored in results.scored:
-        for system in results.systems:
-            yield from wrap(verdict(scored.means, system), width)
+        part = next(parts_of(results, scored))
+        if part.verdicts and (line := too_few(part)):
+            yield line
+            continue
+        for (first, second), verdicts in part.verdicts.items():
+            yield f"{first} against {second}: {'; '.join(_words(verdicts))}"
 
 
-def _gaps(scored: Scored) -> Iterator[str]:
+def too_few(part: Part) -> str | None:
+    """What to say where no difference at all could be called; else nothing."""
+    least = least_pairs(len(part.metrics))
+    if part.n_pairs >= least:
+        return None
+    return f"{pairs(part.n_pairs)}: too few to tell systems apart by {len(part.metrics)} metrics, which takes {least}"
+
+
+def wrapped(lines: Iterable[str], width: int = WIDTH) -> Iterator[str]:
+    """Lines of words broken between them, what goes on set in; a percent sign stays with its number."""
+    for line in lines:
+        parts = wrap(line.replace(" %", "\N{NO-BREAK SPACE}%"), width, subsequent_indent="  ", break_on_hyphens=False)
+        yield from (part.replace("\N{NO-BREAK SPACE}", " ") for part in parts)
+
+
+def _words(verdicts: Mapping[str, Verdict]) -> Iterator[str]:
+    for outcome, word in ((Outcome.WIN, "wins"), (Outcome.LOSS, "loses"), (Outcome.TIE, "ties")):
+        names = [name for name, one in verdicts.items() if one.outcome is outcome]
+        if names:
+            yield f"{word} {' '.join(names)}"
+    few, told = [], None
+    for name, one in verdicts.items():
+        if one.outcome is Outcome.TOO_FEW:
+            is_told, told = one.n == told, one.n if math.isfinite(one.smallest) else None
+            words = f"{pairs(one.n)} {'show nothing' if told is None else 'could show '}"
+            few.append(f"{name} ({'' if is_told else words}{'' if told is None else percent(one.smallest)})")
+    if few:
+        yield f"too few pairs for {', '.join(few)}"
+
+
+def pairs(n: int) -> str:
+    """So many of them, in words."""
+    return "1 pair" if n == 1 else f"{n} pairs"
+
+
+def percent(part: float, sign: str = "") -> str:
+    """A part as percent, with two digits, but no more than two behind the point. `sign`: "+" for one always."""
+    size = abs(100 * part)
+    return f"{100 * part:{sign}.{0 if size >= 9.95 else 1 if size >= 0.995 else 2}f} %"
+
+
+def gaps(scored: Scored) -> Iterator[str]:
     """A line for each metric that some pictures have no finite value of."""
     total = len(scored.keys)
     for metric in scored.metrics:
@@ -95,20 +147,3 @@ def _column(metric: str, values: Sequence[float]) -> list[str]:
     defined = [value for value in values if not math.isnan(value)]
     best = (min if metric in LOWER_IS_BETTER else max)(defined, default=math.nan)
     return [f"{value:.3f}{'*' if value == best else ' '}" for value in values]
-
-
-def verdict(means: Rows, method: str) -> str:
-    """Against each of the others: in how many metrics `method` is better, and in which it is not."""
-    own = {metric: value for metric, value in means[method].items() if not math.isnan(value)}
-
-    def is_better(metric: str, than: float) -> bool:
-        return own[metric] < than if metric in LOWER_IS_BETTER else own[metric] > than
-
-    parts = []
-    for name, row in means.items():
-        if name != method:
-            common = [metric for metric in own if not math.isnan(row[metric])]
-            not_in = [metric for metric in common if not is_better(metric, row[metric])]
-            in_which = f" (not in {', '.join(not_in)})" if not_in else ""
-            parts.append(f"than {name} in {len(common) - len(not_in)} of {len(common)} metrics{in_which}")
-    return f"{method} is better {', '.join(parts)}"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from textwrap import wrap
 
 from rwkvfusion.infra.errors import redacted
 from rwkvfusion.infra.tracking import Tracker, tracking_uri
-from rwkvfusion.pipelines.evaluate.table import described, table_lines, verdict
+from rwkvfusion.pipelines.evaluate.table import described, table_lines, wrapped
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
 from rwkvfusion.pipelines.train.scores import FinalScores
 
@@ -63,7 +62,7 @@ def end_lines(result: TrainResult, recipe: TrainRecipe, width: int) -> Iterator[
         of = described(result.convention, result.metrics_version)
         yield f"scores on {pairs} of {splits} of {', '.join(result.datasets)}, {of}:"
         yield from table_lines(means, width)
-        yield from wrap(verdict(means, _MODEL), width)
+        yield from wrapped(result.verdicts, width)
     # By now the alias may be with the version of a later training.
     model = f"--model models:/{result.model_name}@{result.alias}" if result.trained else f"--model {result.model_uri}"
     if result.tracking_uri != tracking_uri():

@@ -11,6 +11,7 @@ from rwkvfusion.model.metrics.table import VERSION, Convention
 from rwkvfusion.pipelines.evaluate.results import finite
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
 from rwkvfusion.pipelines.evaluate.table import notes as notes_of
+from rwkvfusion.pipelines.evaluate.table import verdict_lines
 from rwkvfusion.pipelines.train.recipe import DataConfig
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.source.scenes.plan import FULL
@@ -25,8 +26,8 @@ class FinalScores:
     """`metrics`: mean scores of the model; `floors`: those of the trivial answers, by name.
 
     Both are over `pairs` pairs of `splits` of `datasets`, None for a mean that cannot be had. `convention` and
-    `metrics_version`: see `model.metrics.table`; 1 where none was recorded. `notes`: in words, what the scores are not,
-    and why.
+    `metrics_version`: see `model.metrics.table`; 1 where none was recorded. `verdicts`: in words, against each trivial
+    answer (see `verdict_lines`). `notes`: in words, what the scores are not, and why.
     """
 
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class FinalScores:
     datasets: tuple[str, ...] = ()
     convention: str = Convention.Y
     metrics_version: str = "1"
+    verdicts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -99,5 +101,6 @@ def _scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None]) -> Final
         splits=tuple(sorted(scored)),
         datasets=tuple(one.dataset.store.url for one in selected),
         metrics_version=VERSION,
+        verdicts=tuple(verdict_lines(results)),
         notes=tuple(notes),
     )

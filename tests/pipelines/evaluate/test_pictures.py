@@ -15,12 +15,13 @@ from made_datasets import pairs, write_dataset
 from made_galleries import HEIGHT, WIDTH, luma_case, scored, write_evaluation
 from sites import read_site
 
+from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.score import Picture, Scene
 from rwkvfusion.model.metrics.table import Comparison
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.evaluate.pictures import LEVELS
+from rwkvfusion.pipelines.evaluate.pictures import LEVELS, item_of
 from rwkvfusion.pipelines.gallery.site import SiteError
 
 
@@ -100,6 +101,13 @@ def test_an_evaluation_that_fails_leaves_the_gallery_that_was_there(tmp_path: Pa
     assert (tmp_path / "index.html").read_bytes() == before
     write_evaluation(tmp_path, "vif")
     assert (tmp_path / "index.html").read_bytes() == before
+
+
+def test_pictures_too_large_to_be_shown_are_shrunk_and_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rwkvfusion.pipelines.gallery.shown.MAX_SIDE", WIDTH // 2)
+    item = item_of(luma_case("large", target=True))
+    assert item.facts["shown"] == f"{WIDTH}x{HEIGHT}, shrunk to {WIDTH // 2}x{HEIGHT // 2}"
+    assert {decode(layer.png).shape[:2] for layer in item.layers if layer.over is None} == {(HEIGHT // 2, WIDTH // 2)}
 
 
 def test_the_command_writes_it_of_kept_scores_too(tmp_path: Path) -> None:

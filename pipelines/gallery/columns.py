@@ -77,7 +77,7 @@ def described(values: Sequence[float], summary: str) -> dict[str, Any]:
     mean, spread = float(defined.mean()), float(defined.std(ddof=1)) if len(defined) > 1 else math.nan
     # Four digits of the mean, and as many places of the deviation.
     places = max(0, 3 - math.floor(math.log10(abs(mean) or 1)))
-    said = f"{mean:.{places}f}" + ("" if math.isnan(spread) else f" ± {spread:.{places}f}")
+    said = f"{mean:.{places}f} ± {spread:.{places}f}" if spread > 0 else f"{mean:.4g}"
     return {"count": len(defined), "mean": mean, "summary": summary or said}
 
 

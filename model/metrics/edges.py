@@ -98,9 +98,9 @@ def nabf(fused: Prepared, sources: Sequence[Prepared]) -> float:
 
 
 def _edges_mirrored(plane: Prepared) -> _Edges:
-    """Strengths of the Sobel responses divided by 8; a pixel without an edge has the angle 0."""
+    """Strengths of the Sobel responses divided by 8; a pixel without an edge has the angle of those across."""
     edges = _edges(plane.plane, cv2.BORDER_REFLECT_101)
-    return _Edges(edges.strength / 8, np.where(edges.strength == 0, 0.0, edges.angle))
+    return _Edges(edges.strength / 8, edges.angle)
 
 
 def _nabf_weights(plane: Prepared) -> Plane:

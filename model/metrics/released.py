@@ -96,7 +96,13 @@ def qcv(fused: Prepared, sources: Sequence[Prepared]) -> float:
     ValueError below 16x16 pixels.
     """
     check_side("Qcv", fused, perception.QCV_BLOCK)
-    return perception.qcv_with(_qcv_sensitivity(*fused.plane.shape), fused, sources, whole=True)
+    rounded, others = fused.once(_rounded_to_even), [source.once(_rounded_to_even) for source in sources]
+    return perception.qcv_with(_qcv_sensitivity(*fused.plane.shape), rounded, others, whole=True)
+
+
+def _rounded_to_even(plane: Prepared) -> Prepared:
+    """Stretched; to stretch it once more changes nothing."""
+    return Prepared(plane.once(_stretched))
 
 
 @lru_cache(maxsize=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import mimetypes
 import os
 import shutil
 from collections.abc import Callable, Collection
@@ -28,6 +29,8 @@ _BLOCK = 16 * 2**20
 _LOUD_EVERY = 8
 _MARKS = ("ETag", "LastModified", "mtime", "created")
 """What tells in listings that an object was written anew, the best first."""
+_KINDS = mimetypes.MimeTypes()
+"""By the ends of names, the same on every machine."""
 _LOCAL = frozenset({"file", "local"})
 _PASSING_ON_DISK = frozenset({errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT})
 """What a network file system says for a while; anything else a disk says, it says again."""
@@ -140,12 +143,15 @@ class Store:
     def write(self, name: str, data: bytes) -> None:
         """Write the whole object `name`, making parent folders where the store has folders.
 
-        It is there in full or not at all: stores do so by themselves, on a disk it takes a rename.
+        It is there in full or not at all: stores do so by themselves, on a disk it takes a rename. S3 is told what
+        kind of file it is: a browser shows a page that comes as text/html, and saves it otherwise.
         """
+        kind, packed = _KINDS.guess_type(name)
+        told = {"ContentType": kind} if kind and not packed and self.url.startswith(("s3:", "s3a:")) else {}
         if self.is_local:
             self._call("write", name, lambda fs, path: _write_part(path, data, os.replace))
         else:
-            self._call("write", name, lambda fs, path: fs.pipe_file(path, data))
+            self._call("write", name, lambda fs, path: fs.pipe_file(path, data, **told))
 
     def put(self, name: str, path: str) -> None:
         """Write the file at the local `path` as the object `name`, without holding it in memory; as `write` does."""

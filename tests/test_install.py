@@ -82,6 +82,9 @@ def test_without_a_compiler(tmp_path: Path, environment: dict[str, str]) -> None
     assert not (installed / LIBRARY).exists()
     assert not (installed / MACHINE_CODE).exists()
     assert (installed / "rwkvfusion/kernels/csrc/cuda/biwkv.cu").exists()
+    gallery = ROOT / "pipelines/gallery"
+    for path in [*gallery.glob("templates/*"), *gallery.glob("static/*")]:
+        assert (installed / "rwkvfusion/pipelines/gallery" / path.relative_to(gallery)).exists()
     answer = asked(installed)
     assert answer["name"] == "plain torch operations"
     assert "install a C++ compiler" in answer["reason"]

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import fsspec
 import numpy as np
 import pytest
+import s3fs
 import skimage.data
 from chromium import CHROMIUM, FLAGS, watched
 from PIL import Image as Pil
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store
@@ -263,7 +265,7 @@ def test_walks_through_the_pairs_in_the_order_of_the_list(page: Page, values: np
     page.wait_for_function("text => document.getElementById('key').textContent === text", arg=key(order[0]))
     assert page.locator("#previous").is_disabled()
     # However much stands beside it, a low window still has all layers to choose from.
-    page.set_viewport_size({"width": 1024, "height": 500})
+    page.set_viewport_size({"width": 1024, "height": 400})
     assert (page.locator("#layers").bounding_box() or {"height": 0})["height"] > 25 * (2 + len(SYSTEMS))
     page.keyboard.press("Escape")
     assert keys(page)[:2] == [key(n) for n in order[:2]]
@@ -301,6 +303,40 @@ def test_fits_a_phone_and_follows_two_fingers(browser: Browser, site: Path) -> N
             screen.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
         page.wait_for_timeout(300)
         assert page.locator("#actual").text_content() == "300 %"
+
+
+def test_opens_from_a_bucket(browser: Browser, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, str] = {}
+    call = s3fs.S3FileSystem._call_s3
+
+    async def listening(fs: Any, method: str, *args: Any, **options: Any) -> Any:
+        # Where nothing is said, AWS keeps this; the server of the tests looks at names.
+        if method == "put_object":
+            told[f"{options['Bucket']}/{options['Key']}"] = options.get("ContentType", "binary/octet-stream")
+        return await call(fs, method, *args, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", listening)
+    with Site(Store(f"{s3_url}/gallery"), "In a bucket", [Column("persons")]) as site:
+        layers = [Layer(name, encode_png(picture)) for name, picture in pictures(0).items()]
+        site.add(Item("only", layers, {"persons": 2.0}, {}))
+    store = fsspec.filesystem("s3")
+    page, root = browser.new_page(), f"{s3_url}/gallery".removeprefix("s3://")
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+
+    def serve(route: Route) -> None:
+        """As the bucket does for anybody who may read it: what lies there, and what it was said to be."""
+        path = root + urlsplit(route.request.url).path
+        route.fulfill(body=store.cat_file(path), content_type=told[path])
+
+    page.route("http://bucket.test/**", serve)
+    page.goto("http://bucket.test/index.html")
+    page.click("#cards a")
+    page.wait_for_selector(".stage")
+    page.keyboard.press("a")
+    np.testing.assert_array_equal(on_screen(page), pictures(0)["visible"])
+    page.close()
+    assert said == []
 
 
 @pytest.mark.timeout(900)

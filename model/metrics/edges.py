@@ -8,7 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from rwkvfusion.model.metrics.planes import Plane, Prepared, check_side, of_planes
+from rwkvfusion.model.metrics.planes import Plane, Prepared, check_side, of_planes, strips_with_rims
 
 # Xydeas-Petrovic: gain, slope and centre of the two sigmoids (edge strength g, orientation a).
 _QABF_G = (0.9994, -15.0, 0.5)
@@ -29,13 +29,17 @@ class _Edges(NamedTuple):
 
 def _edges(plane: Plane, border: int) -> _Edges:
     x, y = (np.asarray(cv2.Sobel(plane, cv2.CV_64F, *axes, borderType=border), np.float64) for axes in ((1, 0), (0, 1)))
-    ratio = np.divide(-y, x, out=np.full_like(x, np.inf), where=x != 0)
-    return _Edges(np.sqrt(x**2 + y**2), np.arctan(ratio, out=ratio))
+    ratio = np.divide(np.negative(y, out=y), x, out=np.full_like(x, np.inf), where=x != 0)
+    return _Edges(np.asarray(cv2.magnitude(x, y), np.float64), np.arctan(ratio, out=ratio))
 
 
 def sigmoid(value: Plane, gain: float, slope: float, centre: float) -> Plane:
     """gain / (1 + exp(slope (value - centre)))."""
-    return gain / (1 + np.exp(slope * (value - centre)))
+    result = value - centre
+    result *= slope
+    np.exp(result, out=result)
+    result += 1
+    return np.divide(gain, result, out=result)
 
 
 @of_planes
@@ -45,22 +49,27 @@ def qabf(fused: Prepared, sources: Sequence[Prepared]) -> float:
     Borders are padded with zeros, so a bright flat plane has edges at its rim; 0.0 where no source has any edge.
     """
     preserved = total = 0.0
-    for source in sources:
-        edges = source.once(_edges_in_black)
-        preserved += float(np.vdot(_preservation(edges, fused.once(_edges_in_black)), edges.strength))
-        total += float(np.sum(edges.strength))
+    for strip in strips_with_rims(len(fused.plane)):
+        own, *others = (_inner_edges(one.plane[strip.outer], strip.inner) for one in (fused, *sources))
+        for edges in others:
+            preserved += float(np.vdot(_preservation(edges, own), edges.strength))
+            total += float(np.sum(edges.strength))
     return preserved / total if total > 0 else 0.0
 
 
-def _edges_in_black(plane: Prepared) -> _Edges:
-    return _edges(plane.plane, cv2.BORDER_CONSTANT)
+def _inner_edges(plane: Plane, rows: slice) -> _Edges:
+    edges = _edges(plane, cv2.BORDER_CONSTANT)
+    return _Edges(edges.strength[rows], edges.angle[rows])
 
 
 def _preservation(source: _Edges, fused: _Edges) -> Plane:
     ratio = _ratio(source.strength, fused.strength)
     # The published MATLAB code takes the strength itself, not 1, where both agree; all published figures carry it.
     np.copyto(ratio, fused.strength, where=source.strength == fused.strength)
-    alignment = 1 - np.abs(source.angle - fused.angle) / (np.pi / 2)
+    alignment = source.angle - fused.angle
+    np.abs(alignment, out=alignment)
+    alignment *= -2 / np.pi
+    alignment += 1
     return sigmoid(ratio, *_QABF_G) * sigmoid(alignment, *_QABF_A)
 
 

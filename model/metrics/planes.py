@@ -5,9 +5,9 @@ Planes are float64 (H, W) of grey levels 0-255, see `luma` and `channels`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, wraps
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -17,6 +17,9 @@ Plane = npt.NDArray[np.float64]
 
 # The weights MATLAB's rgb2gray uses: the first row of the inverse of its YIQ matrix, not the rounded .299 .587 .114.
 _LUMA = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])
+
+STRIP = 48
+"""Rows of a strip of a plane: a few of them stay in the caches."""
 
 _Made = TypeVar("_Made")
 
@@ -103,6 +106,26 @@ def check_side(name: str, plane: Prepared, least: int) -> None:
     height, width = plane.plane.shape
     if min(height, width) < least:
         raise ValueError(f"{name} needs {least} pixels each way, not {height}x{width}")
+
+
+def strips(height: int, overlap: int = 0) -> Iterator[slice]:
+    """Rows of a plane in strips whose arrays stay in the caches; each has `overlap` rows of the next as well."""
+    for top in range(0, height - overlap, STRIP):
+        yield slice(top, min(top + STRIP, height - overlap) + overlap)
+
+
+class Strip(NamedTuple):
+    """Rows with one more on either side where there is one, and those without them as rows of these."""
+
+    outer: slice
+    inner: slice
+
+
+def strips_with_rims(height: int) -> Iterator[Strip]:
+    """`strips` without overlap, for what looks at neighbours."""
+    for rows in strips(height):
+        above, below = min(rows.start, 1), min(height - rows.stop, 1)
+        yield Strip(slice(rows.start - above, rows.stop + below), slice(above, above + rows.stop - rows.start))
 
 
 def stretched(plane: Prepared) -> Plane:

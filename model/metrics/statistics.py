@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from rwkvfusion.model.metrics.planes import Plane, Prepared, check_side, of_planes
+from rwkvfusion.model.metrics.planes import Plane, Prepared, check_side, of_planes, strips, strips_with_rims
 
 _GREY_LEVELS = 256
 
@@ -45,8 +45,12 @@ def squared_frequencies(plane: Plane) -> tuple[float, float]:
     Each mean is over the differences that exist, H*(W-1) and (H-1)*W of them; none exist in a plane one pixel
     wide (or high), and its mean is then 0.
     """
-    rows, columns = plane[:, 1:] - plane[:, :-1], plane[1:] - plane[:-1]
-    return _squared(rows) / max(rows.size, 1), _squared(columns) / max(columns.size, 1)
+    return _mean_square(plane[:, 1:], plane[:, :-1]), _mean_square(plane[1:], plane[:-1])
+
+
+def _mean_square(a: Plane, b: Plane) -> float:
+    """Of their difference, 0 where there is none."""
+    return float(cv2.norm(a, b, cv2.NORM_L2SQR)) / a.size if a.size else 0.0
 
 
 @of_planes
@@ -56,8 +60,12 @@ def average_gradient(fused: Prepared, _: Sequence[Prepared]) -> float:
     Needs two pixels each way, else ValueError.
     """
     check_side("AG", fused, 2)
-    vertical, horizontal = np.gradient(fused.plane)
-    return float(np.mean(np.sqrt(horizontal**2 + vertical**2))) / math.sqrt(2)
+    plane = fused.plane
+    total = 0.0
+    for strip in strips_with_rims(len(plane)):
+        vertical, horizontal = (np.asarray(one)[strip.inner] for one in np.gradient(plane[strip.outer]))
+        total += float(np.sum(cv2.magnitude(horizontal, vertical)))
+    return total / plane.size / math.sqrt(2)
 
 
 # --- against the sources
@@ -66,28 +74,39 @@ def average_gradient(fused: Prepared, _: Sequence[Prepared]) -> float:
 @of_planes
 def mutual_information(fused: Prepared, sources: Sequence[Prepared]) -> float:
     """MI: sum over sources of H(F) + H(S) - H(F, S) in nats, from 256-level histograms; 0 for a flat plane."""
-    levels = fused.once(_grey_levels)
     total = 0.0
     for source in sources:
-        joint = np.bincount((levels * _GREY_LEVELS + source.once(_grey_levels)).ravel())
+        joint = _histogram(fused.once(_grey_levels), source.once(_grey_levels))
         total += fused.once(_entropy) + source.once(_entropy) - _entropy_of_counts(joint)
     return max(total, 0.0)
 
 
 def _entropy(plane: Prepared) -> float:
     """In nats."""
-    return _entropy_of_counts(np.bincount(plane.once(_grey_levels).ravel()))
+    return _entropy_of_counts(_histogram(plane.once(_grey_levels)))
 
 
-def _grey_levels(plane: Prepared) -> npt.NDArray[np.int64]:
+def _grey_levels(plane: Prepared) -> npt.NDArray[np.uint8]:
     """The plane as integers 0-255, for histograms. ValueError outside 0-255."""
-    levels = np.rint(plane.plane).astype(np.int64)
-    if levels.min() < 0 or levels.max() >= _GREY_LEVELS:
+    levels = np.rint(plane.plane)
+    if not (levels.min() >= 0 and levels.max() < _GREY_LEVELS):
         raise ValueError(f"grey levels must lie in 0-255, not {plane.plane.min():g} to {plane.plane.max():g}")
-    return levels
+    return levels.astype(np.uint8)
 
 
-def _entropy_of_counts(counts: npt.NDArray[np.int64]) -> float:
+def _histogram(*levels: npt.NDArray[np.uint8]) -> Plane:
+    """How often each grey level occurs, or each combination of them: (256,) or (256, 256)."""
+    counts = np.zeros((_GREY_LEVELS,) * len(levels))
+    # OpenCV counts in float32, which are exact up to 2^24.
+    step = max(2**24 // levels[0].shape[1], 1)
+    for top in range(0, len(levels[0]), step):
+        rows = [one[top : top + step] for one in levels]
+        found = cv2.calcHist(rows, range(len(levels)), None, counts.shape, (0, _GREY_LEVELS) * len(levels))
+        counts += found.reshape(counts.shape)
+    return counts
+
+
+def _entropy_of_counts(counts: Plane) -> float:
     """Shannon entropy in nats of a histogram of any shape; empty bins add nothing."""
     probability = counts[counts > 0] / counts.sum()
     return float(-np.sum(probability * np.log(probability)))
@@ -101,23 +120,21 @@ def scd(fused: Prepared, sources: Sequence[Prepared]) -> float:
     the correlations of differences", AEU 69, 2015); of more sources F minus the mean of the others. The correlation of
     a flat plane or difference is 0.
     """
-    total = 0.0
-    for i, source in enumerate(sources):
-        others = [other.plane for other in (*sources[:i], *sources[i + 1 :])]
-        rest = fused.plane - sum(others) / len(others) if others else fused.plane
-        deviations, norm = source.once(_deviations)
-        rest_deviations, rest_norm = _deviations(Prepared(rest))
-        if norm and rest_norm:
-            total += float(np.vdot(deviations, rest_deviations)) / (norm * rest_norm)
-    return total
-
-
-def _deviations(plane: Prepared) -> tuple[Plane, float]:
-    """From the mean, and their Euclidean norm; 0 of a flat plane, whatever it is rounded to."""
-    if np.ptp(plane.plane) < 1e-9:
-        return np.zeros_like(plane.plane), 0.0
-    deviations = plane.plane - plane.plane.mean()
-    return deviations, math.sqrt(_squared(deviations))
+    planes = [fused.plane, *(source.plane for source in sources)]
+    means = [plane.mean() for plane in planes]
+    products, squares, rest_squares = np.zeros((3, len(sources)))
+    for rows in strips(len(fused.plane)):
+        own, *deviations = (plane[rows] - mean for plane, mean in zip(planes, means, strict=True))
+        for i, deviation in enumerate(deviations):
+            others = [*deviations[:i], *deviations[i + 1 :]]
+            rest = own - (others[0] if len(others) == 1 else sum(others) / max(len(others), 1))
+            products[i] += np.vdot(deviation, rest)
+            squares[i] += np.vdot(deviation, deviation)
+            rest_squares[i] += np.vdot(rest, rest)
+    # What is flat is 0 but for rounding.
+    least = 1e-18 * fused.plane.size
+    varied = (squares > least) & (rest_squares > least)
+    return float(np.sum(products[varied] / np.sqrt(squares[varied] * rest_squares[varied])))
 
 
 @of_planes

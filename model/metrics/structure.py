@@ -13,7 +13,18 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from rwkvfusion.model.metrics.planes import Plane, Prepared, blurred, check_side, gaussian, halved, of_planes, shares
+from rwkvfusion.model.metrics.planes import (
+    STRIP,
+    Plane,
+    Prepared,
+    blurred,
+    check_side,
+    gaussian,
+    halved,
+    of_planes,
+    shares,
+    strips,
+)
 
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
@@ -40,29 +51,56 @@ _MEF_EPS, _MEF_LEAST, _MEF_POWER = float(np.finfo(np.float64).eps), 0.001, 10.0
 def ssim(fused: Prepared, sources: Sequence[Prepared]) -> float:
     """SSIM: sum over sources, uniform 7x7 window, data range 255 (Wang 2004). ValueError below 7x7 pixels."""
     check_side("SSIM", fused, _SSIM_SIDE)
-    return sum(_ssim(fused, source) for source in sources)
+    height, width = fused.plane.shape
+    # Memory that is asked for anew costs more than what is done in it.
+    room = np.empty((8, STRIP + _SSIM_SIDE - 1, width))
+    total = 0.0
+    for rows in strips(height, _SSIM_SIDE - 1):
+        planes = [source.plane[rows] for source in sources]
+        total += _ssim_sum(fused.plane[rows], planes, room[:, : rows.stop - rows.start])
+    return total / ((height - _SSIM_SIDE + 1) * (width - _SSIM_SIDE + 1))
 
 
-def _ssim(a: Prepared, b: Prepared) -> float:
-    n = _SSIM_SIDE**2
+def _ssim_sum(fused: Plane, sources: Sequence[Plane], room: Plane) -> float:
+    """The sum over all windows and sources. `room`: eight planes to write to."""
+    n, half = _SSIM_SIDE**2, _SSIM_SIDE // 2
+    products, sums, squares, spreads, source_sums, source_squares, source_spreads, both = room
     # Sums of whole numbers are exact, so that no variance is below 0 and nothing is lost to cancellation.
-    (sum_a, square_a, spread_a), (sum_b, square_b, spread_b) = a.once(_box_moments), b.once(_box_moments)
-    product = sum_a * sum_b
-    both = _box_sums(a.plane * b.plane) * n - product
-    above = (2 * product + n**2 * _C1) * (2 * both + n * (n - 1) * _C2)
-    return float(np.mean(above / ((square_a + square_b + n**2 * _C1) * (spread_a + spread_b + n * (n - 1) * _C2))))
+    _box_moments(fused, products, sums, squares, spreads)
+    squares += n**2 * _C1
+    spreads += n * (n - 1) * _C2
+    total = 0.0
+    for source in sources:
+        _box_moments(source, products, source_sums, source_squares, source_spreads)
+        _box_sums(np.multiply(fused, source, out=products), both)
+        both *= n
+        source_sums *= sums
+        both -= source_sums
+        both *= 2
+        both += n * (n - 1) * _C2
+        source_sums *= 2
+        source_sums += n**2 * _C1
+        source_sums *= both
+        source_squares += squares
+        source_spreads += spreads
+        source_squares *= source_spreads
+        source_sums /= source_squares
+        total += float(source_sums[half:-half, half:-half].sum())
+    return total
 
 
-def _box_moments(plane: Prepared) -> tuple[Plane, Plane, Plane]:
-    """Sums over the window, their squares, and n (n - 1) times the sample variances, n = 49."""
-    sums = _box_sums(plane.plane)
-    return sums, sums**2, _box_sums(plane.plane**2) * _SSIM_SIDE**2 - sums**2
+def _box_moments(plane: Plane, products: Plane, sums: Plane, squares: Plane, spreads: Plane) -> None:
+    """Sums over the window, their squares, and n (n - 1) times the sample variances, n = 49; `products` is room."""
+    _box_sums(plane, sums)
+    np.multiply(sums, sums, out=squares)
+    _box_sums(np.multiply(plane, plane, out=products), spreads)
+    spreads *= _SSIM_SIDE**2
+    spreads -= squares
 
 
-def _box_sums(plane: Plane, side: int = _SSIM_SIDE) -> Plane:
-    half = side // 2
-    sums = cv2.boxFilter(plane, cv2.CV_64F, (side, side), normalize=False)
-    return np.asarray(sums[half:-half, half:-half], np.float64)
+def _box_sums(plane: Plane, out: Plane) -> None:
+    """Over 7x7 pixels around each; those at the rim are not of the plane alone."""
+    cv2.boxFilter(plane, cv2.CV_64F, (_SSIM_SIDE, _SSIM_SIDE), out, normalize=False)
 
 
 class Moments(NamedTuple):
@@ -233,5 +271,9 @@ def _mef_wanted_of_scale(scale: Sequence[tuple[Plane, Moments]]) -> _Wanted:
 
 def _box_covariance(a: Plane, b: Plane) -> Plane:
     """Sums over a window of 11x11 of the products of what differs from its means."""
-    count = _GAUSSIAN_SIDE**2
-    return _box_sums(a * b, _GAUSSIAN_SIDE) - _box_sums(a, _GAUSSIAN_SIDE) * _box_sums(b, _GAUSSIAN_SIDE) / count
+    half, side = _GAUSSIAN_SIDE // 2, (_GAUSSIAN_SIDE, _GAUSSIAN_SIDE)
+    of_both, of_a, of_b = (
+        np.asarray(cv2.boxFilter(plane, cv2.CV_64F, side, normalize=False)[half:-half, half:-half], np.float64)
+        for plane in (a * b, a, b)
+    )
+    return of_both - of_a * of_b / _GAUSSIAN_SIDE**2

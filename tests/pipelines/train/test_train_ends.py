@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +71,7 @@ def test_final_scores_are_those_of_evaluate_on_held_out_pairs(fuser: Fuser, tmp_
     assert found.notes[0] == "VIF: mean of 2 of 3 pairs (VIF needs 41 pixels each way, not 32x32)"
     assert found.notes[1].startswith("MS-SSIM: mean of 0 of 3 pairs (MS-SSIM needs 161 pixels each way, not ")
     assert len(found.notes) == 2
+    assert re.fullmatch(r"3 pairs: too few to tell systems apart by \d+ metrics, which takes \d+", *found.verdicts)
 
 
 def test_pairs_that_are_trained_on_are_scored_only_where_asked(fuser: Fuser, tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_pairs_that_are_trained_on_are_scored_only_where_asked(fuser: Fuser, tmp
 
 
 class Broken(Fuser):
-    def fuse_sample(self, sample: Any) -> np.ndarray:
+    def fuse_pictures(self, *_: Any, **__: Any) -> np.ndarray:
         raise ZeroDivisionError("of a library")
 
 

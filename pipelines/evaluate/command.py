@@ -165,7 +165,7 @@ def evaluate(
     picture is too small for does not count in its mean. Exit codes: 0 all scored, 3 some could not be, 1 none.
 
     Below stands what each system wins, loses and ties against the others on the same pairs (sign-flip permutation,
-    Holm over the metrics, 5 %; a tie: within 1 %), and of the rest what difference so few pairs could show.
+    Holm over the metrics, 3 %; a tie: within 1 %), and of the rest what difference so few pairs could show.
 
     \b
     rwkvfusion evaluate --a data/vi --b data/ir --fused ours=fused --json scores.json

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rwkvfusion.model.metrics.paired import ALPHA, MARGIN, Outcome, Verdict, compare, holm, summary
+from rwkvfusion.model.metrics.paired import MARGIN, Outcome, Verdict, compare, holm, least_pairs, summary
 from rwkvfusion.model.metrics.table import Comparison, metrics_of
 
 COLUMNS = metrics_of(Comparison.SOURCES)
@@ -106,15 +106,16 @@ def test_pairs_that_either_does_not_define_take_no_part_and_are_counted() -> Non
 
 
 def test_what_so_few_pairs_cannot_show_is_called_nothing_else() -> None:
-    better = verdict([2.0] * 5, [1.0] * 5)
+    better = verdict([2.0] * 6, [1.0] * 6)
     assert (better.outcome, better.smallest) == (Outcome.TOO_FEW, inf)
-    assert better.p == 2 / 2**5
-    assert verdict([2.0] * 6, [1.0] * 6).outcome == Outcome.WIN
-    # The same for a tie, and for more metrics: 6 pairs cannot tell any of ten.
-    assert verdict([1.0] * 5, [1.0] * 5).outcome == Outcome.TOO_FEW
-    assert verdict([1.0] * 6, [1.0] * 6).outcome == Outcome.TIE
-    ten = compare({name: ([2.0] * 6, [1.0] * 6) for name in [*COLUMNS][:10]}, COLUMNS)
+    assert better.p == 2 / 2**6
+    assert verdict([2.0] * 7, [1.0] * 7).outcome == Outcome.WIN
+    # The same for a tie, and for more metrics: 7 pairs cannot tell any of ten.
+    assert verdict([1.0] * 6, [1.0] * 6).outcome == Outcome.TOO_FEW
+    assert verdict([1.0] * 7, [1.0] * 7).outcome == Outcome.TIE
+    ten = compare({name: ([2.0] * 7, [1.0] * 7) for name in [*COLUMNS][:10]}, COLUMNS)
     assert {(found.outcome, found.smallest) for found in ten.values()} == {(Outcome.TOO_FEW, inf)}
+    assert (least_pairs(1), least_pairs(10)) == (7, 10)
     for n in (0, 1):
         assert verdict([1.0] * n, [2.0] * n).outcome == Outcome.TOO_FEW
 
@@ -181,7 +182,7 @@ def test_equal_systems_are_called_different_in_at_most_5_of_100_comparisons() ->
         any(found.outcome in (Outcome.WIN, Outcome.LOSS) for found in compare(_systems(rng, 60), COLUMNS).values())
         for _ in range(1_000)
     ]
-    assert 0.005 < np.mean(called) <= ALPHA
+    assert 0.005 < np.mean(called) <= 0.05
 
 
 def test_a_loss_of_2_percent_in_qcv_is_called_on_60_pairs() -> None:

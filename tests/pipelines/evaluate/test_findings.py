@@ -64,7 +64,7 @@ VIF: mean of ours 11 of 12 (VIF needs 41 pixels each way, not 32x32)
 could not be scored: y.png: torn
 left out, not in every folder: x.png (1 in all)
 ours against mean: wins MI; loses SSIM; ties VIF Qabf; too few pairs for Qcv (12
-  pairs could show 7.5 %)"""
+  pairs could show 8.1 %)"""
 
 
 def test_the_terminal_says_means_slices_gaps_and_verdicts() -> None:
@@ -73,11 +73,11 @@ def test_the_terminal_says_means_slices_gaps_and_verdicts() -> None:
 
 def test_pairs_that_can_show_nothing_are_said_once() -> None:
     assert [*verdict_lines(results(5))] == [
-        "5 pairs: too few to tell systems apart by 5 metrics, which takes 8",
+        "5 pairs: too few to tell systems apart by 5 metrics, which takes 9",
     ]
     assert [*verdict_lines(Results("vif", Convention.Y, "7", results().scored))] == []
-    # One that has values for 7 pairs alone, of 8.
-    assert "VIF (7 pairs show nothing)" in " ".join(verdict_lines(results(8)))
+    # One that has values for 8 pairs alone, of 9.
+    assert "VIF (8 pairs show nothing)" in " ".join(verdict_lines(results(9)))
 
 
 def test_a_percent_sign_is_not_broken_from_its_number() -> None:
@@ -140,9 +140,9 @@ def test_markdown_has_tables_verdicts_and_what_does_not_count(report: Path) -> N
     assert any(line.startswith("| VIF ↑ | 11 to 12 |") for line in lines)
     assert "Over 12 pairs against their sources, convention y (metrics 7)." in lines
     assert "## Against their sources: night" in lines
-    assert "6 pairs: too few to tell systems apart by 5 metrics, which takes 8" in lines
+    assert "6 pairs: too few to tell systems apart by 5 metrics, which takes 9" in lines
     assert any(line.startswith("| MI | **win** +67 % (+6") for line in lines)
-    assert "| Qcv | too few pairs: could show 7.5 % |" in lines
+    assert "| Qcv | too few pairs: could show 8.1 % |" in lines
     assert r"- left out, not in every folder: x.png (1 in all)" in lines
     # Every row has the columns of its head.
     widths: list[int] = []

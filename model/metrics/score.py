@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from rwkvfusion.infra.pictures.units import Unit, UnitError
 from rwkvfusion.model.metrics.baselines import luma_baselines, sharpening_baselines
 from rwkvfusion.model.metrics.distortions import FullResolution
 from rwkvfusion.model.metrics.planes import Plane, Prepared, channels, luma
-from rwkvfusion.model.metrics.table import Comparison, Convention, Metric, metrics_of
+from rwkvfusion.model.metrics.table import LPIPS, Comparison, Convention, Metric, metrics_of
 from rwkvfusion.stages.dataset.task import LUMA_TASKS, TASKS
 from rwkvfusion.stages.source.scenes.sensors import gains_for
 
@@ -165,6 +165,49 @@ def score(
     return scores
 
 
+class Perceptual(Protocol):
+    """A network with which pictures are compared: see `lpips.Lpips`."""
+
+    def seen(self, picture: np.ndarray) -> Any:
+        """What it sees in a picture (H, W, 1 or 3) in 0-1. ValueError for one that is too small."""
+        ...
+
+    def distance(self, first: Any, second: Any) -> float:
+        """Between what is seen in two pictures."""
+        ...
+
+
+def score_lpips(
+    scene: Scene,
+    fused: Mapping[str, Picture],
+    network: Perceptual,
+    convention: Convention = Convention.Y,
+    *,
+    floors: bool = True,
+) -> Scores:
+    """`score` by LPIPS alone, of a luma task: of luma, in the convention `rwkvfusion` of colour; errors as there."""
+    pictures = {**(_luma(scene, fused.values(), convention).baselines if floors else {}), **fused}
+    scores, rows = Scores(), dict[str, dict[str, float]]()
+    try:
+        sources = [network.seen(_in_unit(picture, convention)) for picture in scene.sources]
+        for name, picture in pictures.items():
+            rows[name] = {LPIPS.name: LPIPS.compute(network, network.seen(_in_unit(picture, convention)), sources)}
+    except ValueError as error:
+        rows = {name: {LPIPS.name: math.nan} for name in pictures}
+        scores.undefined[Comparison.SOURCES] = {LPIPS.name: str(error)}
+    scores.rows[Comparison.SOURCES] = rows
+    return scores
+
+
+def _in_unit(picture: Picture, convention: Convention) -> np.ndarray:
+    """Its planes, (H, W, 1 or 3) in 0-1."""
+    return np.stack(_planes_of(picture, convention), axis=2) / 255.0
+
+
+def _planes_of(picture: Picture, convention: Convention) -> tuple[Plane, ...]:
+    return (picture.luma,) if convention is Convention.Y else picture.channels
+
+
 def _value(metric: Metric, planes: Sequence[tuple[Any, ...]]) -> tuple[float, str]:
     """The mean of the metric over the planes, and why it is not finite, where it is not."""
     try:
@@ -193,10 +236,8 @@ def _luma(scene: Scene, fused: Collection[Picture], convention: Convention) -> _
     for picture in (*scene.sources, *scene.targets, *fused):
         picture.check_size(height, width, (1, 3), first.size)
 
-    def planes_of(picture: Picture) -> tuple[Plane, ...]:
-        return (picture.luma,) if convention is Convention.Y else picture.channels
-
-    sources, targets = [planes_of(source) for source in scene.sources], [planes_of(target) for target in scene.targets]
+    sources = [_planes_of(source, convention) for source in scene.sources]
+    targets = [_planes_of(target, convention) for target in scene.targets]
     pictures = np.broadcast_arrays(*(np.stack(planes, axis=2) for planes in sources))
     baselines = {name: Picture(f"{name} of {scene.name}", values) for name, values in luma_baselines(pictures).items()}
     against = {
@@ -206,7 +247,7 @@ def _luma(scene: Scene, fused: Collection[Picture], convention: Convention) -> _
     }
 
     def arguments(picture: Picture) -> _Arguments:
-        own = planes_of(picture)
+        own = _planes_of(picture, convention)
         return {
             comparison: [(plane, others) for plane, *others in _aligned([own, *pictures])]
             for comparison, pictures in against.items()

@@ -242,7 +242,18 @@ def metrics_of(
     return {name: one for name, one in metrics.items() if task is None or not one.tasks or task in one.tasks}
 
 
+LPIPS = Metric(
+    "LPIPS", "lower", (0, inf), "sources", "luma", "difference to the sources as VGG16 sees it, sum over sources",
+    "Zhang 2018, version 0.1; where it is asked for", lambda network, fused, sources: sum(
+        network.distance(fused, source) for source in sources
+    ),
+)  # fmt: skip
+"""Against the sources, of what a network sees in the pictures (see `score_lpips`); its weights are not everywhere."""
+
 LOWER_IS_BETTER = frozenset(
-    name for metrics in _Y.values() for name, metric in metrics.items() if metric.better == "lower"
+    name
+    for metrics in (*_Y.values(), {LPIPS.name: LPIPS})
+    for name, metric in metrics.items()
+    if metric.better == "lower"
 )
 """Names of the metrics of which lower values are better, in every convention."""

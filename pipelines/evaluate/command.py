@@ -14,7 +14,7 @@ import click
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, check_form, is_given, scales_of
 from rwkvfusion.pipelines.ray_job import check_output
-from rwkvfusion.stages.dataset.task import TASKS
+from rwkvfusion.stages.dataset.task import LUMA_TASKS, TASKS
 
 if TYPE_CHECKING:
     from rwkvfusion.model.metrics.table import Convention
@@ -100,6 +100,9 @@ _USED = {
     " the code released with the paper: mean of R, G, B, VIF with its arguments swapped.",
 )
 @click.option(
+    "--lpips", is_flag=True, help="Of the luma tasks: LPIPS too, for which `rwkvfusion fetch --lpips` gets the weights."
+)
+@click.option(
     "--by",
     multiple=True,
     metavar="PART",
@@ -138,6 +141,7 @@ def evaluate(
     scales: dict[str, Scale],
     sensor: str,
     convention: str,
+    lpips: bool,
     by: tuple[str, ...],
     json_file: str | None,
     report: str | None,
@@ -217,6 +221,13 @@ def evaluate(
     )  # fmt: skip
     if is_given(context, "sensor") and cases.task != _FULL:
         raise click.UsageError(f"{_NO_SENSOR}, and {cases.line}")
+    network = None
+    if lpips and TASKS[cases.task].sharpens:
+        raise click.UsageError(f"--lpips is for {', '.join(LUMA_TASKS)}, and these are pairs of {cases.task}")
+    if lpips:
+        from rwkvfusion.model.metrics.lpips import open_lpips
+
+        network = open_lpips()
     if datasets:
         say(f"scoring {cases.line}")
     kept = Kept(Store(report), Kind(cases.task, Convention(convention))) if report else None
@@ -225,7 +236,8 @@ def evaluate(
     pictures = _gallery(gallery, cases, Convention(convention), folders | uris) if gallery else None
     with Bar("evaluate", len(cases), "pair") as bar, pictures or nullcontext():
         bar.reach(0)
-        how = How(Convention(convention), sensor, n_jobs, by, kept, pictures.draw if pictures else None, bar.of)
+        draw = pictures.draw if pictures else None
+        how = How(Convention(convention), sensor, n_jobs, by, kept, draw, network, on_scene=bar.of)
         results = evaluate(cases, systems, how)
     if pictures:
         say(f"gallery: {pictures.index}")

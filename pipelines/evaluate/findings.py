@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from rwkvfusion.model.metrics.paired import Summary, Verdict, compare, summary
-from rwkvfusion.model.metrics.table import Metric, metrics_of
+from rwkvfusion.model.metrics.table import LPIPS, Metric, metrics_of
 from rwkvfusion.pipelines.evaluate.results import Results, Scored
 
 
@@ -66,7 +66,7 @@ class Part:
 
 def parts_of(results: Results, scored: Scored) -> Iterator[Part]:
     """All pairs of a comparison, then its slices."""
-    known = metrics_of(scored.comparison, results.convention)
+    known = {**metrics_of(scored.comparison, results.convention), LPIPS.name: LPIPS}
     metrics = {name: known[name] for name in scored.metrics}
     yield Part("", scored, metrics, results.systems)
     for name, chosen in scored.slices.items():

@@ -14,7 +14,7 @@ from rwkvfusion.infra.pictures.decode import display_bands
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.score import Picture, Scene, baselines_of
-from rwkvfusion.model.metrics.table import Comparison, Convention, Metric, metrics_of
+from rwkvfusion.model.metrics.table import LPIPS, Comparison, Convention, Metric, metrics_of
 from rwkvfusion.pipelines.evaluate.results import Shown
 from rwkvfusion.pipelines.gallery.marks import find_marks, legend
 from rwkvfusion.pipelines.gallery.overlays import draw_masks
@@ -106,6 +106,7 @@ def columns_of(task: str, convention: Convention, values: Values) -> list[Column
     for how in compared:
         metrics |= {name: None for row in values.get(how, {}).values() for name in row}
         metrics |= metrics_of(how, convention, task)
+    metrics |= {LPIPS.name: LPIPS} if LPIPS.name in metrics else {}
     systems = dict.fromkeys(system for rows in values.values() for system in rows)
     return [
         Column(name, system, metric.better if metric else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ import cv2
 
 from rwkvfusion.infra.pictures.encode import RASTERS
 from rwkvfusion.infra.pictures.units import Scale
-from rwkvfusion.model.metrics.score import Picture, Scene, ScoreError, score
-from rwkvfusion.model.metrics.table import VERSION, Comparison, Convention
+from rwkvfusion.model.metrics.score import Perceptual, Picture, Scene, ScoreError, Scores, score, score_lpips
+from rwkvfusion.model.metrics.table import LPIPS, VERSION, Comparison, Convention
 from rwkvfusion.pipelines.evaluate.cases import Case, Cases, Inputs, Loaded, digest
 from rwkvfusion.pipelines.evaluate.folders import FolderCases
 from rwkvfusion.pipelines.evaluate.results import OnCase, Results, Shown
@@ -49,6 +50,7 @@ class How:
         jobs: pairs at once; no more are decoded, and the results are the same.
         by: parts of the pairs to be reported on their own: see `slices_of`.
         kept: scores of an earlier call; those that hold are not computed again, nor are their pictures fused.
+        lpips: also scores by LPIPS, with this network; of the luma tasks alone.
         on_case: draws the pairs; all of them are then decoded and fused.
         on_scene: is told of the progress.
     """
@@ -59,6 +61,7 @@ class How:
     by: Sequence[str] = ()
     kept: Kept | None = None
     on_case: OnCase | None = None
+    lpips: Perceptual | None = None
     on_scene: OnScene | None = None
 
 
@@ -118,6 +121,7 @@ class _Work:
 
     def __init__(self, systems: Sequence[System], how: How) -> None:
         self.systems, self.how = systems, how
+        self._network_lock = threading.Lock()
         self._units = sorted({system.units for system in systems if system.units})
 
     def __call__(self, case: Case) -> Done:
@@ -131,7 +135,8 @@ class _Work:
     def _score(self, case: Case) -> Done:
         how, inputs = self.how, case.read()
         entries = {system.name: system.open(case) for system in self.systems}
-        floor = digest(inputs.digest, case.task, how.sensor, how.convention, VERSION, self._units)
+        more = [] if how.lpips is None else [LPIPS.name]
+        floor = digest(inputs.digest, case.task, how.sensor, how.convention, VERSION, self._units, *more)
         hashes = {name: digest(floor, entry.digest) for name, entry in entries.items()}
         known = [] if how.kept is None else how.kept.find(floor, case)
         if not {row.system for row in known}.isdisjoint(hashes):
@@ -151,7 +156,7 @@ class _Work:
         rows = list(known)
         if missing or not has_floor:
             new = {name: picture for name, picture in pictures.items() if name in missing}
-            rows += rows_of(case, score(scene, new, how.convention, floors=not has_floor), hashes, floor, marks)
+            rows += rows_of(case, self._scores(scene, new, floors=not has_floor), hashes, floor, marks)
         rows = self._sorted(rows)
         draw = how.on_case and how.on_case(_shown(case, scene, tuple(loaded.sources), pictures, rows))
         return Done(rows, len(known), draw=draw or _nothing)
@@ -161,6 +166,18 @@ class _Work:
         measured = [own for system in self.systems if (own := system.measured(case, loaded)) is not None]
         loaded = loaded.agreed(measured)
         return Scene(case.key, case.task, tuple(loaded.sources.values()), loaded.target, self.how.sensor), loaded
+
+    def _scores(self, scene: Scene, pictures: Mapping[str, Picture], *, floors: bool) -> Scores:
+        scores = score(scene, pictures, self.how.convention, floors=floors)
+        if self.how.lpips is not None:
+            # What it sees in a picture takes hundreds of megabytes, and it uses all cores by itself.
+            with self._network_lock:
+                seen = score_lpips(scene, pictures, self.how.lpips, self.how.convention, floors=floors)
+            for comparison, rows in seen.rows.items():
+                for name, row in rows.items():
+                    scores.rows[comparison][name] |= row
+                scores.undefined.setdefault(comparison, {}).update(seen.undefined.get(comparison, {}))
+        return scores
 
     def _sorted(self, rows: Sequence[Row]) -> list[Row]:
         """Comparison by comparison, the trivial answers first, the systems in their order."""

@@ -17,9 +17,11 @@ from made import scene
 from made_datasets import pair, write_dataset
 from made_fusers import luma_fuser
 
+from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.tracking import using
+from rwkvfusion.model.metrics.planes import luma
 from rwkvfusion.model.metrics.score import ScoreError
 from rwkvfusion.model.metrics.table import VERSION, Comparison, Convention
 from rwkvfusion.pipelines.cli import main
@@ -217,6 +219,40 @@ def test_pairs_are_drawn_from_what_is_in_memory_and_in_order(dataset: str, tmp_p
         assert [key for key, _ in drawn] == list(found.scored[0].keys)
         assert [value for _, value in drawn] == found.scored[0].values["m"]["EN"].tolist()
     assert len(Counted.made) == 12, "once for each gallery"
+
+
+class Blocks:
+    """Sees means of 8x8 pixels."""
+
+    def seen(self, picture: np.ndarray) -> np.ndarray:
+        height, width, bands = picture.shape
+        if height < 48:
+            raise ValueError("too small")
+        return picture[: height // 8 * 8, : width // 8 * 8].reshape(height // 8, 8, width // 8, 8, bands).mean((1, 3))
+
+    def distance(self, first: np.ndarray, second: np.ndarray) -> float:
+        return float(np.abs(first - second).mean())
+
+
+def test_lpips_is_a_column_where_it_is_asked_for(tmp_path: Path) -> None:
+    """Its sum over the sources, of luma; with it, scores without it are not taken for whole."""
+    small = pair(7, height=40)
+    write_dataset(tmp_path / "set", [[pair(0), pair(1), small]], split="test")
+    cases = DatasetCases([select_samples(str(tmp_path / "set"))], {})
+    store, system, blocks = Store(str(tmp_path / "r")), ModelSystem("m", luma_fuser(), "a" * 64), Blocks()
+    found = {}
+    for lpips in (None, blocks, blocks):
+        kept = Kept(store, Kind("vif", Convention.Y))
+        found = evaluate(cases, [system], How(kept=kept, lpips=lpips)).scored[0]
+        assert ("LPIPS" in found.metrics) == (lpips is not None)
+    assert (kept.n_new, kept.n_kept) == (0, 15)
+    sample = next(iter(cases.selected[0].dataset.samples()))
+    first, second = (luma(decode(image.data))[:, :, None] / 255 for image in sample.images)
+    between = blocks.distance(blocks.seen(first), blocks.seen(second))
+    assert found.values["source a alone"]["LPIPS"][0] == pytest.approx(between)
+    assert found.values["mean"]["LPIPS"][0] == pytest.approx(between, abs=2 / 255)
+    assert np.isnan(found.values["m"]["LPIPS"][2])
+    assert found.undefined["LPIPS"] == "too small"
 
 
 def test_the_result_is_the_same_whatever_the_number_of_jobs(dataset: str) -> None:

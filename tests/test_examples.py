@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _write(data / "thermal" / "ir" / f"{name}.png", counts - 16_000)
     _write(root / "THERMAL.png", counts)
     (data / "MEFB").mkdir()
-    for side in ("near", "far", "all_in_focus", "fused", "other", "pan", "ms", "gt", "out"):
+    for side in ("near", "far", "all_in_focus", "fused", "other", "pan", "ms", "gt", "out", "results"):
         (root / side).mkdir()
     for seed, name in enumerate(NAMES):
         _write(root / "fused" / f"{name}.png", scene(seed))
@@ -102,6 +102,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         samples = [pair(i, key=name).replace(text=None, split=split) for i, name in enumerate(sorted(names))]
         for name in ("msrs", "tno"):
             write_dataset(root / "out" / name, [samples], split=split)
+    for name in ("00010n", "00011d"):
+        _write(root / "results" / f"{name}.png", scene(3, 48, 64))
     (root / "bucket").symlink_to("out")
     images = tuple(
         open_picture(role, "north.tif", (root / role / "north.tif").read_bytes()).image for role in ("pan", "ms")

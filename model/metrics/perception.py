@@ -92,7 +92,9 @@ def contrast_sensitivity(radius: Plane) -> Plane:
 
 
 def _filtered(spectrum: Spectrum, sensitivity: Plane, shape: tuple[int, ...]) -> Plane:
-    return np.asarray(fft.irfft2(spectrum * sensitivity, s=shape, overwrite_x=True), np.float64)
+    """The plane of a spectrum, which it takes over."""
+    spectrum *= sensitivity
+    return np.asarray(fft.irfft2(spectrum, s=shape, overwrite_x=True), np.float64)
 
 
 @of_planes
@@ -117,8 +119,8 @@ def qcv_with(sensitivity: Plane, fused: Prepared, sources: Sequence[Prepared], *
     weighted = weight = unweighted = 0.0
     height, width = (side // QCV_BLOCK if whole else None for side in fused.plane.shape)
     for source in sources:
-        difference = source.once(_spectrum) - fused.once(_spectrum)
-        squared = _filtered(difference, sensitivity, fused.plane.shape) ** 2
+        seen = _filtered(source.once(_spectrum) - fused.once(_spectrum), sensitivity, fused.plane.shape)
+        squared = np.square(seen, out=seen)
         visible = _block_sums(squared)[:height, :width] / QCV_BLOCK**2
         salience = source.once(_salience)[:height, :width]
         weighted += float(np.sum(visible * salience))
@@ -158,6 +160,5 @@ def mannos_sakrison(radius: Plane) -> Plane:
 def _block_sums(plane: Plane) -> Plane:
     """Sum of each 16x16 block: (H, W) -> (ceil(H / 16), ceil(W / 16))."""
     height, width = plane.shape
-    padded = np.pad(plane, ((0, -height % QCV_BLOCK), (0, -width % QCV_BLOCK)))
-    blocks = padded.reshape(padded.shape[0] // QCV_BLOCK, QCV_BLOCK, padded.shape[1] // QCV_BLOCK, QCV_BLOCK)
-    return np.asarray(blocks.sum(axis=(1, 3)), np.float64)
+    rows, columns = np.arange(0, height, QCV_BLOCK), np.arange(0, width, QCV_BLOCK)
+    return np.asarray(np.add.reduceat(np.add.reduceat(plane, rows, axis=0), columns, axis=1), np.float64)

@@ -131,7 +131,13 @@ def strips_with_rims(height: int) -> Iterator[Strip]:
 def stretched(plane: Prepared) -> Plane:
     """Its grey levels from the lowest to the highest, as whole numbers 0-255; a flat plane counts as black."""
     low, high = plane.plane.min(), plane.plane.max()
-    return np.floor((plane.plane - low) / (high - low) * 255 + 0.5) if high > low else np.zeros_like(plane.plane)
+    if high <= low:
+        return np.zeros_like(plane.plane)
+    levels = plane.plane - low
+    levels /= high - low
+    levels *= 255
+    levels += 0.5
+    return np.floor(levels, out=levels)
 
 
 @lru_cache(maxsize=16)

@@ -7,11 +7,13 @@ are taken only where they fit. No value is NaN.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import combinations, combinations_with_replacement
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from rwkvfusion.model.metrics.planes import (
     STRIP,
@@ -173,31 +175,51 @@ def qy(fused: Prepared, sources: Sequence[Prepared]) -> float:
     check_side("Qy", fused, _YANG_SIDE)
     alike, weights = sources[0].once(_yang_sources, *sources[1:])
     maps = [_yang_ssim(source, fused) for source in sources]
-    weighted = sum(weight * one for weight, one in zip(weights, maps, strict=True))
-    return float(np.mean(np.where(alike, weighted, np.max(maps, axis=0))))
+    values = reduce(np.maximum, maps)
+    values[alike] = sum(weight * one[alike] for weight, one in zip(weights, maps, strict=True))
+    return float(np.mean(values))
 
 
-def _yang_sources(*sources: Prepared) -> tuple[Plane, list[Plane]]:
-    """Where all sources are alike, and the part that each has in the sum of their variances."""
+def _yang_sources(*sources: Prepared) -> tuple[npt.NDArray[np.bool_], list[Plane]]:
+    """Where all sources are alike, and the part that each has there in the sum of their variances."""
     variances = [source.once(_yang_moments).variance for source in sources]
     alike = np.full(variances[0].shape, True)
     for a, b in combinations(sources, 2):
         alike &= _yang_ssim(a, b) >= _YANG_ALIKE
-    return alike, shares(variances)
+    return alike, shares([variance[alike] for variance in variances])
 
 
 def _yang_ssim(a: Prepared, b: Prepared) -> Plane:
     of_a, of_b = a.once(_yang_moments), b.once(_yang_moments)
     means = of_a.mean * of_b.mean
-    covariance = blurred(a.plane * b.plane, gaussian(_YANG_SIDE, _GAUSSIAN_SIGMA)) - means
-    covariance[(of_a.variance == 0) | (of_b.variance == 0)] = 0
-    above = (2 * means + _YANG_C) * (2 * covariance + _YANG_C)
-    return above / ((of_a.mean**2 + of_b.mean**2 + _YANG_C) * (of_a.variance + of_b.variance + _YANG_C))
+    values = blurred(a.plane * b.plane, gaussian(_YANG_SIDE, _GAUSSIAN_SIGMA)) - means
+    values[of_a.flat | of_b.flat] = 0
+    # In place: most of the time would go into new memory.
+    for factor in (values, means):
+        factor *= 2
+        factor += _YANG_C
+    values *= means
+    below = np.add(of_a.square, of_b.square, out=means)
+    below += _YANG_C
+    below *= of_a.variance + of_b.variance + _YANG_C
+    values /= below
+    return values
 
 
-def _yang_moments(plane: Prepared) -> Moments:
-    found = moments(plane.plane, gaussian(_YANG_SIDE, _GAUSSIAN_SIGMA))
-    return Moments(found.mean, np.where(found.variance < _FLAT, 0, found.variance))
+class _Yang(NamedTuple):
+    """Means in windows and their squares, variances, and where these are 0."""
+
+    mean: Plane
+    square: Plane
+    variance: Plane
+    flat: npt.NDArray[np.bool_]
+
+
+def _yang_moments(plane: Prepared) -> _Yang:
+    mean, variance = moments(plane.plane, gaussian(_YANG_SIDE, _GAUSSIAN_SIGMA))
+    flat = variance < _FLAT
+    variance[flat] = 0
+    return _Yang(mean, mean**2, variance, flat)
 
 
 # --- MEF-SSIM

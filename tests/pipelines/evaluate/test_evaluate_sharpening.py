@@ -117,6 +117,24 @@ def test_a_dataset_gives_the_scores_of_its_pictures_in_folders(model: str, datas
             assert by_files[name] == pytest.approx(row)
 
 
+def test_models_and_files_side_by_side_have_the_unit_of_what_they_sharpen(
+    model: str, dataset: str, tmp_path: Path
+) -> None:
+    """11 bits in 16, which the dataset declares and raw pictures leave to the model; files of results say nothing."""
+    done = CliRunner().invoke(main, ["fuse", "--model", model, "--dataset", dataset, "-o", str(tmp_path / "fused")])
+    assert done.exit_code == 0, done.output
+    both = scores_of("--model", model, "--fused", f"files={tmp_path / 'fused'}", "--dataset", dataset)
+    assert list(both) == [*FLOOR, "files", "model"]
+    assert both["files"] == both["model"]
+    folders = write_folders(tmp_path, (1, 2))
+    raw = ("--a", folders["pan"], "--b", folders["ms"], "--target", folders["target"], "--model", model)
+    found = scores_of(*raw, "--fused", f"truth={folders['target']}", "--report", str(tmp_path / "report"))
+    reduced = ("--dataset", dataset, "--split", "test_reduced")
+    assert found["model"] == pytest.approx(scores_of("--model", model, *reduced)["model"])
+    assert found["truth"]["SAM"] == pytest.approx(0, abs=1e-5)
+    assert scores_of(*raw, "--fused", f"truth={folders['target']}", "--report", str(tmp_path / "report")) == found
+
+
 def test_both_kinds_are_two_tables_and_one_json(model: str, dataset: str) -> None:
     found = scores_of("--model", model, "--dataset", dataset)
     assert all(list(row) == [*FULL, *REDUCED] for row in found.values())

@@ -1,6 +1,7 @@
 """Every command that the README and the help texts show is run as it stands, in a folder that holds what it names.
 
-Trainings are cut short, the four models of guidance=full are tiny and only planned with, and a bucket is a folder.
+Trainings are cut short, the four models of guidance=full are tiny and only planned with, a bucket is a folder, and
+the network of LPIPS has random weights that are there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import random_vgg
 import rasterio
 import torch
 from click.testing import CliRunner
@@ -22,7 +24,9 @@ from rasterio.transform import from_origin
 from scipy.io import savemat
 
 from rwkvfusion.infra.tracking import using
+from rwkvfusion.infra.weights import Checkpoint
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
+from rwkvfusion.model.metrics import lpips
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import COMMANDS, main
 from rwkvfusion.stages.dataset.sample import Sample
@@ -110,6 +114,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     wv3 = Sample(key="north", dataset="wv3", split="test_full", task="pansharpening", images=images)
     write_dataset(root / "out" / "wv3", [[wv3]], "pansharpening", "test_full")
+    random_vgg.save(root / "vgg16.pth")
     _register(root)
     return root
 
@@ -175,5 +180,6 @@ def test_an_example_does_what_it_says(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(lpips, "VGG16", Checkpoint("vgg16.pth", option="--lpips"))
     result = CliRunner().invoke(main, words(line, folder, tiny_models))
     assert result.exit_code == 0, result.output

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from rwkvfusion.infra.weights import Checkpoint, MissingWeightsError, Say, WeightsError
+from rwkvfusion.infra.weights import Checkpoint, MissingWeightsError, Say, Weights, WeightsError
 
 VGG16 = Checkpoint(
     "https://download.pytorch.org/models/vgg16-397923af.pth",
@@ -92,10 +92,10 @@ def open_lpips() -> Lpips:
     return Lpips(_load(weights.path), _load(linear))
 
 
-def fetch_lpips(say: Say = lambda _: None) -> None:
-    """Download VGG16's weights where they are missing. WeightsError where that cannot be."""
+def fetch_lpips(say: Say = lambda _: None) -> Weights:
+    """VGG16's weights, downloaded where they are missing. WeightsError where that cannot be."""
     _linear_weights()
-    VGG16.fetch(say)
+    return VGG16.fetch(say)
 
 
 def _linear_weights() -> Path:

@@ -158,7 +158,7 @@ def evaluate(
     \b
     task              compared with    metrics
     vif mif mef mff   the sources      MI VIF SF Qcb Qabf Qy Qcv SSIM PSNR EN SD AG
-                                       SCD Nabf MS-SSIM and, of mef, MEF-SSIM
+                                       SCD Nabf MS-SSIM and, of mef, MEF-SSIM (--lpips: LPIPS)
                       a target if any  PSNR_ref SSIM_ref
     pansharpening     a target         PSNR SAM ERGAS SSIM Q2n SCC (reduced resolution)
                       without one      Dl Ds HQNR (full resolution)
@@ -173,6 +173,7 @@ def evaluate(
 
     \b
     rwkvfusion evaluate --a data/vi --b data/ir --fused ours=fused --json scores.json
+    rwkvfusion evaluate --a data/vi --b data/ir --fused ours=fused --lpips --convention rwkvfusion
     rwkvfusion evaluate --a near --b far --target all_in_focus --task mff --fused ours=fused
     rwkvfusion evaluate --task pansharpening --a pan --b ms --target gt --scale 2047 --fused me=out
     rwkvfusion evaluate --model models:/rwkvfusion-vif@candidate --dataset out/msrs

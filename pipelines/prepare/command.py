@@ -81,10 +81,11 @@ def prepare(
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", required=False)
+@click.option("--lpips", is_flag=True, help="What `evaluate --lpips` needs: VGG16's published weights, 528 MB.")
 @SET
-def fetch(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Download the pretrained models that a recipe's guidance needs, at their pinned revisions.
+def fetch(recipe: str | None, lpips: bool, overrides: tuple[str, ...]) -> None:
+    """Download the pretrained models that a recipe's guidance needs, at their pinned revisions, or those of LPIPS.
 
     Only what this machine lacks; hub models go where the hub's own tools keep them (HF_HOME), checkpoints into
     RWKVFUSION_CACHE or ~/.cache/rwkvfusion. On a cluster, run it where images are built or on a disk that all share;
@@ -92,7 +93,16 @@ def fetch(recipe: str, overrides: tuple[str, ...]) -> None:
 
     \b
     rwkvfusion fetch m3fd.yaml --set guidance=full --set source.root=data/M3FD
+    rwkvfusion fetch --lpips
     """
+    if recipe is None and not lpips:
+        raise click.UsageError("give a RECIPE, or --lpips")
+    if lpips:
+        from rwkvfusion.model.metrics.lpips import fetch_lpips
+
+        say(f"{fetch_lpips(say).path} is there")
+    if recipe is None:
+        return
     from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
     from rwkvfusion.pipelines.recipe import load_recipe
     from rwkvfusion.stages.guidance.chain import fetch_weights, guidance_stages

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import random_vgg
 import torch
 from skimage import data
 
@@ -15,49 +16,29 @@ from rwkvfusion.infra import weights
 from rwkvfusion.infra.weights import WeightsError
 from rwkvfusion.model.metrics import lpips
 from rwkvfusion.model.metrics.lpips import Lpips, open_lpips
-
-# What torchvision's vgg16().features are made of: output channels of convolutions, and where pictures are halved.
-LAYERS = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
-
-
-@pytest.fixture(scope="module")
-def vgg16() -> torch.nn.Module:
-    torch.manual_seed(0)
-    layers: list[torch.nn.Module] = []
-    inputs = 3
-    for outputs in LAYERS:
-        if isinstance(outputs, int):
-            layers += [torch.nn.Conv2d(inputs, outputs, 3, padding=1), torch.nn.ReLU(inplace=True)]
-            inputs = outputs
-        else:
-            layers.append(torch.nn.MaxPool2d(2))
-    network = torch.nn.Module()
-    network.features = torch.nn.Sequential(*layers)
-    # He's scale, so that the deep layers differ as well.
-    for layer in layers:
-        if isinstance(layer, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(layer.weight)
-            torch.nn.init.normal_(layer.bias, std=0.1)
-    return network
+from rwkvfusion.model.metrics.planes import luma
+from rwkvfusion.model.metrics.score import Picture, Scene, score_lpips
+from rwkvfusion.model.metrics.table import Comparison, Convention
 
 
 @pytest.fixture
-def torchmetrics_own(vgg16: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+def torchmetrics_own(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
     """Its network on the same VGG16: torchvision, which it asks for that, is a stand-in."""
     from torchmetrics.functional.image import lpips as theirs
 
     stand_in = ModuleType("torchvision")
-    stand_in.models = SimpleNamespace(vgg16=lambda weights: vgg16, VGG16_Weights=SimpleNamespace(DEFAULT=None))  # type: ignore[attr-defined]
+    stand_in.models = SimpleNamespace(
+        vgg16=lambda weights: random_vgg.network(), VGG16_Weights=SimpleNamespace(DEFAULT=None)
+    )  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torchvision", stand_in)
     monkeypatch.setattr(theirs, "_TORCHVISION_AVAILABLE", True)
     return theirs._NoTrainLpips(net="vgg")
 
 
 @pytest.fixture
-def stored(vgg16: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The weights in a file as torchvision publishes them, where a fetched one would be."""
-    path = tmp_path / "vgg16.pth"
-    torch.save(vgg16.state_dict(), path)
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Random weights, where fetched ones would be."""
+    path = random_vgg.save(tmp_path / "vgg16.pth")
     monkeypatch.setattr(lpips, "VGG16", weights.Checkpoint(str(path), option="--lpips"))
     return path
 
@@ -78,6 +59,19 @@ def test_it_is_torchmetrics(stored: Path, torchmetrics_own: torch.nn.Module) -> 
     # A grey picture is one whose three bands are equal.
     grey = second[:, :, :1]
     assert ours.distance(ours.seen(grey), ours.seen(np.repeat(grey, 3, axis=2))) == 0
+
+
+def test_score_sums_over_the_sources_in_the_colours_of_the_convention(stored: Path) -> None:
+    network = open_lpips()
+    first, second = (np.rint(255 * picture).astype(np.uint8) for picture in pictures())
+    grey = second[:, :, :1]
+    scene = Scene("x", "vif", (Picture("a", first), Picture("b", grey)))
+    for convention, planes in ((Convention.Y, luma), (Convention.RWKVFUSION, lambda picture: picture)):
+        scores = score_lpips(scene, {"ours": Picture("ours", second)}, network, convention)
+        seen = [network.seen(np.atleast_3d(planes(picture)) / 255) for picture in (second, first, grey)]
+        expected = sum(network.distance(seen[0], source) for source in seen[1:])
+        assert scores.rows[Comparison.SOURCES]["ours"]["LPIPS"] == pytest.approx(expected, rel=1e-6)
+        assert set(scores.rows[Comparison.SOURCES]) > {"source a alone", "mean"}
 
 
 def test_a_picture_too_small_is_named(stored: Path) -> None:

@@ -1,8 +1,9 @@
 """What other programs scored of the pictures in `crops`, in 15 digits.
 
-OCTAVE: MATLAB functions that fusion papers use, run unchanged in GNU Octave 7.3 with its image package 2.14
-(`freqspace`, `blkproc` and `kaiser`, which it lacks, as MATLAB documents them). RELEASED: the functions of the code
-released with the paper, on float64 instead of float32.
+OCTAVE: MATLAB functions that fusion papers use, their arithmetic as published, run in GNU Octave 7.3 with its image
+package 2.14. What it lacks is there as MATLAB documents it (`freqspace`, `blkproc`, `kaiser`, `fwind1`); loops over
+blocks stand for `blockproc`; D_lambda_K is put together from q2n, MTF and interp23tap, as it says what it does.
+RELEASED: the functions of the code released with the paper, on float64 instead of float32.
 """
 
 from __future__ import annotations

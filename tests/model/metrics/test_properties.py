@@ -129,6 +129,16 @@ def test_the_order_of_the_sources_does_not_matter(data: st.DataObject, size: tup
         assert there == pytest.approx(back, rel=1e-9, abs=1e-9, nan_ok=True)
 
 
+@pytest.mark.parametrize("convention", Convention)
+def test_of_a_picture_large_enough_for_every_metric_as_well(convention: Convention) -> None:
+    fused, sources = crops.large_pair()
+    there, back = (scored(fused, order, convention) for order in (sources, sources[::-1]))
+    check_complete(there, "mef", convention)
+    row = there.rows[Comparison.SOURCES]["fused"]
+    assert all(math.isfinite(value) for value in row.values()), row
+    assert row == pytest.approx(back.rows[Comparison.SOURCES]["fused"], rel=1e-9)
+
+
 def turned_values(metric: Metric, comparison: Comparison) -> tuple[float, dict[str, float]]:
     """Of a picture whose sides blocks of 16x16 and four halvings leave whole, and of it turned."""
     fused, sources = crops.large_pair()

@@ -248,6 +248,7 @@ def evaluate(
         from rwkvfusion.pipelines.evaluate.report import write_report
 
         write_report(results, kept.store)
+        say(f"report: {kept.store.join('report.md')}, and report.tex, results.json and pairs.parquet beside it")
     if experiment:
         from rwkvfusion.pipelines.evaluate.track import track
 

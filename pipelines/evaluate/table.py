@@ -98,8 +98,13 @@ def pairs(n: int) -> str:
 
 
 def percent(part: float, sign: str = "") -> str:
-    """A part as percent, with two digits, but no more than two behind the point. `sign`: "+" for one always."""
+    """A part as percent, with two digits, but no more than two behind the point. `sign`: "+" for one always.
+
+    Above ten times, which is of a mean that is all but 0, it says no more than that.
+    """
     size = abs(100 * part)
+    if 1000 <= size < math.inf:
+        return f"{'below -' if part < 0 else 'over '}1000 %"
     return f"{100 * part:{sign}.{0 if size >= 9.95 else 1 if size >= 0.995 else 2}f} %"
 
 

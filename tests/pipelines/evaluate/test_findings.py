@@ -93,6 +93,7 @@ def test_percents_have_two_digits_of_use() -> None:
     told = [percent(part) for part in (1.2345, 0.0999, 0.01234, 0.00994, 0.0001, -0.5)]
     assert told == ["123 %", "10 %", "1.2 %", "0.99 %", "0.01 %", "-50 %"]
     assert percent(0.021, "+") == "+2.1 %"
+    assert [percent(part) for part in (264.9, -12.0)] == ["over 1000 %", "below -1000 %"]
 
 
 @pytest.fixture(scope="module")

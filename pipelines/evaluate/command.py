@@ -97,7 +97,7 @@ _USED = {
     default="y",
     show_default=True,
     help="y: BT.601 luma in 0-255, MATLAB forms, MI in nats, sums over the sources. rwkvfusion: of the luma tasks, as"
-    " the code released with the paper: mean of R, G, B, VIF with its arguments swapped.",
+    " the code released with the paper: mean of R, G, B, VIF with its arguments swapped, no Nabf and MS-SSIM.",
 )
 @click.option(
     "--lpips", is_flag=True, help="Of the luma tasks: LPIPS too, for which `rwkvfusion fetch --lpips` gets the weights."

@@ -279,6 +279,7 @@ def test_the_convention_of_the_released_code_is_the_mean_over_red_green_and_blue
     infrared = random_plane(3).astype(np.uint8)[:, :, None]
     scene = Scene("x", "vif", (Picture("a", visible), Picture("b", infrared)))
     row = score(scene, {"f": Picture("f", fused)}, Convention.RWKVFUSION).rows[Comparison.SOURCES]["f"]
+    assert METRICS.keys() - row.keys() == {"Nabf", "MS-SSIM", "MEF-SSIM"}
     grey = np.dstack([infrared] * 3)
     for name in ("MI", "Qabf", "SCD", "SD"):
         assert row[name] == pytest.approx(mean_over_rgb(METRICS[name], fused, visible, grey)), name

@@ -227,9 +227,9 @@ def _growth_lines(grown: Mapping[str, Any]) -> list[str]:
     cells.append(("grows as", *("-" if power is None else f"L^{power:.2f}" for power in powers)))
     return [
         *table(heads, cells),
-        f"Measured: {grown['channels']} channels, float32, 1 thread, medians; MiB at the peak above the inputs.",
-        "Attention: one head with its L x L matrix, and torch's fused form; - where it would take more",
-        "than 4 s a call or a quarter of the free memory. Powers are those of the three longest.",
+        f"Measured: {grown['channels']} channels, float32; ms of CPU time of 1 thread, medians; MiB at the peak above",
+        "the inputs. Attention: one head with its L x L matrix, and torch's fused form; - where it would take",
+        "more than 4 s a call or a quarter of the free memory. Powers are those of the three longest.",
     ]
 
 

@@ -51,7 +51,7 @@ class Site:
     Left by an exception it writes no index: what was there before stays as it was.
 
     Args:
-        store: the folder; created where there is none.
+        store: the folder; created where there is none. SiteError for one with files that is no gallery.
         title: of the whole.
         columns: all that items may have values of.
         facts: about the whole (`convention`, `dataset`), by name.
@@ -80,6 +80,9 @@ class Site:
         self._rows: list[str] = []
         self._cells: list[Pil.Image] = []
         self._page: list[dict[str, Any]] = []
+        there = store.files(deep=False)
+        if there and "index.html" not in there:
+            raise SiteError(f"{store.url} holds {there[0]} and is no gallery: give it a folder of its own")
         self._there = frozenset(name for name in store.files("data") if _OURS.fullmatch(name))
         self._needed: set[str] = set()
 

@@ -154,3 +154,10 @@ def test_an_item_that_cannot_be_shown_is_refused_and_named(tmp_path: Path, item:
             site.add(item)
         assert str(raised.value).startswith(item.key)
     assert index(tmp_path)["n"] == 1
+
+
+def test_a_gallery_is_not_written_among_other_files(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"mine")
+    with pytest.raises(SiteError, match=r"picture\.png and is no gallery: give it a folder of its own"):
+        Site(Store(str(tmp_path)), "Title", COLUMNS)
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]

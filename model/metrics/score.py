@@ -18,7 +18,7 @@ from rwkvfusion.infra.pictures import units
 from rwkvfusion.infra.pictures.units import Unit, UnitError
 from rwkvfusion.model.metrics.baselines import luma_baselines, sharpening_baselines
 from rwkvfusion.model.metrics.distortions import FullResolution
-from rwkvfusion.model.metrics.planes import Plane, Prepared, channels, luma
+from rwkvfusion.model.metrics.luma.planes import Plane, Prepared, channels, luma
 from rwkvfusion.model.metrics.table import LPIPS, Comparison, Convention, Metric, metrics_of
 from rwkvfusion.stages.dataset.task import LUMA_TASKS, TASKS
 from rwkvfusion.stages.source.scenes.sensors import gains_for

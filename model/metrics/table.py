@@ -9,7 +9,8 @@ from enum import StrEnum
 from math import inf
 from typing import Any, Literal
 
-from rwkvfusion.model.metrics import edges, fidelity, perception, released, sharpening, statistics, structure
+from rwkvfusion.model.metrics import sharpening
+from rwkvfusion.model.metrics.luma import edges, fidelity, perception, released, statistics, structure
 
 VERSION = "2"
 """Of the code of the metrics; it is raised whenever a value can change, and stands in every result."""

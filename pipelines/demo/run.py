@@ -18,7 +18,7 @@ from rwkvfusion.model.metrics.baselines import luma_baselines
 from rwkvfusion.model.metrics.score import Picture, Scene, score
 from rwkvfusion.model.metrics.table import Comparison, Convention
 from rwkvfusion.pipelines.cluster import connect
-from rwkvfusion.pipelines.evaluate.table import described, table_lines
+from rwkvfusion.pipelines.evaluate.report.terminal import described, table_lines
 from rwkvfusion.pipelines.fuse.run import fuse_dataset, open_model
 from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe

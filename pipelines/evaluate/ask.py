@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from rwkvfusion.infra.cores import usable_cores
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.model.metrics.score import ScoreError
-from rwkvfusion.pipelines.evaluate.folders import FolderCases
-from rwkvfusion.pipelines.evaluate.samples import DatasetCases, select_samples
+from rwkvfusion.pipelines.evaluate.cases.folders import FolderCases
+from rwkvfusion.pipelines.evaluate.cases.samples import DatasetCases, select_samples
 from rwkvfusion.pipelines.evaluate.systems import FolderSystem, Guidance, ModelSystem, System
 
 _MOST_JOBS = 8

@@ -18,8 +18,8 @@ from rwkvfusion.stages.dataset.task import LUMA_TASKS, TASKS
 
 if TYPE_CHECKING:
     from rwkvfusion.model.metrics.table import Convention
-    from rwkvfusion.pipelines.evaluate.cases import Cases
-    from rwkvfusion.pipelines.evaluate.pictures import EvaluationGallery
+    from rwkvfusion.pipelines.evaluate.cases.case import Cases
+    from rwkvfusion.pipelines.evaluate.report.pictures import EvaluationGallery
 
 # What is heavy is imported when the command runs.
 
@@ -188,9 +188,9 @@ def evaluate(
     from rwkvfusion.model.metrics.table import Convention
     from rwkvfusion.pipelines.console import Bar, say
     from rwkvfusion.pipelines.evaluate.ask import cases_of, default_jobs, systems_of
+    from rwkvfusion.pipelines.evaluate.report.terminal import notes, result_lines, verdict_lines, wrapped
     from rwkvfusion.pipelines.evaluate.rows import Kept, Kind
     from rwkvfusion.pipelines.evaluate.run import How, evaluate
-    from rwkvfusion.pipelines.evaluate.table import notes, result_lines, verdict_lines, wrapped
 
     if not datasets and (folder_a is None or folder_b is None):
         raise click.UsageError("give either --a DIR and --b DIR, or --dataset URL")
@@ -245,7 +245,7 @@ def evaluate(
     if kept and kept.n_kept:
         say(f"{kept.n_kept} of {kept.n_kept + kept.n_new} rows of scores were in {report} and still hold")
     if kept:
-        from rwkvfusion.pipelines.evaluate.report import write_report
+        from rwkvfusion.pipelines.evaluate.report.documents import write_report
 
         write_report(results, kept.store)
         say(f"report: {kept.store.join('report.md')}, and report.tex, results.json and pairs.parquet beside it")
@@ -269,7 +269,7 @@ def evaluate(
 
 def _gallery(output: str, cases: Cases, convention: Convention, systems: Mapping[str, str]) -> EvaluationGallery:
     from rwkvfusion.model.metrics.table import VERSION
-    from rwkvfusion.pipelines.evaluate.pictures import EvaluationGallery
+    from rwkvfusion.pipelines.evaluate.report.pictures import EvaluationGallery
 
     facts = {"pairs": cases.line, "metrics": f"version {VERSION}"} | dict(systems)
     return EvaluationGallery(output, cases.task, convention, facts)

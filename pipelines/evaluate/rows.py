@@ -16,8 +16,8 @@ from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.score import ScoreError, Scores
 from rwkvfusion.model.metrics.table import VERSION, Comparison, Convention
-from rwkvfusion.pipelines.evaluate.cases import Case
-from rwkvfusion.pipelines.evaluate.units import Marks
+from rwkvfusion.pipelines.evaluate.cases.case import Case
+from rwkvfusion.pipelines.evaluate.cases.units import Marks
 
 FILE, PARTIAL = "pairs.parquet", "pairs.partial.parquet"
 _PARTIAL_SECONDS = 20.0

@@ -14,14 +14,14 @@ from rwkvfusion.infra.pictures.encode import RASTERS
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.model.metrics.score import Perceptual, Picture, Scene, ScoreError, Scores, score, score_lpips
 from rwkvfusion.model.metrics.table import LPIPS, VERSION, Comparison, Convention
-from rwkvfusion.pipelines.evaluate.cases import Case, Cases, Inputs, Loaded, digest
-from rwkvfusion.pipelines.evaluate.folders import FolderCases
+from rwkvfusion.pipelines.evaluate.cases.case import Case, Cases, Inputs, Loaded, digest
+from rwkvfusion.pipelines.evaluate.cases.folders import FolderCases
+from rwkvfusion.pipelines.evaluate.cases.samples import DatasetCases, Selected, select_samples
+from rwkvfusion.pipelines.evaluate.cases.units import warnings
 from rwkvfusion.pipelines.evaluate.results import OnCase, Results, Shown
 from rwkvfusion.pipelines.evaluate.rows import Kept, Row, marks_of, rows_of
-from rwkvfusion.pipelines.evaluate.samples import DatasetCases, Selected, select_samples
 from rwkvfusion.pipelines.evaluate.slices import scored_of, slices_of
 from rwkvfusion.pipelines.evaluate.systems import FolderSystem, ModelSystem, System
-from rwkvfusion.pipelines.evaluate.units import warnings
 from rwkvfusion.pipelines.parallel import in_order
 from rwkvfusion.stages.dataset.task import TASKS
 from rwkvfusion.stages.source.files import PairError

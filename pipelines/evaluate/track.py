@@ -9,8 +9,8 @@ from typing import Any
 
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.tracking import Tracker, start_run
+from rwkvfusion.pipelines.evaluate.report.terminal import described, notes
 from rwkvfusion.pipelines.evaluate.results import Results
-from rwkvfusion.pipelines.evaluate.table import described, notes
 
 _FOREIGN = re.compile(r"[^\w\-./ ]+")
 PAIRS = "pairs"

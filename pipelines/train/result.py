@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from rwkvfusion.infra.errors import redacted
 from rwkvfusion.infra.tracking import Tracker, tracking_uri
-from rwkvfusion.pipelines.evaluate.table import described, table_lines, wrapped
+from rwkvfusion.pipelines.evaluate.report.terminal import described, table_lines, wrapped
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
 from rwkvfusion.pipelines.train.scores import FinalScores
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from rwkvfusion.infra.errors import redacted
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.metrics.table import VERSION, Convention
+from rwkvfusion.pipelines.evaluate.report.terminal import notes as notes_of
+from rwkvfusion.pipelines.evaluate.report.terminal import verdict_lines
 from rwkvfusion.pipelines.evaluate.results import finite
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
-from rwkvfusion.pipelines.evaluate.table import notes as notes_of
-from rwkvfusion.pipelines.evaluate.table import verdict_lines
 from rwkvfusion.pipelines.train.recipe import DataConfig
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.source.scenes.plan import FULL

@@ -13,7 +13,7 @@ from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.score import Picture, Scene, score
 from rwkvfusion.model.metrics.table import Convention
-from rwkvfusion.pipelines.evaluate.pictures import EvaluationGallery
+from rwkvfusion.pipelines.evaluate.report.pictures import EvaluationGallery
 from rwkvfusion.pipelines.evaluate.results import Shown
 from rwkvfusion.stages.dataset.manifest import Quarantined, read_manifest, write_manifest
 from rwkvfusion.stages.dataset.sample import Box, Caption, Instance, Mask, Sample

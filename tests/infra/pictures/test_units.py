@@ -25,8 +25,8 @@ from rwkvfusion.model.metrics.score import ScoreError
 from rwkvfusion.model.registry.encoded import UnitWarning, fuse_encoded
 from rwkvfusion.model.training.loader import Loader, LoaderConfig
 from rwkvfusion.model.training.survey import TrainingSet
+from rwkvfusion.pipelines.evaluate.report.terminal import result_lines
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, evaluate_folders, select_samples
-from rwkvfusion.pipelines.evaluate.table import result_lines
 from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.stages.dataset.sample import Image, Sample

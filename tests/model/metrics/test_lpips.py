@@ -16,7 +16,7 @@ from rwkvfusion.infra import weights
 from rwkvfusion.infra.weights import WeightsError
 from rwkvfusion.model.metrics import lpips
 from rwkvfusion.model.metrics.lpips import Lpips, open_lpips
-from rwkvfusion.model.metrics.planes import luma
+from rwkvfusion.model.metrics.luma.planes import luma
 from rwkvfusion.model.metrics.score import Picture, Scene, score_lpips
 from rwkvfusion.model.metrics.table import Comparison, Convention
 

@@ -16,9 +16,9 @@ from hypothesis.extra.numpy import arrays
 from scipy.signal import convolve2d
 from scipy.stats import entropy as scipy_entropy
 
-from rwkvfusion.model.metrics.planes import Prepared, luma
+from rwkvfusion.model.metrics.luma.planes import Prepared, luma
+from rwkvfusion.model.metrics.luma.statistics import squared_frequencies
 from rwkvfusion.model.metrics.score import Picture, Scene, ScoreError, Scores, score
-from rwkvfusion.model.metrics.statistics import squared_frequencies
 from rwkvfusion.model.metrics.table import Comparison, Convention, Metric, metrics_of
 
 needs_msrs = pytest.mark.skipif(not (DATA / "dev" / "MSRS").is_dir(), reason="no MSRS beside the repository")

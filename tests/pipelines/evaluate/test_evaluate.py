@@ -21,13 +21,13 @@ from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.metrics.baselines import luma_baselines
-from rwkvfusion.model.metrics.planes import luma
+from rwkvfusion.model.metrics.luma.planes import luma
 from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, VERSION, Comparison, Convention, metrics_of
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
+from rwkvfusion.pipelines.evaluate.report.terminal import result_lines, table_lines
 from rwkvfusion.pipelines.evaluate.results import Results, Scored
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, evaluate_folders, select_samples
-from rwkvfusion.pipelines.evaluate.table import result_lines, table_lines
 from rwkvfusion.stages.dataset.manifest import DatasetError
 
 FLOOR = ["source a alone", "source b alone", "mean", "maximum"]

@@ -20,10 +20,10 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.paired import compare, summary
 from rwkvfusion.model.metrics.table import Comparison, Convention, metrics_of
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.evaluate.findings import parts_of
-from rwkvfusion.pipelines.evaluate.report import JSON, LATEX, MARKDOWN, write_report
+from rwkvfusion.pipelines.evaluate.report.documents import JSON, LATEX, MARKDOWN, write_report
+from rwkvfusion.pipelines.evaluate.report.findings import parts_of
+from rwkvfusion.pipelines.evaluate.report.terminal import percent, result_lines, verdict_lines, wrapped
 from rwkvfusion.pipelines.evaluate.results import Results, Scored
-from rwkvfusion.pipelines.evaluate.table import percent, result_lines, verdict_lines, wrapped
 
 ODD = "50%_a|b & {c} *d* $x^2~"
 

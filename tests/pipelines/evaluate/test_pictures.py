@@ -21,7 +21,7 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.score import Picture, Scene
 from rwkvfusion.model.metrics.table import Comparison
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.evaluate.pictures import LEVELS, item_of
+from rwkvfusion.pipelines.evaluate.report.pictures import LEVELS, item_of
 from rwkvfusion.pipelines.gallery.site import SiteError
 
 

@@ -21,15 +21,15 @@ from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.tracking import using
-from rwkvfusion.model.metrics.planes import luma
+from rwkvfusion.model.metrics.luma.planes import luma
 from rwkvfusion.model.metrics.score import ScoreError
 from rwkvfusion.model.metrics.table import VERSION, Comparison, Convention
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.evaluate import rows as rows_module
+from rwkvfusion.pipelines.evaluate.cases.samples import DatasetCases, select_samples
 from rwkvfusion.pipelines.evaluate.results import Results, Shown, finite
 from rwkvfusion.pipelines.evaluate.rows import FILE, PARTIAL, Kept, Kind, from_parquet, to_parquet
 from rwkvfusion.pipelines.evaluate.run import How, evaluate
-from rwkvfusion.pipelines.evaluate.samples import DatasetCases, select_samples
 from rwkvfusion.pipelines.evaluate.systems import ModelSystem
 
 FLOOR = ["source a alone", "source b alone", "mean", "maximum"]

@@ -16,7 +16,7 @@ from made_datasets import TEXT_WIDTH, pair, write_dataset
 from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig, guidance_of
-from rwkvfusion.model.metrics.planes import luma
+from rwkvfusion.model.metrics.luma.planes import luma
 from rwkvfusion.model.metrics.table import Comparison, metrics_of
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main

@@ -9,9 +9,9 @@ from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.decode import ImageError, decode
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.model.metrics.score import Picture, ScoreError
-from rwkvfusion.pipelines.evaluate.cases import Case, File, Inputs, Loaded, digest
-from rwkvfusion.pipelines.evaluate.fused import FusedFolder, extra_words
-from rwkvfusion.pipelines.evaluate.units import FUSED, FolderUnits
+from rwkvfusion.pipelines.evaluate.cases.case import Case, File, Inputs, Loaded, digest
+from rwkvfusion.pipelines.evaluate.cases.fused import FusedFolder, extra_words
+from rwkvfusion.pipelines.evaluate.cases.units import FUSED, FolderUnits
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.dataset.sample import Image, Sample
 from rwkvfusion.stages.dataset.task import TASKS

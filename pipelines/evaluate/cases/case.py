@@ -12,7 +12,7 @@ from rwkvfusion.infra.pictures import units
 from rwkvfusion.infra.pictures.decode import ImageError, describe
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.metrics.score import Picture, ScoreError
-from rwkvfusion.pipelines.evaluate.units import FolderUnits, Marks
+from rwkvfusion.pipelines.evaluate.cases.units import FolderUnits, Marks
 from rwkvfusion.stages.dataset.sample import Sample
 
 File = tuple[Store, str]

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from rwkvfusion.model.metrics.planes import (
+from rwkvfusion.model.metrics.luma.planes import (
     STRIP,
     Plane,
     Prepared,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from rwkvfusion.model.metrics.planes import Plane, Prepared, check_side, of_planes, strips_with_rims
+from rwkvfusion.model.metrics.luma.planes import Plane, Prepared, check_side, of_planes, strips_with_rims
 
 # Xydeas-Petrovic: gain, slope and centre of the two sigmoids (edge strength g, orientation a).
 _QABF_G = (0.9994, -15.0, 0.5)

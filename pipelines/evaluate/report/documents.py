@@ -11,9 +11,9 @@ from typing import Any
 
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.paired import ALPHA, MARGIN, Outcome, Summary, Verdict
-from rwkvfusion.pipelines.evaluate.findings import Part, parts_of
+from rwkvfusion.pipelines.evaluate.report.findings import Part, parts_of
+from rwkvfusion.pipelines.evaluate.report.terminal import caption, gaps, notes, pairs, percent, too_few
 from rwkvfusion.pipelines.evaluate.results import Results
-from rwkvfusion.pipelines.evaluate.table import caption, gaps, notes, pairs, percent, too_few
 
 MARKDOWN, LATEX, JSON = "report.md", "report.tex", "results.json"
 

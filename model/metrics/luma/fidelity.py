@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rwkvfusion.model.metrics.planes import Plane, Prepared, blurred, check_side, gaussian, of_planes
+from rwkvfusion.model.metrics.luma.planes import Plane, Prepared, blurred, check_side, gaussian, of_planes
 
 # VIFp: windows of the four scales (sigma = size / 5) and the variance of the visual noise, for grey levels 0-255.
 _WINDOWS = (17, 9, 5, 3)

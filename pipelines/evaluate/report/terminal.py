@@ -11,7 +11,7 @@ import numpy as np
 from rwkvfusion.model.metrics.paired import Outcome, Verdict, least_pairs
 from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, VERSION
 from rwkvfusion.pipelines import console
-from rwkvfusion.pipelines.evaluate.findings import Part, parts_of
+from rwkvfusion.pipelines.evaluate.report.findings import Part, parts_of
 from rwkvfusion.pipelines.evaluate.results import Results, Scored
 
 WIDTH = 100

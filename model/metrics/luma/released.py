@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 from scipy import fft
 
-from rwkvfusion.model.metrics import perception
-from rwkvfusion.model.metrics.fidelity import vif as vif_to_fused
-from rwkvfusion.model.metrics.planes import Plane, Prepared, blurred, check_side, gaussian, of_planes
-from rwkvfusion.model.metrics.statistics import mean_squared_error
-from rwkvfusion.model.metrics.statistics import mutual_information as information
-from rwkvfusion.model.metrics.structure import Moments, moments
+from rwkvfusion.model.metrics.luma import perception
+from rwkvfusion.model.metrics.luma.fidelity import vif as vif_to_fused
+from rwkvfusion.model.metrics.luma.planes import Plane, Prepared, blurred, check_side, gaussian, of_planes
+from rwkvfusion.model.metrics.luma.statistics import mean_squared_error
+from rwkvfusion.model.metrics.luma.statistics import mutual_information as information
+from rwkvfusion.model.metrics.luma.structure import Moments, moments
 
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _SIDE, _SIGMA = 11, 1.5

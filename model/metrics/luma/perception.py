@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from rwkvfusion.model.metrics.planes import Plane, Prepared, of_planes, shares, stretched
+from rwkvfusion.model.metrics.luma.planes import Plane, Prepared, of_planes, shares, stretched
 
 Spectrum = npt.NDArray[np.complex128]
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from rwkvfusion.model.metrics.planes import Plane, Prepared, check_side, of_planes, strips, strips_with_rims
+from rwkvfusion.model.metrics.luma.planes import Plane, Prepared, check_side, of_planes, strips, strips_with_rims
 
 _GREY_LEVELS = 256
 

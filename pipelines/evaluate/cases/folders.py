@@ -9,8 +9,8 @@ from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.metrics.score import ScoreError
-from rwkvfusion.pipelines.evaluate.cases import Case, File, Inputs, Loaded, digest, picture_of
-from rwkvfusion.pipelines.evaluate.units import FUSED, FolderUnits, Marks
+from rwkvfusion.pipelines.evaluate.cases.case import Case, File, Inputs, Loaded, digest, picture_of
+from rwkvfusion.pipelines.evaluate.cases.units import FUSED, FolderUnits, Marks
 from rwkvfusion.stages.dataset.task import TASKS
 from rwkvfusion.stages.source.files import SourceError
 from rwkvfusion.stages.source.pair import Unpaired

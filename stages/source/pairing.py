@@ -238,7 +238,7 @@ def pair_folders(folders: Mapping[str, Store]) -> tuple[list[dict[str, str]], li
         deeper = "".join(f"; {one.name} is {one.reason}" for one in unpaired[:1])
         raise SourceError(f"no picture has the same name before the dot in every folder (there are {counts}){deeper}")
     unpaired += [*alone, *_of_other_kinds(others, pictures)]
-    pairs = [{file.place.role: file.name.partition("/")[2] for file in group} for group in groups]
+    pairs = [{file.place.role: file.name.removeprefix(f"{file.place.role}/") for file in group} for group in groups]
     first = next(iter(folders))
     return sorted(pairs, key=lambda pair: pair[first]), sorted(unpaired, key=lambda one: one.name)
 

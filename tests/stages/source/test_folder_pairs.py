@@ -69,6 +69,11 @@ def test_evaluate_scores_these_pairs_and_names_the_rest(folders: dict[str, str])
     assert any(words.startswith("a/deep: a folder with 1 pictures") for words in table.left_out)
 
 
+def test_a_system_may_have_any_name(folders: dict[str, str]) -> None:
+    table = evaluate_folders(folders["a"], folders["b"], {"ours/v2": folders["b"]})
+    assert [len(scored.keys) for scored in table.scored] == [len(PAIRS)]
+
+
 def test_a_target_is_needed_of_each_pair(folders: dict[str, str], tmp_path: Path) -> None:
     Image.fromarray(scene(7, 64, 64)).save(tmp_path / "x.tif")
     table = evaluate_folders(folders["a"], folders["b"], {}, target=str(tmp_path))

@@ -65,12 +65,14 @@ class Part:
 
 
 def parts_of(results: Results, scored: Scored) -> Iterator[Part]:
-    """All pairs of a comparison, then its slices."""
+    """All pairs of a comparison, then its slices; those that have none of its pairs are left out."""
     known = {**metrics_of(scored.comparison, results.convention), LPIPS.name: LPIPS}
     metrics = {name: known[name] for name in scored.metrics}
     yield Part("", scored, metrics, results.systems)
     for name, chosen in scored.slices.items():
         keys = tuple(key for key, is_in in zip(scored.keys, chosen, strict=True) if is_in)
+        if not keys:
+            continue
         values = {
             system: {metric: column[chosen] for metric, column in row.items()} for system, row in scored.values.items()
         }

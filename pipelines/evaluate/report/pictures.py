@@ -28,6 +28,7 @@ PART = 0.1
 """Of what lies between black and white: an error of so much is drawn in full colour, of sharpening."""
 ENDS = (0.5, 99.5)
 """Percentiles of the reference that are shown black and white, of sharpening."""
+_MASK = "merged mask"
 _DARKER, _BRIGHTER = np.array([33, 102, 172], np.float32), np.array([178, 24, 43], np.float32)
 
 Values = Mapping[Comparison, Mapping[str, Mapping[str, float]]]
@@ -47,7 +48,8 @@ class EvaluationGallery:
 
     def __init__(self, output: str, task: str, convention: Convention, facts: Mapping[str, str]) -> None:
         self._store, self._task, self._convention = Store(output), task, convention
-        self._facts = {"task": TASKS[task].title, "convention": str(convention), **facts}
+        # A system may be called like one of the facts.
+        self._facts = {**facts, "task": TASKS[task].title, "convention": str(convention)}
         self._site: Site | None = None
 
     @property
@@ -76,8 +78,8 @@ class EvaluationGallery:
 
     def _begin(self, systems: Iterable[str], values: Values, note: str) -> Site:
         title = ", ".join(systems)
-        columns = columns_of(self._task, self._convention, values)
-        return Site(self._store, title, columns, self._facts, note, off=("merged mask",))
+        columns = columns_of(self._convention, values)
+        return Site(self._store, title, columns, self._facts, note, off=(_MASK,))
 
 
 def note_of(task: str, *, has_target: bool) -> str:
@@ -99,13 +101,13 @@ def note_of(task: str, *, has_target: bool) -> str:
     return f"{words} Errors: {error}." if has_target else words
 
 
-def columns_of(task: str, convention: Convention, values: Values) -> list[Column]:
-    """A column for each metric of the task and each of the systems in the `values` of a pair, the baselines too."""
-    compared = [how for how in Comparison if how in values or metrics_of(how, convention, task)]
+def columns_of(convention: Convention, values: Values) -> list[Column]:
+    """A column for each metric and each of the systems in the `values` of a pair, the baselines too; also for what
+    other pairs may have, which may be of other tasks, or have a target."""
     metrics: dict[str, Metric | None] = {}
-    for how in compared:
+    for how in Comparison:
         metrics |= {name: None for row in values.get(how, {}).values() for name in row}
-        metrics |= metrics_of(how, convention, task)
+        metrics |= metrics_of(how, convention)
     metrics |= {LPIPS.name: LPIPS} if LPIPS.name in metrics else {}
     systems = dict.fromkeys(system for rows in values.values() for system in rows)
     return [
@@ -123,8 +125,13 @@ def item_of(case: Shown, convention: Convention = Convention.Y) -> Item:
     originals = dict(zip(case.roles, scene.sources, strict=True))
     if scene.target is not None:
         originals["target"] = scene.target
-    # A system may have the name of a source.
-    fused = {f"{name} (fused)" if name in originals else name: picture for name, picture in case.pictures.items()}
+    # A system may be called like a source, or like what else is shown.
+    taken, fused = {*originals, *(f"error of {name}" for name in case.pictures), _MASK}, dict[str, Picture]()
+    for name, picture in case.pictures.items():
+        shown_as = name
+        while shown_as in taken or shown_as in fused:
+            shown_as = f"{shown_as} (fused)"
+        fused[shown_as] = picture
     shown = {name: show(picture) for name, picture in (originals | fused).items()}
     if scene.target is not None:
         shown |= {f"error of {name}": error(picture) for name, picture in fused.items()}
@@ -136,7 +143,7 @@ def item_of(case: Shown, convention: Convention = Convention.Y) -> Item:
         facts["shown"] = f"{width}x{height}, shrunk to {shape[1]}x{shape[0]}"
     if sample is not None and sample.mask is not None:
         merged = find_marks(sample, dict.fromkeys(sample.roles, shape)).merged
-        layers.append(Layer("merged mask", overlay(draw_masks, merged, shape), EVERY))
+        layers.append(Layer(_MASK, overlay(draw_masks, merged, shape), EVERY))
         facts["objects"] = legend(merged)
     values = {
         Column(metric, system).id: value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -19,9 +20,11 @@ from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.score import Picture, Scene
-from rwkvfusion.model.metrics.table import Comparison
+from rwkvfusion.model.metrics.table import Comparison, Convention
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.evaluate.report.pictures import LEVELS, item_of
+from rwkvfusion.pipelines.evaluate.cases.samples import DatasetCases, select_samples
+from rwkvfusion.pipelines.evaluate.report.pictures import LEVELS, EvaluationGallery, item_of
+from rwkvfusion.pipelines.evaluate.run import How, evaluate
 from rwkvfusion.pipelines.gallery.site import SiteError
 
 
@@ -101,6 +104,33 @@ def test_an_evaluation_that_fails_leaves_the_gallery_that_was_there(tmp_path: Pa
     assert (tmp_path / "index.html").read_bytes() == before
     write_evaluation(tmp_path, "vif")
     assert (tmp_path / "index.html").read_bytes() == before
+
+
+def test_systems_that_are_called_like_what_else_is_shown_have_a_layer_each() -> None:
+    case = luma_case("one", target=True)
+    names = ("visible", "visible (fused)", "merged mask", "error of a", "a")
+    pictures = {name: case.pictures["ours"] for name in names}
+    layers = [layer.name for layer in item_of(replace(case, pictures=pictures, values={})).layers]
+    assert len(set(layers)) == len(layers) == 3 + 2 * len(names) + 4 + 1
+
+
+def test_pairs_of_several_tasks_and_systems_called_like_facts_are_one_gallery(tmp_path: Path) -> None:
+    """Exposures have a metric that the first pairs do not have."""
+    exposures = pairs(1, 1, height=HEIGHT, width=WIDTH)[0][0]
+    images = tuple(
+        image.model_copy(update={"role": role}) for image, role in zip(exposures.images, ("under", "over"), strict=True)
+    )
+    exposures = exposures.replace(task="mef", images=images)
+    first = write_dataset(tmp_path / "vif", pairs(1, 1, height=HEIGHT, width=WIDTH))
+    second = write_dataset(tmp_path / "mef", [[exposures]], task="mef")
+    gallery = EvaluationGallery(str(tmp_path / "gallery"), "vif", Convention.Y, {"task": "a folder", "split": "all"})
+    with gallery:
+        how = How(on_case=gallery.draw)
+        results = evaluate(DatasetCases([select_samples(url) for url in (first, second)], {}), [], how)
+    assert "MEF-SSIM" not in results.means["mean"]
+    site = read_site(str(tmp_path / "gallery"))
+    assert np.isfinite(site.values["MEF-SSIM[mean]"]).tolist() == [False, True]
+    assert "a folder" not in (tmp_path / "gallery" / "index.html").read_text()
 
 
 def test_pictures_too_large_to_be_shown_are_shrunk_and_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:

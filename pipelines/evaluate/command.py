@@ -203,6 +203,7 @@ def evaluate(
     for part in by:
         if part not in ("split", "dataset") and not all(part.partition("=")):
             raise click.BadParameter(f"{part!r}: give split, dataset or NAME=GLOB", param_hint="--by")
+    by_name([part for part in by if "=" in part], "--by")
     folders, uris = by_name(fused, "--fused"), by_name(models, "--model", name)
     if is_given(context, "name") and name not in uris:
         raise click.UsageError("--name is for a --model without a NAME of its own: here it has no effect")
@@ -216,6 +217,9 @@ def evaluate(
     systems = systems_of(
         folders, uris, guidances, is_raw=not datasets, tracking=tracking_uri, jobs=n_jobs,
     )  # fmt: skip
+    names = [system.name for system in systems]
+    if twice := next((one for one in names if names.count(one) > 1), None):
+        raise click.UsageError(f"two are called {twice!r}: give each a NAME of its own")
     cases = cases_of(
         (folder_a, folder_b, target), datasets, folders, systems, task if is_given(context, "task") else None,
         splits=splits, limit=limit, allow_incomplete=allow_incomplete, scales=scales,
@@ -271,7 +275,7 @@ def _gallery(output: str, cases: Cases, convention: Convention, systems: Mapping
     from rwkvfusion.model.metrics.table import VERSION
     from rwkvfusion.pipelines.evaluate.report.pictures import EvaluationGallery
 
-    facts = {"pairs": cases.line, "metrics": f"version {VERSION}"} | dict(systems)
+    facts = dict(systems) | {"pairs": cases.line, "metrics": f"version {VERSION}"}
     return EvaluationGallery(output, cases.task, convention, facts)
 
 

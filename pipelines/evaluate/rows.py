@@ -149,9 +149,9 @@ class Kept:
         self.n_new = self.n_kept = 0
         self._by_hash: dict[str, list[Row]] = {}
         self._written = time.monotonic()
-        for name in (FILE, PARTIAL):
-            for row in self._read(name):
-                self._by_hash.setdefault(row.hash, []).append(row)
+        self._cut_off = [*self._read(PARTIAL)]
+        for row in (*self._read(FILE), *self._cut_off):
+            self._by_hash.setdefault(row.hash, []).append(row)
 
     def find(self, digest: str, case: Case, system: str | None = None) -> list[Row]:
         """The rows of this hash as rows of the pair: those of `system`, whatever it was called; by default those of the
@@ -173,9 +173,11 @@ class Kept:
             self.save(rows)
 
     def save(self, rows: Sequence[Row]) -> None:
-        """Keep the rows so far, beside those of a whole call."""
+        """Keep the rows so far, beside those of a whole call, and those of one that was cut off later than this one."""
         if rows:
-            self.store.write(PARTIAL, to_parquet(rows, self.kind))
+            known = {row.hash for row in rows}
+            rest = [row for row in self._cut_off if row.hash not in known]
+            self.store.write(PARTIAL, to_parquet([*rows, *rest], self.kind))
         self._written = time.monotonic()
 
     def finish(self, rows: Sequence[Row]) -> None:

@@ -122,7 +122,9 @@ class _Work:
     def __init__(self, systems: Sequence[System], how: How) -> None:
         self.systems, self.how = systems, how
         self._network_lock = threading.Lock()
-        self._units = sorted({system.units for system in systems if system.units})
+        # What models say of values counts where all agree, so one that says nothing matters where another speaks.
+        said = {system.units for system in systems if system.units is not None}
+        self._units = sorted(said) if any(said) else []
 
     def __call__(self, case: Case) -> Done:
         try:

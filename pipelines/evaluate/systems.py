@@ -52,7 +52,7 @@ class System(Protocol):
 
     @property
     def units(self) -> str | None:
-        """What the system itself says of values that nothing declares; None for nothing."""
+        """What the system itself says of values that nothing declares, empty for nothing; None where it has no say."""
         ...
 
     def measured(self, case: Case, loaded: Loaded) -> Mapping[str, Measured] | None:
@@ -100,7 +100,7 @@ class ModelSystem:
     @cached_property
     def units(self) -> str | None:
         config = self.fuser.config
-        return digest(config.roles, config.scales) if any(config.scales) else None
+        return digest(config.roles, config.scales) if any(config.scales) else ""
 
     def open(self, case: Case) -> Entry:
         from rwkvfusion.model.fusing.fuser import VERSION, guidance_of

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from made import scene
-from made_datasets import pair, write_dataset
+from made_datasets import pair, picture, write_dataset
 from made_fusers import luma_fuser
 
 from rwkvfusion.infra.pictures.decode import decode
@@ -27,6 +27,7 @@ from rwkvfusion.model.metrics.table import VERSION, Comparison, Convention
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.evaluate import rows as rows_module
 from rwkvfusion.pipelines.evaluate.cases.samples import DatasetCases, select_samples
+from rwkvfusion.pipelines.evaluate.report.findings import parts_of
 from rwkvfusion.pipelines.evaluate.results import Results, Shown, finite
 from rwkvfusion.pipelines.evaluate.rows import FILE, PARTIAL, Kept, Kind, from_parquet, to_parquet
 from rwkvfusion.pipelines.evaluate.run import How, evaluate
@@ -281,6 +282,61 @@ def test_what_was_done_before_a_call_was_cut_off_is_kept(dataset: str, tmp_path:
     assert Counted.made == ["pair-0003", "pair-0004", "pair-0005"]
     assert store.exists(FILE)
     assert not store.exists(PARTIAL)
+
+
+def test_a_call_that_is_cut_off_earlier_than_the_last_one_loses_nothing(dataset: str, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "r"))
+    for last in (5, 1):
+
+        def stop(done: int, _: int, last: int = last) -> None:
+            if done == last:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            scored(dataset, Counted("m", luma_fuser(), "a" * 64), store, on_scene=stop)
+    Counted.made.clear()
+    scored(dataset, Counted("m", luma_fuser(), "a" * 64), store)
+    assert Counted.made == ["pair-0005"]
+
+
+def test_scores_do_not_hold_where_another_model_takes_values_otherwise(tmp_path: Path) -> None:
+    """A model says what counts as 1 of values that nothing declares; beside one that says nothing it is not heard."""
+    shallow = pair(0).replace(split="test")
+    images = tuple(
+        picture(one.role, scene(seed, 48, 64, one.channels).astype(np.uint16) * 4)
+        for seed, one in enumerate(shallow.images)
+    )
+    url = write_dataset(tmp_path / "set", [[shallow.replace(images=images)]], split="test")
+    says = ModelSystem("says", luma_fuser(1023, 1023), "a" * 64)
+    silent = ModelSystem("silent", luma_fuser(), "b" * 64)
+
+    def found(*systems: ModelSystem, kept: Kept | None = None) -> dict[str, dict[str, float | None]]:
+        return finite(evaluate(DatasetCases([select_samples(url)], {}), systems, How(kept=kept)).means)
+
+    store, kind = Store(str(tmp_path / "r")), Kind("vif", Convention.Y)
+    alone = found(says, kept=Kept(store, kind))
+    both = found(says, silent, kept=Kept(store, kind))
+    assert both == found(says, silent)
+    assert both["mean"] != alone["mean"]
+
+
+def test_a_part_has_no_table_where_none_of_its_pairs_are_compared(tmp_path: Path) -> None:
+    plain, other = (pair(seed).replace(split=split) for seed, split in ((0, "test"), (1, "testb")))
+    truth = other.replace(target=picture("target", scene(5, 48, 64)))
+    write_dataset(tmp_path / "set", [[plain]], split="test")
+    url = write_dataset(tmp_path / "set", [[truth]], split="testb")
+    found = evaluate(DatasetCases([select_samples(url)], {}), [], How(by=("split",)))
+    names = {scored.comparison: [part.name for part in parts_of(found, scored)] for scored in found.scored}
+    assert names[Comparison.SOURCES] == ["", "split test", "split testb"]
+    assert names[Comparison.TARGET] == ["", "split testb"]
+
+
+def test_two_lines_or_parts_of_one_name_are_refused(folders: Path) -> None:
+    assert "two are called 'n'" in run(options(folders, "one"), "--by", "n=*D", "--by", "n=*N", code=2)
+    (folders / "model").mkdir()
+    luma_fuser().save(folders / "model")
+    model = ("--model", f"m={folders / 'model'}", "--guidance", "none", "--fused", f"m (none)={folders / 'one'}")
+    assert "two are called 'm (none)'" in run(options(folders), *model, code=2)
 
 
 def test_several_datasets_are_one_table_with_parts(tmp_path: Path) -> None:

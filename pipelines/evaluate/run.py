@@ -12,6 +12,7 @@ import cv2
 
 from rwkvfusion.infra.pictures.encode import RASTERS
 from rwkvfusion.infra.pictures.units import Scale
+from rwkvfusion.infra.storage import MissingError
 from rwkvfusion.model.metrics.score import Perceptual, Picture, Scene, ScoreError, Scores, score, score_lpips
 from rwkvfusion.model.metrics.table import LPIPS, VERSION, Comparison, Convention
 from rwkvfusion.pipelines.evaluate.cases.case import Case, Cases, Inputs, Loaded, digest
@@ -78,9 +79,9 @@ class Done:
 def evaluate(cases: Cases, systems: Sequence[System], how: How = How()) -> Results:
     """Score the pictures of all systems on all pairs.
 
-    A pair that one of the systems has no picture for, or that cannot be read or does not fit, is named and left out for
-    all of them, so that their means are of the same pairs. ScoreError where that leaves none; DatasetError for a
-    damaged shard, so that no mean is of fewer samples than it says.
+    A pair that one of the systems has no picture for, or that cannot be decoded or does not fit, is named and left out
+    for all of them, so that their means are of the same pairs. ScoreError where that leaves none; DatasetError for a
+    damaged shard, so that no mean is of fewer samples than it says; StorageError where a store does not answer.
     """
     rows: list[Row] = []
     failed: list[str] = []
@@ -131,7 +132,7 @@ class _Work:
             if case.trouble:
                 raise ScoreError(case.trouble)
             return self._score(case)
-        except ScoreError as error:
+        except (ScoreError, MissingError) as error:
             return Done(failed=str(error))
 
     def _score(self, case: Case) -> Done:

@@ -207,6 +207,12 @@ def test_one_picture_does_not_take_the_scores_of_the_others(tmp_path: Path) -> N
     assert gaps[2].startswith("PSNR_ref: mean of ")
     assert gaps[2].endswith("ours 0 of 2 (infinite: no error)")
     assert re.match(r"could not be scored: \S*fused/z\.png is 64x40 of 3 bands, but must be 64x48", failed)
+    # A link to a picture that is gone, which a folder lists all the same.
+    (Path(folders["fused"]) / "z.png").unlink()
+    (Path(folders["fused"]) / "z.png").symlink_to(tmp_path / "gone.png")
+    done = CliRunner().invoke(main, ["evaluate", *ours, "--json", "-"])
+    assert done.exit_code == 3
+    assert re.search(r"could not be scored: cannot read \S*fused/z\.png: there is no such file", done.stderr)
     # Of tiny pictures alone: null, not an error.
     tiny = write_folders(tmp_path, tiny_a={"y": a["y"]}, tiny_b={"y": b["y"]})
     floor = scores_of("--a", tiny["tiny_a"], "--b", tiny["tiny_b"])["mean"]

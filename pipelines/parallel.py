@@ -25,5 +25,11 @@ def in_order(work: Callable[..., T], items: Iterable[tuple[object, ...]], jobs: 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:
+    except KeyboardInterrupt:
+        # Who is interrupted has seconds to keep what is done; a large picture takes longer.
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    except BaseException:
         pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()

@@ -32,6 +32,7 @@ from rwkvfusion.pipelines.evaluate.results import Results, Shown, finite
 from rwkvfusion.pipelines.evaluate.rows import FILE, PARTIAL, Kept, Kind, from_parquet, to_parquet
 from rwkvfusion.pipelines.evaluate.run import How, evaluate
 from rwkvfusion.pipelines.evaluate.systems import ModelSystem
+from rwkvfusion.pipelines.parallel import in_order
 
 FLOOR = ["source a alone", "source b alone", "mean", "maximum"]
 STEMS = ("00001D", "00002N", "00003D", "00004N")
@@ -297,6 +298,24 @@ def test_a_call_that_is_cut_off_earlier_than_the_last_one_loses_nothing(dataset:
     Counted.made.clear()
     scored(dataset, Counted("m", luma_fuser(), "a" * 64), store)
     assert Counted.made == ["pair-0005"]
+
+
+def test_an_interrupt_does_not_wait_for_the_pairs_in_work() -> None:
+    """After a few seconds the process ends, whatever is kept by then."""
+    free = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 1:
+            raise KeyboardInterrupt
+        return number if number == 0 else free.wait(20)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(in_order(work, ((number,) for number in range(9)), 2))
+        assert not free.is_set()
+        assert [thread for thread in threading.enumerate() if thread.name.startswith("work")], "it still works"
+    finally:
+        free.set()
 
 
 def test_scores_do_not_hold_where_another_model_takes_values_otherwise(tmp_path: Path) -> None:

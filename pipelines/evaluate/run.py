@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import cv2
+from threadpoolctl import threadpool_limits
 
 from rwkvfusion.infra.pictures.encode import RASTERS
 from rwkvfusion.infra.pictures.units import Scale
@@ -211,12 +212,16 @@ def _check_ground(case: Case) -> None:
 
 @contextmanager
 def _one_thread_each(jobs: int) -> Iterator[None]:
-    """Where several pairs are scored at once, each takes one core: OpenCV would start as many threads for each."""
+    """Where several pairs are scored at once, each takes one core: OpenCV would start as many threads for each.
+
+    The products of BLAS are small: its threads wait for each other, and keep the cores from the other pairs.
+    """
     threads = cv2.getNumThreads()
     if jobs > 1:
         cv2.setNumThreads(1)
     try:
-        yield
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         cv2.setNumThreads(threads)
 

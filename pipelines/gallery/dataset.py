@@ -81,8 +81,8 @@ def write_gallery(
                 done += 1
                 if on_sample:
                     on_sample(done, len(selected))
-        n_shards = len(selected.shards)
-        counted = f"Of {tally.n_samples} samples: all of the {n_shards} shards that pictures were taken from."
+        shards = "the shard" if len(selected.shards) == 1 else f"the {len(selected.shards)} shards"
+        counted = f"Of {tally.n_samples} samples: all of {shards} that pictures were taken from."
         site.page("histograms", "Histograms", "histograms.html", counted=counted, histograms=tally.histograms())
         reasons, pairs = quarantine(available.manifests)
         site.page("quarantine", "Quarantine", "quarantine.html", reasons=reasons, pairs=pairs, most=QUARANTINED)

@@ -110,11 +110,12 @@ class Scores:
 
     `rows`: {what is compared with: {name of the picture: {metric: score}}}, the baselines first. A metric that a
     picture is too small for is NaN, and PSNR without an error is infinite; `undefined` has the reason of all that is
-    not finite: {what is compared with: {metric: reason}}.
+    not finite: {what is compared with: {metric: reason}}. `baselines`: the trivial answers, by name, scored or not.
     """
 
     rows: dict[Comparison, dict[str, dict[str, float]]] = field(default_factory=dict)
     undefined: dict[Comparison, dict[str, str]] = field(default_factory=dict)
+    baselines: dict[str, Picture] = field(default_factory=dict)
 
 
 _Arguments = dict[Comparison, list[tuple[Any, ...]]]
@@ -149,7 +150,7 @@ def score(
     for name in fused:
         if name in ready.baselines:
             raise ScoreError(f"{name!r} is the name of a line that is always in the table: give another NAME")
-    scores, pictures = Scores(), {**(ready.baselines if floors else {}), **fused}
+    scores, pictures = Scores(baselines=ready.baselines), {**(ready.baselines if floors else {}), **fused}
     for group in [pictures] if ready.shared else [{name: picture} for name, picture in pictures.items()]:
         arguments = {name: ready.arguments(picture) for name, picture in group.items()}
         for comparison in next(iter(arguments.values()), {}):

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from rwkvfusion.infra.cores import usable_cores
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.model.metrics.score import ScoreError
 from rwkvfusion.pipelines.evaluate.cases.folders import FolderCases
 from rwkvfusion.pipelines.evaluate.cases.samples import DatasetCases, select_samples
 from rwkvfusion.pipelines.evaluate.systems import FolderSystem, Guidance, ModelSystem, System
 
-_MOST_JOBS = 8
 _OF_FOLDERS, _OF_DATASETS = ("none", "builtin"), ("none", "text", "mask", "all")
-
-
-def default_jobs() -> int:
-    """As many pairs at once as there are cores: one thread a pair wastes the least."""
-    return min(usable_cores(), _MOST_JOBS)
 
 
 def systems_of(

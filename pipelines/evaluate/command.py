@@ -187,10 +187,11 @@ def evaluate(
     from rwkvfusion.infra.storage import Store
     from rwkvfusion.model.metrics.table import Convention
     from rwkvfusion.pipelines.console import Bar, say
-    from rwkvfusion.pipelines.evaluate.ask import cases_of, default_jobs, systems_of
+    from rwkvfusion.pipelines.evaluate.ask import cases_of, systems_of
     from rwkvfusion.pipelines.evaluate.report.terminal import notes, result_lines, verdict_lines, wrapped
     from rwkvfusion.pipelines.evaluate.rows import Kept, Kind
     from rwkvfusion.pipelines.evaluate.run import How, evaluate
+    from rwkvfusion.pipelines.parallel import default_jobs
 
     if not datasets and (folder_a is None or folder_b is None):
         raise click.UsageError("give either --a DIR and --b DIR, or --dataset URL")

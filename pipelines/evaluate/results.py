@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -99,6 +100,7 @@ class Shown:
         roles: what the sources of `scene` are called, in their order.
         scene: sources and target.
         pictures: those of the systems that were asked for, by name.
+        baselines: the trivial answers, by name.
         values: {comparison: {system: {metric: value}}}, the baselines too; not finite where undefined.
         sample: with the guidance, where the pair is of a prepared dataset.
     """
@@ -109,6 +111,7 @@ class Shown:
     roles: tuple[str, ...]
     scene: Scene
     pictures: Mapping[str, Picture]
+    baselines: Mapping[str, Picture]
     values: Mapping[Comparison, Mapping[str, Mapping[str, float]]]
     sample: Sample | None = None
 
@@ -118,12 +121,13 @@ OnCase = Callable[[Shown], Callable[[], None]]
 called in the main thread, in the order of the pairs, so that it may write."""
 
 
-def finite(means: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
-    """`means` with None for what is no finite number."""
-    return {
-        name: {metric: mean if math.isfinite(mean) else None for metric, mean in row.items()}
-        for name, row in means.items()
-    }
+def finite(facts: Any) -> Any:
+    """What JSON takes, with None for what is no finite number."""
+    if isinstance(facts, dict):
+        return {key: finite(value) for key, value in facts.items()}
+    if isinstance(facts, list | tuple):
+        return [finite(value) for value in facts]
+    return None if isinstance(facts, float) and not math.isfinite(facts) else facts
 
 
 def _mean(values: np.ndarray) -> float:

@@ -14,7 +14,16 @@ from threadpoolctl import threadpool_limits
 from rwkvfusion.infra.pictures.encode import RASTERS
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.infra.storage import MissingError
-from rwkvfusion.model.metrics.score import Perceptual, Picture, Scene, ScoreError, Scores, score, score_lpips
+from rwkvfusion.model.metrics.score import (
+    Perceptual,
+    Picture,
+    Scene,
+    ScoreError,
+    Scores,
+    baselines_of,
+    score,
+    score_lpips,
+)
 from rwkvfusion.model.metrics.table import LPIPS, VERSION, Comparison, Convention
 from rwkvfusion.pipelines.evaluate.cases.case import Case, Cases, Inputs, Loaded, digest
 from rwkvfusion.pipelines.evaluate.cases.folders import FolderCases
@@ -157,12 +166,15 @@ class _Work:
         pictures, marks = {}, {"": loaded.marks}
         for name in entries if how.on_case else missing:
             pictures[name], marks[name] = entries[name].make(loaded)
-        rows = list(known)
+        rows, baselines = list(known), None
         if missing or not has_floor:
             new = {name: picture for name, picture in pictures.items() if name in missing}
-            rows += rows_of(case, self._scores(scene, new, floors=not has_floor), hashes, floor, marks)
-        rows = self._sorted(rows)
-        draw = how.on_case and how.on_case(_shown(case, scene, tuple(loaded.sources), pictures, rows))
+            scores = self._scores(scene, new, floors=not has_floor)
+            rows, baselines = rows + rows_of(case, scores, hashes, floor, marks), scores.baselines
+        rows, draw = self._sorted(rows), None
+        if how.on_case:
+            baselines = baselines or baselines_of(scene, how.convention)
+            draw = how.on_case(_shown(case, scene, tuple(loaded.sources), pictures, baselines, rows))
         return Done(rows, len(known), draw=draw or _nothing)
 
     def _scene(self, case: Case, inputs: Inputs) -> tuple[Scene, Loaded]:
@@ -190,12 +202,17 @@ class _Work:
 
 
 def _shown(
-    case: Case, scene: Scene, roles: tuple[str, ...], pictures: Mapping[str, Picture], rows: Sequence[Row]
+    case: Case,
+    scene: Scene,
+    roles: tuple[str, ...],
+    pictures: Mapping[str, Picture],
+    baselines: Mapping[str, Picture],
+    rows: Sequence[Row],
 ) -> Shown:
     values: dict[Comparison, dict[str, Mapping[str, float]]] = {}
     for row in rows:
         values.setdefault(row.comparison, {})[row.system] = row.values
-    return Shown(case.key, case.dataset, case.split, roles, scene, pictures, values, case.sample)
+    return Shown(case.key, case.dataset, case.split, roles, scene, pictures, baselines, values, case.sample)
 
 
 def _check_ground(case: Case) -> None:

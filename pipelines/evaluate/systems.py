@@ -15,8 +15,8 @@ from rwkvfusion.infra.pictures.decode import ImageError
 from rwkvfusion.infra.pictures.units import Picture as Measured
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.metrics.score import Picture, ScoreError
-from rwkvfusion.pipelines.evaluate.cases.case import Case, Loaded, digest, fixed_scale, picture_of
-from rwkvfusion.pipelines.evaluate.cases.units import FUSED, OPAQUE, Marks
+from rwkvfusion.pipelines.evaluate.cases.case import Case, Loaded, digest, picture_of
+from rwkvfusion.pipelines.evaluate.cases.units import FUSED, OPAQUE, Marks, fixed_scale
 from rwkvfusion.stages.dataset.sample import Image, Sample
 from rwkvfusion.stages.dataset.task import TASKS
 from rwkvfusion.stages.source.files import open_picture

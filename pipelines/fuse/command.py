@@ -129,9 +129,9 @@ def fuse(
         raise click.UsageError("--quality is of jpg: give --format jpg or -o OUT.jpg, or leave it out")
     with _uncollected():
         from rwkvfusion.pipelines.console import answer, phase, say
-        from rwkvfusion.pipelines.fuse.jobs import default_jobs
         from rwkvfusion.pipelines.fuse.record import Output
         from rwkvfusion.pipelines.fuse.run import PictureProgress, fuse_dataset, fuse_folders, fuse_pair, open_model
+        from rwkvfusion.pipelines.parallel import default_jobs
     with phase("loading the model"):
         fuser = open_model(model, tracking=tracking_uri, scales=scales)
     how = Output(

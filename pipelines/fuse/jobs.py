@@ -12,14 +12,8 @@ import torch
 from rwkvfusion.infra.cores import usable_cores
 from rwkvfusion.model.fusing.tiles import MAX_PIXELS
 
-MOST_JOBS = 8
 _BYTES_PER_PIXEL = 4096
 _SHARE_OF_MEMORY = 0.5
-
-
-def default_jobs(device: str) -> int:
-    """As many as cores, for one thread a picture wastes the least; on a GPU one."""
-    return 1 if device.startswith("cuda") else min(usable_cores(), MOST_JOBS)
 
 
 class Room:

@@ -52,10 +52,8 @@ class Summary:
     @property
     def line(self) -> str:
         """One line for the terminal; where there are more samples, how to see them."""
-        more = "" if len(self.shown) == self.total else f" ({more_hint(len(self.shown), self.total)})"
-        return f"{len(self.shown)} of {self.total} samples of {self.url} -> {self.output}{more}" + (
-            f"\n{self.incomplete}" if self.incomplete else ""
-        )
+        counts = f"{len(self.shown)} of {self.total} samples of {self.url}"
+        return _line(counts, self.output, len(self.shown), self.total, self.incomplete)
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,8 @@ class Gallery:
     @property
     def line(self) -> str:
         """One line for the terminal; where there are more samples, how to see them."""
-        more = "" if self.shown == self.total else f" ({more_hint(self.shown, self.total)})"
         counts = f"{self.shown} of {self.total} samples of {self.url}, {self.quarantined} in quarantine"
-        return f"{counts} -> {self.index}{more}" + (f"\n{self.incomplete}" if self.incomplete else "")
+        return _line(counts, self.index, self.shown, self.total, self.incomplete)
 
 
 def view(
@@ -136,6 +133,11 @@ def view_gallery(
     return Gallery(
         dataset.store.url, index, len(selected), len(available), quarantined, incomplete=dataset.incomplete()
     )
+
+
+def _line(counts: str, output: str, shown: int, total: int, incomplete: str | None) -> str:
+    more = "" if shown == total else f" ({more_hint(shown, total)})"
+    return f"{counts} -> {output}{more}" + (f"\n{incomplete}" if incomplete else "")
 
 
 def more_hint(shown: int, total: int) -> str:

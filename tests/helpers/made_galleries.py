@@ -57,7 +57,8 @@ def lose(url: str, *keys: str, message: str = "it ends early", file: str = "") -
 
 def scored(scene: Scene, fused: dict[str, Picture], roles: tuple[str, ...], sample: Sample | None = None) -> Shown:
     """The pair with its scores, as an evaluation hands it to those who draw it."""
-    return Shown(scene.name, "made", "test", roles, scene, fused, score(scene, fused).rows, sample)
+    scores = score(scene, fused)
+    return Shown(scene.name, "made", "test", roles, scene, fused, scores.baselines, scores.rows, sample)
 
 
 def luma_case(key: str, seed: int = 0, *, target: bool) -> Shown:

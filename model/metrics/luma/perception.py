@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from rwkvfusion.model.metrics.luma.planes import Plane, Prepared, of_planes, shares, stretched
+from rwkvfusion.model.metrics.luma.planes import Plane, Prepared, blurred_in_black, of_planes, shares, stretched
 
 Spectrum = npt.NDArray[np.complex128]
 
@@ -73,7 +73,7 @@ def masked_contrast(plane: Plane, sensitivity: Plane) -> Plane:
 def _blurred_in_black(plane: Plane, sigma: float) -> Plane:
     # The MATLAB code's windows are cut at 15 pixels and not brought to the sum 1.
     side = np.exp(-((np.arange(_QCB_WINDOW) - _QCB_WINDOW // 2) ** 2) / (2 * sigma**2)) / np.sqrt(2 * np.pi) / sigma
-    return np.asarray(cv2.sepFilter2D(plane, cv2.CV_64F, side, side, borderType=cv2.BORDER_CONSTANT), np.float64)
+    return blurred_in_black(plane, side)
 
 
 @lru_cache(maxsize=2)
@@ -82,13 +82,18 @@ def _contrast_sensitivity(height: int, width: int) -> Plane:
 
     The MATLAB code's frequencies, W/30 and H/30 times -1 to 1, are a fifteenth of the periods across the plane.
     """
-    rows, columns = fft.fftfreq(height, 15 / height), fft.rfftfreq(width, 15 / width)
-    return contrast_sensitivity(np.hypot(rows[:, None], columns))
+    return contrast_sensitivity(_radius(height, width, 15))
 
 
 def contrast_sensitivity(radius: Plane) -> Plane:
     """Of Chen and Blum, at frequencies in their units."""
     return np.asarray(np.exp(-((radius / _QCB_F0) ** 2)) - _QCB_A * np.exp(-((radius / _QCB_F1) ** 2)), np.float64)
+
+
+def _radius(height: int, width: int, part: int) -> Plane:
+    """Periods across the plane, divided by `part`, on the grid of `rfft2`: (height, width // 2 + 1)."""
+    rows, columns = fft.fftfreq(height, part / height), fft.rfftfreq(width, part / width)
+    return np.hypot(rows[:, None], columns)
 
 
 def _filtered(spectrum: Spectrum, sensitivity: Plane, shape: tuple[int, ...]) -> Plane:
@@ -147,8 +152,7 @@ def _qcv_sensitivity(height: int, width: int) -> Plane:
 
     The MATLAB code's frequencies, W/8 and H/8 times -1 to 1, are a quarter of the periods across the plane.
     """
-    rows, columns = fft.fftfreq(height, 4 / height), fft.rfftfreq(width, 4 / width)
-    return mannos_sakrison(np.hypot(rows[:, None], columns))
+    return mannos_sakrison(_radius(height, width, 4))
 
 
 def mannos_sakrison(radius: Plane) -> Plane:

@@ -153,6 +153,11 @@ def blurred(plane: Plane, window: Plane) -> Plane:
     return np.asarray(cv2.sepFilter2D(plane, cv2.CV_64F, window, window)[half:-half, half:-half], np.float64)
 
 
+def blurred_in_black(plane: Plane, window: Plane) -> Plane:
+    """`plane` under a window of odd size, with zeros beyond its rim: (H, W) -> the same."""
+    return np.asarray(cv2.sepFilter2D(plane, cv2.CV_64F, window, window, borderType=cv2.BORDER_CONSTANT), np.float64)
+
+
 def halved(plane: Plane) -> Plane:
     """Means of 2x2 pixels: (H, W) -> (ceil(H / 2), ceil(W / 2)); an odd row or column at the end counts twice."""
     height, width = plane.shape

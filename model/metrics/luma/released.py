@@ -11,13 +11,20 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations
 
-import cv2
 import numpy as np
 from scipy import fft
 
 from rwkvfusion.model.metrics.luma import perception
 from rwkvfusion.model.metrics.luma.fidelity import vif as vif_to_fused
-from rwkvfusion.model.metrics.luma.planes import Plane, Prepared, blurred, check_side, gaussian, of_planes
+from rwkvfusion.model.metrics.luma.planes import (
+    Plane,
+    Prepared,
+    blurred,
+    blurred_in_black,
+    check_side,
+    gaussian,
+    of_planes,
+)
 from rwkvfusion.model.metrics.luma.statistics import mean_squared_error
 from rwkvfusion.model.metrics.luma.statistics import mutual_information as information
 from rwkvfusion.model.metrics.luma.structure import Moments, moments
@@ -176,17 +183,13 @@ def _qy_sources(*sources: Prepared) -> tuple[Plane, list[Plane]]:
 
 
 def _padded_ssim(a: Prepared, b: Prepared) -> Plane:
-    product = _blurred_in_black(a.plane * b.plane, gaussian(_SIDE, _SIGMA))
+    product = blurred_in_black(a.plane * b.plane, gaussian(_SIDE, _SIGMA))
     return _ssim(a.once(_padded_moments), b.once(_padded_moments), product)
 
 
 def _padded_moments(plane: Prepared) -> Moments:
-    found = moments(plane.plane, gaussian(_SIDE, _SIGMA), _blurred_in_black)
+    found = moments(plane.plane, gaussian(_SIDE, _SIGMA), blurred_in_black)
     return Moments(found.mean, np.where(found.variance < _FLAT, 0, found.variance))
-
-
-def _blurred_in_black(plane: Plane, window: Plane) -> Plane:
-    return np.asarray(cv2.sepFilter2D(plane, cv2.CV_64F, window, window, borderType=cv2.BORDER_CONSTANT), np.float64)
 
 
 @of_planes
@@ -198,6 +201,6 @@ def mef_ssim(fused: Prepared, sources: Sequence[Prepared]) -> float:
     window, total = gaussian(_SIDE, _SIGMA), 0.0
     for source in sources:
         a, b = fused.once(_padded_moments), source.once(_padded_moments)
-        covariance = _blurred_in_black(fused.plane * source.plane, window) - a.mean * b.mean
+        covariance = blurred_in_black(fused.plane * source.plane, window) - a.mean * b.mean
         total += float(np.mean((2 * covariance + _C2) / (a.variance + b.variance + _C2)))
     return total

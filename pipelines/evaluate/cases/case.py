@@ -12,7 +12,7 @@ from rwkvfusion.infra.pictures import units
 from rwkvfusion.infra.pictures.decode import ImageError, describe
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.metrics.score import Picture, ScoreError
-from rwkvfusion.pipelines.evaluate.cases.units import FolderUnits, Marks
+from rwkvfusion.pipelines.evaluate.cases.units import FolderUnits, Marks, fixed_scale
 from rwkvfusion.stages.dataset.sample import Sample
 
 File = tuple[Store, str]
@@ -119,11 +119,6 @@ def picture_of(url: str, data: bytes) -> Picture:
         return Picture(url, values, info.white)
     except ImageError as error:
         raise ScoreError(f"{printable(url)}: {error}") from None
-
-
-def fixed_scale(picture: units.Picture) -> tuple[float, float] | None:
-    """Its scale for other pictures: never the percentiles that it was taken from; None where nothing is declared."""
-    return None if picture.scale is None else (picture.unit.black, picture.unit.white)
 
 
 def digest(*facts: object) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.pictures import units
 from rwkvfusion.infra.pictures.units import EVERY, Scale, UnitError, narrow_use, odd_words, option_scale
 from rwkvfusion.model.metrics.score import Picture, ScoreError
 from rwkvfusion.stages.dataset.task import TASKS
@@ -17,6 +18,11 @@ Marks = dict[str, float]
 NARROW, DEEP, OPAQUE = "narrow", "deep", "opaque"
 """Kinds: 16 bits of which little is used; 16 bits where the sources have 8; an alpha channel that hides nothing."""
 FUSED = "fused"
+
+
+def fixed_scale(picture: units.Picture) -> tuple[float, float] | None:
+    """Its scale for other pictures: never the percentiles that it was taken from; None where nothing is declared."""
+    return None if picture.scale is None else (picture.unit.black, picture.unit.white)
 
 
 class FolderUnits:
@@ -49,7 +55,7 @@ class FolderUnits:
         if folder in self.scales or source.scale is None:
             return self._declared(folder, picture)
         is_like = source.values.dtype == picture.values.dtype or picture.values.dtype.kind == "f"
-        return replace(picture, scale=(source.unit.black, source.unit.white)) if is_like else picture
+        return replace(picture, scale=fixed_scale(source)) if is_like else picture
 
     def fused(self, source: Picture, name: str, picture: Picture) -> tuple[Picture, Marks]:
         """`like` of a picture of the system `name`, and what is odd about its type."""

@@ -13,7 +13,7 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.paired import ALPHA, MARGIN, Outcome, Summary, Verdict
 from rwkvfusion.pipelines.evaluate.report.findings import Part, parts_of
 from rwkvfusion.pipelines.evaluate.report.terminal import caption, gaps, notes, pairs, percent, too_few
-from rwkvfusion.pipelines.evaluate.results import Results
+from rwkvfusion.pipelines.evaluate.results import Results, finite
 
 MARKDOWN, LATEX, JSON = "report.md", "report.tex", "results.json"
 
@@ -58,7 +58,7 @@ def to_json(results: Results, parts: Sequence[Part]) -> str:
         "failed": results.failed,
         "warnings": results.warnings,
     }
-    return json.dumps(_finite(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _table(part: Part) -> dict[str, Any]:
@@ -77,14 +77,6 @@ def _table(part: Part) -> dict[str, Any]:
             for (first, second), found in part.verdicts.items()
         ],
     }
-
-
-def _finite(facts: Any) -> Any:
-    if isinstance(facts, dict):
-        return {key: _finite(value) for key, value in facts.items()}
-    if isinstance(facts, list | tuple):
-        return [_finite(value) for value in facts]
-    return None if isinstance(facts, float) and not math.isfinite(facts) else facts
 
 
 def markdown(results: Results, parts: Sequence[Part]) -> str:

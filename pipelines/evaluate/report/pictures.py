@@ -13,7 +13,7 @@ import numpy as np
 from rwkvfusion.infra.pictures.decode import display_bands
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store
-from rwkvfusion.model.metrics.score import Picture, Scene, baselines_of
+from rwkvfusion.model.metrics.score import Picture, Scene
 from rwkvfusion.model.metrics.table import LPIPS, Comparison, Convention, Metric, metrics_of
 from rwkvfusion.pipelines.evaluate.results import Shown
 from rwkvfusion.pipelines.gallery.marks import find_marks, legend
@@ -66,7 +66,7 @@ class EvaluationGallery:
 
     def draw(self, case: Shown) -> Callable[[], None]:
         """The pair as it is to be shown; what is returned writes it."""
-        item, systems, values = item_of(case, self._convention), tuple(case.pictures), case.values
+        item, systems, values = item_of(case), tuple(case.pictures), case.values
         note = note_of(self._task, has_target=case.scene.target is not None)
 
         def write() -> None:
@@ -117,7 +117,7 @@ def columns_of(convention: Convention, values: Values) -> list[Column]:
     ]
 
 
-def item_of(case: Shown, convention: Convention = Convention.Y) -> Item:
+def item_of(case: Shown) -> Item:
     """The pair with all that was fused of it, and all scores."""
     scene, sample = case.scene, case.sample
     shape = common_shape(picture.values.shape[:2] for picture in scene.sources)
@@ -135,7 +135,7 @@ def item_of(case: Shown, convention: Convention = Convention.Y) -> Item:
     shown = {name: show(picture) for name, picture in (originals | fused).items()}
     if scene.target is not None:
         shown |= {f"error of {name}": error(picture) for name, picture in fused.items()}
-    shown |= {name: show(picture) for name, picture in baselines_of(scene, convention).items()}
+    shown |= {name: show(picture) for name, picture in case.baselines.items()}
     layers = [Layer(name, encode_png(to_shape(picture, shape))) for name, picture in shown.items()]
     facts = {"split": case.split, "dataset": case.dataset}
     height, width = max((picture.values.shape[:2] for picture in scene.sources), key=math.prod)

@@ -6,45 +6,14 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import plain_forms
 import pytest
 from golden import DATA, METRICS, golden, mean_over_rgb, needs_golden, read
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.signal import convolve2d
 
 Plane = npt.NDArray[np.float64]
-
-
-def freqspace(n: int) -> Plane:
-    """MATLAB's: from -1 on, 0 at n // 2 of the even, in the middle of the odd."""
-    return np.arange(-n, n - 1, 2) / n if n % 2 == 0 else np.arange(-n + 1, n, 2) / n
-
-
-def plain_qcv(fused: Plane, sources: list[Plane]) -> float:
-    """Step by step as metricChen.m, in whole complex spectra and loops over the blocks."""
-
-    def normalize(plane: Plane) -> Plane:
-        return np.floor((plane - plane.min()) / (plane.max() - plane.min()) * 255 + 0.5)
-
-    height, width = fused.shape
-    u, v = np.meshgrid(width / 8 * freqspace(width), height / 8 * freqspace(height))
-    r = np.sqrt(u**2 + v**2)
-    theta = 2.6 * (0.0192 + 0.144 * r) * np.exp(-((0.144 * r) ** 1.1))
-    fused = normalize(fused)
-    total = weights = 0.0
-    for source in map(normalize, sources):
-        x = convolve2d(source, [[1, 0, -1], [2, 0, -2], [1, 0, -1]], mode="same")
-        y = convolve2d(source, [[1, 2, 1], [0, 0, 0], [-1, -2, -1]], mode="same")
-        strength = np.sqrt(x * x + y * y)
-        seen = np.fft.ifft2(np.fft.ifftshift(np.fft.fftshift(np.fft.fft2(source - fused)) * theta)).real
-        for top in range(0, height, 16):
-            for left in range(0, width, 16):
-                block = (slice(top, top + 16), slice(left, left + 16))
-                weight = float(np.sum(strength[block] ** 5))
-                total += weight * float(np.sum(seen[block] ** 2)) / 256
-                weights += weight
-    return total / weights
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,7 +21,7 @@ def plain_qcv(fused: Plane, sources: list[Plane]) -> float:
 def test_it_equals_the_plain_form_at_any_size(data: st.DataObject, height: int, width: int) -> None:
     fused, a, b = (data.draw(arrays(np.uint8, (height, width))).astype(np.float64) for _ in range(3))
     assume(all(np.ptp(plane) > 0 for plane in (fused, a, b)))
-    assert METRICS["Qcv"](fused, [a, b]) == pytest.approx(plain_qcv(fused, [a, b]), rel=1e-9, abs=1e-9)
+    assert METRICS["Qcv"](fused, [a, b]) == pytest.approx(plain_forms.qcv(fused, [a, b]), rel=1e-9, abs=1e-9)
 
 
 def test_it_is_zero_for_the_source_itself_and_grows_with_what_is_lost() -> None:

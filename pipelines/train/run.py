@@ -26,8 +26,6 @@ from rwkvfusion.infra.lease import Lease
 from rwkvfusion.infra.reach import reach
 from rwkvfusion.infra.storage import absolute
 from rwkvfusion.infra.tracking import Tracker, TrackingError, tracking_uri
-from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
-from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.model.registry.registry import RegisteredVersion, log_and_register
 from rwkvfusion.model.training.trainer import CheckpointError, Trained, TrainingError, read_averaged
 from rwkvfusion.pipelines import console
@@ -35,6 +33,7 @@ from rwkvfusion.pipelines.cluster import Cluster, connect, expect, polled
 from rwkvfusion.pipelines.console import phase
 from rwkvfusion.pipelines.ray_job import check_output, check_tracking
 from rwkvfusion.pipelines.recipe import RecipeError
+from rwkvfusion.pipelines.train.build import make_fuser
 from rwkvfusion.pipelines.train.job import TrainJob, complete, finished_result, open_job, repair
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train.progress import Progress, StepProgress, make_board
@@ -42,7 +41,6 @@ from rwkvfusion.pipelines.train.recipe import TrainRecipe
 from rwkvfusion.pipelines.train.result import TrainResult, available, record_result
 from rwkvfusion.pipelines.train.scores import final_scores, no_scores
 from rwkvfusion.pipelines.train.worker import WorkerSpec, memory_knobs, train_worker
-from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
 OnProgress = Callable[[Progress], None]
 
@@ -246,15 +244,6 @@ def _unwrapped(error: BaseException) -> BaseException:
 
 def _weight(error: BaseException) -> int:
     return 0 if isinstance(error, RwkvFusionError) else 1 if isinstance(error, RayError) else 2
-
-
-def make_fuser(plan: TrainPlan, network: RWKVFusion) -> Fuser:
-    """The fuser of a trained network, with what the plan's data says of its inputs."""
-    task = plan.survey.example.task
-    return Fuser(
-        network,
-        FuserConfig.of(network, task, plan.survey.roles, luma_only=task in LUMA_TASKS, scales=plan.survey.scales),
-    )
 
 
 def _register(job: TrainJob, folder: Path, metrics: dict[str, float]) -> RegisteredVersion:

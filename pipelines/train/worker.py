@@ -18,16 +18,15 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, get_all_reported_checkpoints, get_checkpoint, get_context, report
 from ray.train.torch import get_device
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from rwkvfusion.infra.errors import RwkvFusionError, redacted
 from rwkvfusion.infra.storage import RefusedError, StorageError
 from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError
-from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.model.training.loader import Batch, Loader
 from rwkvfusion.model.training.preview import strip
 from rwkvfusion.model.training.trainer import CheckpointError, Trainer, TrainingError, learning_rate
+from rwkvfusion.pipelines.train.build import make_trainer
 from rwkvfusion.pipelines.train.plan import TrainPlan
 from rwkvfusion.pipelines.train.progress import Progress
 
@@ -134,28 +133,6 @@ def memory_knobs(plan: TrainPlan) -> str:
         f"lower data.batch (now {recipe.data.batch}), data.crop (now [{height}, {width}]) or network.width (now"
         f" {plan.network.width}) for the network's part; data.cache_mb (now {recipe.data.cache_mb}), data.mix (now"
         f" {recipe.data.mix}) or workers (now {recipe.workers}, each with its own) for the machine's"
-    )
-
-
-def make_trainer(plan: TrainPlan, device: torch.device, *, rank: int, world: int) -> Trainer:
-    """A trainer at step 0, equal on all ranks."""
-    recipe = plan.recipe
-
-    def wrap(network: RWKVFusion) -> nn.Module:
-        if world == 1:
-            return network
-        return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
-
-    torch.manual_seed(recipe.seed)
-    return Trainer(
-        RWKVFusion(plan.network).to(device),
-        task=plan.data.task,
-        loss=recipe.loss,
-        optim=recipe.optim,
-        total=recipe.steps,
-        seed=recipe.seed,
-        rank=rank,
-        wrap=wrap,
     )
 
 

@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from rwkvfusion.pipelines.train.build import make_trainer
 from rwkvfusion.pipelines.train.plan import TrainPlan
-from rwkvfusion.pipelines.train.worker import check_agreement, make_trainer
+from rwkvfusion.pipelines.train.worker import check_agreement
 
 WORLD = 2
 

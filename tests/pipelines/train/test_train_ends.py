@@ -23,12 +23,13 @@ from rwkvfusion.model.metrics.table import VERSION
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.evaluate.results import finite
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
+from rwkvfusion.pipelines.train.build import make_trainer
 from rwkvfusion.pipelines.train.job import TrainJob, open_job
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train.recipe import DataConfig, TrainRecipe
 from rwkvfusion.pipelines.train.run import _already_trained, _finish, train
 from rwkvfusion.pipelines.train.scores import final_scores, final_splits, no_scores
-from rwkvfusion.pipelines.train.worker import Recorder, WorkerSpec, make_trainer
+from rwkvfusion.pipelines.train.worker import Recorder, WorkerSpec
 
 
 @pytest.fixture(scope="module")

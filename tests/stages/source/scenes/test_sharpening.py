@@ -18,11 +18,10 @@ from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.model.training.survey import TrainingSet
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.recipe import load_recipe
+from rwkvfusion.pipelines.train.build import make_fuser, make_trainer
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
-from rwkvfusion.pipelines.train.run import make_fuser
 from rwkvfusion.pipelines.train.scores import final_scores
-from rwkvfusion.pipelines.train.worker import make_trainer
 from rwkvfusion.stages.source.scenes.sensors import degrade
 
 pytestmark = pytest.mark.usefixtures("local_ray")

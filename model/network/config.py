@@ -2,13 +2,22 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
-from rwkvfusion.stages.dataset.task import LUMA_TASKS, SHARPENING_TASKS, TASKS
+from rwkvfusion.stages.dataset.task import LUMA_TASKS, TASKS
+
+Align = Literal["mirrored", "aligned", "crossed"]
+Decay = Literal["relative", "token"]
+Skip = Literal["scalar", "channel"]
+Head = Literal["free", "maximum", "weights"]
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Everything that decides the parameters of `RWKVFusion`; JSON holds it as it is."""
+    """Everything that decides the parameters of `RWKVFusion` and what it does with them; JSON holds it as it is.
+
+    The default of a field is what a file without it means; `preset` has the values to train with.
+    """
 
     in_channels: tuple[int, ...]
     """Channels of each modality, in the order in which they are given to the network."""
@@ -38,6 +47,28 @@ class NetworkConfig:
     """Hidden width of the channel mixing (eq. 10) over its width. Not given in the paper."""
     text_ratio: float = 2.0
     """Hidden width of the MLP behind the text's spatial mixing over its width. Not given in the paper."""
+    align: Align = "mirrored"
+    """What the scans of a layer have side by side on channels: mirrored, a pixel and its point mirror (the paper's
+    letter: each order and its flip, stacked before the linear layers); aligned, the same pixel twice; crossed, the
+    same pixel in the order of rows and in that of columns."""
+    decay: Decay = "relative"
+    """relative: lam = w / L (eq. 7), for L tokens; token: lam = e^w a token, whatever the size of the picture."""
+    gate_window: int | None = None
+    """Side in pixels of the square over which the gate of eq. 15 takes its mean, and at whose number of tokens the
+    text has its share; None is the whole picture (the paper)."""
+    decoder_images: bool = False
+    """Whether the decoder's layers meet the raw modalities too (path i of the MFM, Sect. 3.2)."""
+    skip: Skip = "scalar"
+    """The learnable factor of the encoder's features: one a level, or one a channel."""
+    local: bool = False
+    """Whether a depthwise 3x3 convolution follows each upsampling, around a residual."""
+    head: Head = "free"
+    """What becomes the image: free, the last convolution itself (the paper); maximum, the pixelwise maximum of the
+    modalities and a bounded residual; weights, a weighted mean of the modalities and a bounded residual."""
+    preference: float = 20.0
+    """Of the weights head: how much the brighter modality is preferred before anything is learnt."""
+    epsilon: float | None = None
+    """Of every RMSNorm; None is the smallest step of the type."""
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "levels", "channel_factors", "text_pool"):
@@ -53,6 +84,7 @@ class NetworkConfig:
             "text_pool": self.text_pool,
             "max_objects": (self.max_objects,),
             "window": (self.window or 1,),
+            "gate_window": (self.gate_window or 1,),
         }
         for name, values in positive.items():
             if not values or any(not isinstance(n, int) or n < 1 for n in values):
@@ -67,9 +99,25 @@ class NetworkConfig:
             raise ValueError(f"text_pool must have an entry for each level: {len(self.levels)}, got {self.text_pool}")
         if self.scan not in (1, 2, 3):
             raise ValueError(f"scan must be 1, 2 or 3, got {self.scan}")
+        for name, kind in (("align", Align), ("decay", Decay), ("skip", Skip), ("head", Head)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be {' or '.join(get_args(kind))}, got {getattr(self, name)!r}")
         if self.hidden_ratio <= 0 or self.text_ratio <= 0:
             raise ValueError("hidden_ratio and text_ratio must be above 0")
+        if self.epsilon is not None and self.epsilon <= 0:
+            raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
+        self._check_head()
         self._check_residual()
+
+    def _check_head(self) -> None:
+        if self.head == "free":
+            return
+        if self.residual is not None:
+            raise ValueError(f"head {self.head} is of images that are fused, residual of one that is sharpened")
+        if len(self.in_channels) < 2 or set(self.in_channels) != {self.out_channels}:
+            raise ValueError(
+                f"head {self.head} chooses between modalities of {self.out_channels} channels, not {self.in_channels}"
+            )
 
     def _check_residual(self) -> None:
         if self.residual is None:
@@ -93,21 +141,33 @@ class NetworkConfig:
         pooled = [2**i * pool for i, pool in enumerate(self.text_pool[: len(self.levels)])]
         return math.lcm(*pooled, 2 ** len(self.levels) * (self.window or 1))
 
+    @property
+    def head_channels(self) -> int:
+        """Channels of the last convolution."""
+        if self.head == "weights":
+            return (len(self.in_channels) - 1) + self.out_channels
+        return self.out_channels
 
-def preset(task: str) -> NetworkConfig:
-    """The authors' settings for a task; `dataclasses.replace` adapts the channels to other sensors.
+
+def preset(task: str, *, paper: bool = False) -> NetworkConfig:
+    """The settings to train with for a task; `dataclasses.replace` adapts the channels to other sensors.
 
     The luma tasks take one channel of each of two modalities. pansharpening is WorldView-3: PAN, then MS with 8
     bands. hmif is Pavia Centre as in Tab. 5: MS with 3 bands, then HS with 102.
 
+    Args:
+        task: one of the six.
+        paper: the network to the paper's letter, at the authors' widths and depths.
+
     Raises:
         ValueError: for an unknown task.
     """
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; known are {', '.join(TASKS)}")
+    letter: dict[str, Any] = {"decoder_images": True} if paper else {}
     if task in LUMA_TASKS:
         levels = (2, 1) if task == "mef" else (1, 1)
-        return NetworkConfig(in_channels=(1, 1), out_channels=1, levels=levels)
-    if task not in SHARPENING_TASKS:
-        raise ValueError(f"unknown task {task!r}; known are {', '.join(TASKS)}")
+        return NetworkConfig(in_channels=(1, 1), out_channels=1, levels=levels, **letter)
     pan = task == "pansharpening"
     bands = 8 if pan else 102
     return NetworkConfig(
@@ -118,4 +178,5 @@ def preset(task: str) -> NetworkConfig:
         use_mask=False,
         residual=1,
         text_ratio=2.0 if pan else 8.0,
+        **letter,
     )

@@ -10,24 +10,64 @@ from torch import Tensor, nn
 
 from rwkvfusion.kernels import fused
 from rwkvfusion.kernels.biwkv import gated_biwkv
+from rwkvfusion.model.network.config import Align, Decay
 
 SMALL = 0.02
 """Spread of the last weights of each residual branch at the start."""
 
 
-class SpatialMixing(nn.Module):
-    """Mix tokens by the Bi-WKV operator, gated by the receptance: ``(sigmoid(R) * A) W_O`` (eq. 6-8)."""
+class Order(Enum):
+    """The order in which the pixels of a map become tokens."""
 
-    def __init__(self, width: int) -> None:
+    ROWS = "rows"
+    COLUMNS = "columns"
+    DIAGONALS = "diagonals"
+    ANTIDIAGONALS = "antidiagonals"
+
+
+def epsilon_of(norm: nn.RMSNorm, like: Tensor) -> float:
+    """What the norm adds under its root."""
+    return torch.finfo(like.dtype).eps if norm.eps is None else norm.eps
+
+
+class SpatialMixing(nn.Module):
+    """Mix tokens by the Bi-WKV operator, gated by the receptance: ``(sigmoid(R) * A) W_O`` (eq. 6-8).
+
+    Args:
+        width: channels of the tokens.
+        inner: channels of receptance, keys and values; the width by default.
+        groups: equal parts of the inner channels, each with receptance, keys and values side by side, that may be
+            mixed in orders of their own.
+        decay: see `NetworkConfig`.
+    """
+
+    def __init__(self, width: int, inner: int | None = None, groups: int = 1, decay: Decay = "relative") -> None:
         super().__init__()
-        self.receptance_key_value = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        # From nearly global (e^-0.1 over the whole sequence) to local channels, and self-weights to match.
-        self.decay = nn.Parameter(torch.logspace(-1, 1.3, width))
-        self.bonus = nn.Parameter(torch.linspace(0, 4, width))
+        inner = inner or width
+        self.per_token = decay == "token"
+        self.receptance_key_value = nn.Linear(width, 3 * inner, bias=False)
+        self.out = nn.Linear(inner, width, bias=False)
+        # From nearly global to local channels, and self-weights to match: e^-0.1 over the whole sequence to e^-20, or
+        # from one part in 8,000 to nearly a half per token.
+        spread = (
+            torch.linspace(-9, -0.6, inner // groups) if self.per_token else torch.logspace(-1, 1.3, inner // groups)
+        )
+        self.decay = nn.Parameter(spread.repeat(groups))
+        self.bonus = nn.Parameter(torch.linspace(0, 4, inner // groups).repeat(groups))
         nn.init.normal_(self.out.weight, std=SMALL)
 
-    def forward(self, x: Tensor, hidden: Tensor | None = None, length: int | None = None, rows: int = 1) -> Tensor:
+    def lam(self, length: int) -> Tensor:
+        """(inner,) decay per token of eq. 7, for a sequence of `length`."""
+        return self.decay.exp() if self.per_token else self.decay / length
+
+    def forward(
+        self,
+        x: Tensor,
+        hidden: Tensor | None = None,
+        length: int | None = None,
+        rows: int = 1,
+        louder: Tensor | None = None,
+    ) -> Tensor:
         """Mix tokens (B, L, C).
 
         Args:
@@ -35,12 +75,32 @@ class SpatialMixing(nn.Module):
             hidden: (B, L) bool, True for tokens the others must not see.
             length: tokens over which ``w`` decays (eq. 7's L); all of them by default.
             rows: order of the tokens, as in `gated_biwkv`.
+            louder: (L,) is added to the keys: a token counts e^louder times.
         """
         packed = self.receptance_key_value(x)
         if hidden is not None:
             receptance, key, value = packed.chunk(3, dim=2)
+            if louder is not None:
+                key = key + louder[:, None]
             packed = torch.cat((receptance, key.masked_fill(hidden[..., None], -torch.inf), value), dim=2)
-        return self.out(gated_biwkv(packed, self.decay / (length or x.shape[1]), self.bonus, rows))
+        return self.out(gated_biwkv(packed, self.lam(length or x.shape[1]), self.bonus, rows))
+
+    def mix_map(self, x: Tensor, orders: tuple[Order, ...]) -> Tensor:
+        """Mix the pixels of (B, H, W, C), each group of the inner channels in its own order."""
+        height, width = x.shape[1:3]
+        packed = self.receptance_key_value(x.flatten(1, 2))
+        lam = self.lam(height * width).chunk(len(orders))
+        groups = zip(packed.chunk(len(orders), dim=2), lam, self.bonus.chunk(len(orders)), orders, strict=True)
+        mixed = [_in_order(rkv, lam, bonus, order, height, width) for rkv, lam, bonus, order in groups]
+        return self.out(torch.cat(mixed, dim=2)).unflatten(1, (height, width))
+
+
+def _in_order(rkv: Tensor, lam: Tensor, bonus: Tensor, order: Order, height: int, width: int) -> Tensor:
+    """`gated_biwkv` of the pixels of a map, (B, H*W, 3 C), in an order; the result is in that of the pixels."""
+    if order in (Order.ROWS, Order.COLUMNS):
+        return gated_biwkv(rkv, lam, bonus, height if order is Order.COLUMNS else 1)
+    there = _diagonal(order, height, width).to(rkv.device)
+    return gated_biwkv(rkv[:, there], lam, bonus)[:, torch.argsort(there)]
 
 
 class ChannelMixing(nn.Module):
@@ -70,15 +130,34 @@ class BRWKV(nn.Module):
         scan: strategy of Sect. 3.4.
         block: index of the layer in the network, which decides between rows and columns.
         window: side of the windows within which tokens mix; None for the whole map.
+        align, decay, epsilon: see `NetworkConfig`.
     """
 
-    def __init__(self, width: int, hidden_ratio: float, scan: int, block: int, window: int | None) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden_ratio: float,
+        scan: int,
+        block: int,
+        window: int | None,
+        *,
+        align: Align = "mirrored",
+        decay: Decay = "relative",
+        epsilon: float | None = None,
+    ) -> None:
         super().__init__()
         self.orders = orders_of(scan, block)
+        inner = 2 * len(self.orders) * width
+        self.mirrored = align == "mirrored"
+        if align == "crossed" and scan == 1:
+            self.orders = orders_of(2, block)
         self.window = window
-        self.spatial_norm = nn.RMSNorm(width)
-        self.spatial = SpatialMixing(2 * len(self.orders) * width)
-        self.channel_norm = nn.RMSNorm(width)
+        self.spatial_norm = nn.RMSNorm(width, epsilon)
+        if self.mirrored:
+            self.spatial = SpatialMixing(inner, decay=decay)
+        else:
+            self.spatial = SpatialMixing(width, inner, len(self.orders), decay)
+        self.channel_norm = nn.RMSNorm(width, epsilon)
         self.channel = ChannelMixing(width, hidden_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,20 +169,25 @@ class BRWKV(nn.Module):
         """The layer in torch's operations, on every device and with gradients."""
         height, width = x.shape[1:3]
         windows = partition(self.spatial_norm(x), self.window)
-        tokens, rows = scan_map(windows, self.orders)
-        mixed = unscan_map(self.spatial(tokens, rows=rows), self.orders, *windows.shape[1:3])
+        if self.mirrored:
+            tokens, rows = scan_map(windows, self.orders)
+            mixed = unscan_map(self.spatial(tokens, rows=rows), self.orders, *windows.shape[1:3])
+        else:
+            mixed = self.spatial.mix_map(windows, self.orders)
         x = x + merge(mixed, self.window, height, width)
         return x + self.channel(self.channel_norm(x))
 
     def fused(self, x: Tensor) -> Tensor | None:
         """The same in one C++ call and in place, where there is one for this layer and no gradient is wanted."""
-        if self.orders not in ((Order.ROWS,), (Order.COLUMNS,)) or self.window is not None or not fused.ready(x):
+        if not self.mirrored or self.orders not in ((Order.ROWS,), (Order.COLUMNS,)) or self.window is not None:
+            return None
+        if not fused.ready(x):
             return None
         spatial, channel = self.spatial, self.channel
         weights = fused.LayerWeights(
             mix_gain=self.spatial_norm.weight,
             mix_in=spatial.receptance_key_value.weight,
-            lam=spatial.decay / (x.shape[1] * x.shape[2]),
+            lam=spatial.lam(x.shape[1] * x.shape[2]),
             u=spatial.bonus,
             mix_out=spatial.out.weight,
             channel_gain=self.channel_norm.weight,
@@ -111,18 +195,9 @@ class BRWKV(nn.Module):
             key=channel.key.weight,
             value=channel.value.weight,
             channel_out=channel.out.weight,
-            epsilon=torch.finfo(x.dtype).eps,
+            epsilon=epsilon_of(self.spatial_norm, x),
         )
         return fused.layer(x, weights, self.orders[0] is Order.COLUMNS)
-
-
-class Order(Enum):
-    """The order in which the pixels of a map become tokens."""
-
-    ROWS = "rows"
-    COLUMNS = "columns"
-    DIAGONALS = "diagonals"
-    ANTIDIAGONALS = "antidiagonals"
 
 
 def orders_of(scan: int, block: int) -> tuple[Order, ...]:

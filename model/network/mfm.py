@@ -1,5 +1,6 @@
 """Multi-modal fusion module (Sect. 3.5, eq. 15-18): features meet the raw images, the object masks and the text."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -7,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkvfusion.kernels import fused
-from rwkvfusion.model.network.layers import SMALL, SpatialMixing
+from rwkvfusion.model.network.config import NetworkConfig
+from rwkvfusion.model.network.layers import SMALL, SpatialMixing, epsilon_of
 
 _QUIET = 0.2
 """Gain of the norms at the start, at which the gate adds little to the features."""
@@ -83,21 +85,35 @@ def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).to(x.dtype)
 
 
+def convolve_exactly(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """The same in x's own type: of images, bfloat16 would keep 8 bits, and PAN has 11."""
+    if not torch.amp.is_autocast_available(x.device.type):
+        return convolve(conv, x)
+    with torch.autocast(x.device.type, enabled=False):
+        return convolve(conv, x)
+
+
 class TextExchange(nn.Module):
     """Path iii of the MFM: pooled image features and text as one sequence, through spatial mixing and an MLP (eq. 18).
 
-    The padding stands at the outer end of the sequence and ``w`` decays over the image tokens, so neither the number
-    of padding tokens nor their content reaches the image.
+    The padding stands at the outer end of the sequence and a relative ``w`` decays over the image tokens, so neither
+    the number of padding tokens nor their content reaches the image.
+
+    Args:
+        width: channels of image and text.
+        pool: side in pixels of the squares that become an image token.
+        window: side in image tokens of the picture at which a text token counts as one; None: at any size.
     """
 
-    def __init__(self, width: int, pool: int, ratio: float, text_first: bool) -> None:
+    def __init__(self, width: int, pool: int, window: float | None, config: NetworkConfig, text_first: bool) -> None:
         super().__init__()
         self.pool = pool
+        self.window = window
         self.text_first = text_first
-        hidden = round(width * ratio)
-        self.spatial_norm = nn.RMSNorm(width)
-        self.spatial = SpatialMixing(width)
-        self.mlp_norm = nn.RMSNorm(width)
+        hidden = round(width * config.text_ratio)
+        self.spatial_norm = nn.RMSNorm(width, config.epsilon)
+        self.spatial = SpatialMixing(width, decay=config.decay)
+        self.mlp_norm = nn.RMSNorm(width, config.epsilon)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         for name, parameter in self.mlp[2].named_parameters():
             nn.init.normal_(parameter, std=SMALL if name == "weight" else 0.0)
@@ -112,79 +128,99 @@ class TextExchange(nn.Module):
         pixels = pooled.reshape(batch, -1, channels)
         seen = torch.zeros(pixels.shape[:2], dtype=torch.bool, device=pooled.device)
         n_text, n_pixels = text.hidden.shape[1], pixels.shape[1]
+        louder = None if self.window is None else math.log(n_pixels / self.window**2)
         if self.text_first:
             order, undo = text.order_with_padding_first()
             tokens = torch.cat((_take(text.tokens, order), pixels), dim=1)
-            tokens = self._mix(tokens, torch.cat((text.hidden.gather(1, order), seen), dim=1), n_pixels)
+            tokens = self._mix(tokens, torch.cat((text.hidden.gather(1, order), seen), dim=1), n_pixels, louder, 0)
             words, pixels = tokens.split((n_text, n_pixels), dim=1)
             words = _take(words, undo)
         else:
             tokens = torch.cat((pixels, text.tokens), dim=1)
-            tokens = self._mix(tokens, torch.cat((seen, text.hidden), dim=1), n_pixels)
+            tokens = self._mix(tokens, torch.cat((seen, text.hidden), dim=1), n_pixels, louder, n_pixels)
             pixels, words = tokens.split((n_pixels, n_text), dim=1)
         return pixels.reshape(batch, height, width, channels), replace(text, tokens=words)
 
-    def _mix(self, tokens: Tensor, hidden: Tensor, length: int) -> Tensor:
-        tokens = tokens + self.spatial(self.spatial_norm(tokens), hidden, length)
+    def _mix(self, tokens: Tensor, hidden: Tensor, length: int, louder: float | None, first: int) -> Tensor:
+        """`length` image tokens, and text tokens from `first` on, of which each counts e^louder times."""
+        shift = None
+        if louder is not None:
+            shift = tokens.new_zeros(tokens.shape[1])
+            shift[first : first + tokens.shape[1] - length] = louder
+        tokens = tokens + self.spatial(self.spatial_norm(tokens), hidden, length, louder=shift)
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
 class ModalFusion(nn.Module):
-    """The module itself: feature gate, mask path and text path.
+    """The module itself: feature gate, mask path and text path; of the decoder's, the feature gate alone.
 
     Args:
-        width: channels of the features.
-        image_channels: channels of all modalities together.
-        max_objects: channels of the mask; 0 leaves the mask path out.
-        text_pool, text_ratio, text_first: of the text path.
+        config: of the network.
+        level: which gives width and pooling.
+        block: index of the layer in the network.
+        guided: whether there are a mask path and a text path.
     """
 
-    def __init__(
-        self,
-        width: int,
-        image_channels: int,
-        max_objects: int,
-        text_pool: int,
-        text_ratio: float,
-        text_first: bool,
-    ) -> None:
+    def __init__(self, config: NetworkConfig, level: int, block: int, *, guided: bool = True) -> None:
         super().__init__()
+        width, pool = config.widths[level], config.text_pool[level]
+        self.pool = pool
+        self.window = None if config.gate_window is None else config.gate_window / (2**level * pool)
         self.feature = nn.Conv2d(width, width, 3, padding=1)
-        self.feature_norm = nn.RMSNorm(width)
-        self.modality = nn.Conv2d(image_channels, width, 3, padding=1)
-        self.modality_norm = nn.RMSNorm(width)
+        self.feature_norm = nn.RMSNorm(width, config.epsilon)
+        self.modality = nn.Conv2d(sum(config.in_channels), width, 3, padding=1)
+        self.modality_norm = nn.RMSNorm(width, config.epsilon)
         for norm in (self.feature_norm, self.modality_norm):
             nn.init.constant_(norm.weight, _QUIET)
-        # Without a bias no object means no change, so that a missing mask and an empty one are the same.
-        self.mask = nn.Conv2d(max_objects, width, 3, padding=1, bias=False) if max_objects else None
-        self.text = TextExchange(width, text_pool, text_ratio, text_first)
+        self.mask: nn.Conv2d | None = None
+        if guided and config.use_mask:
+            # Without a bias no object means no change, so that a missing mask and an empty one are the same.
+            self.mask = nn.Conv2d(config.max_objects, width, 3, padding=1, bias=False)
+            # A network that has never seen an object lets them be.
+            nn.init.zeros_(self.mask.weight)
+        self.text = TextExchange(width, pool, self.window, config, text_first=block % 2 == 0) if guided else None
 
-    def forward(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Text]:
+    def forward(
+        self, x: Tensor, images: Tensor, objects: Objects | None, text: Text | None
+    ) -> tuple[Tensor, Text | None]:
         """Fuse, around a residual.
 
         Args:
             x: (B, H, W, C) features of the layer before.
             images: (B, H, W, image_channels) raw modalities at this size.
             objects: of the mask at this size, or None.
-            text: tokens of width C.
+            text: tokens of width C; None where there is no text path.
 
         Returns:
             the features, (B, H, W, C), and the text for the next module.
         """
-        if fused.ready(x) and images.dtype == x.dtype:
+        if self.window is None and self.text is not None and fused.ready(x) and images.dtype == x.dtype:
+            assert text is not None
             return self.fused(x, images, objects, text)
-        modality = self.modality_norm(convolve(self.modality, images))
+        modality = self.modality_norm(convolve_exactly(self.modality, images))
         features = self.feature_norm(convolve(self.feature, x)) + modality
-        gated = features * F.gelu(features.mean(dim=(1, 2), keepdim=True))
+        gated = features * self.gate(features)
         if self.mask is not None and objects is not None:
             gated = gated + (gated + modality) * convolve(self.mask, objects.maps(x))
+        if self.text is None or text is None:
+            return x + gated, None
         guided, text = self.text(gated, text)
-        size = gated.shape[1:3]
-        guided = F.interpolate(guided.permute(0, 3, 1, 2), size=size, mode="bilinear").permute(0, 2, 3, 1)
-        return x + (gated + guided), text
+        return x + (gated + _enlarged(guided, gated)), text
+
+    def gate(self, features: Tensor) -> Tensor:
+        """GELU of the mean (eq. 15): of the whole map, (B, 1, 1, C), or about each pixel, (B, H, W, C).
+
+        The mean about a pixel is that of a square of pooled pixels, as far as it lies within the map, and bilinear
+        between their centres.
+        """
+        if self.window is None:
+            return F.gelu(features.mean(dim=(1, 2), keepdim=True))
+        pooled = F.avg_pool2d(features.permute(0, 3, 1, 2), self.pool).permute(0, 2, 3, 1)
+        return _enlarged(F.gelu(box_mean(pooled, max(round(self.window), 1))), features)
 
     def fused(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Text]:
         """The same in three C++ calls, without gradients."""
+        assert self.text is not None
         labels, mask_map = None, None
         if self.mask is not None and objects is not None:
             if objects.labels is not None:
@@ -197,13 +233,32 @@ class ModalFusion(nn.Module):
             _branch(self.feature, self.feature_norm),
             _branch(self.modality, self.modality_norm),
             self.text.pool,
-            torch.finfo(x.dtype).eps,
+            epsilon_of(self.feature_norm, x),
             labels,
             mask_map is not None,
         )
         pooled = parts.gate(F.gelu(parts.mean), mask_map)
         guided, text = self.text.exchange(pooled, text)
         return parts.add(guided.contiguous()), text
+
+
+def box_mean(x: Tensor, side: int) -> Tensor:
+    """(B, H, W, C), the mean over the square about each pixel, `side` wide or one more, without what lies outside."""
+    reach = side // 2
+    for dim in (1, 2):
+        length = x.shape[dim]
+        sums = F.pad(x.cumsum(dim), (0, 0) * (3 - dim) + (1, 0))
+        at = torch.arange(length, device=x.device)
+        low, high = (at - reach).clamp_min(0), (at + reach + 1).clamp_max(length)
+        count = (high - low).to(x.dtype).view(-1, *(1,) * (3 - dim))
+        x = (sums.index_select(dim, high) - sums.index_select(dim, low)) / count
+    return x
+
+
+def _enlarged(pooled: Tensor, like: Tensor) -> Tensor:
+    """(B, h, w, C) at the size of (B, H, W, C), bilinear."""
+    size = like.shape[1:3]
+    return F.interpolate(pooled.permute(0, 3, 1, 2), size=size, mode="bilinear").permute(0, 2, 3, 1)
 
 
 def _branch(conv: nn.Conv2d, norm: nn.RMSNorm) -> tuple[Tensor, Tensor, Tensor]:

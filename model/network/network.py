@@ -9,9 +9,28 @@ from torch import Tensor, nn
 from rwkvfusion.kernels import fused
 from rwkvfusion.model.network.config import NetworkConfig, preset
 from rwkvfusion.model.network.layers import BRWKV, SMALL
-from rwkvfusion.model.network.mfm import ModalFusion, Objects, Text, convolve, halve
+from rwkvfusion.model.network.mfm import ModalFusion, Objects, Text, convolve, convolve_exactly, halve
 
 __all__ = ["NetworkConfig", "RWKVFusion", "preset"]
+
+_REACH, _STEEPNESS = 0.2, 1.5
+"""Largest residual of the heads that choose, as a part of an image's range, and its slope at nothing over that."""
+_SHARPNESS = 5.0
+"""What the head's choice is multiplied by."""
+
+
+def mixing(config: NetworkConfig, level: int, block: int) -> BRWKV:
+    """The BRWKV layer that is number `block` of the network."""
+    return BRWKV(
+        config.widths[level],
+        config.hidden_ratio,
+        config.scan,
+        block,
+        config.window,
+        align=config.align,
+        decay=config.decay,
+        epsilon=config.epsilon,
+    )
 
 
 class EncoderLayer(nn.Module):
@@ -19,20 +38,13 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: NetworkConfig, level: int, block: int) -> None:
         super().__init__()
-        width = config.widths[level]
-        self.fusion = ModalFusion(
-            width,
-            sum(config.in_channels),
-            config.max_objects if config.use_mask else 0,
-            config.text_pool[level],
-            config.text_ratio,
-            text_first=block % 2 == 0,
-        )
-        self.brwkv = BRWKV(width, config.hidden_ratio, config.scan, block, config.window)
+        self.fusion = ModalFusion(config, level, block)
+        self.brwkv = mixing(config, level, block)
 
     def forward(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Text]:
-        x, text = self.fusion(x, images, objects, text)
-        return self.brwkv(x), text
+        x, passed = self.fusion(x, images, objects, text)
+        assert passed is not None
+        return self.brwkv(x), passed
 
 
 class EncoderLevel(nn.Module):
@@ -49,7 +61,7 @@ class EncoderLevel(nn.Module):
         self.down = nn.Conv2d(width, after, 2, stride=2)
 
     def forward(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Tensor, Text]:
-        """Return the level's features for the decoder, their half-size form for the next level, and the text."""
+        """The level's features for the decoder, their half-size form for the next level, and the text."""
         text = Text(self.text(text.tokens), text.hidden)
         for layer in self.layers:
             x, text = layer(x, images, objects, text)
@@ -67,19 +79,35 @@ class DecoderLevel(nn.Module):
         # The four pixels that one becomes start alike: a checkerboard is slow to unlearn.
         with torch.no_grad():
             self.up.weight.copy_((SMALL * torch.randn(width, self.up.in_features)).repeat(4, 1))
-        self.skip = nn.Parameter(torch.ones(()))
+        self.skip = nn.Parameter(torch.ones(() if config.skip == "scalar" else width))
+        self.local: nn.Conv2d | None = None
+        if config.local:
+            # The four pixels that one becomes know nothing of their neighbours.
+            self.local = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+            nn.init.zeros_(self.local.weight)
         blocks = range(first_block, first_block + config.levels[level])
-        self.layers = nn.Sequential(
-            *(BRWKV(width, config.hidden_ratio, config.scan, block, config.window) for block in blocks)
+        self.fusions = nn.ModuleList(
+            ModalFusion(config, level, block, guided=False) for block in blocks if config.decoder_images
         )
+        self.layers = nn.Sequential(*(mixing(config, level, block) for block in blocks))
 
-    def forward(self, x: Tensor, encoded: Tensor) -> Tensor:
-        """(B, H/2, W/2, C') and the encoder's (B, H, W, C), which may be overwritten without gradients."""
-        if fused.ready(x, encoded):
-            return self.layers(fused.upsample(x, self.up.weight, float(self.skip), encoded))
+    def forward(self, x: Tensor, encoded: Tensor, images: Tensor) -> Tensor:
+        """(B, H/2, W/2, C'), the encoder's (B, H, W, C), which may be overwritten without gradients, and the images."""
+        x = self._upsample(x, encoded)
+        if self.local is not None:
+            x = x + convolve(self.local, x)
+        if not self.fusions:
+            return self.layers(x)
+        for fusion, layer in zip(self.fusions, self.layers, strict=True):
+            x = layer(fusion(x, images, None, None)[0])
+        return x
+
+    def _upsample(self, x: Tensor, encoded: Tensor) -> Tensor:
+        if self.skip.ndim == 0 and fused.ready(x, encoded):
+            return fused.upsample(x, self.up.weight, float(self.skip), encoded)
         batch, height, width, channels = encoded.shape
         up = self.up(x).reshape(batch, height // 2, width // 2, 2, 2, channels)
-        return self.layers(up.transpose(2, 3).reshape(encoded.shape) + self.skip * encoded)
+        return up.transpose(2, 3).reshape(encoded.shape) + self.skip * encoded
 
 
 class RWKVFusion(nn.Module):
@@ -97,19 +125,14 @@ class RWKVFusion(nn.Module):
         starts = [sum(config.levels[:i]) for i in range(n_levels + 1)]
         self.encoder = nn.ModuleList(EncoderLevel(config, i, starts[i]) for i in range(n_levels))
         block = starts[-1]
-        self.middle = nn.Sequential(
-            *(
-                BRWKV(config.widths[-1], config.hidden_ratio, config.scan, block + i, config.window)
-                for i in range(config.middle)
-            )
-        )
+        self.middle = nn.Sequential(*(mixing(config, n_levels - 1, block + i) for i in range(config.middle)))
         block += config.middle
         decoder = []
         for level in reversed(range(n_levels)):
             decoder.append(DecoderLevel(config, level, block))
             block += config.levels[level]
         self.decoder = nn.ModuleList(decoder)
-        self.head = nn.Conv2d(config.widths[0], config.out_channels, 3, padding=1)
+        self.head = nn.Conv2d(config.widths[0], config.head_channels, 3, padding=1)
         self._start_from_the_images()
 
     def forward(
@@ -142,25 +165,42 @@ class RWKVFusion(nn.Module):
         stack = F.pad(torch.cat(upsampled, dim=1), (0, right, 0, below), mode="replicate").permute(0, 2, 3, 1)
         stack = stack.contiguous()  # channels last from here to the end
         objects = self._objects(mask, stack, (0, right, 0, below))
-        fused = self._decode(*self._encode(stack, objects, self._text(text, text_mask, stack)))
-        out = convolve(self.head, fused).permute(0, 3, 1, 2)[:, :, :height, :width]
-        return out if self.config.residual is None else out + upsampled[self.config.residual]
+        features = self._decode(*self._encode(stack, objects, self._text(text, text_mask, stack)))
+        out = convolve_exactly(self.head, features).permute(0, 3, 1, 2)[:, :, :height, :width]
+        return self._image(out, upsampled)
 
-    def _encode(self, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, list[Tensor]]:
-        x = convolve(self.stem, images)
-        encoded: list[Tensor] = []
+    def _encode(
+        self, images: Tensor, objects: Objects | None, text: Text
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The features below the last level, and of each level its features and the images at its size."""
+        x = convolve_exactly(self.stem, images)
+        encoded: list[tuple[Tensor, Tensor]] = []
         for level in self.encoder:
             if encoded:
                 images, objects = halve(images), None if objects is None else objects.halve(images)
             features, x, text = level(x, images, objects, text)
-            encoded.append(features)
+            encoded.append((features, images))
         return x, encoded
 
-    def _decode(self, x: Tensor, encoded: list[Tensor]) -> Tensor:
+    def _decode(self, x: Tensor, encoded: list[tuple[Tensor, Tensor]]) -> Tensor:
         x = self.middle(x)
-        for level, features in zip(self.decoder, reversed(encoded), strict=True):
-            x = level(x, features)
+        for level, (features, images) in zip(self.decoder, reversed(encoded), strict=True):
+            x = level(x, features, images)
         return x
+
+    def _image(self, out: Tensor, images: list[Tensor]) -> Tensor:
+        """(B, head_channels, H, W) of the last convolution and the modalities at full size -> the fused image."""
+        if self.config.head == "free":
+            return out if self.config.residual is None else out + images[self.config.residual]
+        logits, rest = out[:, : -self.config.out_channels], out[:, -self.config.out_channels :]
+        residual = _REACH * torch.tanh(_STEEPNESS * rest)
+        sources = torch.stack(images, dim=1)
+        if self.config.head == "maximum":
+            return sources.amax(dim=1) + residual
+        # For two sources this is sigmoid(5 h + preference (a - b)).
+        lift = F.pad(_SHARPNESS * logits, (0, 0, 0, 0, 0, 1))[:, :, None]
+        weights = torch.softmax(lift + self.config.preference * sources, dim=1)
+        return (weights * sources).sum(dim=1) + residual
 
     def _objects(self, mask: Tensor | None, like: Tensor, pad: tuple[int, int, int, int]) -> Objects | None:
         """The objects of a (B, H, W) mask, padded; indices the network has no channel for are background."""
@@ -199,7 +239,7 @@ class RWKVFusion(nn.Module):
 
     @torch.no_grad()
     def _start_from_the_images(self) -> None:
-        """Begin near the mean of the modalities, or at the upsampled low-resolution input where that is added."""
+        """Begin near the mean of the modalities, or at what the head adds to."""
         for name, parameter in self.named_parameters():
             if name in ("head.weight", "head.bias", "stem.bias"):
                 nn.init.zeros_(parameter)
@@ -207,6 +247,8 @@ class RWKVFusion(nn.Module):
             return
         copied = min(self.stem.in_channels, self.stem.out_channels)
         nn.init.dirac_(self.stem.weight[:copied])
+        if self.config.head != "free":
+            return
         first = 0
         for channels in self.config.in_channels:
             for out in range(self.config.out_channels):

@@ -89,6 +89,8 @@ def network_of(recipe: TrainRecipe, task: str, survey: Survey | None = None) -> 
     """
     config = preset(task)
     changes: dict[str, Any] = {name: value for name, value in recipe.network.model_dump().items() if value is not None}
+    if "gate_window" in changes:
+        changes["gate_window"] = changes["gate_window"] or None
     if survey is not None:
         changes |= _fixed_by_data(config, task, survey)
     try:

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rwkvfusion.model.network.config import Align, Decay, Head, Skip
 from rwkvfusion.model.training.loader import LoaderConfig
 from rwkvfusion.model.training.survey import TrainingSet
 from rwkvfusion.model.training.trainer import LossConfig, OptimConfig
@@ -65,6 +66,17 @@ class NetworkOverrides(_Group):
     use_mask: bool | None = Field(default=None, description="whether the network has a mask path")
     hidden_ratio: float | None = Field(default=None, description="hidden width of the channel mixing")
     text_ratio: float | None = Field(default=None, description="hidden width of the text's MLP")
+    align: Align | None = Field(default=None, description="what the scans of a layer have side by side on channels")
+    decay: Decay | None = Field(default=None, description="of the token mixing: of the whole sequence, or a token")
+    gate_window: int | None = Field(
+        default=None, ge=0, description="side in pixels of the gate's mean; 0: all"
+    )
+    decoder_images: bool | None = Field(default=None, description="whether the decoder meets the raw modalities")
+    skip: Skip | None = Field(default=None, description="factors of the encoder's features: one a level, or a channel")
+    local: bool | None = Field(default=None, description="a depthwise 3x3 convolution after each upsampling")
+    head: Head | None = Field(default=None, description="the image itself, or a residual to a choice of the modalities")
+    preference: float | None = Field(default=None, ge=0, description="of head: weights, for the brighter modality")
+    epsilon: float | None = Field(default=None, description="of the norms")
 
 
 class TrackingConfig(_Group):

@@ -68,9 +68,7 @@ class NetworkOverrides(_Group):
     text_ratio: float | None = Field(default=None, description="hidden width of the text's MLP")
     align: Align | None = Field(default=None, description="what the scans of a layer have side by side on channels")
     decay: Decay | None = Field(default=None, description="of the token mixing: of the whole sequence, or a token")
-    gate_window: int | None = Field(
-        default=None, ge=0, description="side in pixels of the gate's mean; 0: all"
-    )
+    gate_window: int | None = Field(default=None, ge=0, description="side in pixels of the gate's mean; 0: all")
     decoder_images: bool | None = Field(default=None, description="whether the decoder meets the raw modalities")
     skip: Skip | None = Field(default=None, description="factors of the encoder's features: one a level, or a channel")
     local: bool | None = Field(default=None, description="a depthwise 3x3 convolution after each upsampling")

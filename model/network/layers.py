@@ -14,6 +14,9 @@ from rwkvfusion.model.network.config import Align, Decay
 
 SMALL = 0.02
 """Spread of the last weights of each residual branch at the start."""
+_SHORTEST = -0.48
+"""Logarithm of the highest decay per token, 0.62: a token 8 away then counts e^-5 as much as a neighbour, and the C++
+kernels follow no higher one."""
 
 
 class Order(Enum):
@@ -58,7 +61,7 @@ class SpatialMixing(nn.Module):
 
     def lam(self, length: int) -> Tensor:
         """(inner,) decay per token of eq. 7, for a sequence of `length`."""
-        return self.decay.exp() if self.per_token else self.decay / length
+        return self.decay.clamp_max(_SHORTEST).exp() if self.per_token else self.decay / length
 
     def forward(
         self,

@@ -10,6 +10,7 @@ Align = Literal["mirrored", "aligned", "crossed"]
 Decay = Literal["relative", "token"]
 Skip = Literal["scalar", "channel"]
 Head = Literal["free", "maximum", "weights"]
+Prefer = Literal["brighter", "sharper"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,11 @@ class NetworkConfig:
     head: Head = "free"
     """What becomes the image: free, the last convolution itself (the paper); maximum, the pixelwise maximum of the
     modalities and a bounded residual; weights, a weighted mean of the modalities and a bounded residual."""
+    prefer: Prefer = "brighter"
+    """Of the weights head: the modality that is preferred before anything is learnt; by its value, or by the logarithm
+    of its variance in 7x7 pixels."""
     preference: float = 20.0
-    """Of the weights head: how much the brighter modality is preferred before anything is learnt."""
+    """Of the weights head: how much."""
     epsilon: float | None = None
     """Of every RMSNorm; None is the smallest step of the type."""
 
@@ -99,7 +103,7 @@ class NetworkConfig:
             raise ValueError(f"text_pool must have an entry for each level: {len(self.levels)}, got {self.text_pool}")
         if self.scan not in (1, 2, 3):
             raise ValueError(f"scan must be 1, 2 or 3, got {self.scan}")
-        for name, kind in (("align", Align), ("decay", Decay), ("skip", Skip), ("head", Head)):
+        for name, kind in (("align", Align), ("decay", Decay), ("skip", Skip), ("head", Head), ("prefer", Prefer)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be {' or '.join(get_args(kind))}, got {getattr(self, name)!r}")
         if self.hidden_ratio <= 0 or self.text_ratio <= 0:

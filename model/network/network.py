@@ -15,8 +15,10 @@ __all__ = ["NetworkConfig", "RWKVFusion", "preset"]
 
 _REACH, _STEEPNESS = 0.2, 1.5
 """Largest residual of the heads that choose, as a part of an image's range, and its slope at nothing over that."""
-_SHARPNESS = 5.0
+_SLOPE = 5.0
 """What the head's choice is multiplied by."""
+_NOISE = 1 / 255
+"""Deviation at which a picture of range 1 is as good as flat."""
 
 
 def mixing(config: NetworkConfig, level: int, block: int) -> BRWKV:
@@ -197,9 +199,10 @@ class RWKVFusion(nn.Module):
         sources = torch.stack(images, dim=1)
         if self.config.head == "maximum":
             return sources.amax(dim=1) + residual
-        # For two sources this is sigmoid(5 h + preference (a - b)).
-        lift = F.pad(_SHARPNESS * logits, (0, 0, 0, 0, 0, 1))[:, :, None]
-        weights = torch.softmax(lift + self.config.preference * sources, dim=1)
+        merit = sources if self.config.prefer == "brighter" else _sharpness(sources)
+        # For two sources this is sigmoid(5 h + preference (merit of a - merit of b)).
+        lift = F.pad(_SLOPE * logits, (0, 0, 0, 0, 0, 1))[:, :, None]
+        weights = torch.softmax(lift + self.config.preference * merit, dim=1)
         return (weights * sources).sum(dim=1) + residual
 
     def _objects(self, mask: Tensor | None, like: Tensor, pad: tuple[int, int, int, int]) -> Objects | None:
@@ -255,6 +258,20 @@ class RWKVFusion(nn.Module):
                 if (source := first + out % channels) < copied:
                     self.head.weight[out, source, 1, 1] += 1 / len(self.config.in_channels)
             first += channels
+
+
+def _sharpness(images: Tensor) -> Tensor:
+    """(B, n, C, H, W), the logarithm of the variance in the 7x7 pixels about each, as far as they lie within."""
+    flat = images.flatten(0, 1)
+    centred = flat - flat.mean(dim=(2, 3), keepdim=True)
+
+    def mean(x: Tensor) -> Tensor:
+        for kernel, padding in (((7, 1), (3, 0)), ((1, 7), (0, 3))):
+            x = F.avg_pool2d(x, kernel, stride=1, padding=padding, count_include_pad=False)
+        return x
+
+    variance = (mean(centred.square()) - mean(centred).square()).clamp_min(0)
+    return torch.log(variance + _NOISE**2).reshape(images.shape)
 
 
 def _resize(image: Tensor, height: int, width: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rwkvfusion.model.network.config import Align, Decay, Head, Skip
+from rwkvfusion.model.network.config import Align, Decay, Head, Prefer, Skip
 from rwkvfusion.model.training.loader import LoaderConfig
 from rwkvfusion.model.training.survey import TrainingSet
 from rwkvfusion.model.training.trainer import LossConfig, OptimConfig
@@ -73,7 +73,8 @@ class NetworkOverrides(_Group):
     skip: Skip | None = Field(default=None, description="factors of the encoder's features: one a level, or a channel")
     local: bool | None = Field(default=None, description="a depthwise 3x3 convolution after each upsampling")
     head: Head | None = Field(default=None, description="the image itself, or a residual to a choice of the modalities")
-    preference: float | None = Field(default=None, ge=0, description="of head: weights, for the brighter modality")
+    prefer: Prefer | None = Field(default=None, description="of head: weights, the modality preferred at the start")
+    preference: float | None = Field(default=None, ge=0, description="how much")
     epsilon: float | None = Field(default=None, description="of the norms")
 
 

@@ -1,4 +1,4 @@
-"""A model that an earlier version of this package wrote: its files, and the pictures that it made of two photographs."""
+"""A model that an earlier version of this package wrote: its files, and what it made of two photographs."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def commands(text: str) -> list[str]:
 
 TEXTS = [README.read_text(), main.help or "", *(main.get_command(None, name).help for name in COMMANDS)]
 EXAMPLES = list(dict.fromkeys(line for text in TEXTS for line in commands(text)))
-_WORKERS = re.compile(r"rwkvfusion (demo|(prepare|train) (?!.*(--dry-run|guidance=full)))")
+_WORKERS = re.compile(r"rwkvfusion (demo|ablate|(prepare|train) (?!.*(--dry-run|guidance=full)))")
 SLOW = {line for line in EXAMPLES if _WORKERS.match(line)}
 """Those that start workers."""
 
@@ -158,10 +158,12 @@ def words(line: str, folder: Path, tiny_models: dict[str, str]) -> list[str]:
     sets: list[str] = []
     if arguments[0] == "demo":
         return [*arguments, "--steps", "2"]
-    if arguments[0] == "train":
+    if arguments[0] in ("train", "ablate"):
         sets = SHORT
     elif "guidance=full" in line:
         sets = [f"{name}={value}" for name, value in tiny_models.items()]
+    if arguments[0] == "ablate":
+        arguments += ["--steps", "2", "--seeds", "1"]
     arguments += [part for value in sets for part in ("--set", value)]
     return [*arguments, "--dry-run"] if "guidance=full" in line and arguments[0] == "prepare" else arguments
 

@@ -36,6 +36,7 @@ ROOMS = {
     "pipelines.fuse": (),
     "pipelines.evaluate": ("pipelines.fuse", "pipelines.gallery"),
     "pipelines.train": ("pipelines.evaluate",),
+    "pipelines.ablate": ("pipelines.train", "pipelines.evaluate"),
     "pipelines.gallery": (),
     "pipelines.doctor": ("pipelines.train",),
     "pipelines.demo": ("pipelines.prepare", "pipelines.train", "pipelines.fuse", "pipelines.evaluate"),

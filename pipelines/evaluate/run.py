@@ -64,6 +64,7 @@ class How:
         lpips: also scores by LPIPS, with this network; of the luma tasks alone.
         on_case: draws the pairs; all of them are then decoded and fused.
         on_scene: is told of the progress.
+        floors: whether the trivial answers are scored too.
     """
 
     convention: Convention = Convention.Y
@@ -74,6 +75,7 @@ class How:
     on_case: OnCase | None = None
     lpips: Perceptual | None = None
     on_scene: OnScene | None = None
+    floors: bool = True
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class _Work:
         if not {row.system for row in known}.isdisjoint(hashes):
             # A name that no system may have: scoring says so.
             known = []
-        has_floor = bool(known)
+        has_floor = bool(known) or not how.floors
         for name, one in hashes.items():
             known += [] if how.kept is None else how.kept.find(one, case, name)
         missing = set(hashes) - {row.system for row in known}

@@ -53,7 +53,7 @@ class SpatialMixing(nn.Module):
         # From nearly global to local channels, and self-weights to match: e^-0.1 over the whole sequence to e^-20, or
         # from one part in 8,000 to nearly a half per token.
         spread = (
-            torch.linspace(-9, -0.6, inner // groups) if self.per_token else torch.logspace(-1, 1.3, inner // groups)
+            torch.linspace(-4.6, -0.6, inner // groups) if self.per_token else torch.logspace(-1, 1.3, inner // groups)
         )
         self.decay = nn.Parameter(spread.repeat(groups))
         self.bonus = nn.Parameter(torch.linspace(0, 4, inner // groups).repeat(groups))

@@ -210,8 +210,8 @@ class ModalFusion(nn.Module):
     def gate(self, features: Tensor) -> Tensor:
         """GELU of the mean (eq. 15): of the whole map, (B, 1, 1, C), or about each pixel, (B, H, W, C).
 
-        The mean about a pixel is that of a square of pooled pixels, as far as it lies within the map, and bilinear
-        between their centres.
+        The mean about a pixel is that of a square of pooled pixels, moved to lie within the map, and bilinear between
+        their centres: a map no larger than the window has one gate.
         """
         if self.window is None:
             return F.gelu(features.mean(dim=(1, 2), keepdim=True))
@@ -243,15 +243,16 @@ class ModalFusion(nn.Module):
 
 
 def box_mean(x: Tensor, side: int) -> Tensor:
-    """(B, H, W, C), the mean over the square about each pixel, `side` wide or one more, without what lies outside."""
-    reach = side // 2
+    """(B, H, W, C), the mean over a square of `side` pixels about each pixel, moved to lie within the map.
+
+    A map that is no larger than the square has one mean, as in eq. 15.
+    """
     for dim in (1, 2):
         length = x.shape[dim]
+        width = min(side, length)
         sums = F.pad(x.cumsum(dim), (0, 0) * (3 - dim) + (1, 0))
-        at = torch.arange(length, device=x.device)
-        low, high = (at - reach).clamp_min(0), (at + reach + 1).clamp_max(length)
-        count = (high - low).to(x.dtype).view(-1, *(1,) * (3 - dim))
-        x = (sums.index_select(dim, high) - sums.index_select(dim, low)) / count
+        first = (torch.arange(length, device=x.device) - width // 2).clamp(0, length - width)
+        x = (sums.index_select(dim, first + width) - sums.index_select(dim, first)) / width
     return x
 
 

@@ -104,10 +104,11 @@ def test_crossed_scans_treat_rows_and_columns_alike() -> None:
 @pytest.mark.parametrize("side", [1, 4, 5, 99])
 def test_box_mean(side: int) -> None:
     x = torch.randn(2, 7, 10, 3, dtype=torch.float64)
-    reach = side // 2
+    high, wide = min(side, 7), min(side, 10)
     for row in range(7):
         for column in range(10):
-            part = x[:, max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
+            top, left = min(max(row - high // 2, 0), 7 - high), min(max(column - wide // 2, 0), 10 - wide)
+            part = x[:, top : top + high, left : left + wide]
             torch.testing.assert_close(box_mean(x, side)[:, row, column], part.mean(dim=(1, 2)))
 
 

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.training.loader import Batch
-from rwkvfusion.model.training.losses import Terms, fusion_loss, sharpening_loss
+from rwkvfusion.model.training.losses.config import LossConfig
+from rwkvfusion.model.training.losses.loss import Terms, training_loss
 from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
@@ -36,16 +37,6 @@ class TrainingError(RwkvFusionError):
 
 class CheckpointError(RwkvFusionError, ValueError):
     """A folder that is not a checkpoint of this training; the message names the file."""
-
-
-class LossConfig(BaseModel):
-    """Weights of the loss terms (eq. 19 and 20)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    intensity: float = Field(default=10, ge=0, description="vif, mif, mef, mff: distance to the sources (eq. 21)")
-    gradient: float = Field(default=20, ge=0, description="vif, mif, mef, mff: distance of the edges (eq. 23)")
-    ssim: float | None = Field(default=None, ge=0, description="None: 2 for those four, 0.1 for sharpening")
-    intensity_mode: Literal["both", "max"] = Field(default="both", description="distance to both, or to the brighter")
 
 
 class OptimConfig(BaseModel):
@@ -78,6 +69,7 @@ class Trainer:
     Args:
         network: on `device` already.
         wrap: makes the module that is called in training out of the network, e.g. DistributedDataParallel.
+        loss: None in it is the preset of `task`, with `paper` the paper's.
         total: steps of the whole training, which the learning rate's schedule needs.
     """
 
@@ -87,13 +79,15 @@ class Trainer:
         *,
         task: str,
         loss: LossConfig,
+        paper: bool = False,
         optim: OptimConfig,
         total: int,
         seed: int,
         rank: int = 0,
         wrap: Callable[[RWKVFusion], nn.Module] = lambda network: network,
     ) -> None:
-        self.network, self.task, self.loss, self.optim = network, task, loss, optim
+        self.network, self.task, self.optim = network, task, optim
+        self.loss = loss.resolved(task, paper=paper)
         self.total, self.seed, self.rank = total, seed, rank
         self.device = next(network.parameters()).device
         self.module = wrap(network)
@@ -134,20 +128,10 @@ class Trainer:
     def _loss(self, batch: Batch) -> tuple[Tensor, Terms]:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             fused = self.module(batch.images, batch.mask, batch.text, batch.text_mask)
-        if self.task in LUMA_TASKS:
-            weights = self.loss
-            ssim = 2.0 if weights.ssim is None else weights.ssim
-            return fusion_loss(
-                fused,
-                batch.images,
-                intensity=weights.intensity,
-                gradient=weights.gradient,
-                ssim=ssim,
-                intensity_mode=weights.intensity_mode,
-            )
-        if batch.target is None:
+        if self.task not in LUMA_TASKS and batch.target is None:
             raise TrainingError(f"{self.task} is trained on a target, and {', '.join(batch.keys)} are without one")
-        return sharpening_loss(fused, batch.target, ssim=0.1 if self.loss.ssim is None else self.loss.ssim)
+        sources = batch.images if self.task in LUMA_TASKS else ()
+        return training_loss(fused, sources, self.loss, mask=batch.mask, target=batch.target)
 
     def _update(self, *, finite: bool) -> None:
         if not finite:

@@ -27,6 +27,7 @@ def make_trainer(plan: TrainPlan, device: torch.device, *, rank: int, world: int
         RWKVFusion(plan.network).to(device),
         task=plan.data.task,
         loss=recipe.loss,
+        paper=recipe.paper,
         optim=recipe.optim,
         total=recipe.steps,
         seed=recipe.seed,

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rwkvfusion.model.network.config import Align, Decay, Head, Prefer, Skip
 from rwkvfusion.model.training.loader import LoaderConfig
+from rwkvfusion.model.training.losses.config import LossConfig
 from rwkvfusion.model.training.survey import TrainingSet
-from rwkvfusion.model.training.trainer import LossConfig, OptimConfig
+from rwkvfusion.model.training.trainer import OptimConfig
 
 
 class _Group(BaseModel):
@@ -101,6 +102,7 @@ class TrainRecipe(_Group):
     data: DataConfig
     network: NetworkOverrides = NetworkOverrides()
     loss: LossConfig = LossConfig()
+    paper: bool = Field(default=False, description="presets are the paper's: its network, its loss (eq. 19-23)")
     optim: OptimConfig = OptimConfig()
     steps: int = Field(default=20_000, ge=1, description="optimiser steps in all")
     checkpoint_every: int = Field(default=500, ge=1, description="steps; a multiple of log_every")

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.training.loader import Batch, Loader, LoaderConfig
+from rwkvfusion.model.training.losses.config import LossConfig
 from rwkvfusion.model.training.preview import strip
 from rwkvfusion.model.training.survey import TrainingSet
 from rwkvfusion.model.training.trainer import (
     CheckpointError,
-    LossConfig,
     OptimConfig,
     Trainer,
     TrainingError,
@@ -178,7 +178,7 @@ def test_sharpening_needs_and_uses_a_target(batches: list[Batch], tmp_path: Path
     with pytest.raises(TrainingError, match="without one"):
         one.step(batches[0])
     batch = replace(batches[0], target=batches[0].images[0])
-    assert set(one.step(batch)) == {"loss", "l1", "ssim", "gradient_norm"}
+    assert set(one.step(batch)) == {"loss", "target", "ssim", "gradient_norm"}
     one.save(tmp_path)
     assert json.loads((tmp_path / "state.json").read_text())["done"] == 1
     assert len(load_file(tmp_path / "optimizer.safetensors")) > 30

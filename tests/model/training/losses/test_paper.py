@@ -1,3 +1,5 @@
+"""The paper's terms (eq. 19-23): against other programs, and by values that are known."""
+
 from typing import Any
 
 import pytest
@@ -6,7 +8,17 @@ from scipy import ndimage
 from skimage.metrics import structural_similarity as reference_ssim
 from torch import Tensor
 
-from rwkvfusion.model.training.losses import fusion_loss, sharpening_loss, sobel, structural_similarity
+from rwkvfusion.model.training.losses.config import LossConfig
+from rwkvfusion.model.training.losses.loss import Terms, training_loss
+from rwkvfusion.model.training.losses.paper import sobel, structural_similarity
+
+
+def fusion_loss(fused: Tensor, sources: list[Tensor], **settings: Any) -> tuple[Tensor, Terms]:
+    return training_loss(fused, sources, LossConfig(**settings).resolved("vif", paper=True))
+
+
+def sharpening_loss(fused: Tensor, target: Tensor, **settings: Any) -> tuple[Tensor, Terms]:
+    return training_loss(fused, (), LossConfig(**settings).resolved("hmif", paper=True), target=target)
 
 
 def images(n: int, *shape: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rwkvfusion.infra.memory import keep_freed_memory
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, check_form, is_given, scales_of
 from rwkvfusion.pipelines.ray_job import check_output
@@ -214,6 +215,7 @@ def evaluate(
         raise click.UsageError("--guidance is for models: here it has no effect")
     if is_given(context, "sensor") and (target or (not datasets and not models and task != _FULL)):
         raise click.UsageError(f"{_NO_SENSOR}: here it has no effect")
+    keep_freed_memory()
     n_jobs = jobs or default_jobs()
     systems = systems_of(
         folders, uris, guidances, is_raw=not datasets, tracking=tracking_uri, jobs=n_jobs,

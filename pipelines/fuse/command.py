@@ -11,6 +11,7 @@ from typing import Literal
 import click
 
 from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.memory import keep_freed_memory
 from rwkvfusion.infra.pictures.encode import FORMATS, LOSSY, QUALITY
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, JSON, check_form, scales_of
@@ -127,6 +128,7 @@ def fuse(
     is_jpeg = (extension or output.rpartition(".")[2]).lower() in LOSSY
     if quality is not None and not is_jpeg:
         raise click.UsageError("--quality is of jpg: give --format jpg or -o OUT.jpg, or leave it out")
+    keep_freed_memory()
     with _uncollected():
         from rwkvfusion.pipelines.console import answer, phase, say
         from rwkvfusion.pipelines.fuse.record import Output

@@ -21,6 +21,7 @@ from ray.train.torch import get_device
 from torch import Tensor
 
 from rwkvfusion.infra.errors import RwkvFusionError, redacted
+from rwkvfusion.infra.memory import keep_freed_memory
 from rwkvfusion.infra.storage import RefusedError, StorageError
 from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError
 from rwkvfusion.model.training.loader import Batch, Loader
@@ -68,6 +69,7 @@ def _train(spec: WorkerSpec) -> None:
     recipe, context = spec.plan.recipe, get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(recipe.threads)
+    keep_freed_memory()
     trainer = make_trainer(spec.plan, get_device(), rank=rank, world=world)
     _resume(trainer)
     check_agreement(trainer)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.decode import decode, decode_indices
 from rwkvfusion.infra.pictures.units import Picture, Scale, Unit, UnitError, measure
 from rwkvfusion.model.fusing.planes import from_planes, luma, to_planes, with_chroma
-from rwkvfusion.model.fusing.tiles import SCENE_PIXELS, Window, fuse_tiled, strips
+from rwkvfusion.model.fusing.tiles import SCENE_PIXELS, Size, Tile, Window, fuse_tiled, size_of, strips
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.dataset.task import Task
@@ -37,6 +38,8 @@ ADVICE = (
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 Roles = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}(\|[a-z][a-z0-9_]{0,31})*$")]
+
+Side = Annotated[int, Field(ge=1)]
 
 
 class FuserError(RwkvFusionError, ValueError):
@@ -59,6 +62,11 @@ class FuserConfig(BaseModel):
         description="of each input, where pictures do not say: the value that counts as 1, [the value that counts as 0,"
         ' that counts as 1], or percentiles such as "p1-p99" of each picture; null: the largest of their type',
     )
+    extent: tuple[Side, Side] | None = Field(
+        default=None,
+        description="height and width of what the network was trained on, the largest of several; null: whole pictures,"
+        " or not known",
+    )
     version: int = Field(default=FORMAT_VERSION, ge=FORMAT_VERSION, le=FORMAT_VERSION, description="of these files")
 
     @classmethod
@@ -70,11 +78,12 @@ class FuserConfig(BaseModel):
         *,
         luma_only: bool,
         scales: tuple[Scale | None, ...] = (),
+        extent: Size | None = None,
     ) -> FuserConfig:
         """The config of a network that is there."""
         # As JSON has it, so that a config read back is equal.
         fields = json.loads(json.dumps(dataclasses.asdict(network.config)))
-        return cls(task=task, roles=roles, network=fields, luma_only=luma_only, scales=scales)
+        return cls(task=task, roles=roles, network=fields, luma_only=luma_only, scales=scales, extent=extent)
 
     @property
     def places(self) -> tuple[tuple[str, ...], ...]:
@@ -139,6 +148,7 @@ class Fuser:
         mask: np.ndarray | None = None,
         text: np.ndarray | None = None,
         scales: Mapping[str, Scale | None] | None = None,
+        tile: Tile = "auto",
     ) -> np.ndarray:
         """Fuse one set of pictures of one scene.
 
@@ -149,6 +159,8 @@ class Fuser:
             text: (tokens, width) encoded caption.
             scales: by role, what is declared of the values (see `infra.units`). Where nothing is, the model's own
                 scale holds, and where it has none, the largest value of the type counts as 1.
+            tile: what the network sees at once; see `tile_of`. Larger pictures are fused in tiles that overlap and
+                blend.
 
         Returns:
             (H, W, C), of the type and unit of the first modality, of a sharpening model of the one that it sharpens;
@@ -160,10 +172,14 @@ class Fuser:
                 message names them.
         """
         pictures = {role: Picture(role, values, (scales or {}).get(role)) for role, values in images.items()}
-        return self.fuse_pictures(self.measure(pictures)[0], mask, text)
+        return self.fuse_pictures(self.measure(pictures)[0], mask, text, tile)
 
     def fuse_pictures(
-        self, pictures: Mapping[str, Picture], mask: np.ndarray | None = None, text: np.ndarray | None = None
+        self,
+        pictures: Mapping[str, Picture],
+        mask: np.ndarray | None = None,
+        text: np.ndarray | None = None,
+        tile: Tile = "auto",
     ) -> np.ndarray:
         """`fuse` of pictures that have their scales: see `measure`."""
         selected = self._select({role: picture.values for role, picture in pictures.items()})
@@ -172,7 +188,10 @@ class Fuser:
         guidance = self._guidance(mask, text, height, width)
         with torch.inference_mode():
             inputs = [luma(image) for image in planes] if self.config.luma_only else planes
-            fused = fuse_tiled(lambda window: self._forward(inputs, *guidance, window, height), height, width, ratio)
+            size = self.tile_of(tile)
+            unit = ratio if size is None else self._step(height, width, ratio)
+            forward = functools.partial(self._forward, inputs, *guidance, height)
+            fused = fuse_tiled(forward, height, width, unit, size)
             if self.config.luma_only:
                 fused = with_chroma(torch.from_numpy(fused), planes).numpy()
         role = self.fused_like(selected)
@@ -211,7 +230,7 @@ class Fuser:
         ratio: int,
         units: Mapping[str, Unit],
         text: np.ndarray | None = None,
-        max_pixels: int = SCENE_PIXELS,
+        tile: Tile = "auto",
     ) -> Iterator[tuple[slice, np.ndarray]]:
         """Sharpen rasters of any size, as (rows, (rows, W, C)) from top to bottom; holds one row of tiles.
 
@@ -221,7 +240,7 @@ class Fuser:
             height, width: of the result, multiples of `ratio`, that of the resolutions.
             units: of the whole pictures, by role.
             text: (tokens, width) encoded caption.
-            max_pixels: of a tile.
+            tile: in pixels of the result; as in `fuse`.
 
         Raises:
             FuserError: as `fuse`, and for a model of another kind of task.
@@ -239,18 +258,40 @@ class Fuser:
             planes = [_planes(role, image, units[role]) for role, image in selected.items()]
             whole = (slice(0, window[0].stop - window[0].start), slice(0, window[1].stop - window[1].start))
             with torch.inference_mode():
-                return self._forward(planes, None, tokens, whole, whole[0].stop)
+                return self._forward(planes, None, tokens, whole[0].stop, whole)
 
-        # Strided convolutions, windows and pooling then see the same pixels together in every tile.
-        grid = math.lcm(ratio, self.network.config.multiple)
-        step = grid if height % grid == 0 and width % grid == 0 else ratio
-        for rows, fused in strips(fuse, height, width, step, max_pixels):
+        step = self._step(height, width, ratio)
+        for rows, fused in strips(fuse, height, width, step, self.tile_of(tile), SCENE_PIXELS):
             yield rows, from_planes(fused, dtype, units[like])
 
-    def fuse_sample(self, sample: Sample) -> np.ndarray:
+    def tile_of(self, tile: Tile) -> Size | None:
+        """Height and width that the network sees at once; None is the whole picture, as far as the memory goes.
+
+        `tile`: a size, a side, "whole", "extent" (that of the training), or "auto": whichever suits the network.
+        FuserError for an extent that is not known, and for tiles too small to blend.
+        """
+        try:
+            return size_of(self._best if tile == "auto" else tile, self.config.extent)
+        except ValueError as error:
+            raise FuserError(str(error)) from None
+
+    @property
+    def _best(self) -> Literal["extent", "whole"]:
+        """Whole pictures where a pixel depends on their size no more than it did in training."""
+        network = self.network.config
+        knows_no_size = network.gate_window is not None and network.decay == "token"
+        return "whole" if self.config.extent is None or knows_no_size else "extent"
+
+    def _step(self, height: int, width: int, ratio: int) -> int:
+        """Of which tiles begin and end on multiples: where it can be, strided convolutions, windows and pooling then
+        see the same pixels together in every tile."""
+        grid = math.lcm(ratio, self.network.config.multiple)
+        return grid if height % grid == 0 and width % grid == 0 else ratio
+
+    def fuse_sample(self, sample: Sample, tile: Tile = "auto") -> np.ndarray:
         """Fuse a sample with its mask and text. FuserError as `fuse`, ImageError for damaged pictures."""
         pictures = {image.role: Picture(image.path, decode(image.data), image.declared) for image in sample.images}
-        return self.fuse_pictures(self.measure(pictures)[0], *guidance_of(sample))
+        return self.fuse_pictures(self.measure(pictures)[0], *guidance_of(sample), tile)
 
     def with_units(self, sample: Sample) -> Sample:
         """The sample with the model's own scale declared of the pictures that declare none; twice is as once.
@@ -321,9 +362,9 @@ class Fuser:
         return objects, tokens
 
     def _forward(
-        self, inputs: list[Tensor], mask: Tensor | None, text: Tensor | None, window: Window, height: int
+        self, inputs: list[Tensor], mask: Tensor | None, text: Tensor | None, height: int, window: Window
     ) -> np.ndarray:
-        """The network on one window: (out_channels, h, w) float32."""
+        """The network on one window of a picture of `height`: (out_channels, h, w) float32."""
         device = next(self.network.parameters()).device
         batch = []
         for image in inputs:

@@ -83,6 +83,11 @@ class LoaderConfig(BaseModel):
     cache_mb: int = Field(default=512, ge=0, description="decoded samples held in memory by each worker, in MiB")
     prefetch: int = Field(default=2, ge=0, description="batches made ahead, by as many threads; 0 makes none ahead")
 
+    @property
+    def extent(self) -> tuple[int, int] | None:
+        """Height and width of the largest crops; None where whole pictures are seen."""
+        return self.crop
+
 
 @dataclass(frozen=True)
 class Batch:

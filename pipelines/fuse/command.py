@@ -6,7 +6,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -16,6 +16,9 @@ from rwkvfusion.infra.pictures.encode import FORMATS, LOSSY, QUALITY
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, JSON, check_form, scales_of
 from rwkvfusion.pipelines.ray_job import check_output
+
+if TYPE_CHECKING:
+    from rwkvfusion.model.fusing.tiles import Tile
 
 _PAIR, _FOLDERS, _DATASET = "a pair A B", "two folders", "a dataset"
 _USED = {
@@ -37,6 +40,15 @@ def _uncollected() -> Iterator[None]:
         if is_first:
             gc.freeze()
             gc.enable()
+
+
+def _tile_of(_: click.Context, parameter: click.Parameter, text: str) -> Tile:
+    from rwkvfusion.model.fusing.tiles import parse_tile
+
+    try:
+        return parse_tile(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from None
 
 
 @click.command()
@@ -71,6 +83,15 @@ def _uncollected() -> Iterator[None]:
     help="Of raw pictures: the value that counts as 1, LOW-HIGH where LOW counts as 0, or pLOW-pHIGH, percentiles of"
     " each; may be given many times.  [default: what the file declares, the model's own, the largest of the type]",
 )
+@click.option(
+    "--tile",
+    default="auto",
+    show_default=True,
+    callback=_tile_of,
+    metavar="TILE",
+    help="What the network sees at once: a side in pixels, WIDTHxHEIGHT, extent (what it was trained on), whole (as far"
+    " as the memory goes), or auto, whichever of the last two suits it. Tiles overlap and blend.",
+)
 @click.option("--tracking-uri", metavar="URI", help="MLflow to ask for the model; default as MLflow's own.")
 @click.option("-o", "--output", required=True, help="OUT.png for one pair, else a folder or URL.")
 @click.option(
@@ -96,6 +117,7 @@ def fuse(
     guidance: Literal["none", "builtin"],
     allow_incomplete: bool,
     scales: dict[str, Scale],
+    tile: Tile,
     tracking_uri: str | None,
     output: str,
     extension: str | None,
@@ -135,7 +157,7 @@ def fuse(
         from rwkvfusion.pipelines.fuse.run import PictureProgress, fuse_dataset, fuse_folders, fuse_pair, open_model
         from rwkvfusion.pipelines.parallel import default_jobs
     with phase("loading the model"):
-        fuser = open_model(model, tracking=tracking_uri, scales=scales)
+        fuser = open_model(model, tracking=tracking_uri, scales=scales, tile=tile)
     how = Output(
         format=extension,
         quality=quality or QUALITY,

@@ -12,6 +12,7 @@ from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fusing.fuser import Fuser
+from rwkvfusion.model.fusing.tiles import Tile
 from rwkvfusion.model.registry.registry import ModelSource
 from rwkvfusion.stages.dataset.sample import Sample
 
@@ -30,6 +31,8 @@ class Model:
     weights_sha256: str
     scales: Mapping[str, Scale] = field(default_factory=dict)
     """What is declared of the values of raw pictures, by role."""
+    tile: Tile = "auto"
+    """What the network sees at once; see `Fuser.tile_of`."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class Records:
         return Fused(pair.name, self.store.join(path), *size, seconds, kept=True)
 
     def write(self, pair: Pair, stem: str, result: Result) -> None:
-        """What made the picture. Guidance is null where the network had none."""
+        """What made the picture. Guidance is null where the network had none, the tile where it saw the whole."""
         if not self.output.records:
             # One that lies there would be of another picture.
             self.store.remove(f"{stem}.json")
@@ -136,11 +139,12 @@ class Records:
                     "caption": guide.caption if guide.text is not None else None,
                     "mask_labels": list(mask.labels) if mask is not None else None,
                 }
-        sample = pair.sample
+        sample, tile = pair.sample, self.model.fuser.tile_of(self.model.tile)
         record: dict[str, Any] = {
             "model": {**source, "weights_sha256": self.model.weights_sha256},
             "sources": result.sources,
             "guidance": guidance,
+            "tile": tile and {"height": tile[0], "width": tile[1]},
             "dataset": sample and {"name": sample.dataset, "split": sample.split, "key": sample.key},
             "package_version": package_version(),
             "commit": commit(),
@@ -165,7 +169,10 @@ class Records:
                 sha256(part) for part in (sample.mask and sample.mask.png, sample.text and sample.text.data) if part
             ]
             units.append([image.declared for image in sample.images])
-        parts = [self.model.weights_sha256, package_version(), self.guidance, self.output.format, self.output.quality]
+        model, output = self.model, self.output
+        parts: list[Any] = [model.weights_sha256, package_version(), self.guidance, output.format, output.quality]
+        if (tile := model.fuser.tile_of(model.tile)) is not None:
+            parts.append(tile)
         return sha256(json.dumps([parts, sorted(sources.items()), guidance, units]).encode())
 
 

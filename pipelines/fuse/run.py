@@ -21,6 +21,7 @@ from rwkvfusion.infra.pictures.encode import FORMATS
 from rwkvfusion.infra.pictures.units import EVERY, Scale
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fusing.fuser import WEIGHTS, Fuser
+from rwkvfusion.model.fusing.tiles import Tile
 from rwkvfusion.model.registry.registry import resolve
 from rwkvfusion.pipelines.console import Bar, say
 from rwkvfusion.pipelines.fuse.guide import FuseError
@@ -49,17 +50,20 @@ def open_model(
     device: str | None = None,
     tracking: str | None = None,
     scales: Mapping[str, Scale] | None = None,
+    tile: Tile = "auto",
 ) -> Model:
     """The model behind `uri` (see `serving.resolve`) on `device`; by default on the GPU where there is one.
 
     `scales`: of the raw pictures that it is to fuse, by role; FuseError for roles that are not the model's.
+    `tile`: what the network sees at once; FuserError as of `Fuser.tile_of`.
     """
     source = resolve(uri, tracking)
     fuser = Fuser.load(source.folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     roles = [role for names in fuser.config.places for role in names]
     if unknown := sorted(set(scales or {}) - {*roles, EVERY}):
         raise FuseError(f"--scale: this model has no {unknown[0]!r}; it fuses {', '.join(roles)}")
-    return Model(fuser, source, sha256((source.folder / WEIGHTS).read_bytes()), scales or {})
+    fuser.tile_of(tile)
+    return Model(fuser, source, sha256((source.folder / WEIGHTS).read_bytes()), scales or {}, tile)
 
 
 def fuse_pair(

@@ -16,7 +16,7 @@ from rwkvfusion.infra.pictures.encode import encode_tiff
 from rwkvfusion.infra.pictures.units import Picture, Scale, Unit
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import Fuser
-from rwkvfusion.model.fusing.tiles import Window
+from rwkvfusion.model.fusing.tiles import Tile, Window
 from rwkvfusion.pipelines.fuse.record import File, Result
 from rwkvfusion.pipelines.fuse.scene_writer import SceneWriter
 from rwkvfusion.pipelines.fuse.writer import ADVICE, is_tiff
@@ -114,12 +114,14 @@ def fuse_scene(
     name: str,
     units: Mapping[str, Unit],
     text: np.ndarray | None = None,
+    tile: Tile = "auto",
 ) -> Result:
     """Sharpen the rasters `files` (by role, in the model's order) to the GeoTIFF `name`.
 
     The result has the size and georeference of the high-resolution raster, and of the other the bands, their type,
     scale, units and descriptions, and the tags; a pixel that is empty in either is empty. RasterError where the rasters
-    do not fit each other or the model, or cannot be read. `units`: by role, see `raster_units`.
+    do not fit each other or the model, or cannot be read. `units`: by role, see `raster_units`; `tile`: see
+    `Fuser.tile_of`.
     """
     start = time.perf_counter()
     with ExitStack() as stack:
@@ -133,7 +135,7 @@ def fuse_scene(
         stack.enter_context(gdal_errors(f"{name} cannot be written"))
         (height, width), (tall, wide) = pair.fine.size, (side * pair.ratio for side in pair.size)
         with SceneWriter(folder / "fused.tif", pair, fuser.network.config.out_channels) as out:
-            for rows, strip in fuser.fuse_scene(_reader(pair, high, low), tall, wide, pair.ratio, units, text):
+            for rows, strip in fuser.fuse_scene(_reader(pair, high, low), tall, wide, pair.ratio, units, text, tile):
                 inside = slice(rows.start, min(rows.stop, height))
                 out.write(strip[: inside.stop - inside.start, :width], pair.empty(inside))
         stem = name.rpartition(".")[0]

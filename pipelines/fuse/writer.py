@@ -126,7 +126,7 @@ class PictureWriter:
         height, width = pictures[images[0].role].values.shape[:2]
         with self._room.taken(height, width):
             start = time.perf_counter()
-            picture = fuser.fuse_pictures(pictures, *guidance_of(guide))
+            picture = fuser.fuse_pictures(pictures, *guidance_of(guide), self.model.tile)
             data, extension = encode_picture(picture, self.output.format, self.output.quality)
         seconds = time.perf_counter() - start
         path = f"{stem}.{extension}"
@@ -149,7 +149,7 @@ class PictureWriter:
         _, text = guidance_of(guide)
         # A scene takes as much as there may be, whatever its size.
         with self._room.taken(MAX_PIXELS, 1):
-            result = fuse_scene(self.model.fuser, files, self.store, path, units, text)
+            result = fuse_scene(self.model.fuser, files, self.store, path, units, text, self.model.tile)
         self._note(odd)
         return replace(result, guide=guide, beside=beside)
 

@@ -39,7 +39,12 @@ def make_trainer(plan: TrainPlan, device: torch.device, *, rank: int, world: int
 def make_fuser(plan: TrainPlan, network: RWKVFusion) -> Fuser:
     """The fuser of a trained network, with what the plan's data says of its inputs."""
     task = plan.survey.example.task
-    return Fuser(
+    config = FuserConfig.of(
         network,
-        FuserConfig.of(network, task, plan.survey.roles, luma_only=task in LUMA_TASKS, scales=plan.survey.scales),
+        task,
+        plan.survey.roles,
+        luma_only=task in LUMA_TASKS,
+        scales=plan.survey.scales,
+        extent=plan.recipe.data.extent,
     )
+    return Fuser(network, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from made import scene
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rwkvfusion.model.fusing import fuser as fuser_module
+from rwkvfusion.infra.pictures.units import Unit
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig, FuserError
-from rwkvfusion.model.fusing.tiles import fuse_tiled
+from rwkvfusion.model.fusing.tiles import Window
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 
 ROLES = ("visible", "infrared")
@@ -26,6 +27,10 @@ def luma_network() -> RWKVFusion:
     torch.manual_seed(0)
     network = RWKVFusion(NetworkConfig(in_channels=(1, 1), out_channels=1, width=8, text_width=16))
     torch.nn.init.normal_(network.head.weight, std=0.05)
+    # As a network that was trained with masks: untrained ones do not see them.
+    for name, weights in network.named_parameters():
+        if name.endswith(".mask.weight"):
+            torch.nn.init.normal_(weights, std=0.1)
     return network
 
 
@@ -196,32 +201,118 @@ def test_sharpening_takes_the_low_resolution_as_it_is() -> None:
         sharpener.fuse({"pan": pan, "ms": ms[:, :, :3]})
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    height=st.integers(1, 150), width=st.integers(1, 150), unit=st.sampled_from([1, 2, 4, 6]), seed=st.integers(0, 9)
+def test_a_tile_is_as_the_network_fuses_it_alone(fuser: Fuser) -> None:
+    """In the middle, that no other tile reaches; the mask is cut with it, and the text is that of the whole."""
+    images = {"visible": scene(1, 64, 160, 1), "infrared": scene(2, 64, 160, 1)}
+    mask = np.zeros((64, 160), np.uint8)
+    mask[10:50, 20:60] = 2
+    text = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float16)
+    tiled = fuser.fuse(images, mask, text, tile=(64, 64))
+    left = fuser.fuse({role: image[:, :64] for role, image in images.items()}, mask[:, :64], text)
+    np.testing.assert_array_equal(tiled[:, :38], left[:, :38])
+    assert not np.array_equal(fuser.fuse(images, mask, text)[:, :38], left[:, :38])
+
+
+@pytest.mark.parametrize(
+    ("extent", "fields", "expected"),
+    [
+        (None, {}, None),
+        ((96, 128), {}, (96, 128)),
+        ((12, 128), {}, (16, 128)),
+        ((96, 128), {"gate_window": 96}, (96, 128)),
+        ((96, 128), {"decay": "token"}, (96, 128)),
+        ((96, 128), {"gate_window": 96, "decay": "token"}, None),
+    ],
 )
-def test_tiles_cover_and_blend_to_the_whole(height: int, width: int, unit: int, seed: int) -> None:
-    height, width = height * unit, width * unit
-    picture = np.random.default_rng(seed).random((2, height, width))
-    windows = []
+def test_networks_that_know_the_size_get_that_of_their_training(
+    extent: tuple[int, int] | None, fields: dict[str, Any], expected: tuple[int, int] | None
+) -> None:
+    network = RWKVFusion(NetworkConfig(in_channels=(1, 1), out_channels=1, width=8, text_width=16, **fields))
+    fuser = Fuser(network, FuserConfig.of(network, "vif", ROLES, luma_only=True, extent=extent))
+    assert fuser.tile_of("auto") == expected
+    assert fuser.tile_of("whole") is None
+    assert fuser.tile_of(50) == (50, 50)
+    if extent is None:
+        with pytest.raises(FuserError, match="no extent of training is recorded"):
+            fuser.tile_of("extent")
+    else:
+        assert fuser.tile_of("extent") == (max(extent[0], 16), extent[1])
 
-    def fuse(window: tuple[slice, slice]) -> np.ndarray:
-        windows.append(window)
-        return picture[:, window[0], window[1]]
 
-    np.testing.assert_allclose(fuse_tiled(fuse, height, width, unit, max_pixels=300**2), picture, rtol=0, atol=1e-12)
-    assert all(part.start % unit == 0 and part.stop % unit == 0 for window in windows for part in window)
-    assert all(part.stop - part.start < 300 + 3 * unit for window in windows for part in window) or len(windows) == 1
+def test_the_extent_is_kept_and_is_not_known_of_models_from_before_it_was(fuser: Fuser, tmp_path: Path) -> None:
+    network = fuser.network
+    config = FuserConfig.of(network, "vif", ROLES, luma_only=True, extent=(40, 56))
+    Fuser(network, config).save(tmp_path)
+    images = {"visible": scene(1, 80, 100), "infrared": scene(2, 80, 100, channels=1)}
+    loaded = Fuser.load(tmp_path)
+    assert loaded.config == config
+    np.testing.assert_array_equal(loaded.fuse(images), fuser.fuse(images, tile=(40, 56)))
+    fields = json.loads((tmp_path / "config.json").read_text())
+    del fields["extent"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    before = Fuser.load(tmp_path)
+    assert before.config.extent is None
+    np.testing.assert_array_equal(before.fuse(images), fuser.fuse(images, tile="whole"))
 
 
-def test_tiling_leaves_no_seam(fuser: Fuser, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tile", [15, (64, 8)])
+def test_tiles_too_small_to_blend_are_refused(fuser: Fuser, tile: int | tuple[int, int]) -> None:
+    with pytest.raises(FuserError, match="at least 16x16 pixels, not "):
+        fuser.fuse({"visible": scene(1), "infrared": scene(2)}, tile=tile)
+
+
+@pytest.mark.parametrize("side", [64, 160])
+def test_tiling_leaves_no_seam(fuser: Fuser, side: int) -> None:
     images = {"visible": scene(1, 200, 300, 1), "infrared": scene(2, 200, 300, 1)}
     whole = fuser.fuse(images).astype(float)
-    monkeypatch.setattr(
-        fuser_module, "fuse_tiled", lambda fuse, h, w, unit: fuse_tiled(fuse, h, w, unit, max_pixels=160 * 160)
-    )
-    difference = fuser.fuse(images) - whole
+    difference = fuser.fuse(images, tile=side) - whole
     # A tile sees less around it than the whole does, so values may drift; where tiles meet they must not jump.
     jumps = np.abs(np.diff(difference, axis=1)).mean(axis=(0, 2))[4:-4]
     assert np.abs(difference).max() > 0
     assert jumps.max() < 3
+
+
+@settings(max_examples=25)
+@given(
+    height=st.integers(1, 150),
+    width=st.integers(1, 150),
+    tile=st.tuples(st.integers(16, 80), st.integers(16, 80)),
+    seed=st.integers(0, 99),
+)
+def test_every_one_of_sixteen_bits_comes_through_tiles(
+    through: Fuser, height: int, width: int, tile: tuple[int, int], seed: int
+) -> None:
+    deep = np.random.default_rng(seed).integers(0, 65536, (height, width, 1)).astype(np.uint16)
+    np.testing.assert_array_equal(through.fuse({"visible": deep, "infrared": deep}, tile=tile), deep)
+
+
+class Upsampled(RWKVFusion):
+    """A network that gives back the low-resolution modality, each of its pixels as a square."""
+
+    def forward(self, images: list[Tensor], *_: object) -> Tensor:  # type: ignore[override]
+        ratio = images[0].shape[2] // images[1].shape[2]
+        assert images[0].shape[3] == ratio * images[1].shape[3]
+        return images[1].repeat_interleave(ratio, 2).repeat_interleave(ratio, 3)
+
+
+@settings(max_examples=25)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    ratio=st.sampled_from([2, 3, 4, 8]),
+    tile=st.tuples(st.integers(16, 80), st.integers(16, 80)),
+)
+def test_tiles_cut_a_low_resolution_at_whole_pixels(size: tuple[int, int], ratio: int, tile: tuple[int, int]) -> None:
+    network = Upsampled(NetworkConfig(in_channels=(1, 4), out_channels=4, width=8, text_width=16, residual=1))
+    sharpener = Fuser(network, FuserConfig.of(network, "pansharpening", ("pan", "ms"), luma_only=False))
+    ms = np.random.default_rng(0).integers(0, 65536, (*size, 4)).astype(np.uint16)
+    large = ms.repeat(ratio, axis=0).repeat(ratio, axis=1)
+    pan = large[:, :, :1]
+    np.testing.assert_array_equal(sharpener.fuse({"pan": pan, "ms": ms}, tile=tile), large)
+
+    def read(window: Window) -> dict[str, np.ndarray]:
+        coarse = tuple(slice(part.start // ratio, part.stop // ratio) for part in window)
+        return {"pan": pan[window], "ms": ms[coarse]}
+
+    units = dict.fromkeys(("pan", "ms"), Unit(65535.0))
+    strips = sharpener.fuse_scene(read, *pan.shape[:2], ratio, units, tile=tile)
+    np.testing.assert_array_equal(np.concatenate([rows for _, rows in strips]), large)

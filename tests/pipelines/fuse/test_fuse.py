@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from made import scene
 from PIL import Image as Pil
 
@@ -18,6 +19,7 @@ from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.registry.registry import ModelSource
+from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.fuse.record import Fused
 from rwkvfusion.pipelines.fuse.run import (
     FuseError,
@@ -261,6 +263,28 @@ def test_finished_pictures_are_not_made_again(model: Model, tmp_path: Path) -> N
     assert [one.kept for one in fuse_folders(model, folders, out, "builtin").written] == [False] * 5
     weights = Model(model.fuser, model.source, "1" * 64)
     assert [one.kept for one in fuse_folders(weights, folders, out, "builtin").written] == [False] * 5
+
+
+def test_the_tile_is_of_what_made_a_picture(model: Model, tmp_path: Path) -> None:
+    visible, infrared = scene(1), scene(2, channels=1)
+    pair = [str(write(tmp_path / "a.png", visible)), str(write(tmp_path / "b.png", infrared))]
+    out, url = tmp_path / "fused.png", str(model.source.folder)
+    made = []
+    # The model does not know its extent, so that its own choice is the whole.
+    for tile in ("whole", "auto", "48", "64x48", "64x48"):
+        result = CliRunner().invoke(main, ["fuse", "--model", url, *pair, "--tile", tile, "-o", str(out), "--json"])
+        assert result.exit_code == 0, result.output
+        record = json.loads((tmp_path / "fused.json").read_text())
+        made.append((json.loads(result.stdout)["written"][0]["kept"], record["tile"]))
+        size = record["tile"] and (record["tile"]["height"], record["tile"]["width"])
+        expected = model.fuser.fuse({"visible": visible, "infrared": infrared}, tile=size or "whole")
+        np.testing.assert_array_equal(decode(out.read_bytes()), expected)
+    square, wide = {"height": 48, "width": 48}, {"height": 48, "width": 64}
+    assert made == [(False, None), (True, None), (False, square), (False, wide), (True, wide)]
+    for tile, message in (("extent", "no extent of training is recorded"), ("8", "at least 16x16"), ("big", "no tile")):
+        result = CliRunner().invoke(main, ["fuse", "--model", url, *pair, "--tile", tile, "-o", str(out)])
+        assert result.exit_code != 0
+        assert message in " ".join(result.output.split())
 
 
 def test_a_dataset_with_other_guidance_is_fused_again(model: Model, tmp_path: Path) -> None:

@@ -29,16 +29,17 @@ from rwkvfusion.stages.source.scenes.sensors import degrade
 )
 @pytest.mark.parametrize("scale", [None, 2047.0])
 def test_sixteen_bits_and_the_georeference_come_out_as_they_went_in(
-    tmp_path: Path, options: dict[str, Any], scale: float | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, options: dict[str, Any], scale: float | None
 ) -> None:
-    monkeypatch.setattr(tiles, "SCENE_PIXELS", 300 * 300)
     ms = values(500, 700, BANDS, top=65_536)
     write_geotiff(tmp_path / "pan.tif", ms[:, :, :1], 0.5, **options)
     write_geotiff(tmp_path / "ms.tif", ms, 0.5, nodata=0, **options)
     saved(tmp_path / "model", network(), scale)
     # Random values of all 16 bits cannot be of 11: that these are is to be said.
     declared = () if scale is None else ("--scale", f"{scale}")
-    result = fuse(tmp_path, tmp_path / "pan.tif", tmp_path / "ms.tif", *declared, "-o", tmp_path / "out.tif")
+    result = fuse(
+        tmp_path, tmp_path / "pan.tif", tmp_path / "ms.tif", *declared, "--tile", 300, "-o", tmp_path / "out.tif"
+    )
     assert result.exit_code == 0, result.output
     with rasterio.open(tmp_path / "out.tif") as out:
         np.testing.assert_array_equal(out.read().transpose(1, 2, 0), ms)
@@ -128,11 +129,11 @@ def test_tiles_agree_with_the_whole_and_leave_no_seam() -> None:
         coarse = tuple(slice(part.start // 4, part.stop // 4) for part in window)
         return {"pan": pan[window], "ms": ms[coarse]}
 
-    def fused(max_pixels: int) -> np.ndarray:
+    def fused(tile: tiles.Tile) -> np.ndarray:
         units = dict.fromkeys(("pan", "ms"), Unit(1.0, is_bounded=True))
-        return np.concatenate([rows for _, rows in fuser.fuse_scene(read, 768, 768, 4, units, None, max_pixels)])
+        return np.concatenate([rows for _, rows in fuser.fuse_scene(read, 768, 768, 4, units, tile=tile)])
 
-    whole, tiled = fused(768 * 768), fused(384 * 384)
+    whole, tiled = fused("whole"), fused(384)
     detail = np.abs(whole - _upsampled(ms)).mean()
     assert detail > 0.002  # the network does something
     difference = tiled - whole

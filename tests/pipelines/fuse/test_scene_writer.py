@@ -225,13 +225,7 @@ def test_a_raster_in_a_store_is_read_in_windows(tmp_path: Path, monkeypatch: pyt
         Raster(store, "large.tif")
 
 
-def test_a_mask_that_begins_in_a_later_strip_covers_what_came_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from rwkvfusion.model.fusing import tiles
-
-    monkeypatch.setattr(tiles, "SCENE_PIXELS", 300 * 300)
-    monkeypatch.setattr(tiles.strips, "__defaults__", (1, 300 * 300))
+def test_a_mask_that_begins_in_a_later_strip_covers_what_came_before(tmp_path: Path) -> None:
     pan = values((1, 500, 400)).astype(np.float32)
     pan[:, 450:] = np.nan
     write(tmp_path / "pan.tif", pan)
@@ -239,7 +233,7 @@ def test_a_mask_that_begins_in_a_later_strip_covers_what_came_before(
     store = Store(str(tmp_path))
     fuser = saved(tmp_path / "model", network())
     files = {"pan": (store, "pan.tif"), "ms": (store, "ms.tif")}
-    fuse_scene(fuser, files, store, "out.tif", raster_units(fuser, files, {})[0])
+    fuse_scene(fuser, files, store, "out.tif", raster_units(fuser, files, {})[0], tile=300)
     with rasterio.open(tmp_path / "out.tif") as out:
         valid = out.dataset_mask() > 0
     np.testing.assert_array_equal(valid, np.arange(500)[:, None].repeat(400, 1) < 450)

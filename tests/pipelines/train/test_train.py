@@ -27,8 +27,10 @@ from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.tracking import TrackingError
 from rwkvfusion.model.fusing.fuser import Fuser
+from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.model.registry.registry import resolve
 from rwkvfusion.pipelines.recipe import RecipeError, load_recipe
+from rwkvfusion.pipelines.train.build import make_fuser
 from rwkvfusion.pipelines.train.job import SNAPSHOT, open_job, repair
 from rwkvfusion.pipelines.train.plan import plan_training
 from rwkvfusion.pipelines.train.progress import Progress
@@ -105,8 +107,18 @@ def test_a_killed_worker_changes_nothing(local_ray: None, tmp_path: Path) -> Non
     version = client.get_model_version_by_alias(result.model_name, "candidate")
     assert (str(version.version), version.run_id) == (result.version, result.run_id)
     fuser = Fuser.load(resolve(result.model_uri, result.tracking_uri).folder)
+    assert fuser.config.extent == plan.recipe.data.extent
     assert fuser.fuse_sample(pair(0)).shape == (48, 64, 3)
     assert not train(plan.recipe, progress=kill).trained
+
+
+def test_the_fuser_of_a_plan_knows_the_extent_of_its_training(tmp_path: Path) -> None:
+    url = write_dataset(tmp_path / "made", pairs(4, 4))
+    plan = plan_training(settings(tmp_path, url, data={"url": url, "crop": [24, 40]}))
+    fuser = make_fuser(plan, RWKVFusion(plan.network))
+    assert fuser.config.extent == (24, 40)
+    fuser.save(tmp_path / "fuser")
+    assert Fuser.load(tmp_path / "fuser").config.extent == (24, 40)
 
 
 def test_an_unfinished_job_is_gone_on_with(tmp_path: Path) -> None:

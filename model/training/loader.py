@@ -3,90 +3,84 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from rwkvfusion.infra.pictures.decode import ImageError, decode, decode_indices
-from rwkvfusion.infra.pictures.units import Unit, UnitError, unit_of
 from rwkvfusion.model.fusing.planes import luma, to_planes
+from rwkvfusion.model.training import augment
+from rwkvfusion.model.training.decoded import Decoded, unit
+from rwkvfusion.model.training.order import EpochOrder
 from rwkvfusion.model.training.survey import DataError, ShardCache, TrainingSet
-from rwkvfusion.stages.dataset.sample import Image, Sample
-from rwkvfusion.stages.dataset.task import LUMA_TASKS
+from rwkvfusion.stages.dataset.sample import MAX_OBJECTS, Sample
+from rwkvfusion.stages.dataset.task import LUMA_TASKS, SHARPENING_TASKS
 
-Place = tuple[int, int]
-"""Index of a shard, and of a sample in it."""
-
-
-class EpochOrder:
-    """An endless order of samples for one of `world` ranks, new in each epoch.
-
-    Shards are shuffled, and samples within shards; the whole is cut into equal consecutive parts, one a rank, so that
-    each sample is in each epoch, each rank has the same number, and reads few shards that others read too. Within its
-    part a rank mixes the samples of `mix` neighbouring shards. Up to world - 1 samples come twice to make parts equal.
-    """
-
-    def __init__(self, sizes: Sequence[int], *, seed: int, rank: int, world: int, mix: int) -> None:
-        if not sizes or min(sizes) < 1:
-            raise ValueError("each shard must have a sample, and there must be a shard")
-        if not 0 <= rank < world:
-            raise ValueError(f"rank {rank} is not one of {world}")
-        self.sizes, self.seed, self.rank, self.world, self.mix = tuple(sizes), seed, rank, world, mix
-        self.per_epoch = -(-sum(sizes) // world)
-        """Samples of each rank in each epoch."""
-        self._epoch: tuple[int, list[Place]] | None = None
-
-    def at(self, position: int) -> Place:
-        """The sample at `position` (from 0, across epochs) of this rank."""
-        epoch, index = divmod(position, self.per_epoch)
-        # Threads may race to fill the cache; they would write the same.
-        held = self._epoch
-        if held is None or held[0] != epoch:
-            held = self._epoch = (epoch, self._order(epoch))
-        return held[1][index]
-
-    def _order(self, epoch: int) -> list[Place]:
-        rng = np.random.default_rng([self.seed, epoch])
-        whole = [
-            (int(shard), int(i))
-            for shard in rng.permutation(len(self.sizes))
-            for i in rng.permutation(self.sizes[shard])
-        ]
-        start = self.rank * self.per_epoch
-        part = [whole[i % len(whole)] for i in range(start, start + self.per_epoch)]
-        return self._mixed(part, np.random.default_rng([self.seed, epoch, self.rank]))
-
-    def _mixed(self, part: list[Place], rng: np.random.Generator) -> list[Place]:
-        """Shuffle the samples of each `mix` consecutive shards."""
-        shards = list(dict.fromkeys(shard for shard, _ in part))
-        group = {shard: i // self.mix for i, shard in enumerate(shards)}
-        keys = [(group[shard], value) for (shard, _), value in zip(part, rng.random(len(part)), strict=True)]
-        return [part[i] for i in sorted(range(len(part)), key=keys.__getitem__)]
+Size = tuple[int, int]
+"""Height and width in pixels."""
+SMALLEST = 11
+"""Pixels a side: the window of the SSIM loss."""
+_AUGMENT, _SIZE = 1, 2
+"""What sets random streams apart; a trailing 0 would not."""
+_MULTIPLE = 8
+"""Whole pictures are cut to a multiple of it: the network would pad them, and its losses see the padding's border."""
 
 
 class LoaderConfig(BaseModel):
     """How samples become batches."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    crop: tuple[int, int] = Field(default=(224, 280), description="height and width in pixels, at least 11")
+    crop: Size | tuple[Size, ...] = Field(
+        default=(224, 280),
+        description="height and width in pixels, at least 11; or a list of sizes, of which each step takes one",
+    )
     batch: int = Field(default=4, ge=1, description="crops per step of each worker")
+    resize: bool = Field(
+        default=False, description="resize whole pictures to the crop's size; captions then describe what is seen"
+    )
+    whole_last: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="last part of the steps, on whole pictures, cut to the smallest of their batch and to multiples of"
+        " 8 pixels; they need memory for their size",
+    )
     flip: bool = Field(default=True, description="mirror crops at random, both ways")
+    transpose: bool = Field(default=True, description="exchange rows and columns of square crops at random")
+    min_scale: float = Field(
+        default=1, ge=0.1, le=1, description="shrink samples at random to between this and 1 before they are cut"
+    )
+    hide_directions: bool = Field(
+        default=True, description="hide a text of left, right, upper or lower where flips make it untrue"
+    )
+    permute_objects: bool = Field(default=True, description="give the objects of a mask random indices")
     drop_guidance: float = Field(default=0.1, ge=0, le=1, description="chance to hide the text, and to hide the mask")
     mix: int = Field(default=4, ge=1, description="shards whose samples are mixed, and that are held in memory")
     cache_mb: int = Field(default=512, ge=0, description="decoded samples held in memory by each worker, in MiB")
     prefetch: int = Field(default=2, ge=0, description="batches made ahead, by as many threads; 0 makes none ahead")
 
+    @model_validator(mode="after")
+    def _sized(self) -> Self:
+        if not self.crops or min(min(size) for size in self.crops) < 1:
+            raise ValueError(f"crop is a height and a width in pixels, or a list of such sizes, not {self.crop}")
+        return self
+
     @property
-    def extent(self) -> tuple[int, int] | None:
-        """Height and width of the largest crops; None where whole pictures are seen."""
-        return self.crop
+    def crops(self) -> tuple[Size, ...]:
+        """Every size of which a step may take one."""
+        return tuple(size for size in self.crop if isinstance(size, tuple)) or (cast("Size", self.crop),)
+
+    @property
+    def extent(self) -> Size | None:
+        """Height and width of the largest crops; None where whole pictures are seen at last."""
+        return None if self.whole_last else max(self.crops, key=lambda size: size[0] * size[1])
 
 
 @dataclass(frozen=True)
@@ -119,59 +113,6 @@ class Batch:
         )
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """One sample as arrays: pictures (H, W, C) in their own types, mask (H, W), text (tokens, width)."""
-
-    key: str
-    images: tuple[np.ndarray, ...]
-    target: np.ndarray | None
-    mask: np.ndarray | None
-    text: np.ndarray | None
-    units: tuple[Unit, ...] = ()
-    """Of each whole picture, the target's last; none given: of their types."""
-
-    @classmethod
-    def of(cls, sample: Sample) -> Self:
-        """Decode `sample`; DataError names the key and the role of a picture that cannot be decoded."""
-        pictures = [*sample.images, *([sample.target] if sample.target else [])]
-        arrays = [_decoded(sample.key, p.role, decode, p.data) for p in pictures]
-        units = [_unit_of(sample.key, p, array) for p, array in zip(pictures, arrays, strict=True)]
-        return cls(
-            key=sample.key,
-            images=tuple(arrays[: len(sample.images)]),
-            target=arrays[-1] if sample.target else None,
-            mask=_decoded(sample.key, "mask", decode_indices, sample.mask.png) if sample.mask else None,
-            text=sample.text.array() if sample.text else None,
-            units=tuple(units),
-        )
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the largest modality."""
-        return max(image.shape[0] for image in self.images), max(image.shape[1] for image in self.images)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        arrays = (*self.images, self.target, self.mask, self.text)
-        return sum(array.nbytes for array in arrays if array is not None)
-
-
-def _decoded(key: str, what: str, how: Callable[[bytes], np.ndarray], data: bytes) -> np.ndarray:
-    try:
-        return how(data)
-    except ImageError as error:
-        raise DataError(f"{key}: {what}: {error}") from None
-
-
-def _unit_of(key: str, picture: Image, array: np.ndarray) -> Unit:
-    try:
-        return unit_of(array, picture.declared)
-    except UnitError as error:
-        raise DataError(f"{key}: {picture.role} holds {error}: prepare it with source.scale") from None
-
-
 class Loader:
     """Batches of one rank. `batch(step)` is a function of (seed, rank, step) alone; the rest is memory and threads.
 
@@ -179,6 +120,8 @@ class Loader:
         roles: role of each modality as `Survey.roles` gives them; samples of others are refused (DataError).
         text_width: width of the network's text input.
         channels: of each modality and of the target; None where any number will do, because only luma is taken.
+        steps: of the whole training, which `whole_last` is a part of.
+        max_objects: indices that the network has a channel for.
     """
 
     def __init__(
@@ -192,9 +135,22 @@ class Loader:
         channels: tuple[int, ...] | None = None,
         rank: int = 0,
         world: int = 1,
+        steps: int | None = None,
+        max_objects: int = MAX_OBJECTS,
     ) -> None:
+        if data.task in SHARPENING_TASKS and (config.resize or config.min_scale < 1):
+            raise DataError(
+                f"{'data.resize' if config.resize else 'data.min_scale'} does not go with {data.task}: the low"
+                " resolution was made from the target by its sensor's blur, which no resized picture shows"
+            )
+        if config.whole_last and steps is None:
+            raise ValueError("whole_last is a part of the steps, and they are not given")
         self.data, self.config, self.text_width, self.seed, self.rank = data, config, text_width, seed, rank
-        self.channels = channels
+        self.channels, self.max_objects = channels, max_objects
+        self.whole_from = steps - round(config.whole_last * steps) if steps and config.whole_last else None
+        """The first step on whole pictures; None where there is none."""
+        self.waited = 0.0
+        """Seconds for which `stream` kept its user waiting."""
         self.places = tuple(frozenset(role.split("|")) for role in roles)
         sizes = [len(shard.keys) for shard in data.shards]
         self.order = EpochOrder(sizes, seed=seed, rank=rank, world=world, mix=config.mix)
@@ -210,23 +166,38 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """The batch of `step`, from 0. DataError names a sample that does not fit the others."""
-        rng = np.random.default_rng([self.seed, self.rank, step])
         first = step * self.config.batch
         samples = [self._sample(self.order.at(first + i)) for i in range(self.config.batch)]
-        return collate([self._augmented(sample, rng) for sample in samples], self.data.task, self.text_width)
+        is_whole = self.whole_from is not None and step >= self.whole_from
+        size = _common_size(samples) if is_whole else self._crop(step)
+        # Apart, so that what was drawn before there was the one stays as it was with the other.
+        placing = np.random.default_rng([self.seed, self.rank, step])
+        changing = np.random.default_rng([self.seed, self.rank, step, _AUGMENT])
+        augmented = [self._augmented(s, size, placing, changing, is_whole=is_whole) for s in samples]
+        return collate(augmented, self.data.task, self.text_width)
+
+    def _crop(self, step: int) -> Size:
+        """Alike for all ranks: they wait for each other."""
+        crops = self.config.crops
+        return crops[int(np.random.default_rng([self.seed, step, _SIZE]).integers(len(crops)))]
 
     def stream(self, first: int = 0) -> Iterator[Batch]:
         """The batches from step `first` on, without end."""
         ahead = self.config.prefetch
         if not ahead:
             while True:
-                yield self.batch(first)
+                since = time.perf_counter()
+                ready = self.batch(first)
+                self.waited += time.perf_counter() - since
                 first += 1
+                yield ready
         with ThreadPoolExecutor(ahead, thread_name_prefix="loader") as threads:
             waiting: deque[Future[Batch]] = deque(threads.submit(self.batch, first + i) for i in range(ahead))
             try:
                 while True:
+                    since = time.perf_counter()
                     ready = waiting.popleft().result()
+                    self.waited += time.perf_counter() - since
                     waiting.append(threads.submit(self.batch, first + ahead))
                     first += 1
                     yield ready
@@ -240,12 +211,12 @@ class Loader:
         found = []
         for place in places[:count]:
             sample = self._sample(place)
-            unit = _unit(sample)
-            height, width = (max(min(side, size) // unit, 1) * unit for side in sample.size)
+            step = unit(sample)
+            height, width = (max(min(side, size) // step, 1) * step for side in sample.size)
             top, left = (
-                (side - kept) // 2 // unit * unit for side, kept in zip(sample.size, (height, width), strict=True)
+                (side - kept) // 2 // step * step for side, kept in zip(sample.size, (height, width), strict=True)
             )
-            found.append(collate([crop(sample, top, left, height, width)], self.data.task, self.text_width))
+            found.append(collate([augment.crop(sample, top, left, height, width)], self.data.task, self.text_width))
         return found
 
     def _sample(self, place: tuple[int, int]) -> Decoded:
@@ -280,72 +251,63 @@ class Loader:
             raise DataError(f"{sample.key} has no target, from which {self.data.task} is learnt")
 
     def _check_arrays(self, sample: Decoded) -> None:
-        _unit(sample)
+        factor = unit(sample)
+        for height, width in self.config.crops:
+            if height % factor or width % factor:
+                raise DataError(f"{sample.key}: a crop of {height}x{width} is no multiple of its factor {factor}")
         found = tuple(array.shape[2] for array in (*sample.images, sample.target) if array is not None)
         if self.channels is not None and found != self.channels:
             raise DataError(f"{sample.key}: {found} channels (the target's last), this training takes {self.channels}")
 
-    def _augmented(self, sample: Decoded, rng: np.random.Generator) -> Decoded:
-        unit, (height, width) = _unit(sample), self.config.crop
-        if height % unit or width % unit:
-            raise DataError(f"{sample.key}: a crop of {height}x{width} is no multiple of its factor {unit}")
+    def _augmented(
+        self,
+        sample: Decoded,
+        size: Size,
+        placing: np.random.Generator,
+        changing: np.random.Generator,
+        *,
+        is_whole: bool,
+    ) -> Decoded:
+        config, step, (height, width) = self.config, unit(sample), size
+        scale, transposed = changing.random(2)
+        indices = changing.permutation(self.max_objects)
+        if config.resize and not is_whole:
+            window: Size = sample.size
+        else:
+            # No smaller than the crop fits in.
+            least = min(1.0, max(config.min_scale, height / sample.size[0], width / sample.size[1]))
+            scale = least + (1 - least) * scale
+            if scale < 1:
+                height, width = (round(side / scale / step) * step for side in size)
+            window = height, width
         top, left = (
-            int(rng.integers(max(side - kept, 0) // unit + 1)) * unit
-            for side, kept in zip(sample.size, (height, width), strict=True)
+            int(placing.integers(max(side - kept, 0) // step + 1)) * step
+            for side, kept in zip(sample.size, window, strict=True)
         )
-        cropped = crop(sample, top, left, height, width)
-        down, across, no_text, no_mask = rng.random(4)
-        if self.config.flip:
-            cropped = _flipped(cropped, down=down < 0.5, across=across < 0.5)
+        cut = augment.resize(augment.crop(sample, top, left, *window), *size)
+        down, across, no_text, no_mask = placing.random(4)
+        cut = augment.turn(
+            cut,
+            transposed=config.transpose and size[0] == size[1] and transposed < 0.5,
+            down=config.flip and down < 0.5,
+            across=config.flip and across < 0.5,
+            hide=config.hide_directions,
+        )
+        if config.permute_objects:
+            cut = augment.permute_objects(cut, indices)
         return replace(
-            cropped,
-            text=None if no_text < self.config.drop_guidance else cropped.text,
-            mask=None if no_mask < self.config.drop_guidance else cropped.mask,
+            cut,
+            text=None if no_text < config.drop_guidance else cut.text,
+            mask=None if no_mask < config.drop_guidance else cut.mask,
         )
 
 
-def _unit(sample: Decoded) -> int:
-    """Pixels of the largest modality that one pixel of each other spans, as one number that all divide."""
-    height, width = sample.size
-    unit = 1
-    for array in (*sample.images, *([] if sample.target is None else [sample.target])):
-        ratio = height // array.shape[0]
-        if (array.shape[0] * ratio, array.shape[1] * ratio) != (height, width):
-            raise DataError(f"{sample.key}: {array.shape[1]}x{array.shape[0]} does not divide {width}x{height}")
-        unit = int(np.lcm(unit, ratio))
-    if sample.mask is not None and sample.mask.shape != (height, width):
-        raise DataError(f"{sample.key}: the mask is {sample.mask.shape}, the pictures {(height, width)}")
-    return unit
-
-
-def crop(sample: Decoded, top: int, left: int, height: int, width: int) -> Decoded:
-    """Cut the same window, in pixels of the largest modality, out of everything; what is too small is mirrored on."""
-    whole = sample.size[0]
-
-    def cut(array: np.ndarray) -> np.ndarray:
-        ratio = whole // array.shape[0]
-        part = array[top // ratio : (top + height) // ratio, left // ratio : (left + width) // ratio]
-        below, right = height // ratio - part.shape[0], width // ratio - part.shape[1]
-        if not (below or right):
-            return part
-        # A single row has nothing to mirror but itself.
-        mode = "reflect" if min(part.shape[:2]) > 1 else "symmetric"
-        return np.pad(part, ((0, below), (0, right)) + ((0, 0),) * (part.ndim - 2), mode=mode)  # type: ignore[call-overload]
-
-    return _mapped(sample, cut)
-
-
-def _flipped(sample: Decoded, *, down: bool, across: bool) -> Decoded:
-    return _mapped(sample, lambda array: array[:: -1 if down else 1, :: -1 if across else 1])
-
-
-def _mapped(sample: Decoded, change: Callable[[np.ndarray], np.ndarray]) -> Decoded:
-    return replace(
-        sample,
-        images=tuple(change(image) for image in sample.images),
-        target=None if sample.target is None else change(sample.target),
-        mask=None if sample.mask is None else change(sample.mask),
-    )
+def _common_size(samples: list[Decoded]) -> Size:
+    """The largest size that no sample has less of, in the steps that all their modalities allow; at least SMALLEST."""
+    step = int(np.lcm.reduce([_MULTIPLE, *(unit(sample) for sample in samples)]))
+    least = -(-SMALLEST // step)
+    height, width = (max(min(sides) // step, least) * step for sides in zip(*(s.size for s in samples), strict=True))
+    return height, width
 
 
 def collate(samples: list[Decoded], task: str, text_width: int) -> Batch:
@@ -357,7 +319,7 @@ def collate(samples: list[Decoded], task: str, text_width: int) -> Batch:
     text_mask = torch.zeros(len(samples), longest, dtype=torch.bool)
     for i, sample in enumerate(samples):
         if sample.mask is not None:
-            mask[i] = torch.from_numpy(np.ascontiguousarray(sample.mask))
+            mask[i] = torch.from_numpy(sample.mask.copy())
         if sample.text is not None:
             tokens = len(sample.text)
             text[i, :tokens] = torch.from_numpy(sample.text.astype(np.float32))

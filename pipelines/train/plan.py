@@ -63,6 +63,8 @@ class TrainPlan:
             seed=self.recipe.seed,
             rank=rank,
             world=world,
+            steps=self.recipe.steps,
+            max_objects=network.max_objects,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rwkvfusion.model.network.config import Align, Decay, Head, Prefer, Skip
-from rwkvfusion.model.training.loader import LoaderConfig
+from rwkvfusion.model.training.loader import SMALLEST, LoaderConfig
 from rwkvfusion.model.training.losses.config import LossConfig
 from rwkvfusion.model.training.survey import TrainingSet
 from rwkvfusion.model.training.trainer import OptimConfig
@@ -40,7 +40,7 @@ class DataConfig(LoaderConfig):
     def _given(self) -> Self:
         if not self.all_urls:
             raise ValueError("no data: set data.url to a prepared dataset")
-        if min(self.crop) < 11:
+        if min(min(size) for size in self.crops) < SMALLEST:
             raise ValueError(f"crop must be at least 11x11 pixels, the window of the loss, not {self.crop}")
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -130,9 +131,10 @@ def permanent_failure(error: BaseException, plan: TrainPlan) -> str | None:
 def memory_knobs(plan: TrainPlan) -> str:
     """What to turn where memory is short, with what it is now."""
     recipe = plan.recipe
-    height, width = recipe.data.crop
+    crop = json.dumps(recipe.data.crop)
+    whole = f", data.whole_last (now {recipe.data.whole_last:g})" if recipe.data.whole_last else ""
     return (
-        f"lower data.batch (now {recipe.data.batch}), data.crop (now [{height}, {width}]) or network.width (now"
+        f"lower data.batch (now {recipe.data.batch}), data.crop (now {crop}){whole} or network.width (now"
         f" {plan.network.width}) for the network's part; data.cache_mb (now {recipe.data.cache_mb}), data.mix (now"
         f" {recipe.data.mix}) or workers (now {recipe.workers}, each with its own) for the machine's"
     )
@@ -164,6 +166,7 @@ class Recorder:
         self.sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.count = 0
         self.told = (time.perf_counter(), trainer.done)
+        self.waits = (time.perf_counter(), loader.waited)
 
     def after_step(self, values: dict[str, Tensor]) -> None:
         """Called after each step with what it gave."""
@@ -209,4 +212,6 @@ class Recorder:
         means["learning_rate"] = learning_rate(self.recipe.optim, done - 1, self.recipe.steps)
         means["epoch"] = done * self.batch / self.per_epoch
         means["skipped_steps"] = self.trainer.skipped
+        (since, before), self.waits = self.waits, (time.perf_counter(), self.loader.waited)
+        means["data_wait"] = (self.loader.waited - before) / (self.waits[0] - since)
         self.tracker.metrics(means, done)

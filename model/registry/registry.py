@@ -82,11 +82,13 @@ def log_and_register(
     alias: str,
     example: Mapping[str, bytes],
     metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> RegisteredVersion:
     """Log the fuser in `fuser_folder` to the run, register it as a new version of `name`, then point `alias` at it.
 
     The version appears once all its files are stored and were read back. Called again for the same run and weights, it
-    only moves the alias. `example` is one row of the pyfunc; `metrics` become tags of the version, as `metric.NAME`.
+    only moves the alias. `example` is one row of the pyfunc; `metrics` become tags of the version, as `metric.NAME`,
+    beside `tags`.
     TrackingError where MLflow refuses or loses a part of a file, FuserError where the folder holds no fuser.
     """
     fuser = Fuser.load(fuser_folder)
@@ -101,15 +103,16 @@ def log_and_register(
         if version is None:
             model_uri = _log(client, config, folder, run_id, example)
             _ensure_registered(client, name)
-            tags = {
+            known = {
+                **(tags or {}),
                 "task": config.task,
                 "roles": " ".join(config.roles),
                 "commit": commit() or "unknown",
                 HASH: weights,
             }
-            tags |= {f"metric.{metric}": f"{value:.6g}" for metric, value in (metrics or {}).items()}
+            known |= {f"metric.{metric}": f"{value:.6g}" for metric, value in (metrics or {}).items()}
             model_id = model_uri.removeprefix("models:/")
-            version = client.create_model_version(name, model_uri, run_id, tags=tags, model_id=model_id).version
+            version = client.create_model_version(name, model_uri, run_id, tags=known, model_id=model_id).version
         client.set_registered_model_alias(name, alias, str(version))
     return RegisteredVersion(name, str(version))
 

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,8 @@ from rwkvfusion.model.training.losses.loss import Terms, training_loss
 from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
+BEST = "best.safetensors"
+"""Of a checkpoint: the averaged weights of the best validation, where there was any."""
 
 
 class TrainingError(RwkvFusionError):
@@ -51,6 +53,16 @@ class OptimConfig(BaseModel):
     ema: float = Field(default=0.999, ge=0, lt=1, description="part of the old average kept per step, after a warm-up")
     max_skipped: int = Field(default=10, ge=1, description="steps in a row without finite gradients that end the run")
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on GPUs, fp32 on CPUs")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The validation with the best value so far: after how many steps, by which metric, and the averaged weights."""
+
+    step: int
+    metric: str
+    value: float
+    weights: dict[str, Tensor] = field(repr=False)
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
@@ -98,6 +110,11 @@ class Trainer:
         self.skipped = 0
         self.last_loss = torch.full((), math.nan)
         """Of the last step, the mean over all ranks; not a number before the first."""
+        self.best: Best | None = None
+        self.waited = 0
+        """Validations since the best one."""
+        self.stopped = False
+        """Whether so many were waited for in vain that the training is over before its last step."""
         self._skipped_in_a_row = 0
         self._bf16 = optim.precision == "bf16" or (optim.precision == "auto" and self.device.type == "cuda")
 
@@ -154,6 +171,20 @@ class Trainer:
                 else:
                     self.ema[name].copy_(value)
 
+    def judge(self, metric: str, value: float, *, better: Literal["higher", "lower"], patience: int | None) -> bool:
+        """Note the value of a validation of the averaged weights; whether it is the best so far, which keeps them.
+
+        After `patience` validations in a row that are not, the training is `stopped`. Not a number is never the best.
+        """
+        sign = 1 if better == "higher" else -1
+        is_best = not math.isnan(value) and (self.best is None or sign * value > sign * self.best.value)
+        self.waited = 0 if is_best else self.waited + 1
+        self.stopped = patience is not None and self.waited >= patience
+        if is_best:
+            weights = {name: average.clone() for name, average in self.ema.items()}
+            self.best = Best(self.done, metric, value, weights)
+        return is_best
+
     def predict(self, batch: Batch) -> Tensor:
         """Fuse `batch` with the averaged weights: (B, C, H, W) float32, on the CPU."""
         batch = batch.to(self.device)
@@ -167,6 +198,8 @@ class Trainer:
         """Write a checkpoint to `folder`, which is created if missing; the state last, as proof of the rest."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {MODEL: self.network.state_dict(), EMA: self.ema, OPTIMIZER: self._optimizer_tensors()}
+        if self.best is not None:
+            tensors[BEST] = self.best.weights
         for name, values in tensors.items():
             _save(values, folder / name)
         state = {**self._state(), "files": {name: _file_sha256(folder / name) for name in tensors}}
@@ -180,8 +213,11 @@ class Trainer:
             average = {name: average[name].to(self.device) for name in self.ema}
             counts = [int(state[name]) for name in ("done", "skipped", "skipped_in_a_row")]
             last_loss = torch.tensor(float(state["last_loss"]))
+            best = _best(folder, state, self.device)
+            waited, stopped = int(state.get("waited", 0)), bool(state.get("stopped", False))
             self.network.load_state_dict(network)
         self.ema, self.last_loss = average, last_loss
+        self.best, self.waited, self.stopped = best, waited, stopped
         self.done, self.skipped, self._skipped_in_a_row = counts
         self._restore_optimizer(moments)
 
@@ -190,7 +226,16 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         counts = {"done": self.done, "skipped": self.skipped, "skipped_in_a_row": self._skipped_in_a_row}
-        return {**self._identity(), **counts, "last_loss": float(self.last_loss)}
+        best = self.best
+        return {
+            **self._identity(),
+            **counts,
+            "last_loss": float(self.last_loss),
+            "network": asdict(self.network.config),
+            "best": None if best is None else {"step": best.step, "metric": best.metric, "value": best.value},
+            "waited": self.waited,
+            "stopped": self.stopped,
+        }
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         """`PARAMETER/exp_avg` and so on; a parameter that never had a gradient has none."""
@@ -212,12 +257,17 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint leaves to those who use the network: on the CPU, with the averaged weights."""
+    """What a checkpoint leaves to those who use the network: on the CPU, with the averaged weights.
+
+    Those of the best validation, where there was one (`best`, here without its weights), else the last.
+    """
 
     network: RWKVFusion
     steps: int
+    """That were made."""
     loss: float
     """Of the last step."""
+    best: Best | None = None
 
 
 def read_averaged(folder: Path, config: NetworkConfig, *, total: int, seed: int, task: str) -> Trained:
@@ -227,9 +277,20 @@ def read_averaged(folder: Path, config: NetworkConfig, *, total: int, seed: int,
     """
     with _reading(folder):
         state = _proved(folder, {"total": total, "seed": seed, "task": task})
+        best = _best(folder, state, torch.device("cpu"))
         network = RWKVFusion(config)
-        network.load_state_dict(load_file(folder / EMA))
-        return Trained(network.eval(), int(state["done"]), float(state["last_loss"]))
+        network.load_state_dict(load_file(folder / EMA) if best is None else best.weights)
+        noted = None if best is None else replace(best, weights={})
+        return Trained(network.eval(), int(state["done"]), float(state["last_loss"]), noted)
+
+
+def _best(folder: Path, state: dict[str, Any], device: torch.device) -> Best | None:
+    """Of the checkpoint in `folder`, whose state is `state`; None where it had no validation."""
+    noted = state.get("best")
+    if noted is None:
+        return None
+    weights = {name: value.to(device) for name, value in load_file(folder / BEST).items()}
+    return Best(int(noted["step"]), str(noted["metric"]), float(noted["value"]), weights)
 
 
 @contextmanager
@@ -248,7 +309,8 @@ def _proved(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     state = json.loads((folder / STATE).read_text())
     if not isinstance(state, dict) or not isinstance(files := state.get("files"), dict):
         raise CheckpointError(f"{folder / STATE} does not say what belongs to it")
-    damaged = [name for name in (MODEL, EMA, OPTIMIZER) if files.get(name) != _file_sha256(folder / name)]
+    names = (MODEL, EMA, OPTIMIZER, *([BEST] if state.get("best") is not None else []))
+    damaged = [name for name in names if files.get(name) != _file_sha256(folder / name)]
     if damaged:
         raise CheckpointError(f"{folder} is damaged, or was not stored whole: {', '.join(damaged)}")
     differs = [name for name, value in identity.items() if state.get(name) != value]

@@ -27,7 +27,7 @@ from rwkvfusion.infra.tracking import RunData, RunInfo, Tracker, find_run, run_e
 from rwkvfusion.model.registry.registry import version_of_run
 from rwkvfusion.model.training.trainer import STATE
 from rwkvfusion.pipelines.train.plan import TrainPlan
-from rwkvfusion.pipelines.train.result import TrainResult
+from rwkvfusion.pipelines.train.result import Chosen, TrainResult
 from rwkvfusion.pipelines.train.scores import FinalScores
 
 JOB = "job.json"
@@ -85,8 +85,8 @@ def finished_result(plan: TrainPlan) -> TrainResult | None:
     if version is None:
         return None
     # A record of an older version of the package lacks some of them.
-    names = {field.name for field in fields(FinalScores)} & (before.result or {}).keys()
-    recorded = {name: (before.result or {})[name] for name in names}
+    result = before.result or {}
+    recorded = {field.name: result[field.name] for field in fields(FinalScores) if field.name in result}
     scores: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()
     }
@@ -97,7 +97,8 @@ def finished_result(plan: TrainPlan) -> TrainResult | None:
         version=version.version,
         model_uri=version.uri,
         alias=plan.recipe.register_as.alias,
-        steps=plan.recipe.steps,
+        steps=int(result.get("steps", plan.recipe.steps)),
+        best=None if result.get("best") is None else Chosen(**result["best"]),
         trained=False,
         **scores,
     )
@@ -236,9 +237,9 @@ def repair(store: Store) -> list[str]:
 
 
 def complete(store: Store, steps: int) -> list[str]:
-    """Names of the checkpoints of step `steps` that have all their files."""
-    names = [name for name in store.folders() if name.startswith(_FOLDER)]
-    return [name for name in names if (state := _state(store, name)) is not None and state[0] == steps]
+    """Names of the checkpoints that have all their files and are the last: of step `steps`, or stopped early."""
+    states = {name: _state(store, name) for name in store.folders() if name.startswith(_FOLDER)}
+    return [name for name, state in states.items() if state is not None and (state.done == steps or state.stopped)]
 
 
 class _Entry(BaseModel):
@@ -270,8 +271,8 @@ def _list_anew(store: Store, names: list[str]) -> set[str]:
     """Write a list of those of `names` that are all there, the one with the most steps last."""
     states = [(state, name) for name in names if (state := _state(store, name)) is not None]
     entries = [
-        {"checkpoint_dir_name": name, "metrics": {"step": done, "loss": loss}}
-        for (done, loss), name in sorted(states, key=lambda one: (one[0][0], one[1]))
+        {"checkpoint_dir_name": name, "metrics": {"step": state.done, "loss": state.loss}}
+        for state, name in sorted(states, key=lambda one: (one[0].done, one[1]))
     ]
     snapshot = {
         "ray_version": ray.__version__,
@@ -289,11 +290,21 @@ def _list_anew(store: Store, names: list[str]) -> set[str]:
     return {str(entry["checkpoint_dir_name"]) for entry in entries}
 
 
-def _state(store: Store, name: str) -> tuple[int, float] | None:
-    """Steps and last loss of a checkpoint; None where it is not all there."""
+@dataclass(frozen=True)
+class _State:
+    """What a checkpoint says of itself: its step, the loss of that, and whether the training ended there early."""
+
+    done: int
+    loss: float
+    stopped: bool
+
+
+def _state(store: Store, name: str) -> _State | None:
+    """Of a checkpoint; None where it is not all there."""
     try:
         state = json.loads(store.read(f"{name}/{STATE}"))
-        done, files, loss = int(state["done"]), set(state["files"]), float(state["last_loss"])
-    except (MissingError, KeyError, TypeError, ValueError):
+        found = _State(int(state["done"]), float(state["last_loss"]), bool(state.get("stopped", False)))
+        files = set(state["files"])
+    except (MissingError, AttributeError, KeyError, TypeError, ValueError):
         return None
-    return (done, loss) if files <= store.sizes(name).keys() else None
+    return found if files <= store.sizes(name).keys() else None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
+
+from torch import Tensor
 
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.network.config import NetworkConfig, preset
@@ -14,6 +17,8 @@ from rwkvfusion.model.training.loader import Loader
 from rwkvfusion.model.training.survey import Survey, TrainingSet
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
+from rwkvfusion.pipelines.train.validation import ValidationPairs, validation_pairs
+from rwkvfusion.pipelines.train.warm_start import read_init
 from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
 
@@ -25,6 +30,9 @@ class TrainPlan:
     data: TrainingSet
     survey: Survey
     network: NetworkConfig
+    validation: ValidationPairs = field(default_factory=ValidationPairs)
+    init: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    """The weights that the training starts from, by name; none: random ones."""
 
     @cached_property
     def name(self) -> str:
@@ -32,6 +40,10 @@ class TrainPlan:
         # What does not change the result must not change the name.
         recipe = self.recipe.model_dump(mode="json", exclude={"output", "max_failures", "address", "tracking"})
         del recipe["data"]["allow_incomplete"]
+        # Before there were such settings, trainings were as they are by their defaults.
+        for name in ("validation", "init"):
+            if getattr(self.recipe, name) == TrainRecipe.model_fields[name].default:
+                del recipe[name]
         proof = json.dumps([recipe, sorted(self.data.fingerprints.values())], sort_keys=True)
         return f"{self.title}-{sha256(proof.encode())[:10]}"
 
@@ -68,7 +80,7 @@ class TrainPlan:
         )
 
 
-def plan_training(recipe: TrainRecipe) -> TrainPlan:
+def plan_training(recipe: TrainRecipe, say: Callable[[str], None] = lambda _: None) -> TrainPlan:
     """Open and survey the data, decide on the network, and make one batch.
 
     RecipeError, DataError, DatasetError, StorageError for whatever would else fail in a worker.
@@ -79,7 +91,10 @@ def plan_training(recipe: TrainRecipe) -> TrainPlan:
     survey = data.survey()
     if recipe.data.roles is not None:
         survey = replace(survey, roles=recipe.data.roles)
-    plan = TrainPlan(recipe, data, survey, network_of(recipe, data.task, survey))
+    network = network_of(recipe, data.task, survey)
+    plan = TrainPlan(
+        recipe, data, survey, network, validation_pairs(recipe, data.task), read_init(recipe, network, say)
+    )
     plan.loader(0, recipe.workers).batch(0)
     return plan
 

@@ -14,13 +14,17 @@ from rwkvfusion.pipelines.console import Bar, phase, say
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is: steps done of all, the last loss, and the process of the worker that says so."""
+    """Where a training is: steps done of all, the last loss, and the process of the worker that says so.
+
+    `validated`: the last validation, in words.
+    """
 
     step: int
     total: int
     loss: float
     seconds_per_step: float
     pid: int
+    validated: str = ""
 
 
 class Board:
@@ -85,4 +89,4 @@ class StepProgress:
         if progress.step < self._last:
             say(f"resumed: step {progress.step} of {progress.total}")
         self._last = progress.step
-        self.bar.reach(progress.step, f"loss {progress.loss:.4f}")
+        self.bar.reach(progress.step, f"loss {progress.loss:.4f}{progress.validated}")

@@ -79,6 +79,39 @@ class NetworkOverrides(_Group):
     epsilon: float | None = Field(default=None, description="of the norms")
 
 
+WORST = "worst"
+"""A metric of validations: the smallest relative gain over the goals, or over the trivial answers."""
+
+
+class ValidateConfig(_Group):
+    """Scores in between of pairs that are not trained on. The averaged weights of the best are what is registered."""
+
+    every: int = Field(
+        default=500, ge=0, description="steps; 0, or as many as there are: none, and the last weights are registered"
+    )
+    pairs: int = Field(default=16, ge=1, description="at most, evenly spread, whole pictures")
+    splits: tuple[str, ...] = Field(
+        default=(),
+        description="none: val*, else test*, that are not trained on; of these pairs that the end does not score, where"
+        " there are enough",
+    )
+    metric: str | None = Field(
+        default=None,
+        description="whose mean is the best; `worst`: the smallest relative gain over `goals`, without goals over the"
+        " best trivial answer of each pair. None: PSNR to the targets, where there are none Qabf or HQNR",
+    )
+    goals: dict[str, float] = Field(default={}, description="what `worst` is measured by: a value for each metric")
+    patience: int | None = Field(
+        default=None, ge=1, description="so many validations in a row that are not the best end the training"
+    )
+
+    @model_validator(mode="after")
+    def _of_use(self) -> Self:
+        if self.goals and self.metric != WORST:
+            raise ValueError(f"goals are of metric {WORST}, not of {self.metric or 'the default'}")
+        return self
+
+
 class TrackingConfig(_Group):
     """Where MLflow records the run."""
 
@@ -104,9 +137,15 @@ class TrainRecipe(_Group):
     loss: LossConfig = LossConfig()
     paper: bool = Field(default=False, description="presets are the paper's: its network, its loss (eq. 19-23)")
     optim: OptimConfig = OptimConfig()
+    init: str | None = Field(
+        default=None,
+        description="weights to start from: a registered model (models:/NAME@ALIAS), the folder of a model or of a"
+        " checkpoint, of the same network",
+    )
     steps: int = Field(default=20_000, ge=1, description="optimiser steps in all")
     checkpoint_every: int = Field(default=500, ge=1, description="steps; a multiple of log_every")
     log_every: int = Field(default=50, ge=1, description="steps between points of a curve, each their mean")
+    validation: ValidateConfig = Field(default=ValidateConfig(), alias="validate")
     pictures_every: int = Field(default=1000, ge=1, description="steps between example pictures")
     workers: int = Field(default=1, ge=1, description="processes; one a GPU")
     threads: int = Field(default=1, ge=1, description="torch threads of each worker")

@@ -38,7 +38,7 @@ from rwkvfusion.pipelines.train.job import TrainJob, complete, finished_result, 
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train.progress import Progress, StepProgress, make_board
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
-from rwkvfusion.pipelines.train.result import TrainResult, available, record_result
+from rwkvfusion.pipelines.train.result import Chosen, TrainResult, available, record_result
 from rwkvfusion.pipelines.train.scores import final_scores, no_scores
 from rwkvfusion.pipelines.train.worker import WorkerSpec, memory_knobs, train_worker
 
@@ -68,7 +68,7 @@ def train(
     """
     _check_places(recipe, say)
     with phase("reading the datasets' manifests and some pairs"):
-        plan = plan_training(recipe)
+        plan = plan_training(recipe, say)
     # Two at once would write the same checkpoints into one run.
     with Lease(plan.store, "rwkvfusion train") as lease:
         before = None if again else finished_result(plan)
@@ -88,6 +88,8 @@ def _train(job: TrainJob, lease: Lease, progress: OnProgress | None, say: Callab
     say(f"{len(plan.data)} pairs for {plan.data.task}; {begun} run {job.run.run_id} at {where}")
     if (reason := no_scores(plan.recipe.data)) is not None:
         say(reason)
+    for note in plan.validation.notes:
+        say(note)
     tracker = Tracker(job.run.uri, job.run.run_id)
     try:
         trained, notes = _fit(job, progress, say)
@@ -116,7 +118,7 @@ def _finish(job: TrainJob, trained: Trained, notes: list[str], lease: Lease, say
     try:
         with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch, phase("storing the model"):
             fuser.save(Path(scratch) / "fuser")
-            version = _register(job, Path(scratch) / "fuser", available(metrics))
+            version = _register(job, Path(scratch) / "fuser", available(metrics), Chosen.of(trained.best))
         result = TrainResult(
             run_id=job.run.run_id,
             tracking_uri=job.run.uri,
@@ -125,7 +127,8 @@ def _finish(job: TrainJob, trained: Trained, notes: list[str], lease: Lease, say
             model_uri=version.uri,
             alias=plan.recipe.register_as.alias,
             steps=trained.steps,
-            **vars(scores) | {"metrics": metrics, "notes": (*notes, *scores.notes)},
+            best=Chosen.of(trained.best),
+            **vars(scores) | {"metrics": metrics, "notes": (*notes, *plan.validation.notes, *scores.notes)},
         )
         record_result(Tracker(job.run.uri, job.run.run_id), result)
     except TrackingError as error:
@@ -141,7 +144,8 @@ def _fit(job: TrainJob, progress: OnProgress | None, say: Callable[[str], None])
     for line in repair(job.checkpoints):
         say(line)
     if (trained := _already_trained(job)) is not None:
-        say(f"all {trained.steps} steps are made already")
+        is_whole = trained.steps == recipe.steps
+        say(f"all {trained.steps} steps are made already" if is_whole else f"stopped early after {trained.steps} steps")
         return trained, []
     # Ray Train's default of 2 s between looks at the workers is felt at each start, checkpoint and death.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -246,7 +250,7 @@ def _weight(error: BaseException) -> int:
     return 0 if isinstance(error, RwkvFusionError) else 1 if isinstance(error, RayError) else 2
 
 
-def _register(job: TrainJob, folder: Path, metrics: dict[str, float]) -> RegisteredVersion:
+def _register(job: TrainJob, folder: Path, metrics: dict[str, float], chosen: Chosen | None) -> RegisteredVersion:
     plan, sample = job.plan, job.plan.survey.example
     example = {image.role: image.data for image in sample.images}
     members = sample.members()
@@ -261,4 +265,5 @@ def _register(job: TrainJob, folder: Path, metrics: dict[str, float]) -> Registe
         alias=plan.recipe.register_as.alias,
         example=example,
         metrics=metrics,
+        tags={} if chosen is None else chosen.tags,
     )

@@ -44,15 +44,25 @@ class FinalScores:
 def final_splits(data: DataConfig) -> dict[str, tuple[str, ...]]:
     """The splits of each dataset that are scored: those asked for, else the held-out ones (see `HELD_OUT`), else none.
 
+    DatasetError where there is no dataset.
+    """
+    return {url: data.final_splits or held_out(url, data, HELD_OUT) for url in data.all_urls}
+
+
+def held_out(url: str, data: DataConfig, words: tuple[str, ...]) -> tuple[str, ...]:
+    """The splits of the dataset at `url` that are not trained on and begin with the first of `words` that any has.
+
     Of scenes, those at reduced resolution, which have targets. DatasetError where there is no dataset.
     """
-    selected = {}
-    for url in data.all_urls:
-        splits = [split for split in Dataset.open(url, allow_incomplete=True).splits if split not in data.splits]
-        splits = [split for split in splits if split.removesuffix(FULL) not in splits or not split.endswith(FULL)]
-        held_out = (tuple(split for split in splits if split.startswith(word)) for word in HELD_OUT)
-        selected[url] = data.final_splits or next(filter(None, held_out), ())
-    return selected
+    splits = [split for split in Dataset.open(url, allow_incomplete=True).splits if split not in data.splits]
+    splits = [split for split in splits if split.removesuffix(FULL) not in splits or not split.endswith(FULL)]
+    found = (tuple(split for split in splits if split.startswith(word)) for word in words)
+    return next(filter(None, found), ())
+
+
+def final_limit(data: DataConfig) -> int:
+    """How many pairs of each dataset that has a split for it are scored, at most."""
+    return max(1, data.final_pairs // max(1, sum(map(bool, final_splits(data).values()))))
 
 
 def no_scores(data: DataConfig) -> str | None:
@@ -83,7 +93,7 @@ def final_scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None] = la
 
 def _scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None]) -> FinalScores:
     splits = {url: names for url, names in final_splits(data).items() if names}
-    limit = max(1, data.final_pairs // len(splits))
+    limit = final_limit(data)
     # Whether the datasets are whole was asked before the training.
     selected = [select_samples(url, names, limit, allow_incomplete=True) for url, names in splits.items()]
     for one in selected:

@@ -10,7 +10,6 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,10 @@ from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError
 from rwkvfusion.model.training.loader import Batch, Loader
 from rwkvfusion.model.training.preview import strip
 from rwkvfusion.model.training.trainer import CheckpointError, Trainer, TrainingError, learning_rate
-from rwkvfusion.pipelines.train.build import make_trainer
+from rwkvfusion.pipelines.train.build import make_trainer, make_validator
 from rwkvfusion.pipelines.train.plan import TrainPlan
 from rwkvfusion.pipelines.train.progress import Progress
+from rwkvfusion.pipelines.train.validation import Validation, is_due, is_over, validate
 
 EXAMPLES = 2
 """Samples whose fused pictures are recorded."""
@@ -76,11 +76,17 @@ def _train(spec: WorkerSpec) -> None:
     check_agreement(trainer)
     loader = spec.plan.loader(rank, world)
     recorder = Recorder(spec, trainer, loader) if rank == 0 else None
-    for batch in islice(loader.stream(trainer.done), recipe.steps - trainer.done):
-        values = trainer.step(batch)
+    validator = make_validator(spec.plan, trainer, rank=rank, world=world, note=spec.board.note.remote)
+    batches = loader.stream(trainer.done)
+    while not is_over(trainer, recipe):
+        values = trainer.step(next(batches))
         if recorder is not None:
             recorder.after_step(values)
-        if trainer.done % recipe.checkpoint_every == 0 or trainer.done == recipe.steps:
+        if validator is not None and is_due(trainer.done, recipe):
+            found = validate(trainer, validator, recipe.validation)
+            if recorder is not None and found is not None:
+                recorder.validated(found)
+        if trainer.done % recipe.checkpoint_every == 0 or is_over(trainer, recipe):
             _checkpoint(trainer, write=rank == 0)
 
 
@@ -167,6 +173,7 @@ class Recorder:
         self.count = 0
         self.told = (time.perf_counter(), trainer.done)
         self.waits = (time.perf_counter(), loader.waited)
+        self.words = ""
 
     def after_step(self, values: dict[str, Tensor]) -> None:
         """Called after each step with what it gave."""
@@ -202,7 +209,16 @@ class Recorder:
         since, before = self.told
         seconds = (now - since) / max(done - before, 1)
         self.told = (now, done)
-        self.board.pin.remote(Progress(done, self.recipe.steps, loss, seconds, os.getpid()))
+        self.board.pin.remote(Progress(done, self.recipe.steps, loss, seconds, os.getpid(), self.words))
+
+    def validated(self, found: Validation) -> None:
+        """Called after each validation that was judged."""
+        done, best = self.trainer.done, self.trainer.best
+        self.tracker.metrics(found.points, done)
+        self.words = f", {found.metric} {found.value:.4g}"
+        if best is not None and best.step != done:
+            self.words += f" (best {best.value:.4g} at step {best.step})"
+        self.told = (time.perf_counter(), done)
 
     def _curves(self) -> None:
         done = self.trainer.done

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -71,6 +73,86 @@ def test_resuming_is_exact(batches: list[Batch], tmp_path: Path) -> None:
     averaged = trained.network.state_dict()
     assert all(torch.equal(averaged[name], straight.ema[name]) for name in averaged)
     assert (trained.steps, trained.loss) == (6, losses[-1])
+
+
+def judged(one: Trainer, value: float, patience: int | None = None) -> bool:
+    return one.judge("Qcv", value, better="lower", patience=patience)
+
+
+def test_the_best_and_what_was_waited_for_are_part_of_a_checkpoint(batches: list[Batch], tmp_path: Path) -> None:
+    """Killed between validations and gone on with, a training has the same best and stops at the same step."""
+    values = [30.0, 20.0, 25.0, math.nan, 20.0, 10.0]
+
+    def go_on(one: Trainer) -> None:
+        while one.done < 6 and not one.stopped:
+            one.step(batches[one.done])
+            judged(one, values[one.done - 1], patience=3)
+
+    straight, first = trainer(), trainer()
+    go_on(straight)
+    assert (straight.done, straight.waited, straight.stopped) == (5, 3, True)
+    assert straight.best is not None
+    assert (straight.best.step, straight.best.metric, straight.best.value) == (2, "Qcv", 20.0)
+    for step in range(3):
+        first.step(batches[step])
+        judged(first, values[step], patience=3)
+    first.save(tmp_path)
+    second = trainer(weights=9)
+    second.load(tmp_path)
+    assert (second.waited, second.stopped) == (1, False)
+    go_on(second)
+    assert (second.done, second.waited, second.stopped) == (5, 3, True)
+    assert second.best is not None
+    assert all(torch.equal(value, second.best.weights[name]) for name, value in straight.best.weights.items())
+    # Kept as it was: the average went on.
+    assert any(not torch.equal(value, second.ema[name]) for name, value in second.best.weights.items())
+    second.save(tmp_path)
+    third = trainer()
+    third.load(tmp_path)
+    assert third.stopped
+    trained = read_averaged(tmp_path, TINY, total=6, seed=5, task="vif")
+    assert (trained.steps, trained.best) == (5, replace(straight.best, weights={}))
+    assert all(torch.equal(v, straight.best.weights[name]) for name, v in trained.network.state_dict().items())
+
+
+def test_a_checkpoint_with_a_best_is_whole_only_with_its_weights(batches: list[Batch], tmp_path: Path) -> None:
+    one = trainer()
+    one.step(batches[0])
+    assert judged(one, 3.0)
+    one.save(tmp_path)
+    weights = (tmp_path / "best.safetensors").read_bytes()
+    (tmp_path / "best.safetensors").write_bytes(weights[:-1])
+    with pytest.raises(CheckpointError, match="damaged, or was not stored whole: best"):
+        trainer().load(tmp_path)
+    (tmp_path / "best.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="best"):
+        read_averaged(tmp_path, TINY, total=6, seed=5, task="vif")
+
+
+def test_a_checkpoint_of_before_there_were_validations_is_resumed(batches: list[Batch], tmp_path: Path) -> None:
+    one = trainer()
+    one.step(batches[0])
+    one.save(tmp_path)
+    state = json.loads((tmp_path / "state.json").read_text())
+    for name in ("network", "best", "waited", "stopped"):
+        del state[name]
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    two = trainer(weights=9)
+    two.load(tmp_path)
+    assert (two.done, two.best, two.waited, two.stopped) == (1, None, 0, False)
+    trained = read_averaged(tmp_path, TINY, total=6, seed=5, task="vif")
+    assert trained.best is None
+    assert all(torch.equal(value, one.ema[name]) for name, value in trained.network.state_dict().items())
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_only_what_is_better_is_the_best(batches: list[Batch], better: Literal["higher", "lower"]) -> None:
+    one, sign = trainer(), 1 if better == "higher" else -1
+    for value, is_best in ((math.nan, False), (-2.0, True), (-2.0, False), (-3.0, False), (-1.0, True), (0.0, True)):
+        one.step(batches[0])
+        assert one.judge("Dl", sign * value, better=better, patience=None) == is_best
+    assert one.best is not None
+    assert (one.best.step, one.best.value, one.waited, one.stopped) == (6, 0.0, 0, False)
 
 
 def test_another_trainings_checkpoint_is_refused(batches: list[Batch], tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from rwkvfusion.pipelines.options import JSON, SET
 @click.option("--splits", metavar="S,S", help="Scored [those that begin with test, else val].")
 @click.option("--on", multiple=True, metavar="URL", help="A dataset that is scored [the recipe's]; may be repeated.")
 @click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
+@click.option("--any-code", is_flag=True, help="Use again what other code has trained; the table says so.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained and scored.")
 @SET
 @JSON
@@ -50,6 +51,7 @@ def ablate(
     splits: str | None,
     on: tuple[str, ...],
     output: Path,
+    any_code: bool,
     dry_run: bool,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -66,7 +68,8 @@ def ablate(
     CPU time, which is fair where one is slower.
 
     What is done stays in DIR: an interrupted study goes on with the same command, and more variants, seeds or datasets
-    add to it. A result is used again where recipe, data and code are the same. DIR/table.md is the table so far.
+    add to it. A result is used again where recipe, data and code are the same. DIR/table.md is the table so far, with
+    all variants that were asked for in DIR.
 
     \b
     rwkvfusion ablate train_vif_small.yaml --set data.url=out/msrs --vary network.scan=1,2 --steps 400 -o out/scans
@@ -82,7 +85,7 @@ def ablate(
     variants = [*(variant for text in vary for variant in varied(text)), *map(bundled, bundles)]
     study = plan_study(
         recipe, overrides, variants, n_seeds=seeds, steps=steps, seconds=seconds, pairs=pairs, on=on,
-        splits=[] if splits is None else splits.split(","),
+        splits=[] if splits is None else splits.split(","), any_code=any_code,
     )  # fmt: skip
     if dry_run:
         jobs_left = pending(study, output)

@@ -24,13 +24,13 @@ from rwkvfusion.infra.errors import redacted
 from rwkvfusion.infra.lease import Lease
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines import console
-from rwkvfusion.pipelines.ablate.study import BASE, Exam, Study
+from rwkvfusion.pipelines.ablate.study import BASE, TRAINED, Exam, Study, Variant
 from rwkvfusion.pipelines.ablate.table import Row, Table, difference, level, main_metrics, markdown_lines, text_lines
-from rwkvfusion.pipelines.ablate.work import FLOORS, TRAINED, Job, read_json
+from rwkvfusion.pipelines.ablate.work import FLOORS, Job, read_json
 from rwkvfusion.pipelines.console import Bar
 from rwkvfusion.pipelines.evaluate.results import finite
 
-TABLE = "table.md"
+TABLE, STUDY = "table.md", "study.json"
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
@@ -65,7 +65,7 @@ def pending(study: Study, folder: Path) -> list[Job]:
     """What is missing of a study in `folder`, in the order in which it is done."""
     jobs = [Job(folder / FLOORS, None, _missing(study.exams, folder / FLOORS))]
     for training in study.trainings:
-        place = folder / training.name
+        place = training.place(folder, any_code=study.any_code)
         jobs.append(Job(place, training, _missing(study.exams, place)))
     return [job for job in jobs if job.exams or not job.is_trained]
 
@@ -85,24 +85,33 @@ def ablate(study: Study, folder: Path, *, jobs: int = 1, say: Callable[[str], No
     failed: dict[str, str] = {}
     with Lease(Store(str(folder)), "rwkvfusion ablate"):
         todo = pending(study, folder)
+        all_of_it = _remembered(study, folder)
         for note in study.notes:
             say(note)
         n_train = sum(not job.is_trained for job in todo)
-        say(f"{len(study.trainings)} trainings, {n_train} to be done; scored on {_what(study)}")
+        exams = "; ".join(exam.line for exam in study.exams)
+        say(f"{len(study.trainings)} trainings, {n_train} to be done; scored on {exams}")
         with Bar("ablate", len(todo), "job", plain=False) as bar, _Processes(jobs, bar) as processes:
             for job, reason in processes.of(todo):
                 bar.advance()
                 if reason is not None:
                     failed[job.title] = reason
                 say(f"{job.title}: {_said(job) if reason is None else f'failed: {reason}'}")
-                _write_table(_outcome(study, folder, failed), folder)
-        outcome = _outcome(study, folder, failed)
+                _write_table(_outcome(all_of_it, folder, failed), folder)
+        outcome = _outcome(all_of_it, folder, failed)
         _write_table(outcome, folder)
     return outcome
 
 
-def _what(study: Study) -> str:
-    return "; ".join(exam.line for exam in study.exams)
+def _remembered(study: Study, folder: Path) -> Study:
+    """The study with what earlier calls in this folder asked for, and has it remembered for later ones."""
+    before = read_json(folder / STUDY) or {"n_seeds": 1, "variants": {}}
+    variants = [Variant(label, tuple(settings)) for label, settings in before["variants"].items()]
+    grown = study.grown(before["n_seeds"], variants)
+    said = before["variants"] | {variant.label: list(variant.settings) for variant in study.variants}
+    facts = {"n_seeds": grown.n_seeds, "variants": said}
+    Store(str(folder)).write(STUDY, (json.dumps(facts, indent=1) + "\n").encode())
+    return grown
 
 
 class _Processes:
@@ -204,10 +213,13 @@ def _table(study: Study, exam: Exam, folder: Path) -> Table | None:
     values: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
     seconds: dict[str, list[float]] = {}
     metrics: tuple[str, ...] = ()
+    n_other = 0
     for training in study.trainings:
-        scores, trained = (read_json(folder / training.name / name) for name in (f"{exam.key}.json", TRAINED))
+        place = training.place(folder, any_code=study.any_code)
+        scores, trained = read_json(place / f"{exam.key}.json"), read_json(place / TRAINED)
         if scores is None or trained is None:
             continue
+        n_other += trained["code"] != training.code
         seconds.setdefault(training.variant, []).append(trained["cpu_seconds_a_step"])
         row = _numbers(next(iter(scores["rows"].values())))
         metrics = metrics or main_metrics(scores["comparisons"], row)
@@ -227,6 +239,7 @@ def _table(study: Study, exam: Exam, folder: Path) -> Table | None:
         {} if floors is None else {name: _means(row) for name, row in floors["rows"].items()},
         Row(BASE, {metric: level(of_seeds) for metric, of_seeds in base.items()}, _mean(seconds.get(BASE, []))),
         tuple(rows),
+        (f"{n_other} of these trainings are of other code than this.",) if n_other else (),
     )
 
 

@@ -8,12 +8,14 @@ import importlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.fusing.fuser import VERSION as FUSER_VERSION
 from rwkvfusion.model.metrics.table import VERSION as METRICS_VERSION
@@ -26,6 +28,8 @@ from rwkvfusion.pipelines.train.recipe import TrainRecipe
 from rwkvfusion.pipelines.train.scores import final_splits
 
 BASE = "base"
+TRAINED = "training.json"
+"""File of a training that is done."""
 _BESIDE = {
     "tracking", "register_as", "output", "address", "max_failures", "workers", "threads", "use_gpu",
     "log_every", "checkpoint_every", "pictures_every",
@@ -104,6 +108,14 @@ class Training:
         """For a person."""
         return f"{self.variant}, seed {self.seed}"
 
+    def place(self, folder: Path, *, any_code: bool) -> Path:
+        """Its folder in a study's; with `any_code` the newest of other code, where this code has left none."""
+        own = folder / self.name
+        if any_code and not (own / TRAINED).exists():
+            others = [path.parent for path in folder.glob(f"{self.key}-*/{TRAINED}")]
+            return max(others, key=lambda path: (path / TRAINED).stat().st_mtime, default=own)
+        return own
+
 
 @dataclass(frozen=True)
 class Exam:
@@ -132,15 +144,19 @@ class Exam:
 
 @dataclass(frozen=True)
 class Study:
-    """Variants of a recipe, the recipe itself first, and what they are scored on."""
+    """Variants of a recipe, the recipe itself first, and what they are scored on. See `plan_study`.
+
+    `any_code`: whether what other code has trained is used again.
+    """
 
     recipe: str
     overrides: tuple[str, ...]
     variants: tuple[Variant, ...]
     n_seeds: int
-    exams: tuple[Exam, ...]
+    exams: tuple[Exam, ...] = ()
     seconds: float | None = None
     steps: int | None = None
+    any_code: bool = False
     notes: tuple[str, ...] = ()
     _surveys: dict[Any, tuple[TrainingSet, Survey]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -167,6 +183,17 @@ class Study:
             if first != variant.label:
                 twins[variant.label] = first
         return twins
+
+    def grown(self, n_seeds: int, variants: Iterable[Variant]) -> Study:
+        """With as many seeds at least, and those of `variants` that it lacks and that are recipes with this data."""
+        labels = {variant.label for variant in self._all}
+        more = []
+        for variant in variants:
+            if variant.label not in labels:
+                with suppress(RwkvFusionError):
+                    self._training(variant, 0)
+                    more.append(variant)
+        return replace(self, variants=(*self.variants, *more), n_seeds=max(self.n_seeds, n_seeds))
 
     @property
     def _all(self) -> tuple[Variant, ...]:
@@ -218,6 +245,7 @@ def plan_study(
     pairs: int = 30,
     on: Sequence[str] = (),
     splits: Sequence[str] = (),
+    any_code: bool = False,
 ) -> Study:
     """A study whose recipes and data are known to fit.
 
@@ -228,6 +256,7 @@ def plan_study(
         pairs: scored of each dataset, evenly spread.
         on: URLs of the datasets that are scored; none: the recipe's own.
         splits: of them that are scored; none: those held out (test*, else val*).
+        any_code: use again what other code has trained.
 
     Raises:
         RecipeError: two variants of one name, a variant that is no recipe, and where nothing is held out.
@@ -237,7 +266,7 @@ def plan_study(
     twice = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
     if twice:
         raise RecipeError(f"two variants are called {twice[0]!r} ({BASE!r} is the recipe itself)")
-    study = Study(recipe, tuple(overrides), tuple(variants), n_seeds, (), seconds, steps)
+    study = Study(recipe, tuple(overrides), tuple(variants), n_seeds, (), seconds, steps, any_code)
     exams = _exams(study.recipe_of(Variant(BASE)), on, splits, pairs)
     study = replace(study, exams=exams)
     notes = tuple(f"{label} is the same training as {first}: left out" for label, first in study.twins.items())

@@ -101,13 +101,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """What was found on the pairs of one dataset. `floors`: mean scores of the trivial answers, by name."""
+    """What was found on the pairs of one dataset. `floors`: mean scores of the trivial answers, by name.
+
+    `notes`: what else is to be known of it, in words.
+    """
 
     line: str
     metrics: tuple[str, ...]
     floors: Mapping[str, Mapping[str, float]]
     base: Row
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
 
 
 def text_lines(table: Table) -> list[str]:
@@ -135,7 +139,7 @@ def legend(table: Table) -> list[str]:
     unit = "t over seeds of the mean over pairs" if several else "t over pairs: of one seed it says nothing of others"
     lower = [metric for metric in table.metrics if metric in LOWER_IS_BETTER]
     words = f"Below the base: differences to it, same seeds and pairs; ± 95 % interval ({unit}); * where 0 is outside."
-    return [words, *([f"Lower is better: {', '.join(lower)}."] if lower else [])]
+    return [words, *([f"Lower is better: {', '.join(lower)}."] if lower else []), *table.notes]
 
 
 def _cells(table: Table, label: Callable[[str], str]) -> tuple[list[str], list[list[str]]]:

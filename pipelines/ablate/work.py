@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ import cv2
 import torch
 
 from rwkvfusion.infra.errors import RwkvFusionError, redacted
+from rwkvfusion.infra.memory import keep_freed_memory
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.metrics.score import ScoreError
 from rwkvfusion.model.training.loader import Batch, Loader
 from rwkvfusion.model.training.trainer import Trainer
-from rwkvfusion.pipelines.ablate.study import Exam, Training, code_version
+from rwkvfusion.pipelines.ablate.study import TRAINED, Exam, Training, code_version
 from rwkvfusion.pipelines.evaluate.cases.samples import DatasetCases
 from rwkvfusion.pipelines.evaluate.results import Results, finite
 from rwkvfusion.pipelines.evaluate.run import How, evaluate
@@ -40,7 +41,7 @@ from rwkvfusion.pipelines.train.build import make_fuser, make_trainer
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
 
-JOB, TRAINED, MODEL = "job.json", "training.json", "model"
+JOB, MODEL = "job.json", "model"
 FLOORS = "floors"
 """Name of the folder with the scores of the trivial answers."""
 _SYSTEM = "model"
@@ -88,6 +89,7 @@ class Job:
 
 def main(folder: Path) -> int:
     """Do the job in `folder`; the exit code."""
+    keep_freed_memory()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     try:
@@ -129,7 +131,7 @@ def _train(training: Training) -> tuple[Fuser, dict[str, Any]]:
     plan = plan_training(TrainRecipe.model_validate(settings))
     loader = plan.loader(0, 1)
     if training.seconds is not None:
-        plan = TrainPlan(_fitting(plan, loader, training.seconds), plan.data, plan.survey, plan.network)
+        plan = replace(plan, recipe=_fitting(plan, loader, training.seconds))
     trainer = _trainer(plan)
     steps = plan.recipe.steps
     begun, wall = time.process_time(), time.perf_counter()

@@ -25,8 +25,18 @@ from rwkvfusion.infra.lease import Lease
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines import console
 from rwkvfusion.pipelines.ablate.study import BASE, TRAINED, Exam, Study, Variant
-from rwkvfusion.pipelines.ablate.table import Row, Table, difference, level, main_metrics, markdown_lines, text_lines
-from rwkvfusion.pipelines.ablate.work import FLOORS, Job, read_json
+from rwkvfusion.pipelines.ablate.table import (
+    Estimate,
+    Row,
+    Table,
+    Values,
+    difference,
+    level,
+    main_metrics,
+    markdown_lines,
+    text_lines,
+)
+from rwkvfusion.pipelines.ablate.work import FLOORS, SYSTEM, TILES, WHOLE, Job, read_json
 from rwkvfusion.pipelines.console import Bar
 from rwkvfusion.pipelines.evaluate.results import finite
 
@@ -197,7 +207,7 @@ def _said(job: Job) -> str:
         words.append(f"{trained['steps']} steps, {trained['cpu_seconds_a_step']:.3f} CPU s each")
     scores = read_json(job.folder / f"{job.exams[0].key}.json") if job.training is not None and job.exams else None
     if scores is not None:
-        means = _means(next(iter(scores["rows"].values())))
+        means = _means(scores["rows"][SYSTEM])
         shown = main_metrics(scores["comparisons"], means)
         words.append(", ".join(f"{name} {means[name]:.3f}" for name in shown))
     return "; ".join(words) or "done"
@@ -213,6 +223,7 @@ def _table(study: Study, exam: Exam, folder: Path) -> Table | None:
     values: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
     seconds: dict[str, list[float]] = {}
     metrics: tuple[str, ...] = ()
+    gaps: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
     n_other = 0
     for training in study.trainings:
         place = training.place(folder, any_code=study.any_code)
@@ -221,7 +232,12 @@ def _table(study: Study, exam: Exam, folder: Path) -> Table | None:
             continue
         n_other += trained["code"] != training.code
         seconds.setdefault(training.variant, []).append(trained["cpu_seconds_a_step"])
-        row = _numbers(next(iter(scores["rows"].values())))
+        row = _numbers(scores["rows"][SYSTEM])
+        if scores["rows"].keys() & {TILES, WHOLE}:
+            truth = "PSNR_ref" if "PSNR_ref" in row else "PSNR"
+            for kind in (WHOLE, TILES):
+                of_kind = _numbers(scores["rows"].get(kind, scores["rows"][SYSTEM]))
+                gaps.setdefault(training.variant, {}).setdefault(kind, {})[training.seed] = of_kind[truth]
         metrics = metrics or main_metrics(scores["comparisons"], row)
         for metric in metrics:
             values.setdefault(training.variant, {}).setdefault(metric, {})[training.seed] = row[metric]
@@ -232,15 +248,24 @@ def _table(study: Study, exam: Exam, folder: Path) -> Table | None:
     rows = []
     for label, of_metric in values.items():
         differences = {metric: difference(of_metric[metric], base.get(metric, {})) for metric in metrics}
-        rows.append(Row(label, differences, _mean(seconds[label])))
+        rows.append(Row(label, differences, _mean(seconds[label]), _gap(gaps.get(label))))
     return Table(
         exam.line,
         metrics,
         {} if floors is None else {name: _means(row) for name, row in floors["rows"].items()},
-        Row(BASE, {metric: level(of_seeds) for metric, of_seeds in base.items()}, _mean(seconds.get(BASE, []))),
+        Row(
+            BASE,
+            {metric: level(of_seeds) for metric, of_seeds in base.items()},
+            _mean(seconds.get(BASE, [])),
+            _gap(gaps.get(BASE)),
+        ),
         tuple(rows),
         (f"{n_other} of these trainings are of other code than this.",) if n_other else (),
     )
+
+
+def _gap(values: Mapping[str, Values] | None) -> Estimate | None:
+    return None if values is None else difference(values[WHOLE], values[TILES])
 
 
 def _numbers(row: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:

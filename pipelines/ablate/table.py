@@ -34,6 +34,8 @@ def main_metrics(comparisons: Iterable[str], found: Iterable[str]) -> tuple[str,
     return tuple(name for one in comparisons for name in MAIN[Comparison(one)] if name in have)
 
 
+GAP = "whole - tiles, dB"
+
 Values = Mapping[int, Mapping[str, float]]
 """{seed: {pair: value}} of one metric."""
 
@@ -91,12 +93,14 @@ def _estimate(of_seeds: Sequence[np.ndarray]) -> Estimate:
 class Row:
     """A variant: its differences by metric, of the base its own means; None where it has none.
 
-    `seconds`: CPU seconds a step of training, the mean over its seeds.
+    `seconds`: CPU seconds a step of training, the mean over its seeds. `gap`: PSNR to the truth, in dB, of whole
+    pictures minus that of tiles of the training's extent; None where there is no truth.
     """
 
     label: str
     estimates: Mapping[str, Estimate]
     seconds: float | None = None
+    gap: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,9 @@ def legend(table: Table) -> list[str]:
 
 def _cells(table: Table, label: Callable[[str], str]) -> tuple[list[str], list[list[str]]]:
     digits = {metric: _digits([row[metric] for row in table.floors.values()]) for metric in table.metrics}
+    has_gap = any(row.gap for row in (table.base, *table.rows))
     rows = [
-        [name, "", *(f"{row[metric]:.{digits[metric]}f}" for metric in table.metrics), ""]
+        [name, "", *(f"{row[metric]:.{digits[metric]}f}" for metric in table.metrics), "", *([""] if has_gap else [])]
         for name, row in table.floors.items()
     ]
     for row in (table.base, *table.rows):
@@ -154,7 +159,8 @@ def _cells(table: Table, label: Callable[[str], str]) -> tuple[list[str], list[l
         shown = [_shown(row.estimates.get(metric), digits[metric], signed=not is_base) for metric in table.metrics]
         seconds = "" if row.seconds is None else f"{row.seconds:.3f}"
         rows.append([label(row.label), f"{counts[0]} x {counts[1]}", *shown, seconds])
-    return ["variant", "seeds x pairs", *table.metrics, "CPU s/step"], rows
+        rows[-1] += [_shown(row.gap, 2, signed=True)] if has_gap else []
+    return ["variant", "seeds x pairs", *table.metrics, "CPU s/step", *([GAP] if has_gap else [])], rows
 
 
 def _digits(values: Iterable[float]) -> int:

@@ -22,13 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 
 from rwkvfusion.infra.errors import RwkvFusionError, redacted
 from rwkvfusion.infra.memory import keep_freed_memory
+from rwkvfusion.infra.pictures.units import Picture
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import Fuser
+from rwkvfusion.model.fusing.tiles import Tile
 from rwkvfusion.model.metrics.score import ScoreError
 from rwkvfusion.model.training.loader import Batch, Loader
 from rwkvfusion.model.training.trainer import Trainer
@@ -44,7 +47,9 @@ from rwkvfusion.pipelines.train.recipe import TrainRecipe
 JOB, MODEL = "job.json", "model"
 FLOORS = "floors"
 """Name of the folder with the scores of the trivial answers."""
-_SYSTEM = "model"
+SYSTEM, WHOLE, TILES = "model", "whole", "tiles"
+"""What is scored: the model as users have it; where there is a truth also on whole pictures or on tiles of the
+training's extent, whichever of the two that is not."""
 _PROBE = 0.05
 """Part of the CPU seconds that is spent to find out how many steps fit in them."""
 _TOLD_SECONDS = 2.0
@@ -129,10 +134,9 @@ def _train(training: Training) -> tuple[Fuser, dict[str, Any]]:
     # What is made ahead is made by other threads.
     settings["data"] = {**settings["data"], "prefetch": 0}
     plan = plan_training(TrainRecipe.model_validate(settings))
-    loader = plan.loader(0, 1)
     if training.seconds is not None:
-        plan = replace(plan, recipe=_fitting(plan, loader, training.seconds))
-    trainer = _trainer(plan)
+        plan = replace(plan, recipe=_fitting(plan, training.seconds))
+    trainer, loader = _trainer(plan), plan.loader(0, 1)
     steps = plan.recipe.steps
     begun, wall = time.process_time(), time.perf_counter()
     for _ in _steps(trainer, loader, steps):
@@ -148,7 +152,6 @@ def _train(training: Training) -> tuple[Fuser, dict[str, Any]]:
         "wall_seconds": time.perf_counter() - wall,
         "loss": float(trainer.last_loss),
         "skipped_steps": trainer.skipped,
-        "extent": list(plan.recipe.data.crop),
         "settings": training.settings,
         "code": training.code,
         "commit": commit(),
@@ -160,9 +163,9 @@ def _trainer(plan: TrainPlan) -> Trainer:
     return make_trainer(plan, torch.device("cpu"), rank=0, world=1)
 
 
-def _fitting(plan: TrainPlan, loader: Loader, seconds: float) -> TrainRecipe:
+def _fitting(plan: TrainPlan, seconds: float) -> TrainRecipe:
     """The recipe with as many steps as fit in `seconds` of CPU time, found out by steps that are then forgotten."""
-    trainer, done = _trainer(plan), 0
+    trainer, loader, done = _trainer(plan), plan.loader(0, 1), 0
     # The first steps find memory and kernels cold.
     for batch in islice(loader.stream(), 2):
         trainer.step(batch)
@@ -189,12 +192,18 @@ def _steps(trainer: Trainer, loader: Loader, steps: int) -> Iterator[None]:
 
 def _scores(fuser: Fuser | None, exam: Exam) -> dict[str, Any]:
     """The values of every metric for every pair, of the model or, without one, of the trivial answers."""
-    systems = [] if fuser is None else [ModelSystem(_SYSTEM, fuser)]
+    selected = exam.select()
+    has_truth = next(iter(selected.dataset.samples())).target is not None
+    systems = [] if fuser is None else [ModelSystem(SYSTEM, fuser)]
+    if fuser is not None and has_truth and fuser.config.extent is not None:
+        is_whole = fuser.tile_of("auto") is None
+        other = _Tiled(fuser, "extent" if is_whole else "whole")
+        systems.append(ModelSystem(TILES if is_whole else WHOLE, other))
 
     def told(done: int, total: int) -> None:
         _tell(scored=done, of=total)
 
-    results = evaluate(DatasetCases([exam.select()], {}), systems, How(floors=fuser is None, on_scene=told))
+    results = evaluate(DatasetCases([selected], {}), systems, How(floors=fuser is None, on_scene=told))
     if results.failed:
         raise ScoreError(results.failed[0])
     return {
@@ -204,6 +213,24 @@ def _scores(fuser: Fuser | None, exam: Exam) -> dict[str, Any]:
         "comparisons": [scored.comparison for scored in results.scored],
         "rows": _rows(results),
     }
+
+
+class _Tiled(Fuser):
+    """A fuser that is shown tiles of one size."""
+
+    def __init__(self, fuser: Fuser, tile: Tile) -> None:
+        super().__init__(fuser.network, fuser.config)
+        self.tile = tile
+
+    def fuse_pictures(
+        self,
+        pictures: Mapping[str, Picture],
+        mask: np.ndarray | None = None,
+        text: np.ndarray | None = None,
+        tile: Tile = "auto",
+    ) -> np.ndarray:
+        """As its own kind, in its own tiles."""
+        return super().fuse_pictures(pictures, mask, text, self.tile)
 
 
 def _rows(results: Results) -> dict[str, dict[str, dict[str, float | None]]]:

@@ -165,24 +165,13 @@ def test_one_that_fails_says_why_and_the_others_go_on(url: str, tmp_path: Path) 
 
 
 def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(url: str, tmp_path: Path) -> None:
-    arguments = [
-        "ablate",
-        "train_vif_small",
-        "--vary",
-        "network.scan=2",
-        "--seeds",
-        "1",
-        "--steps",
-        "2",
-        "--pairs",
-        "1",
-    ]
-    for one in (f"data.url={url}", *SMALL):
+    arguments = ["ablate", "train_vif_small", "--seeds", "1", "--pairs", "1"]
+    for one in (f"data.url={url}", *SMALL, "steps=2"):
         arguments += ["--set", one]
     arguments += ["--variant", "long: steps=100000", "-o", str(tmp_path / "out")]
     process = subprocess.Popen([sys.executable, "-m", "rwkvfusion.pipelines.cli", *arguments], start_new_session=True)
     began = time.monotonic()
-    while len(list(tmp_path.glob("out/*/job.json"))) < 4:
+    while len(list(tmp_path.glob("out/*/job.json"))) < 3:
         assert process.poll() is None
         assert time.monotonic() - began < 200
         time.sleep(0.2)
@@ -190,12 +179,12 @@ def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(url: str, 
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     before = state(tmp_path)
-    assert sum(name.endswith(TRAINED) for name in before) == 2
+    assert sum(name.endswith(TRAINED) for name in before) == 1
     arguments[arguments.index("long: steps=100000")] = "long: steps=3"
     result = CliRunner().invoke(cli, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
-    assert {row["label"] for row in facts["tables"][0]["rows"]} == {"long", "network.scan=2"}
+    assert {row["label"] for row in facts["tables"][0]["rows"]} == {"long"}
     after = state(tmp_path)
     assert {name: value for name, value in after.items() if name in before and FLOORS not in name} == {
         name: value for name, value in before.items() if FLOORS not in name

@@ -19,6 +19,7 @@ from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, JSON, SET
 def train(recipe: str, again: bool, allow_incomplete: bool, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train on prepared datasets with Ray Train, track in MLflow, register the model as `candidate`.
 
+    Every validate.every steps held-out pairs are scored (val*, else test*): the best averaged weights are registered.
     Ends with scores of pairs that it did not train on (splits test*, else val*; data.final_splits names others), beside
     those of the trivial answers. A job that died is resumed by the same command; one that is done is not done again.
 

@@ -23,7 +23,7 @@ from rwkvfusion.model.metrics.table import LOWER_IS_BETTER
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.registry.registry import resolve
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
-from rwkvfusion.pipelines.recipe import RecipeError
+from rwkvfusion.pipelines.recipe import RecipeError, builtin_recipes, load_recipe
 from rwkvfusion.pipelines.train.build import make_fuser, make_trainer, make_validator
 from rwkvfusion.pipelines.train.job import open_job
 from rwkvfusion.pipelines.train.plan import plan_training
@@ -242,3 +242,10 @@ def test_a_job_that_died_after_it_stopped_early_only_registers(tmp_path: Path, m
     result = train(plan.recipe, say=said.append)
     assert "stopped early after 3 steps" in said
     assert (result.steps, result.best and result.best.step) == (3, 2)
+
+
+@pytest.mark.parametrize("name", [name for name in builtin_recipes() if name.startswith("train_")])
+def test_every_recipe_chooses_between_steps_or_says_that_it_does_not(name: str) -> None:
+    given = load_recipe(name, TrainRecipe)
+    assert (given.data.splits, given.data.final_pairs > 0) == (("train",), True)
+    assert given.validation.every == 0 or 4 * given.validation.every <= given.steps

@@ -104,8 +104,8 @@ def network_of(recipe: TrainRecipe, task: str, survey: Survey | None = None) -> 
 
     `survey`: of the data; None leaves channels and text as the preset has them. RecipeError for what does not fit.
     """
-    config = preset(task, paper=recipe.paper)
-    changes: dict[str, Any] = {name: value for name, value in recipe.network.model_dump().items() if value is not None}
+    config = preset(task, paper=recipe.paper, size=recipe.network.size or "full")
+    changes: dict[str, Any] = recipe.network.model_dump(exclude={"size"}, exclude_none=True)
     if "gate_window" in changes:
         changes["gate_window"] = changes["gate_window"] or None
     if survey is not None:

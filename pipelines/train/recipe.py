@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rwkvfusion.model.network.config import Align, Decay, Head, Prefer, Skip
+from rwkvfusion.model.network.config import Align, Decay, Head, Prefer, Size, Skip
 from rwkvfusion.model.training.loader import SMALLEST, LoaderConfig
 from rwkvfusion.model.training.losses.config import LossConfig
 from rwkvfusion.model.training.survey import TrainingSet
@@ -57,6 +57,7 @@ class DataConfig(LoaderConfig):
 class NetworkOverrides(_Group):
     """Departures from the task's preset; None keeps it. Channels and text width follow from the data."""
 
+    size: Size | None = Field(default=None, description="tiny, small, full (the authors') or large; None is full")
     width: int | None = Field(default=None, description="channels of the first level")
     levels: tuple[int, ...] | None = Field(default=None, description="BRWKV layers of each encoder level")
     channel_factors: tuple[int, ...] | None = Field(default=None, description="widening of each level")

@@ -204,6 +204,23 @@ def test_impossible_shapes_are_refused(change: dict, message: str) -> None:
         replace(SMALL, **change)
     with pytest.raises(ValueError, match="vif, mif"):
         preset("vis")
+    with pytest.raises(ValueError, match="tiny, small"):
+        preset("vif", size="huge")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_sizes_of_a_task_grow_and_keep_its_inputs(task: str) -> None:
+    configs = [preset(task, size=size) for size in ("tiny", "small", "full", "large")]
+    assert configs[2] == preset(task)
+    n_parameters = [sum(p.numel() for p in RWKVFusion(config).parameters()) for config in configs]
+    assert n_parameters == sorted(set(n_parameters))
+    for config in configs:
+        assert (config.in_channels, config.residual) == (configs[2].in_channels, configs[2].residual)
+        # The C++ calls take no others.
+        assert all(width % 16 == 0 for width in config.widths)
+    made = RWKVFusion(configs[0]).eval()
+    with torch.no_grad():
+        assert made(images(configs[0], 16, 24)).shape == (2, configs[0].out_channels, 16, 24)
 
 
 def test_wrong_inputs_are_refused() -> None:

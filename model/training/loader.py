@@ -53,7 +53,9 @@ class LoaderConfig(BaseModel):
         " 8 pixels; they need memory for their size",
     )
     flip: bool = Field(default=True, description="mirror crops at random, both ways")
-    transpose: bool = Field(default=True, description="exchange rows and columns of square crops at random")
+    transpose: bool = Field(
+        default=False, description="exchange rows and columns of square crops at random; most texts are hidden then"
+    )
     min_scale: float = Field(
         default=1, ge=0.1, le=1, description="shrink samples at random to between this and 1 before they are cut"
     )
@@ -63,7 +65,11 @@ class LoaderConfig(BaseModel):
     permute_objects: bool = Field(default=True, description="give the objects of a mask random indices")
     drop_guidance: float = Field(default=0.1, ge=0, le=1, description="chance to hide the text, and to hide the mask")
     mix: int = Field(default=4, ge=1, description="shards whose samples are mixed, and that are held in memory")
-    cache_mb: int = Field(default=512, ge=0, description="decoded samples held in memory by each worker, in MiB")
+    cache_mb: int = Field(
+        default=512,
+        ge=0,
+        description="decoded samples held in memory by each worker, in MiB; others are decoded anew",
+    )
     prefetch: int = Field(default=2, ge=0, description="batches made ahead, by as many threads; 0 makes none ahead")
 
     @model_validator(mode="after")

@@ -178,7 +178,7 @@ def test_texts_that_a_flip_makes_untrue_are_hidden(caption: str, sides: bool, he
     vectors = Text.of(np.ones((2, TEXT_WIDTH)))
     plain = pair(0).replace(caption=caption, text=vectors)
     of_modality = plain.replace(caption=None, captions=(Caption(role="visible", text=caption),))
-    config = LoaderConfig(crop=(32, 32), batch=1, drop_guidance=0, prefetch=0)
+    config = LoaderConfig(crop=(32, 32), batch=1, transpose=True, drop_guidance=0, prefetch=0)
     for sample in (plain, of_modality):
         # Of the unturned pictures one sees what was done.
         coordinates_ = np.mgrid[:48, :64].astype(np.uint8)
@@ -206,7 +206,7 @@ def test_only_square_crops_are_transposed() -> None:
     rows = np.repeat(np.arange(48, dtype=np.uint8)[:, None, None], 64, axis=1)
     sample = pair(0).replace(images=(picture("visible", rows), picture("infrared", rows)))
     for crop, transposes in (((16, 16), True), ((16, 24), False)):
-        batches = open_samples([sample], LoaderConfig(crop=crop, batch=8, prefetch=0))
+        batches = open_samples([sample], LoaderConfig(crop=crop, batch=8, transpose=True, prefetch=0))
         images = batches.batch(0).images[0]
         assert bool((images[:, 0, 0, 0] != images[:, 0, 0, 1]).any()) is transposes
 
@@ -244,7 +244,7 @@ def test_resizing_is_by_area_and_grows_linearly() -> None:
 
 def test_shrunk_samples_show_more_and_small_ones_are_not_shrunk() -> None:
     sample = coordinates("s", 64, 64, 1)
-    config = LoaderConfig(crop=(16, 16), batch=16, min_scale=0.5, flip=False, transpose=False, prefetch=0)
+    config = LoaderConfig(crop=(16, 16), batch=16, min_scale=0.5, flip=False, prefetch=0)
 
     def spans(config: LoaderConfig) -> torch.Tensor:
         rows = open_samples([sample], config).batch(0).images[0][:, 0, :, 0] * 65535 / FINE

@@ -17,8 +17,8 @@ def keep_freed_memory() -> bool:
 
     By default glibc gives large blocks back to the kernel at once, and every feature map then costs a page fault for
     each 4 KiB. One arena serves all threads, as what is freed in one of them is of no use to the others. The process
-    stays at its peak, which may be a fifth higher with pictures of many sizes: for processes that are ours alone, never for a caller of the library.
-    Where the C library is not glibc nothing happens.
+    stays at its peak, which may be a fifth higher with pictures of many sizes: for processes that are ours alone, never
+    for a caller of the library. Where the C library is not glibc nothing happens.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -50,12 +50,12 @@ def build_cpu(target: Path, scratch: Path) -> str | None:
         return f"no C++ compiler found (install g++ or clang++; CXX is {os.environ.get('CXX') or 'not set'})"
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     jobs = [
-        (f"{name}_{isa}", f"{name}.cpp", (f"-DISA={isa}", *flags))
+        (f"{Path(source).stem}_{isa}", source, (f"-DISA={isa}", *flags))
         for isa, flags in SETS.items()
-        for name in ("cpu", "layer", "fusion")
+        for source in ("cpu/cpu.cpp", "network/layer.cpp", "network/fusion.cpp", "network/gradients.cpp")
         if x86 or isa == "portable"
     ]
-    jobs.append(("dispatch", "dispatch.cpp", ("-DWITH_X86",) if x86 else ()))
+    jobs.append(("dispatch", "cpu/dispatch.cpp", ("-DWITH_X86",) if x86 else ()))
     failure = None
     # Threads need OpenMP, which not every compiler has; one thread is better than none.
     for threads in (("-fopenmp",), ()):
@@ -69,7 +69,7 @@ def _compile(cxx: list[str], jobs: list, threads: tuple[str, ...], target: Path,
     objects, running = [], []
     for name, source, flags in jobs:
         objects.append(str(scratch / f"{name}.o"))
-        command = [*cxx, *COMMON, *threads, *flags, "-c", str(SOURCES / "cpu" / source), "-o", objects[-1]]
+        command = [*cxx, *COMMON, *threads, *flags, "-c", str(SOURCES / source), "-o", objects[-1]]
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     output = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):

@@ -1,11 +1,13 @@
 """Parts of the network in one C++ call each, without gradients: float32 maps (B, H, W, C) on a CPU, C in sixteens.
 
 They give what the modules in `model` give, to rounding, and write over the maps they say they write over. See
-csrc/cpu/layer.cpp and csrc/cpu/fusion.cpp.
+csrc/network/layer.cpp and csrc/network/fusion.cpp.
 """
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,45 +18,56 @@ _STATE = 7
 _WIDEST = 1024
 
 
-def _struct(name: str, *fields: tuple[type, str]) -> type[ctypes.Structure]:
+def struct(name: str, *fields: tuple[type, str]) -> type[ctypes.Structure]:
     """A C struct of csrc/cpu/biwkv.h; each entry is a type and the names that have it."""
     listed = [(field, kind) for kind, names in fields for field in names.split()]
     return type(name, (ctypes.Structure,), {"_fields_": listed})
 
 
-_INT, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
-_Layer = _struct(
+INT, POINTER, FLOAT = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
+_Layer = struct(
     "LayerCall",
-    (_INT, "batch length channels hidden rows threads"),
-    (_POINTER, "x in_even in_odd lam u out_even out_odd receptance key value channel_out"),
-    (_FLOAT, "epsilon"),
-    (_POINTER, "states"),
+    (INT, "batch length channels hidden rows threads"),
+    (POINTER, "x in_even in_odd lam u out_even out_odd receptance key value channel_out"),
+    (FLOAT, "epsilon"),
+    (POINTER, "states"),
 )
-_Fusion = _struct(
+_Aligned = struct(
+    "AlignedCall",
+    (INT, "batch length channels hidden inner groups rows_0 rows_1 threads"),
+    (POINTER, "x in lam u out receptance key value channel_out"),
+    (FLOAT, "epsilon"),
+    (POINTER, "states mixed"),
+)
+_Fusion = struct(
     "FusionCall",
-    (_INT, "batch height width channels modalities pool threads"),
-    (_POINTER, "x images feature feature_bias feature_gain modality modality_bias modality_gain"),
-    (_FLOAT, "epsilon"),
-    (_POINTER, "features modality_map"),
-    (_INT, "keep_all"),
-    (_POINTER, "row_sums gate labels objects"),
-    (_INT, "n_objects"),
-    (_POINTER, "mask_map pooled guided"),
+    (INT, "batch height width channels modalities pool threads"),
+    (POINTER, "x images feature feature_bias feature_gain modality modality_bias modality_gain"),
+    (FLOAT, "epsilon"),
+    (POINTER, "features modality_map"),
+    (INT, "keep_all"),
+    (POINTER, "row_sums gate labels objects"),
+    (INT, "n_objects"),
+    (POINTER, "mask_map pooled guided"),
 )
-_Upsample = _struct(
+_Upsample = struct(
     "UpsampleCall",
-    (_INT, "batch height width in_channels channels threads"),
-    (_POINTER, "x weight"),
-    (_FLOAT, "skip"),
-    (_POINTER, "out"),
+    (INT, "batch height width in_channels channels threads"),
+    (POINTER, "x weight"),
+    (FLOAT, "skip"),
+    (POINTER, "out"),
 )
 
 
 def ready(*maps: Tensor) -> bool:
     """Whether these maps can be given to the functions here, now: no gradient, autocast or compilation in the way."""
+    return not torch.is_grad_enabled() and fits(*maps)
+
+
+def fits(*maps: Tensor) -> bool:
+    """The same, whether or not there is a gradient."""
     return (
         cpu.unavailable() is None
-        and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and all(
             x.device.type == "cpu"
@@ -69,7 +82,13 @@ def ready(*maps: Tensor) -> bool:
     )
 
 
-def _run(kernel: str, call: ctypes.Structure, **arguments: Tensor | float | int | None) -> None:
+@cache
+def has(kernel: str) -> bool:
+    """Whether the library, which may be older than this module, has a kernel."""
+    return cpu.unavailable() is None and hasattr(cpu.library(), f"rwkvfusion_{kernel}")
+
+
+def run(kernel: str, call: ctypes.Structure, **arguments: Tensor | float | int | None) -> None:
     """Fill in the rest of the call and make it. The tensors must live until it is over: the caller's do."""
     for name, value in arguments.items():
         if isinstance(value, Tensor):
@@ -85,7 +104,8 @@ class LayerWeights:
     """What `layer` computes with: weights as `nn.Linear` has them (out, in), gains of the RMSNorms in front.
 
     Attributes:
-        mix_gain: (C,). mix_in: (6C, 2C), receptance, keys, values. lam, u: (2C,). mix_out: (2C, 2C).
+        mix_gain: (C,). mix_in: (6C, 2C), receptance, keys, values; of `aligned` (6C, C), group after group.
+        lam, u: (2C,). mix_out: (2C, 2C); of `aligned` (C, 2C).
         channel_gain: (C,). receptance: (C, C). key: (hidden, C). value: (C, hidden). channel_out: (C, C).
         epsilon: of both norms.
     """
@@ -101,6 +121,12 @@ class LayerWeights:
     value: Tensor
     channel_out: Tensor
     epsilon: float
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, in their order."""
+        names = "mix_gain mix_in lam u mix_out channel_gain receptance key value channel_out"
+        return tuple(getattr(self, name) for name in names.split())
 
 
 def layer(x: Tensor, weights: LayerWeights, columns: bool) -> Tensor | None:
@@ -122,7 +148,7 @@ def layer(x: Tensor, weights: LayerWeights, columns: bool) -> Tensor | None:
     # The chunks mirror each other, so there is one more than elsewhere where 64 does not divide the length.
     states = x.new_empty(batch, length // cpu.CHUNK + 2, _STATE, 2 * channels)
     call = _Layer(batch, length, channels, hidden, height if columns else 1, torch.get_num_threads())
-    _run(
+    run(
         "layer_forward",
         call,
         x=x,
@@ -139,6 +165,43 @@ def layer(x: Tensor, weights: LayerWeights, columns: bool) -> Tensor | None:
         epsilon=weights.epsilon,
         states=states,
     )
+    return x
+
+
+def aligned(x: Tensor, weights: LayerWeights, columns: Sequence[bool]) -> Tensor | None:
+    """A BRWKV layer whose every token is one pixel (eq. 6-11).
+
+    Args:
+        x: (B, H, W, C); it is overwritten with the result.
+        columns: of each group of the inner channels, one or two, whether it scans columns; else rows.
+
+    Returns:
+        x, or None, with nothing done, where `layer` would give None.
+    """
+    batch, height, width, channels = x.shape
+    length, hidden, groups = height * width, weights.key.shape[0], len(columns)
+    inner = weights.lam.shape[0] // groups
+    if hidden % 16 or groups > 2 or not has("aligned_forward") or not cpu.in_reach(weights.lam, weights.u, length):
+        return None
+    rows = [height if column else 1 for column in columns]
+    call = _Aligned(batch, length, channels, hidden, inner, groups, rows[0], rows[-1], torch.get_num_threads())
+    mix_in = (weights.mix_in * weights.mix_gain).view(groups, 3 * inner, channels).transpose(1, 2).contiguous()
+    arguments: dict[str, Tensor | float] = {
+        "in": mix_in,
+        "x": x,
+        "lam": weights.lam.double(),
+        "u": weights.u.double(),
+        "out": weights.mix_out.t().contiguous(),
+        "receptance": (weights.receptance * weights.channel_gain).t().contiguous(),
+        "key": (weights.key * weights.channel_gain).t().contiguous(),
+        "value": weights.value.t().contiguous(),
+        "channel_out": weights.channel_out.t().contiguous(),
+        "epsilon": weights.epsilon,
+        "states": x.new_empty(batch, -(-length // cpu.CHUNK), _STATE, inner),
+    }
+    if groups == 2:
+        arguments["mixed"] = x.new_empty(batch, length, inner)
+    run("aligned_forward", call, **arguments)
     return x
 
 
@@ -189,7 +252,7 @@ class Fusion:
             self._labels, weight = labels[0].contiguous(), labels[1]
             self._objects = _taps(torch.cat((torch.zeros_like(weight[:, :1]), weight), dim=1))
             self._call.n_objects = weight.shape[1]
-        _run(
+        run(
             "fusion_features",
             self._call,
             x=x,
@@ -223,12 +286,12 @@ class Fusion:
         """
         batch, height, width, channels = self.x.shape
         pooled = self.x.new_empty(batch, height // self.pool, width // self.pool, channels)
-        _run("fusion_gate", self._call, gate=gate, mask_map=mask_map, pooled=pooled)
+        run("fusion_gate", self._call, gate=gate, mask_map=mask_map, pooled=pooled)
         return pooled
 
     def add(self, guided: Tensor) -> Tensor:
         """Third pass: ``x + features + upsampled(guided)``; guided is (B, H / pool, W / pool, C)."""
-        _run("fusion_sum", self._call, guided=guided)
+        run("fusion_sum", self._call, guided=guided)
         return self.features
 
 
@@ -248,5 +311,5 @@ def upsample(x: Tensor, weight: Tensor, skip: float, out: Tensor) -> Tensor:
     """
     batch, height, width, in_channels = x.shape
     call = _Upsample(batch, height, width, in_channels, out.shape[3], torch.get_num_threads())
-    _run("upsample", call, x=x, weight=weight.t().contiguous(), skip=skip, out=out)
+    run("upsample", call, x=x, weight=weight.t().contiguous(), skip=skip, out=out)
     return out

@@ -70,8 +70,8 @@ def supports(k: Tensor) -> bool:
 
 def in_reach(lam: Tensor, u: Tensor, length: int) -> bool:
     """Whether float32 states can follow the decay over a chunk and, where it is negative, over the sequence."""
-    low, high = (float(bound) for bound in torch.aminmax(lam))
-    weakest, strongest = (float(bound) for bound in torch.aminmax(u))
+    low, high = (float(bound) for bound in torch.aminmax(lam.detach()))
+    weakest, strongest = (float(bound) for bound in torch.aminmax(u.detach()))
     # Comparisons with NaN are false.
     return high * min(CHUNK, length) <= _SAFE and -low * length <= _SAFE and weakest >= -_SAFE and strongest <= _SAFE
 

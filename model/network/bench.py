@@ -116,17 +116,17 @@ def shares(work: Callable[[], object]) -> dict[str, float]:
 @contextmanager
 def _named_calls() -> Iterator[None]:
     """Lets the profiler see the C++ calls, which are none of torch's."""
-    plain = fused._run
+    plain = fused.run
 
     def named(kernel: str, call: Any, **arguments: Any) -> None:
         with record_function(_CALL + kernel):
             plain(kernel, call, **arguments)
 
-    fused._run = named
+    fused.run = named
     try:
         yield
     finally:
-        fused._run = plain
+        fused.run = plain
 
 
 def table(rows: Sequence[Row], markdown: bool) -> list[str]:

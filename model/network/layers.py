@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from rwkvfusion.kernels import fused
+from rwkvfusion.kernels import fused, training
 from rwkvfusion.kernels.biwkv import gated_biwkv
 from rwkvfusion.model.network.config import Align, Decay
 
@@ -181,10 +181,9 @@ class BRWKV(nn.Module):
         return x + self.channel(self.channel_norm(x))
 
     def fused(self, x: Tensor) -> Tensor | None:
-        """The same in one C++ call and in place, where there is one for this layer and no gradient is wanted."""
-        if not self.mirrored or self.orders not in ((Order.ROWS,), (Order.COLUMNS,)) or self.window is not None:
-            return None
-        if not fused.ready(x):
+        """The same in C++ calls, without gradients in place, where there are such for this layer and this input."""
+        columns = [order is Order.COLUMNS for order in self.orders if order in (Order.ROWS, Order.COLUMNS)]
+        if self.window is not None or len(columns) < len(self.orders) or not fused.fits(x):
             return None
         spatial, channel = self.spatial, self.channel
         weights = fused.LayerWeights(
@@ -200,7 +199,15 @@ class BRWKV(nn.Module):
             channel_out=channel.out.weight,
             epsilon=epsilon_of(self.spatial_norm, x),
         )
-        return fused.layer(x, weights, self.orders[0] is Order.COLUMNS)
+        if torch.is_grad_enabled():
+            return (
+                None
+                if self.mirrored or not training.ready(x, weights, columns)
+                else training.layer(x, weights, columns)
+            )
+        if not self.mirrored:
+            return fused.aligned(x, weights, columns)
+        return fused.layer(x, weights, columns[0]) if len(columns) == 1 else None
 
 
 def orders_of(scan: int, block: int) -> tuple[Order, ...]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from rwkvfusion.kernels import fused as fused_parts
 from rwkvfusion.kernels.backends import cpu
@@ -16,13 +22,36 @@ from rwkvfusion.model.network.network import RWKVFusion
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
 
-def layer(width: int, block: int, hidden_ratio: float = 2.0) -> BRWKV:
-    made = BRWKV(width, hidden_ratio, 1, block, None).eval()
+def layer(width: int, block: int, hidden_ratio: float = 2.0, **form: Any) -> BRWKV:
+    made = BRWKV(width, hidden_ratio, 1, block, None, **form).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for name, parameter in made.named_parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.3)
+            elif "norm" in name:
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
     return made
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp_min(1e-6))
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+ALIGNED = [
+    {"align": align, "decay": decay, "epsilon": epsilon}
+    for align in ("aligned", "crossed")
+    for decay, epsilon in (("relative", None), ("token", 1e-5))
+]
 
 
 # 64 tokens are a chunk: sizes around one, two and three of them, odd rests, and maps of one row or column.
@@ -38,6 +67,67 @@ def test_fused_is_the_layer(size: tuple[int, int], block: int) -> None:
     assert fused is not None
     assert float((fused - exact).norm() / exact.norm()) < 3e-6
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("form", ALIGNED, ids=lambda form: "-".join(map(str, form.values())))
+@pytest.mark.parametrize("size", [(1, 1), (64, 1), (5, 13), (2, 65), (11, 17)])
+@pytest.mark.parametrize("block", [0, 1])
+def test_fused_is_the_aligned_layer(form: dict[str, Any], size: tuple[int, int], block: int) -> None:
+    torch.manual_seed(0)
+    made, x = layer(32, block, **form), torch.randn(2, *size, 32)
+    with threads(1), torch.no_grad():
+        fused = made.fused(x.clone())
+    with threads(2), torch.no_grad():
+        of_two = made.fused(x.clone())
+    with torch.no_grad():
+        exact = made.double().plain(x.double())
+    assert fused is not None
+    assert of_two is not None
+    assert distance(fused, exact) < 3e-6
+    assert torch.equal(fused, of_two)
+
+
+@pytest.mark.parametrize("form", ALIGNED, ids=lambda form: "-".join(map(str, form.values())))
+@pytest.mark.parametrize("size", [(1, 1), (1, 64), (13, 10), (37, 61)])
+@pytest.mark.parametrize(("width", "ratio", "n_threads"), [(16, 2.0, 1), (48, 1.0, 2)])
+def test_gradients_are_those_of_the_layer(
+    form: dict[str, Any], size: tuple[int, int], width: int, ratio: float, n_threads: int
+) -> None:
+    """Against float64, and as near to it as torch's own operations are."""
+    torch.manual_seed(1)
+    made, x = layer(width, 1, ratio, **form), torch.randn(2, *size, width, requires_grad=True)
+    names, parameters = zip(*made.named_parameters(), strict=True)
+    with threads(n_threads):
+        result = made.fused(x)
+        assert result is not None
+        grad = torch.randn_like(result)
+        ours = torch.autograd.grad(result, [x, *parameters], grad)
+    plain = torch.autograd.grad(made.plain(x), [x, *parameters], grad)
+    exact = copy.deepcopy(made).double()
+    wide = x.detach().double().requires_grad_()
+    expected = exact.plain(wide)
+    wanted = torch.autograd.grad(expected, [wide, *exact.parameters()], grad.double())
+    assert distance(result, expected) < 3e-6
+    for name, one, other, true in zip(("x", *names), ours, plain, wanted, strict=True):
+        assert one.dtype == torch.float32
+        assert one.shape == true.shape
+        if size == (1, 1) and name in ("spatial.decay", "spatial.bonus"):  # nothing but rounding
+            assert float(one.abs().max()) < 1e-4, name
+        else:
+            assert distance(one, true) < max(3e-6, 3 * distance(other, true)), name
+
+
+def test_gradients_of_part_of_the_weights_and_of_a_second_order() -> None:
+    made = layer(16, 0, align="crossed")
+    for name, parameter in made.named_parameters():
+        parameter.requires_grad_(name == "channel.key.weight")
+    x = torch.randn(1, 6, 7, 16)
+    made(x).sum().backward()
+    assert made.channel.key.weight.grad is not None
+    x.requires_grad_()
+    (first,) = torch.autograd.grad(made(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
 
 
 @settings(max_examples=25, deadline=None)
@@ -71,9 +161,13 @@ def test_what_it_cannot_do_goes_the_plain_way() -> None:
     x = torch.randn(1, 8, 8, 32)
     made = layer(32, 0)
     assert made.fused(x) is None  # a gradient is wanted
+    assert layer(16, 0, align="aligned").double().fused(torch.randn(1, 8, 8, 16).double()) is None
+    assert layer(16, 0, 1.1, align="aligned").fused(torch.randn(1, 8, 8, 16)) is None
     with torch.no_grad():
         assert made.double().fused(x.double()) is None
         assert layer(24, 0).fused(torch.randn(1, 8, 8, 24)) is None
+        assert layer(24, 0, align="crossed").fused(torch.randn(1, 8, 8, 24)) is None
+        assert BRWKV(32, 2.0, 3, 0, None, align="crossed").fused(x) is None
         assert BRWKV(32, 2.0, 2, 0, None).fused(x) is None
         assert BRWKV(32, 2.0, 1, 0, 4).fused(x) is None
         strong = layer(32, 0)

@@ -50,6 +50,25 @@ struct LayerCall {
     float* states;              // (B, chunks, 7, 2C), see rwkvfusion_layer_chunks
 };
 
+// The same where each token is one pixel and its channels are groups, each mixed in an order of its own: in the order of
+// `rows[g]`, as above. One group or two.
+struct AlignedCall {
+    int64_t batch, length, channels, hidden, inner;  // inner: channels of a group; all multiples of 16
+    int64_t groups, rows[2];
+    int64_t threads;
+    float* x;                   // (B, L, C)
+    const float* in;            // (groups, C, 3 inner): receptance, keys, values
+    const double *lam, *u;      // (groups, inner)
+    const float* out;           // (groups, inner, C)
+    const float* receptance;    // (C, C)
+    const float* key;           // (C, hidden)
+    const float* value;         // (hidden, C)
+    const float* channel_out;   // (C, C)
+    float epsilon;              // of both norms
+    float* states;              // (B, chunks, 7, inner)
+    float* mixed;               // (B, L, inner): what the second group gives, or null
+};
+
 // Multi-modal fusion (eq. 15-18) without gradients, float32, on (B, H, W, C) maps; C a multiple of 16. Its passes, with
 // the text between the second and the third.
 struct FusionCall {
@@ -81,4 +100,32 @@ struct UpsampleCall {
     const float *x, *weight;
     float skip;
     float* out;
+};
+
+// The layer's parts with gradients, float32; all widths multiples of 16. Forward reads weights as input by output,
+// backward as output by input, both with the norm's gain multiplied in. Gradients of weights are input by output, those
+// of the weights with the gain, one set a thread. `rows` are tokens.
+struct ProjectCall {
+    int64_t rows, channels, columns;
+    int64_t threads;
+    const float *x, *weight, *weight_back;  // (rows, C); (C, columns); (columns, C)
+    float epsilon;
+    float* out;               // (rows, columns), forward's
+    const float* grad;        // (rows, columns)
+    const float* g_residual;  // (rows, C), added to the gradient of x
+    float* g_x;               // (rows, C)
+    double* g_weight;         // (threads, C, columns)
+};
+
+struct FinishCall {
+    int64_t rows, channels, mixed, hidden;
+    int64_t threads;
+    const float *x, *z;  // (rows, C), (rows, mixed)
+    const float *mix_out, *receptance, *key, *value, *channel_out;
+    const float *mix_out_back, *receptance_back, *key_back, *value_back, *channel_out_back;
+    float epsilon;
+    float* out;               // (rows, C), forward's
+    const float* grad;        // (rows, C)
+    float *g_residual, *g_z;  // (rows, C), of x but for its way through z; (rows, mixed)
+    double* g_weights;        // (threads, all of mix_out, receptance, key, value, channel_out)
 };

@@ -10,10 +10,15 @@
     do(biwkv_forward, BiwkvCall)       \
     do(biwkv_backward, BiwkvCall)      \
     do(layer_forward, LayerCall)       \
+    do(aligned_forward, AlignedCall)   \
     do(fusion_features, FusionCall)    \
     do(fusion_gate, FusionCall)        \
     do(fusion_sum, FusionCall)         \
-    do(upsample, UpsampleCall)
+    do(upsample, UpsampleCall)         \
+    do(project_forward, ProjectCall)   \
+    do(project_backward, ProjectCall)  \
+    do(finish_forward, FinishCall)     \
+    do(finish_backward, FinishCall)
 
 #define DECLARE_PORTABLE(kernel, call) extern "C" void kernel##_portable(const call*);
 EACH_KERNEL(DECLARE_PORTABLE)

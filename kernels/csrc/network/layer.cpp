@@ -6,9 +6,9 @@
 // halves, U x + V x' = S + D and U x' + V x = S - D, where S = (U + V) (x + x') / 2 and D = (U - V) (x - x') / 2: half
 // the multiplications.
 
-#include "biwkv.h"
-#include "carry.h"
-#include "constants.h"
+#include "../cpu/biwkv.h"
+#include "../cpu/carry.h"
+#include "../cpu/constants.h"
 #include "gemm.h"
 
 namespace {
@@ -159,20 +159,20 @@ void project(const Layer& layer, Workspace& work, const Pair& pair, int64_t firs
     sum_and_difference(work.own.data(), work.odd.data(), pair.n * columns, work.own.data(), work.mirrored.data());
 }
 
-// P1 of one chunk from its keys and values (n, 4C).
-void aggregate_tile(const Layer& layer, const float* packed, const Tokens& tokens, float* state) {
-    int64_t mixed = layer.mixed;
-    layer.constants.for_lanes([&](const auto& lanes, int64_t channel) {
+// P1 of one chunk from its keys and values (n, 2 channels).
+void aggregate_tile(const Constants& constants, const float* packed, const Tokens& tokens, float* state) {
+    int64_t mixed = constants.channels;
+    constants.for_lanes([&](const auto& lanes, int64_t channel) {
         Rows<const float> k{packed + channel, 2 * mixed}, v{packed + mixed + channel, 2 * mixed};
         auto top = top_of(k, tokens.row, tokens.n, lanes);
         aggregate(k, v, tokens, lanes, state + channel, mixed, &top);
     });
 }
 
-// sigmoid(r) y of one chunk from its packed (n, 6C).
-void output_tile(const Layer& layer, const float* packed, const Tokens& tokens, const float* state, float* y) {
-    int64_t mixed = layer.mixed;
-    layer.constants.for_lanes([&](const auto& lanes, int64_t channel) {
+// sigmoid(r) y of one chunk from its packed (n, 3 channels).
+void output_tile(const Constants& constants, const float* packed, const Tokens& tokens, const float* state, float* y) {
+    int64_t mixed = constants.channels;
+    constants.for_lanes([&](const auto& lanes, int64_t channel) {
         const float* base = packed + channel;
         Rows<const float> r{base, 3 * mixed}, k{base + mixed, 3 * mixed}, v{base + 2 * mixed, 3 * mixed};
         auto carry = carries_of(lanes, state + channel, mixed);
@@ -185,19 +185,18 @@ void output_tile(const Layer& layer, const float* packed, const Tokens& tokens, 
 }
 
 // Channel mixing of the rows of z, (n, C), around its residual.
-void mix_channels(const Layer& layer, Workspace& work, float* z, int n) {
-    const LayerCall& call = layer.call;
-    int64_t width = layer.width;
+template <class Call>
+void mix_channels(const Call& call, float* normed, float* gate, float* inner, float* z, int n) {
+    int64_t width = call.channels;
     int columns = int(width), hidden = int(call.hidden);
-    float *normed = work.y.data(), *gate = normed + CHUNK * width;
     for (int i = 0; i < n; i++) normalise(z + i * width, width, call.epsilon, normed + i * width);
-    product(normed, width, n, call.key, hidden, hidden, columns, work.hidden.data(), hidden);
+    product(normed, width, n, call.key, hidden, hidden, columns, inner, hidden);
     for (int64_t i = 0; i < int64_t(n) * hidden; i += LANES) {
-        Vec key = maximum(Vec{}, load(work.hidden.data() + i));
-        store(work.hidden.data() + i, key * key);
+        Vec key = maximum(Vec{}, load(inner + i));
+        store(inner + i, key * key);
     }
     product(normed, width, n, call.receptance, width, columns, columns, gate, width);
-    product(work.hidden.data(), hidden, n, call.value, width, columns, hidden, normed, width);
+    product(inner, hidden, n, call.value, width, columns, hidden, normed, width);
     for (int64_t i = 0; i < n * width; i += LANES) store(gate + i, sigmoid(load(gate + i)) * load(normed + i));
     product<true>(gate, width, n, call.channel_out, width, columns, columns, z, width);
 }
@@ -216,7 +215,7 @@ void finish(const Layer& layer, Workspace& work, const Pair& pair) {
         auto pixel = [&](int i) { return pair.map + (side ? pair.last - pair.row[i] : pair.row[i]) * width; };
         for (int i = 0; i < pair.n; i++)
             for (int64_t c = 0; c < width; c += LANES) store(rows + i * width + c, load(rows + i * width + c) + load(pixel(i) + c));
-        mix_channels(layer, work, rows, pair.n);
+        mix_channels(call, work.y.data(), work.y.data() + CHUNK * width, work.hidden.data(), rows, pair.n);
         for (int i = 0; i < pair.n; i++)
             for (int64_t c = 0; c < width; c += LANES) store(pixel(i) + c, load(rows + i * width + c));
     }
@@ -243,8 +242,8 @@ void run_layer(const LayerCall& call) {
     int64_t mixed = layer.mixed;
     for_pairs(layer, [&](Workspace& work, const Pair& pair) {
         project(layer, work, pair, mixed, 2 * mixed);
-        aggregate_tile(layer, work.own.data(), work.forward, pair.state);
-        if (!pair.alone) aggregate_tile(layer, work.mirrored.data(), work.backward, pair.mirrored_state);
+        aggregate_tile(layer.constants, work.own.data(), work.forward, pair.state);
+        if (!pair.alone) aggregate_tile(layer.constants, work.mirrored.data(), work.backward, pair.mirrored_state);
     });
 #pragma omp parallel for schedule(static) num_threads(int(call.threads)) if (call.threads > 1)
     for (int64_t job = 0; job < 2 * call.batch; job++)
@@ -252,13 +251,130 @@ void run_layer(const LayerCall& call) {
                               [&](int64_t chunk) { return layer.over(chunk); });
     for_pairs(layer, [&](Workspace& work, const Pair& pair) {
         project(layer, work, pair, 0, 3 * mixed);
-        output_tile(layer, work.own.data(), work.forward, pair.state, work.y.data());
+        output_tile(layer.constants, work.own.data(), work.forward, pair.state, work.y.data());
         // Alone, this is the same scan once more, with rows in reverse: each pixel beside its mirror image.
-        output_tile(layer, work.mirrored.data(), work.backward, pair.mirrored_state, work.y_mirrored.data());
+        output_tile(layer.constants, work.mirrored.data(), work.backward, pair.mirrored_state, work.y_mirrored.data());
         finish(layer, work, pair);
     });
 }
 
+// One group of an aligned layer.
+struct Group {
+    const AlignedCall& call;
+    int64_t number, width, inner, chunks;
+    Constants constants;
+    const float *in, *out;
+
+    Group(const AlignedCall& call, int64_t number)
+        : call(call),
+          number(number),
+          width(call.channels),
+          inner(call.inner),
+          chunks((call.length + CHUNK - 1) / CHUNK),
+          constants(inner, call.length, call.lam + number * inner, call.u + number * inner),
+          in(call.in + number * width * 3 * inner),
+          out(call.out + number * inner * width) {}
+
+    float* state(int64_t image, int64_t chunk) const { return call.states + (image * chunks + chunk) * STATE * inner; }
+};
+
+// A chunk of a group, and one thread's working memory for it.
+struct AlignedTile {
+    const Group& group;
+    Buffer<float> normed, packed, y, z, gate, hidden;
+    Tokens tokens;
+    int64_t image = 0, row[CHUNK];
+
+    explicit AlignedTile(const Group& group)
+        : group(group),
+          normed(CHUNK * group.width),
+          packed(CHUNK * 3 * group.inner),
+          y(CHUNK * group.inner),
+          z(CHUNK * group.width),
+          gate(CHUNK * group.width),
+          hidden(CHUNK * group.call.hidden) {}
+
+    // Its pixels, of the whole batch, and columns of what they are projected to.
+    void project(int64_t image_, int64_t chunk, int64_t first, int64_t columns) {
+        const AlignedCall& call = group.call;
+        int64_t rows = call.rows[group.number], across = call.length / rows, step = chunk * CHUNK;
+        image = image_;
+        tokens.n = int(smaller<int64_t>(CHUNK, call.length - step));
+        int64_t column = step / rows, line = step % rows;
+        for (int i = 0; i < tokens.n; i++) {
+            tokens.row[i] = tokens.after[i] = i;
+            row[i] = image * call.length + (rows == 1 ? step + i : line * across + column);
+            if (++line == rows) {
+                line = 0;
+                column++;
+            }
+            normalise(call.x + row[i] * group.width, group.width, call.epsilon, normed.data() + i * group.width);
+        }
+        product(normed.data(), group.width, tokens.n, group.in + first, 3 * group.inner, int(columns), int(group.width),
+                packed.data(), columns);
+    }
+
+    // The rows of a map of this width, of the chunk's pixels, into `tile`.
+    void gather(const float* map, int64_t width, float* tile) const {
+        for (int i = 0; i < tokens.n; i++) memcpy(tile + i * width, map + row[i] * width, width * sizeof(float));
+    }
+
+    void scatter(const float* tile, int64_t width, float* map) const {
+        for (int i = 0; i < tokens.n; i++) memcpy(map + row[i] * width, tile + i * width, width * sizeof(float));
+    }
+
+    // Output of the spatial mixing of all groups, residual, channel mixing.
+    void finish() {
+        const AlignedCall& call = group.call;
+        int64_t width = group.width, inner = group.inner;
+        gather(call.x, width, z.data());
+        product<true>(y.data(), inner, tokens.n, group.out, width, int(width), int(inner), z.data(), width);
+        if (call.groups == 2) {
+            gather(call.mixed, inner, y.data());
+            product<true>(y.data(), inner, tokens.n, group.out + inner * width, width, int(width), int(inner), z.data(),
+                          width);
+        }
+        mix_channels(call, normed.data(), gate.data(), hidden.data(), z.data(), tokens.n);
+        scatter(z.data(), width, call.x);
+    }
+};
+
+template <class Work>
+void for_aligned(const Group& group, Work work) {
+    int64_t total = group.call.batch * group.chunks;
+#pragma omp parallel num_threads(int(group.call.threads)) if (group.call.threads > 1)
+    {
+        AlignedTile tile(group);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < total; i++) work(tile, i / group.chunks, i % group.chunks);
+    }
+}
+
+// The last group comes first: what it gives waits in memory until the first one's tiles are finished.
+void run_aligned(const AlignedCall& call) {
+    for (int64_t number = call.groups - 1; number >= 0; number--) {
+        Group group(call, number);
+        int64_t inner = group.inner;
+        for_aligned(group, [&](AlignedTile& tile, int64_t image, int64_t chunk) {
+            tile.project(image, chunk, inner, 2 * inner);
+            aggregate_tile(group.constants, tile.packed.data(), tile.tokens, group.state(image, chunk));
+        });
+#pragma omp parallel for schedule(static) num_threads(int(call.threads)) if (call.threads > 1)
+        for (int64_t job = 0; job < 2 * call.batch; job++)
+            scan_carries_of<true>(group.state(job / 2, 0), group.chunks, STATE, job % 2, inner,
+                                  [&](int64_t) { return group.constants.over.data(); });
+        for_aligned(group, [&](AlignedTile& tile, int64_t image, int64_t chunk) {
+            tile.project(image, chunk, 0, 3 * inner);
+            output_tile(group.constants, tile.packed.data(), tile.tokens, group.state(image, chunk), tile.y.data());
+            if (number)
+                tile.scatter(tile.y.data(), inner, call.mixed);
+            else
+                tile.finish();
+        });
+    }
+}
+
 }  // namespace
 
+extern "C" void JOIN(aligned_forward, ISA)(const AlignedCall* call) { run_aligned(*call); }
 extern "C" void JOIN(layer_forward, ISA)(const LayerCall* call) { run_layer(*call); }

@@ -1,7 +1,7 @@
 // Multi-modal fusion and the decoder's upsampling, tile by tile: what torch would write to memory between convolution,
 // norm, gate, mask and sum stays in the first cache.
 
-#include "biwkv.h"
+#include "../cpu/biwkv.h"
 #include "gemm.h"
 
 #define JOIN_(a, b) a##_##b

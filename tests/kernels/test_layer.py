@@ -34,6 +34,7 @@ def layer(width: int, block: int, hidden_ratio: float = 2.0, **form: Any) -> BRW
 
 
 def distance(a: Tensor, b: Tensor) -> float:
+    a, b = a.detach(), b.detach()
     return float((a - b).norm() / b.norm().clamp_min(1e-6))
 
 

@@ -62,7 +62,9 @@ template <bool ADD = false, bool TURNED = false>
 inline void product(const float* a, int64_t a_stride, int rows, const float* w, int64_t w_stride, int n, int k,
                     float* out, int64_t out_stride) {
     int column = 0;
-    for (; column + BLOCK_VECTORS * LANES <= n; column += BLOCK_VECTORS * LANES)
+    // Four vectors are two and two: a single one waits for its values.
+    for (; column + BLOCK_VECTORS * LANES <= n && (BLOCK_VECTORS == 2 || n - column != 4 * LANES);
+         column += BLOCK_VECTORS * LANES)
         product_columns<BLOCK_VECTORS, ADD, TURNED>(a, a_stride, rows, w + column, w_stride, k, out + column, out_stride);
     for (; column + 2 * LANES <= n; column += 2 * LANES)
         product_columns<2, ADD, TURNED>(a, a_stride, rows, w + column, w_stride, k, out + column, out_stride);

@@ -12,14 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rwkvfusion.model.training.losses.filters import edges, gaussian, spread, uniform
+from rwkvfusion.model.training.losses.filters import edges, spread, uniform
+
+# Weight of a source without any edge: of such all weigh the same.
+_LEAST = 1e-20
 
 Anchor = Literal["maximum", "steeper", "sharper", "exposed"]
 
-# Of "steeper": within how many pixels a source is steeper; by which power of the edges; the edges that are strong.
+# Of "steeper": within how many pixels edges count, by which power (that of Qcv), and from what mean of it they are
+# strong (Sobel responses, a step of 1 has 4): slowly, as most edges are to stay those of the maximum.
 _REACH = 33
 _POWER = 5
-_STRONG = 0.5
+_STRONG = 1.5
+_SLOWLY = 4
 # Of "sharper": the window of the local energy, and the power of the choice.
 _SHARP = 9
 _CHOICE = 4
@@ -33,30 +38,34 @@ def maximum(sources: Tensor) -> Tensor:
 
 
 def steeper(sources: Tensor) -> Tensor:
-    """Where edges are strong the source that is steeper within about 16 pixels, elsewhere the maximum."""
-    found = F.pad(edges(sources), (1, 1, 1, 1)).square().sum(0) ** (_POWER / 2)
-    energy = spread(found, uniform(_REACH))
-    strongest, winner = energy.max(0, keepdim=True)
-    chosen = sources.take_along_dim(winner, 0)[0]
-    strong = (strongest[0] ** (1 / _POWER) / _STRONG).clamp(max=1) ** 2
-    return torch.lerp(sources.amax(0), chosen, strong)
+    """Where edges are strong, the sources by how steep they are within 16 pixels; elsewhere the maximum.
+
+    The weights are those of Qcv, so near strong edges that is the picture of the least Qcv: a hard choice is worse.
+    """
+    energy = spread(_energy(sources) ** (_POWER / 2), uniform(_REACH))
+    strong = (energy.sum(0) ** (1 / _POWER) / _STRONG).clamp(max=1) ** _SLOWLY
+    return torch.lerp(sources.amax(0), _mean(sources, energy), strong)
 
 
 def sharper(sources: Tensor) -> Tensor:
     """Of each pixel the source whose edges around it have more energy, softly."""
-    found = F.pad(edges(sources), (1, 1, 1, 1)).square().sum(0)
-    return _mean(sources, spread(found, gaussian(2 * _SHARP + 1, _SHARP / 2)) ** _CHOICE)
+    return _mean(sources, spread(_energy(sources), uniform(_SHARP)) ** _CHOICE)
 
 
 def exposed(sources: Tensor) -> Tensor:
     """The mean of the sources by contrast around each pixel and by how near they are to mid-grey."""
-    found = F.pad(edges(sources), (1, 1, 1, 1)).square().sum(0).sqrt()
+    found = _energy(sources).sqrt()
     well = torch.exp(-((sources - 0.5) ** 2) / (2 * _EXPOSED**2))
     return _mean(sources, spread(found, uniform(_SHARP)) * spread(well, uniform(_SHARP)))
 
 
+def _energy(sources: Tensor) -> Tensor:
+    """Squared strength of the edges, 0 at the rim."""
+    return F.pad(edges(sources), (1, 1, 1, 1)).square().sum(0)
+
+
 def _mean(sources: Tensor, weights: Tensor) -> Tensor:
-    weights = weights + torch.finfo(weights.dtype).tiny * 1e6
+    weights = weights + _LEAST
     return (sources * weights).sum(0) / weights.sum(0)
 
 

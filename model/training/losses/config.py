@@ -69,22 +69,22 @@ class LossConfig(BaseModel):
 
 
 TERMS = (
-    "intensity", "ssim", "gradient", "ssim7", "qabf", "vif", "qcb", "steeper", "anchor", "nearer", "objects",
-    "target", "target_edges", "target_squared", "clamp",
+    "target", "target_edges", "target_squared", "intensity", "ssim", "gradient", "ssim7", "qabf", "vif", "qcb",
+    "steeper", "anchor", "nearer", "objects", "clamp",
 )  # fmt: skip
 """The fields that are weights."""
 
 # Those that an earlier recipe of sharpening cannot have set without effect.
 _NEW_OF_SOURCES = ("ssim7", "qabf", "vif", "qcb", "steeper", "anchor", "nearer", "objects")
 
-_ALL: dict[str, Any] = {**dict.fromkeys(TERMS, 0.0), "steeper_gain": 1.0, "anchor_to": "maximum", "object_lift": 0.3}
+_ALL: dict[str, Any] = {**dict.fromkeys(TERMS, 0.0), "steeper_gain": 1.0, "anchor_to": "maximum", "object_lift": 0.25}
 _PAPER = {"intensity": 10.0, "gradient": 20.0, "ssim": 2.0}
 _SHARPENING = {"target": 1.0, "ssim": 0.1}
 _METRICS = {"ssim7": 3.5, "qabf": 8.0, "vif": 0.4, "qcb": 0.4, "clamp": 10.0}
 _OURS: dict[str, dict[str, Any]] = {
     "vif": {
         **_METRICS,
-        "steeper": 12.0, "steeper_gain": 1.02, "anchor": 30.0, "anchor_to": "steeper", "nearer": 2.0, "objects": 4.0,
+        "steeper": 12.0, "steeper_gain": 1.02, "anchor": 30.0, "anchor_to": "steeper", "nearer": 2.0, "objects": 8.0,
     },
     "mif": {**_METRICS, "steeper": 12.0, "anchor": 30.0, "nearer": 2.0},
     "mef": {**_METRICS, "steeper": 12.0, "anchor": 10.0, "anchor_to": "exposed"},

@@ -2,68 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from rwkvfusion.model.training.losses.filters import edges, spread, steepest, uniform
 
-# Pixels around an object that it has to stand out against.
+# Pixels around an object that it has to stand out against, each way.
 _RING = 17
+# Grey levels (of 0-1) that an object is to rise by at most over its contrast in the brighter source.
+_LIMIT = 0.15
 # Samples whose objects are smaller than this part of them weigh less.
 _PART = 0.01
-# Of the edges' distance (Sobel responses, a step of 1 has 4) beside that of grey levels.
-_EDGES = 0.25
+# Of the distance to the brighter source, and of that to the steepest edges, beside the missing contrast.
+_BRIGHT, _EDGES = 1.0, 0.25
+
+
+class _Object(NamedTuple):
+    """An object, and the pixels around it that are of none.
+
+    weights: (C, n) of its n pixels, sum 1: by how far each stands out itself, so that what a mask has of the background
+    is left alone. sign: (C,) 1 where it is brighter than what is around, else -1. wanted: (C,) its contrast.
+    """
+
+    sample: int
+    inside: Tensor
+    around: Tensor
+    weights: Tensor
+    sign: Tensor
+    wanted: Tensor
 
 
 def standing_out(fused: Tensor, sources: Tensor, mask: Tensor, *, lift: float) -> Tensor:
-    """Distance inside the objects to what stands out: mean over the samples, each the mean over its objects' pixels.
+    """What objects lack to stand out; a sample without an object adds exactly 0, and no gradient.
 
-    Wanted are the grey levels of `lifted`, and of each pixel the steepest edges of those and of all sources. A sample
-    without an object adds exactly 0, and no gradient.
+    The mean over the samples of three distances. Contrast, the mean over the objects: what the mean of an object less
+    that of the ring around it lacks of (1 + `lift`) times what it is in the brighter source, and of what it is in the
+    source that has most. Grey levels: how far pixels of bright objects lie below the brighter source. Edges: those of
+    objects, against the steepest source's. What is around objects is not moved.
 
     Args:
         fused: (B, C, H, W) in 0-1.
         sources: (S, B, C, H, W).
         mask: (B, H, W) whole numbers, 0 = background.
-        lift: see `lifted`.
+        lift: wanted rise of the contrast, as a part of it.
     """
     inside = (mask > 0).to(fused.dtype)[:, None]
     if not bool(inside.any()):
         return fused.new_zeros(())
-    with torch.no_grad():
-        wanted = lifted(sources, mask, lift=lift)
-        sharp = steepest(edges(torch.cat((sources, wanted[None]))))
-        weights = inside / inside.sum((-2, -1), keepdim=True).clamp(min=_PART * inside[0].numel())
-    grey = ((fused - wanted).abs() * weights).sum((-2, -1)).mean()
-    found = ((edges(fused) - sharp).abs().mean(0) * weights[..., 1:-1, 1:-1]).sum((-2, -1)).mean()
-    return grey + _EDGES * found
+    brightest, bright = sources.amax(0), torch.zeros_like(fused)
+    parts: list[list[Tensor]] = [[] for _ in mask]
+    for one in _objects(sources, mask, lift):
+        own = fused[one.sample][:, one.inside]
+        ring = fused[one.sample][:, one.around].detach().mean(1)
+        found = one.sign * ((one.weights * own).sum(1) - ring)
+        parts[one.sample].append((one.wanted - found).clamp(min=0).mean())
+        bright[one.sample][:, one.inside] = (one.sign > 0).to(fused.dtype)[:, None].expand_as(own)
+    contrast = [torch.stack(part).mean() for part in parts if part]
+    missing = torch.stack(contrast).sum() / len(mask) if contrast else fused.new_zeros(())
+    weights = inside / inside.sum((-2, -1), keepdim=True).clamp(min=_PART * inside[0].numel())
+    below = ((brightest - fused).clamp(min=0) * bright * weights).sum((-2, -1)).mean()
+    apart = (edges(fused) - steepest(edges(sources))).abs().mean(0)
+    sharpness = (apart * weights[..., 1:-1, 1:-1]).sum((-2, -1)).mean()
+    return missing + _BRIGHT * below + _EDGES * sharpness
 
 
 @torch.no_grad()
-def lifted(sources: Tensor, mask: Tensor, *, lift: float, limit: float = 0.15) -> Tensor:
-    """The brighter source, in which each object stands out more against the ring around it: (B, C, H, W).
-
-    Of an object that is brighter than its ring, whatever is brighter than the ring's mean rises by `lift` times the
-    difference, at most by `limit`, and never above 1. Of a darker one, whatever is darker than the ring sinks so, but
-    not below the darkest source: nothing gets darker than the sensors saw it. Levels at the ring's mean stay, so that
-    masks that reach into the background make no seams.
-    """
-    brightest, darkest = sources.amax(0), sources.amin(0)
-    result = brightest.clone()
-    for sample, objects in enumerate(mask):
-        for index in objects.unique():
-            if index == 0:
+def _objects(sources: Tensor, mask: Tensor, lift: float) -> Iterator[_Object]:
+    """Those that have something around them."""
+    pictures = torch.cat((sources.amax(0, keepdim=True), sources))
+    for sample, indices in enumerate(mask):
+        for index in indices.unique():
+            inside = indices == index
+            around = (spread(inside.to(sources.dtype), uniform(_RING)) > 0) & (indices == 0)
+            if index == 0 or not bool(around.any()):
                 continue
-            own = objects == index
-            around = (spread(own.to(sources.dtype), uniform(_RING)) > 0) & (objects == 0)
-            if not bool(around.any()):
-                continue
-            picture = brightest[sample]
-            level = picture[:, around].mean(1)[:, None]
-            inner = picture[:, own]
-            change = (lift * (inner - level)).clamp(-limit, limit)
-            brighter = inner.mean(1, keepdim=True) >= level
-            raised = (inner + change.clamp(min=0)).clamp(max=1)
-            sunk = torch.maximum(inner + change.clamp(max=0), torch.minimum(inner, darkest[sample][:, own]))
-            result[sample][:, own] = torch.where(brighter, raised, sunk)
-    return result
+            levels = pictures[:, sample][..., inside]
+            rings = pictures[:, sample][..., around].mean(-1)
+            sign = torch.where(levels[0].mean(-1) >= rings[0], 1.0, -1.0).to(sources.dtype)
+            weights = (sign[:, None] * (levels[0] - rings[0][:, None])).clamp(min=0) + 1e-4
+            weights = weights / weights.sum(-1, keepdim=True)
+            contrasts = sign * ((weights * levels).sum(-1) - rings)
+            wanted = torch.maximum((1 + lift) * contrasts[0], contrasts.amax(0))
+            yield _Object(sample, inside, around, weights, sign, torch.minimum(wanted, contrasts[0] + _LIMIT))

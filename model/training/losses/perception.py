@@ -19,7 +19,7 @@ _ANGLE = (0.9879, 22.0, 0.8)
 # Squared Sobel strength, in grey levels of 0-255, that is added to all.
 _STILL = 1e-6
 # Below this strength an orientation is noise of rounding.
-_TURNS = 0.5
+_TURNS = 0.05
 
 # Chen and Blum: centres of the two Gaussians in frequency (periods across the picture / 15), weight of the second.
 _F0, _F1, _WEIGHT = 15.3870, 1.3456, 0.7622

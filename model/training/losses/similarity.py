@@ -17,7 +17,7 @@ _SIDE = 7
 _WINDOWS = (17, 9, 5, 3)
 _NOISE = 2.0
 # Squared grey levels: below what rounding to whole ones leaves of any variance, above what float32 does.
-_FLAT = 0.01
+_FLAT = 0.001
 
 
 def ssim7(fused: Tensor, sources: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def check_against_metrics(a: Plane, b: Plane, fused: Plane, *, orientation: floa
     assert float(vif(found, sources)) == pytest.approx(fidelity.vif(fused, [a, b]), abs=0.025)
     exact = metric_edges.qabf(fused, [a, b])
     assert float(qabf(edges(found), edges(sources), slack=0)) == pytest.approx(exact, abs=orientation)
-    assert float(qabf(edges(found), edges(sources))) == pytest.approx(exact, abs=0.04)
+    assert float(qabf(edges(found), edges(sources))) == pytest.approx(exact, abs=0.05)
     # It does not stretch grey levels to 0-255, as a crop does not know those of its picture.
     levels = [stretched(prepared(plane)) for plane in (fused, a, b)]
     assert float(qcb(unit(levels[0])[0], unit(*levels[1:]), extent=extent)) == pytest.approx(
@@ -136,7 +136,7 @@ def test_gradients_are_right(term: str, n_sources: int) -> None:
     config = only(term, steeper_gain=1.02, anchor_to="steeper")
     # What is around objects has no gradient by intent, so that is held still.
     moving = objects_of(fused)[:, None] > 0 if term == "objects" else torch.ones_like(fused, dtype=torch.bool)
-    still = fused.detach()
+    still = fused.detach().clone()
     assert torch.autograd.gradcheck(lambda x: value(torch.where(moving, x, still), sources, config)[0], fused)
 
 

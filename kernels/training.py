@@ -1,7 +1,7 @@
-"""A BRWKV layer with gradients from C++ calls: float32 on a CPU, all widths in sixteens.
+"""A BRWKV layer and RMSNorm with gradients from C++ calls: float32 on a CPU, all widths in sixteens.
 
-It gives what the modules in `model` give, to rounding. Kept for backward are the input, the packed receptance, keys and
-values, and what the operator gave; the rest is computed again. See csrc/network/gradients.cpp.
+They give what the modules in `model` give, to rounding. Kept for the layer's backward are the input, the packed
+receptance, keys and values, and what the operator gave; the rest is computed again. See csrc/network/gradients.cpp.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,27 @@ _Finish = fused.struct(
     (fused.POINTER, "out grad g_residual g_z g_weights"),
 )
 
+_Norm = fused.struct(
+    "NormCall",
+    (fused.INT, "rows channels threads"),
+    (fused.POINTER, "x gain"),
+    (fused.FLOAT, "epsilon"),
+    (fused.POINTER, "out grad g_x g_gain"),
+)
+
+
+def rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor | None:
+    """``x / sqrt(mean(x^2) + epsilon) * gain`` over the last axis of (..., C); None where no kernel does it."""
+    if (
+        not torch.is_grad_enabled()
+        or not fused.fits(x)
+        or gain.dtype != torch.float32
+        or not fused.has("norm_backward")
+    ):
+        return None
+    result: Tensor = _RMSNorm.apply(x, gain, epsilon)
+    return result
+
 
 def ready(x: Tensor, weights: fused.LayerWeights, columns: Sequence[bool]) -> bool:
     """Whether `layer` can be given these."""
@@ -56,6 +77,28 @@ def layer(x: Tensor, weights: fused.LayerWeights, columns: Sequence[bool]) -> Te
     """
     result: Tensor = _Layer.apply(x, weights.epsilon, tuple(columns), *weights.tensors)
     return result
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
+        out = torch.empty_like(x)
+        call = _Norm(x.numel() // x.shape[-1], x.shape[-1], torch.get_num_threads())
+        fused.run("norm_forward", call, x=x, gain=gain, epsilon=epsilon, out=out)
+        ctx.save_for_backward(x, gain)
+        ctx.epsilon = epsilon
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain = ctx.saved_tensors
+        threads, g_x = torch.get_num_threads(), torch.empty_like(x)
+        g_gain = x.new_empty(threads, x.shape[-1], dtype=torch.float64)
+        call = _Norm(x.numel() // x.shape[-1], x.shape[-1], threads)
+        grad = grad.contiguous()
+        fused.run("norm_backward", call, x=x, gain=gain, epsilon=ctx.epsilon, grad=grad, g_x=g_x, g_gain=g_gain)
+        return g_x, g_gain.sum(0).to(gain.dtype), None
 
 
 class _Layer(torch.autograd.Function):

@@ -5,6 +5,7 @@ follow go to the fallback.
 """
 
 import ctypes
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -76,6 +77,17 @@ def in_reach(lam: Tensor, u: Tensor, length: int) -> bool:
     return high * min(CHUNK, length) <= _SAFE and -low * length <= _SAFE and weakest >= -_SAFE and strongest <= _SAFE
 
 
+@cache
+def _tell_slow() -> None:
+    """Once a process."""
+    warnings.warn(
+        "Bi-WKV: the C++ kernels follow decays of up to 0.625 a token, of -40 over the sequence, and boni of 40;"
+        " beyond, plain torch operations compute, ten times as slow or more",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
 def _call(rows: int, lam: Tensor, u: Tensor, **tensors: Tensor | None) -> _Call:
     k = tensors["k"]
     assert k is not None
@@ -100,6 +112,7 @@ def forward(
         states: (B, ceil(L / CHUNK), 7, C) float32, or None.
     """
     if not in_reach(lam, u, k.shape[1]):
+        _tell_slow()
         return fallback.forward(k, v, r, lam, u, rows, y, states)
     if states is None:
         states = k.new_empty(k.shape[0], -(-k.shape[1] // CHUNK), _STATE, k.shape[2], dtype=torch.float32)
@@ -125,6 +138,7 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Write gk, gv and gr, laid out like k, v and r; return the gradients of lam and u, (C,) float64."""
     if not in_reach(lam, u, k.shape[1]):
+        _tell_slow()
         return fallback.backward(grad, k, v, r, lam, u, rows, states, gk, gv, gr)
     chunks, channels = states.shape[0] * states.shape[1], k.shape[2]
     adjoints = states.new_empty(chunks, _ADJOINT, channels)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkvfusion.kernels import fused
+from rwkvfusion.kernels import fused, training
 from rwkvfusion.model.network.config import NetworkConfig
 from rwkvfusion.model.network.layers import SMALL, SpatialMixing, epsilon_of
 
@@ -197,8 +197,8 @@ class ModalFusion(nn.Module):
         if self.window is None and self.text is not None and fused.ready(x) and images.dtype == x.dtype:
             assert text is not None
             return self.fused(x, images, objects, text)
-        modality = self.modality_norm(convolve_exactly(self.modality, images))
-        features = self.feature_norm(convolve(self.feature, x)) + modality
+        modality = normalise(self.modality_norm, convolve_exactly(self.modality, images))
+        features = normalise(self.feature_norm, convolve(self.feature, x)) + modality
         gated = features * self.gate(features)
         if self.mask is not None and objects is not None:
             gated = gated + (gated + modality) * convolve(self.mask, objects.maps(x))
@@ -240,6 +240,12 @@ class ModalFusion(nn.Module):
         pooled = parts.gate(F.gelu(parts.mean), mask_map)
         guided, text = self.text.exchange(pooled, text)
         return parts.add(guided.contiguous()), text
+
+
+def normalise(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """The norm of (B, H, W, C), in one C++ call where there is one for it."""
+    result = training.rms_norm(x, norm.weight, epsilon_of(norm, x))
+    return norm(x) if result is None else result
 
 
 def box_mean(x: Tensor, side: int) -> Tensor:

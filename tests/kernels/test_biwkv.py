@@ -1,5 +1,6 @@
 """`biwkv` against the sum of eq. 7 in float64."""
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rwkvfusion.kernels.backends import cpu
 from rwkvfusion.kernels.biwkv import biwkv
 from rwkvfusion.kernels.reference import biwkv_reference
 
@@ -169,3 +171,18 @@ def test_wrong_shapes_are_named() -> None:
     for wrong in ((k, v[:, 1:], lam, u), (k[:, :0], v[:, :0], lam, u), (k, v, lam[1:], u), (k, v, lam, u[None])):
         with pytest.raises(ValueError, match="must"):
             biwkv(*wrong)
+
+
+@pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
+def test_the_slow_path_is_said_once() -> None:
+    k, v = torch.randn(2, 1, 130, 16)
+    fast, slow, u = torch.full((16,), 0.5), torch.full((16,), 0.7), torch.zeros(16)
+    cpu._tell_slow.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        biwkv(k, v, fast, u)
+    with pytest.warns(RuntimeWarning, match="0.625 a token"):
+        biwkv(k, v, slow, u)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        biwkv(k, v, slow, u)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rwkvfusion.kernels import fused as fused_parts
+from rwkvfusion.kernels import training
 from rwkvfusion.kernels.backends import cpu
 from rwkvfusion.model.network.config import NetworkConfig
 from rwkvfusion.model.network.layers import BRWKV
@@ -116,6 +117,23 @@ def test_gradients_are_those_of_the_layer(
             assert float(one.abs().max()) < 1e-4, name
         else:
             assert distance(one, true) < max(3e-6, 3 * distance(other, true)), name
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (2, 5, 13, 32), (3, 40, 33, 48)])
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_norm_and_its_gradients(shape: tuple[int, ...], n_threads: int) -> None:
+    torch.manual_seed(2)
+    x, gain = torch.randn(shape, requires_grad=True), torch.rand(shape[-1], requires_grad=True)
+    grad = torch.randn(shape)
+    with threads(n_threads):
+        ours = training.rms_norm(x, gain, 1e-5)
+        assert ours is not None
+        found = torch.autograd.grad(ours, (x, gain), grad)
+    wide = [t.detach().double().requires_grad_() for t in (x, gain)]
+    exact = torch.nn.functional.rms_norm(wide[0], wide[1].shape, wide[1], 1e-5)
+    wanted = torch.autograd.grad(exact, wide, grad.double())
+    for one, true in zip((ours, *found), (exact, *wanted), strict=True):
+        assert distance(one, true) < 2e-6
 
 
 def test_gradients_of_part_of_the_weights_and_of_a_second_order() -> None:

@@ -129,3 +129,15 @@ struct FinishCall {
     float *g_residual, *g_z;  // (rows, C), of x but for its way through z; (rows, mixed)
     double* g_weights;        // (threads, all of mix_out, receptance, key, value, channel_out)
 };
+
+// RMSNorm alone.
+struct NormCall {
+    int64_t rows, channels;
+    int64_t threads;
+    const float *x, *gain;  // (rows, C), (C,)
+    float epsilon;
+    float* out;             // (rows, C), forward's
+    const float* grad;      // (rows, C)
+    float* g_x;             // (rows, C)
+    double* g_gain;         // (threads, C)
+};

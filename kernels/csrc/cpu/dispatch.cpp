@@ -18,7 +18,9 @@
     do(project_forward, ProjectCall)   \
     do(project_backward, ProjectCall)  \
     do(finish_forward, FinishCall)     \
-    do(finish_backward, FinishCall)
+    do(finish_backward, FinishCall)    \
+    do(norm_forward, NormCall)         \
+    do(norm_backward, NormCall)
 
 #define DECLARE_PORTABLE(kernel, call) extern "C" void kernel##_portable(const call*);
 EACH_KERNEL(DECLARE_PORTABLE)

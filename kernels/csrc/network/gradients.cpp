@@ -233,7 +233,60 @@ struct FinishBackward : Mixed {
     }
 };
 
+struct NormForward {
+    const NormCall& call;
+
+    void operator()(int64_t first, int n) {
+        int64_t width = call.channels;
+        for (int64_t i = first; i < first + n; i++) {
+            Vec f = norm_of(call.x + i * width, width, call.epsilon);
+            for (int64_t c = 0; c < width; c += LANES)
+                store(call.out + i * width + c, load(call.x + i * width + c) * f * load(call.gain + c));
+        }
+    }
+};
+
+struct NormBackward {
+    const NormCall& call;
+    double* g_gain;
+    WeightSum sum;
+    int tiles = 0;
+
+    NormBackward(const NormCall& call, int64_t thread)
+        : call(call), g_gain(call.g_gain + thread * call.channels), sum(call.channels) {}
+
+    ~NormBackward() {
+        sum.flush();
+        memcpy(g_gain, sum.whole.data(), sum.size * sizeof(double));
+    }
+
+    void operator()(int64_t first, int n) {
+        int64_t width = call.channels;
+        for (int64_t i = first; i < first + n; i++) {
+            const float *x = call.x + i * width, *grad = call.grad + i * width;
+            Vec f = norm_of(x, width, call.epsilon), dot = {};
+            for (int64_t c = 0; c < width; c += LANES) {
+                Vec product = load(grad + c) * load(x + c) * f;
+                store(sum.part.data() + c, load(sum.part.data() + c) + product);
+                dot += product * load(call.gain + c);
+            }
+            Vec mean = splat(total(dot) / float(width));
+            for (int64_t c = 0; c < width; c += LANES)
+                store(call.g_x + i * width + c, f * (load(grad + c) * load(call.gain + c) - load(x + c) * f * mean));
+        }
+        if (++tiles % TILES_IN_FLOAT == 0) sum.flush();
+    }
+};
+
 }  // namespace
+
+extern "C" void JOIN(norm_forward, ISA)(const NormCall* call) {
+    for_tiles(call->rows, call->threads, [&](int64_t) { return NormForward{*call}; });
+}
+
+extern "C" void JOIN(norm_backward, ISA)(const NormCall* call) {
+    for_tiles(call->rows, call->threads, [&](int64_t thread) { return NormBackward(*call, thread); });
+}
 
 extern "C" void JOIN(project_forward, ISA)(const ProjectCall* call) {
     for_tiles(call->rows, call->threads, [&](int64_t) { return ProjectForward(*call); });

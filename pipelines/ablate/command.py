@@ -10,6 +10,16 @@ from rwkvfusion.pipelines.console import answer
 from rwkvfusion.pipelines.options import JSON, SET
 
 
+def _guidances(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[str, ...]:
+    """What the others are compared with is always there, and first."""
+    from rwkvfusion.pipelines.ablate.study import GUIDANCES, NONE
+
+    words = () if text is None else tuple(word.strip() for word in text.split(","))
+    if unknown := [word for word in words if word not in GUIDANCES]:
+        raise click.BadParameter(f"{unknown[0]!r}: there is {', '.join(GUIDANCES)}")
+    return tuple(dict.fromkeys((NONE, *words))) if words else ()
+
+
 @click.command()
 @click.argument("recipe")
 @click.option(
@@ -32,6 +42,14 @@ from rwkvfusion.pipelines.options import JSON, SET
 @click.option("--pairs", type=click.IntRange(1), default=30, show_default=True, help="Scored of each dataset.")
 @click.option("--splits", metavar="S,S", help="Scored [those that begin with test, else val].")
 @click.option("--on", multiple=True, metavar="URL", help="A dataset that is scored [the recipe's]; may be repeated.")
+@click.option(
+    "--guidance",
+    "guidances",
+    callback=_guidances,
+    metavar="G,G",
+    help="Score every training under these too: none, text, mask, all, other (another pair's mask), empty (a mask of no"
+    " object). See below.",
+)
 @click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
 @click.option("--any-code", is_flag=True, help="Use again what other code has trained; the table says so.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained and scored.")
@@ -49,6 +67,7 @@ def ablate(
     jobs: int,
     pairs: int,
     splits: str | None,
+    guidances: tuple[str, ...],
     on: tuple[str, ...],
     output: Path,
     any_code: bool,
@@ -67,6 +86,11 @@ def ablate(
     Equal steps are the fair comparison of what is learnt; --seconds gives each variant as many steps as fit in so much
     CPU time, which is fair where one is slower.
 
+    With --guidance there is another table for each variant: what a text and a mask do to every metric and to the
+    contrast of the samples' objects with the ring around them (in grey levels; of the object's pixels, the same signed,
+    of its box), in % of what it is with none, where a right mask should lift the contrast and a wrong one spoil
+    nothing.
+
     What is done stays in DIR: an interrupted study goes on with the same command, and more variants, seeds or datasets
     add to it. A result is used again where recipe, data and code are the same. DIR/table.md is the table so far, with
     all variants that were asked for in DIR.
@@ -75,6 +99,8 @@ def ablate(
     rwkvfusion ablate train_vif_small.yaml --set data.url=out/msrs --vary network.scan=1,2 --steps 400 -o out/scans
     rwkvfusion ablate train_vif_small.yaml --set data.url=out/msrs --variant "large: network.width=24 data.batch=1" \\
         --seeds 2 --steps 400 --jobs 2 --on out/tno -o out/sizes
+    rwkvfusion ablate train_vif_small.yaml --set data.url=out/msrs --vary loss.objects=0,4 \\
+        --guidance none,mask,other,empty -o out/objects
     """
     from rwkvfusion.pipelines.ablate.run import ablate as run_ablate
     from rwkvfusion.pipelines.ablate.run import pending
@@ -85,7 +111,8 @@ def ablate(
     variants = [*(variant for text in vary for variant in varied(text)), *map(bundled, bundles)]
     study = plan_study(
         recipe, overrides, variants, n_seeds=seeds, steps=steps, seconds=seconds, pairs=pairs, on=on,
-        splits=[] if splits is None else splits.split(","), any_code=any_code,
+        splits=[] if splits is None else splits.split(","), guidances=guidances,
+        any_code=any_code,
     )  # fmt: skip
     if dry_run:
         jobs_left = pending(study, output)

@@ -23,8 +23,9 @@ import numpy as np
 from rwkvfusion.infra.errors import redacted
 from rwkvfusion.infra.lease import Lease
 from rwkvfusion.infra.storage import Store
+from rwkvfusion.model.metrics.contrast import CONTRASTS
 from rwkvfusion.pipelines import console
-from rwkvfusion.pipelines.ablate.study import BASE, TRAINED, Exam, Study, Variant
+from rwkvfusion.pipelines.ablate.study import BASE, NONE, TRAINED, Exam, Study, Variant
 from rwkvfusion.pipelines.ablate.table import (
     Estimate,
     Row,
@@ -34,6 +35,7 @@ from rwkvfusion.pipelines.ablate.table import (
     level,
     main_metrics,
     markdown_lines,
+    percentage,
     text_lines,
 )
 from rwkvfusion.pipelines.ablate.work import FLOORS, SYSTEM, TILES, WHOLE, Job, read_json
@@ -214,8 +216,11 @@ def _said(job: Job) -> str:
 
 
 def _outcome(study: Study, folder: Path, failed: Mapping[str, str]) -> Outcome:
-    tables = (_table(study, exam, folder) for exam in study.exams)
-    return Outcome(tuple(table for table in tables if table is not None), dict(failed), study.notes)
+    tables: list[Table] = []
+    for exam in study.exams:
+        table = _table(study, exam, folder)
+        tables += [] if table is None else [table, *_guided_tables(study, exam, folder, table)]
+    return Outcome(tuple(tables), dict(failed), study.notes)
 
 
 def _table(study: Study, exam: Exam, folder: Path) -> Table | None:
@@ -262,6 +267,37 @@ def _table(study: Study, exam: Exam, folder: Path) -> Table | None:
         tuple(rows),
         (f"{n_other} of these trainings are of other code than this.",) if n_other else (),
     )
+
+
+def _guided_tables(study: Study, exam: Exam, folder: Path, table: Table) -> Iterator[Table]:
+    """Of each variant what guidance changes, `table` being that of the exam."""
+    found: dict[str, dict[str, dict[str, dict[int, dict[str, float]]]]] = {}
+    for training in study.trainings if exam.guidances else ():
+        scores = read_json(training.place(folder, any_code=study.any_code) / f"{exam.key}.json")
+        if scores is None:
+            continue
+        for guidance in exam.guidances:
+            name = guidance if guidance in scores["rows"] else SYSTEM
+            row = _numbers({**scores["contrasts"].get(name, {}), **scores["rows"][name]})
+            of_metric = found.setdefault(training.variant, {}).setdefault(guidance, {})
+            for metric, of_pairs in row.items():
+                of_metric.setdefault(metric, {})[training.seed] = of_pairs
+    floors = read_json(folder / FLOORS / f"{exam.key}.json") or {"contrasts": {}}
+    for variant, of_guidance in found.items():
+        none = of_guidance.pop(NONE)
+        metrics = (*(one for one in CONTRASTS if one in none), *table.metrics)
+        rows = (
+            Row(guidance, {one: percentage(values.get(one, {}), none[one]) for one in metrics})
+            for guidance, values in of_guidance.items()
+        )
+        yield Table(
+            f"{variant}, by guidance: {exam.line}",
+            metrics,
+            {name: {**_means(floors["contrasts"].get(name, {})), **row} for name, row in table.floors.items()},
+            Row(NONE, {one: level(none[one]) for one in metrics}),
+            tuple(rows),
+            is_relative=True,
+        )
 
 
 def _gap(values: Mapping[str, Values] | None) -> Estimate | None:

@@ -30,6 +30,9 @@ from rwkvfusion.pipelines.train.scores import final_splits
 BASE = "base"
 TRAINED = "training.json"
 """File of a training that is done."""
+NONE = "none"
+GUIDANCES = (NONE, "text", "mask", "all", "other", "empty")
+"""What a network is shown of a sample's guidance; other: another pair's mask; empty: a mask of no object."""
 _BESIDE = {
     "tracking", "register_as", "output", "address", "max_failures", "workers", "threads", "use_gpu",
     "log_every", "checkpoint_every", "pictures_every",
@@ -128,14 +131,16 @@ class Exam:
     """A hash of the pairs, and the versions of metrics and fuser."""
     line: str = ""
     """What is scored, for a person."""
+    guidances: tuple[str, ...] = ()
+    """Under which a network is scored besides its samples' own: see `GUIDANCES`."""
 
     @classmethod
-    def of(cls, url: str, splits: Sequence[str], pairs: int) -> Exam:
+    def of(cls, url: str, splits: Sequence[str], pairs: int, guidances: Sequence[str] = ()) -> Exam:
         """Errors as of `select_samples`."""
         selected = select_samples(url, splits or None, pairs)
         shards = [(shard.manifest.sha256, list(shard.keys)) for shard in selected.dataset.shards]
-        key = _digest(shards, METRICS_VERSION, FUSER_VERSION)
-        return cls(selected.dataset.store.url, selected.splits, pairs, key, selected.line)
+        key = _digest(shards, METRICS_VERSION, FUSER_VERSION, *guidances)
+        return cls(selected.dataset.store.url, selected.splits, pairs, key, selected.line, tuple(guidances))
 
     def select(self) -> Selected:
         """The pairs."""
@@ -245,6 +250,7 @@ def plan_study(
     pairs: int = 30,
     on: Sequence[str] = (),
     splits: Sequence[str] = (),
+    guidances: Sequence[str] = (),
     any_code: bool = False,
 ) -> Study:
     """A study whose recipes and data are known to fit.
@@ -256,6 +262,7 @@ def plan_study(
         pairs: scored of each dataset, evenly spread.
         on: URLs of the datasets that are scored; none: the recipe's own.
         splits: of them that are scored; none: those held out (test*, else val*).
+        guidances: of `GUIDANCES`, under each of which every training is scored too.
         any_code: use again what other code has trained.
 
     Raises:
@@ -267,17 +274,19 @@ def plan_study(
     if twice:
         raise RecipeError(f"two variants are called {twice[0]!r} ({BASE!r} is the recipe itself)")
     study = Study(recipe, tuple(overrides), tuple(variants), n_seeds, (), seconds, steps, any_code)
-    exams = _exams(study.recipe_of(Variant(BASE)), on, splits, pairs)
+    exams = _exams(study.recipe_of(Variant(BASE)), on, splits, pairs, guidances)
     study = replace(study, exams=exams)
     notes = tuple(f"{label} is the same training as {first}: left out" for label, first in study.twins.items())
     return replace(study, notes=notes)
 
 
-def _exams(recipe: TrainRecipe, on: Sequence[str], splits: Sequence[str], pairs: int) -> tuple[Exam, ...]:
+def _exams(
+    recipe: TrainRecipe, on: Sequence[str], splits: Sequence[str], pairs: int, guidances: Sequence[str]
+) -> tuple[Exam, ...]:
     if on:
-        return tuple(Exam.of(url, splits, pairs) for url in on)
+        return tuple(Exam.of(url, splits, pairs, guidances) for url in on)
     held_out = dict.fromkeys(recipe.data.all_urls, tuple(splits)) if splits else final_splits(recipe.data)
-    exams = tuple(Exam.of(url, names, pairs) for url, names in held_out.items() if names)
+    exams = tuple(Exam.of(url, names, pairs, guidances) for url, names in held_out.items() if names)
     if not exams:
         raise RecipeError(
             f"{', '.join(recipe.data.all_urls)} has no split that is not trained on: name one by --splits, or another"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtrit
@@ -73,6 +73,15 @@ def difference(variant: Values, base: Values) -> Estimate:
     return _estimate(list(found.values()))
 
 
+def percentage(variant: Values, base: Values) -> Estimate:
+    """`difference` in % of the base's mean over the same seeds and pairs; NaN where that is 0."""
+    pairs_of = {seed: base[seed].keys() & variant[seed].keys() for seed in base.keys() & variant.keys()}
+    shared = {seed: {key: base[seed][key] for key in keys} for seed, keys in pairs_of.items()}
+    one, mean = difference(variant, base), abs(level(shared).mean)
+    part = 100 / mean if mean > 0 else math.nan
+    return replace(one, mean=one.mean * part, low=one.low * part, high=one.high * part)
+
+
 def level(values: Values) -> Estimate:
     """Of one variant by itself, in the same way."""
     columns = (np.array([value for value in of_pair.values() if math.isfinite(value)]) for of_pair in values.values())
@@ -107,7 +116,7 @@ class Row:
 class Table:
     """What was found on the pairs of one dataset. `floors`: mean scores of the trivial answers, by name.
 
-    `notes`: what else is to be known of it, in words.
+    `notes`: what else is to be known of it, in words. `is_relative`: whether differences are in % of the base's mean.
     """
 
     line: str
@@ -116,6 +125,7 @@ class Table:
     base: Row
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    is_relative: bool = False
 
 
 def text_lines(table: Table) -> list[str]:
@@ -142,24 +152,31 @@ def legend(table: Table) -> list[str]:
     several = table.base.estimates and max(one.n_seeds for one in table.base.estimates.values()) > 1
     unit = "t over seeds of the mean over pairs" if several else "t over pairs: of one seed it says nothing of others"
     lower = [metric for metric in table.metrics if metric in LOWER_IS_BETTER]
-    words = f"Below the base: differences to it, same seeds and pairs; ± 95 % interval ({unit}); * where 0 is outside."
+    base = f"{table.base.label}: differences to it in %" if table.is_relative else "the base: differences to it"
+    words = f"Below {base}, same seeds and pairs; ± 95 % interval ({unit}); * where 0 is outside."
     return [words, *([f"Lower is better: {', '.join(lower)}."] if lower else []), *table.notes]
 
 
 def _cells(table: Table, label: Callable[[str], str]) -> tuple[list[str], list[list[str]]]:
-    digits = {metric: _digits([row[metric] for row in table.floors.values()]) for metric in table.metrics}
+    digits = {
+        metric: _digits([row[metric] for row in table.floors.values() if metric in row]) for metric in table.metrics
+    }
     has_gap = any(row.gap for row in (table.base, *table.rows))
-    rows = [
-        [name, "", *(f"{row[metric]:.{digits[metric]}f}" for metric in table.metrics), "", *([""] if has_gap else [])]
-        for name, row in table.floors.items()
-    ]
-    for row in (table.base, *table.rows):
-        is_base = row is table.base
-        counts = max(((one.n_seeds, one.n_pairs) for one in row.estimates.values()), default=(0, 0))
-        shown = [_shown(row.estimates.get(metric), digits[metric], signed=not is_base) for metric in table.metrics]
-        seconds = "" if row.seconds is None else f"{row.seconds:.3f}"
-        rows.append([label(row.label), f"{counts[0]} x {counts[1]}", *shown, seconds])
-        rows[-1] += [_shown(row.gap, 2, signed=True)] if has_gap else []
+    rows = []
+    for name, row in table.floors.items():
+        means = [f"{row[metric]:.{digits[metric]}f}" if metric in row else "-" for metric in table.metrics]
+        rows.append([name, "", *means, "", *([""] if has_gap else [])])
+    for line in (table.base, *table.rows):
+        is_base = line is table.base
+        counts = max(((one.n_seeds, one.n_pairs) for one in line.estimates.values()), default=(0, 0))
+        in_percent = table.is_relative and not is_base
+        shown = [
+            _shown(line.estimates.get(metric), 2 if in_percent else digits[metric], signed=not is_base)
+            for metric in table.metrics
+        ]
+        seconds = "" if line.seconds is None else f"{line.seconds:.3f}"
+        rows.append([label(line.label), f"{counts[0]} x {counts[1]}", *shown, seconds])
+        rows[-1] += [_shown(line.gap, 2, signed=True)] if has_gap else []
     return ["variant", "seeds x pairs", *table.metrics, "CPU s/step", *([GAP] if has_gap else [])], rows
 
 

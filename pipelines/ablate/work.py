@@ -35,6 +35,7 @@ from rwkvfusion.model.fusing.tiles import Tile
 from rwkvfusion.model.metrics.score import ScoreError
 from rwkvfusion.model.training.loader import Batch, Loader
 from rwkvfusion.model.training.trainer import Trainer
+from rwkvfusion.pipelines.ablate.guided import Contrasts, guided_systems
 from rwkvfusion.pipelines.ablate.study import TRAINED, Exam, Training, code_version
 from rwkvfusion.pipelines.evaluate.cases.samples import DatasetCases
 from rwkvfusion.pipelines.evaluate.results import Results, finite
@@ -88,7 +89,9 @@ class Job:
         """What `write` left."""
         facts = json.loads((folder / JOB).read_text(encoding="utf-8"))
         training = None if facts["training"] is None else Training(**facts["training"])
-        exams = tuple(Exam(**{**exam, "splits": tuple(exam["splits"])}) for exam in facts["exams"])
+        exams = tuple(
+            Exam(**{**exam, **{name: tuple(exam[name]) for name in ("splits", "guidances")}}) for exam in facts["exams"]
+        )
         return cls(folder, training, exams)
 
 
@@ -199,11 +202,16 @@ def _scores(fuser: Fuser | None, exam: Exam) -> dict[str, Any]:
         is_whole = fuser.tile_of("auto") is None
         other = _Tiled(fuser, "extent" if is_whole else "whole")
         systems.append(ModelSystem(TILES if is_whole else WHOLE, other))
+    if fuser is not None:
+        systems += guided_systems(fuser, exam.guidances, selected)
+    contrasts = Contrasts() if exam.guidances else None
 
     def told(done: int, total: int) -> None:
         _tell(scored=done, of=total)
 
-    results = evaluate(DatasetCases([selected], {}), systems, How(floors=fuser is None, on_scene=told))
+    results = evaluate(
+        DatasetCases([selected], {}), systems, How(floors=fuser is None, on_scene=told, on_case=contrasts)
+    )
     if results.failed:
         raise ScoreError(results.failed[0])
     return {
@@ -212,6 +220,7 @@ def _scores(fuser: Fuser | None, exam: Exam) -> dict[str, Any]:
         "task": results.task,
         "comparisons": [scored.comparison for scored in results.scored],
         "rows": _rows(results),
+        "contrasts": {} if contrasts is None else contrasts.rows,
     }
 
 

@@ -16,7 +16,11 @@ import torch
 from click.testing import CliRunner
 from made_datasets import pair, pairs, write_dataset
 
+from rwkvfusion.infra.pictures.decode import decode, decode_indices
+from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.model.fusing.fuser import Fuser
+from rwkvfusion.model.metrics.contrast import contrasts
+from rwkvfusion.model.metrics.score import Picture
 from rwkvfusion.pipelines.ablate import study as study_module
 from rwkvfusion.pipelines.ablate.run import TABLE, Outcome, ablate, pending
 from rwkvfusion.pipelines.ablate.study import BASE, TRAINED, Study, Variant, bundled, plan_study, varied
@@ -26,6 +30,7 @@ from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.train.build import make_fuser, make_trainer
 from rwkvfusion.pipelines.train.plan import plan_training
+from rwkvfusion.stages.dataset.sample import Mask
 
 SCANS = varied("network.scan=1,2")
 SMALL = ["data.crop=[32,32]", "network.width=8", "network.levels=[1]", "network.channel_factors=[1]", "optim.warmup=1"]
@@ -104,6 +109,75 @@ def test_a_training_is_that_of_the_trainer_alone(done: tuple[Path, Outcome], url
     theirs = Fuser.load(folder / training.name / "model").network.state_dict()
     for name, value in mine.items():
         torch.testing.assert_close(theirs[name], value, rtol=1e-5, atol=1e-6)
+
+
+GUIDANCES = ("none", "text", "mask", "all", "other", "empty")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> str:
+    """Three pairs whose objects lie in different places; the last one has none."""
+    samples = []
+    for i in range(3):
+        mask = np.zeros((48, 64), np.uint8)
+        mask[8 + 12 * i : 20 + 12 * i, 10 + 15 * i : 25 + 15 * i] = i < 2
+        painted = Mask(png=encode_png(mask), labels=("disc",) if i < 2 else ())
+        samples.append(pair(30 + i).replace(split="test", mask=painted))
+    return write_dataset(tmp_path / "elsewhere", [samples], split="test")
+
+
+def test_guidance_is_compared_with_none_pair_by_pair(url: str, elsewhere: str, tmp_path: Path) -> None:
+    options = {"n_seeds": 1, "pairs": 3, "on": (elsewhere,)}
+    plain = planned(url, [], **options)
+    ablate(plain, tmp_path, say=lambda _: None)
+    # What three steps have learnt of masks changes nothing that could be seen.
+    folder = tmp_path / plain.trainings[0].name / "model"
+    fuser = Fuser.load(folder)
+    torch.manual_seed(0)
+    for name, parameter in fuser.network.named_parameters():
+        if name.endswith("fusion.mask.weight"):
+            torch.nn.init.normal_(parameter)
+    torch.nn.init.normal_(fuser.network.head.weight, std=0.3)
+    fuser.save(folder)
+    study = planned(url, [], guidances=GUIDANCES, **options)
+    assert [job.is_trained for job in pending(study, tmp_path)] == [True, True]
+    outcome = ablate(study, tmp_path, say=lambda _: None)
+    assert not outcome.failed
+    usual, guided = outcome.tables
+    assert (usual.base.label, guided.base.label) == (BASE, "none")
+    assert [row.label for row in guided.rows] == list(GUIDANCES[1:])
+    assert guided.metrics == ("contrast", "signed", "box", *usual.metrics)
+    assert {"contrast", "MI"} <= guided.floors["maximum"].keys()
+    rows = {row.label: row.estimates for row in guided.rows}
+    assert [rows["empty"][metric].mean for metric in guided.metrics] == [0.0] * len(guided.metrics)
+    assert abs(rows["mask"]["MI"].mean) > 0.01
+    found = {kind: by_hand(fuser, elsewhere, kind) for kind in ("none", "mask", "other")}
+    assert guided.base.estimates["contrast"].mean == pytest.approx(found["none"])
+    for kind in ("mask", "other"):
+        assert rows[kind]["contrast"].mean == pytest.approx(100 * (found[kind] / found["none"] - 1), abs=1e-6)
+    assert len(set(found.values())) == 3
+    assert "Below none: differences to it in %" in (tmp_path / TABLE).read_text()
+    assert pending(study, tmp_path) == []
+
+
+def by_hand(fuser: Fuser, url: str, kind: str) -> float:
+    """The mean contrast of the two pairs that have an object, each of which is the other's next with one."""
+    samples = list(select_samples(url, ["test"], 3).dataset.samples())
+    own = [decode_indices(sample.mask.png) for sample in samples[:2] if sample.mask is not None]
+    shown = {"none": [None, None], "mask": own, "other": own[::-1]}[kind]
+    found = []
+    for sample, mask, objects in zip(samples, shown, own, strict=False):
+        pictures = {image.role: decode(image.data) for image in sample.images}
+        found.append(contrasts(Picture("fused", fuser.fuse(pictures, mask)).luma, objects)["contrast"])
+    return float(np.mean(found))
+
+
+def test_guidance_that_no_pair_has_is_said(url: str, tmp_path: Path) -> None:
+    outcome = ablate(planned(url, [], n_seeds=1, pairs=1, guidances=("none", "other")), tmp_path, say=lambda _: None)
+    assert "no other pair has a mask" in outcome.failed["base, seed 0"]
+    result = CliRunner().invoke(cli, ["ablate", "train_vif_small", "--guidance", "both", "-o", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "'both': there is none, text, mask, all, other, empty" in result.output
 
 
 def test_what_is_done_is_not_done_again_and_a_study_grows(done: tuple[Path, Outcome], url: str) -> None:

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rwkvfusion.pipelines.ablate.table import Estimate, Row, Table, difference, level, markdown_lines, text_lines
+from rwkvfusion.pipelines.ablate.table import (
+    Estimate,
+    Row,
+    Table,
+    difference,
+    level,
+    markdown_lines,
+    percentage,
+    text_lines,
+)
 
 BASE = {0: {"a": 1.0, "b": 2.0}, 1: {"a": 1.5, "b": 1.5}, 2: {"a": 3.0, "b": 1.0}}
 VARIANT = {0: {"a": 2.0, "b": 2.0}, 1: {"a": 2.0, "b": 3.0}, 2: {"a": 3.0, "b": 4.0}}
@@ -39,6 +48,32 @@ def test_only_what_both_have_counts() -> None:
     assert not found.is_clear
     assert math.isnan(difference({}, BASE).mean)
     assert level({0: {"a": 2.0, "b": math.nan}}).mean == 2.0
+
+
+def test_a_percentage_is_of_the_mean_of_what_is_compared() -> None:
+    # Of the bases 10 and 30 with -10 left out, which the variant lacks: their mean is 20.
+    found = percentage({0: {"a": 12.0, "b": 31.0}}, {0: {"a": 10.0, "b": 30.0, "c": -10.0}, 1: {"a": 500.0}})
+    assert found.mean == pytest.approx(100 * 1.5 / 20)
+    assert found.half == pytest.approx(12.7062 * 0.70711 / math.sqrt(2) * 100 / 20, rel=1e-4)
+    assert percentage({0: {"a": -3.0}}, {0: {"a": -4.0}}).mean == pytest.approx(25)
+    assert math.isnan(percentage({0: {"a": 1.0}}, {0: {"a": 0.0}}).mean)
+    assert math.isnan(percentage({}, BASE).mean)
+
+
+def test_percentages_are_shown_as_such() -> None:
+    table = Table(
+        "12 pairs",
+        ("MI",),
+        {"mean": {}},
+        Row("none", {"MI": level(BASE)}),
+        (Row("mask", {"MI": percentage(VARIANT, BASE)}),),
+        is_relative=True,
+    )
+    lines = text_lines(table)
+    assert any("Below none: differences to it in %" in line for line in lines)
+    assert any(line.split()[:2] == ["mean", "-"] for line in lines)
+    # 1.0 of 10 / 6.
+    assert any("+60.00" in line for line in lines)
 
 
 @given(st.integers(2, 6), st.integers(1, 8), st.integers(0, 2**16))

@@ -183,20 +183,36 @@ def preset(task: str, *, paper: bool = False, size: Size = "full") -> NetworkCon
         raise ValueError(f"unknown size {size!r}; known are {', '.join(SIZES)}")
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; known are {', '.join(TASKS)}")
-    letter: dict[str, Any] = {"decoder_images": True} if paper else {}
-    if task in LUMA_TASKS:
-        levels = (2, 1) if task == "mef" else (1, 1)
-        return replace(NetworkConfig(in_channels=(1, 1), out_channels=1, levels=levels, **letter), **SIZES[size])
     pan = task == "pansharpening"
-    bands = 8 if pan else 102
-    config = NetworkConfig(
-        in_channels=(1 if pan else 3, bands),
-        out_channels=bands,
-        levels=(2, 1, 1),
-        channel_factors=(2, 1, 1),
-        use_mask=False,
-        residual=1,
-        text_ratio=2.0 if pan else 8.0,
-        **letter,
-    )
-    return replace(config, **SIZES[size])
+    if task in LUMA_TASKS:
+        config = NetworkConfig(in_channels=(1, 1), out_channels=1, levels=(2, 1) if task == "mef" else (1, 1))
+    else:
+        bands = 8 if pan else 102
+        config = NetworkConfig(
+            in_channels=(1 if pan else 3, bands),
+            out_channels=bands,
+            levels=(2, 1, 1),
+            channel_factors=(2, 1, 1),
+            use_mask=False,
+            residual=1,
+            text_ratio=2.0 if pan else 8.0,
+        )
+    form: dict[str, Any] = {"decoder_images": True}
+    if not paper:
+        form |= _FORM | (_LUMA | _HEADS[task] if task in LUMA_TASKS else _SHARPENING[task])
+    return replace(config, **form, **SIZES[size])
+
+
+_FORM = {"align": "crossed", "decay": "token", "skip": "channel", "local": True, "epsilon": 1e-5}
+_LUMA = {"gate_window": 96, "head": "weights"}
+_HEADS: dict[str, dict[str, Any]] = {
+    "vif": {},
+    "mif": {},
+    "mef": {"prefer": "sharper", "preference": 0.5},
+    "mff": {"prefer": "sharper", "preference": 2.0},
+}
+# What the crossed scans leave of the paper's size goes to the channel mixing.
+_SHARPENING: dict[str, dict[str, Any]] = {
+    "pansharpening": {"gate_window": 64, "text_pool": (4, 2, 1), "hidden_ratio": 2.5},
+    "hmif": {"gate_window": 64, "text_pool": (4, 2, 2), "hidden_ratio": 1.0},
+}

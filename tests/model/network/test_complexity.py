@@ -18,15 +18,19 @@ def test_presets_meet_the_sizes_of_the_paper() -> None:
     assert rows["mef"]["parameters"] == sum(p.numel() for p in network.parameters())
 
 
-def test_flops_follow_the_formulas() -> None:
+@pytest.mark.parametrize("paper", [True, False])
+def test_flops_follow_the_formulas(paper: bool) -> None:
     """Against a count by hand for one layer a level, no mask, no text; FLOPs are linear in the pixels."""
-    config = replace(preset("vif"), levels=(1,), channel_factors=(1,), use_mask=False)
+    config = replace(preset("vif", paper=paper), levels=(1,), channel_factors=(1,), use_mask=False)
     c, pixels = config.width, 64 * 64
-    brwkv = 4 * (2 * c) ** 2 + 6 * c * c + 13 * 2 * c
+    # The paper's linear layers are on both stacked scans; ours make the inner channels of both from one.
+    spatial = 4 * (2 * c) ** 2 if paper else (6 + 2) * c * c
+    brwkv = spatial + 6 * c * c + 13 * 2 * c
     fusion = 9 * c * c + 9 * 2 * c
     text = (4 * c * c + 13 * c + 4 * c * c) / 64
-    level = brwkv + fusion + text + c * 4 * c / 4 + c * 4 * c / 4 + brwkv
-    stem_and_head = 9 * 2 * c + 9 * c
+    local = 0 if paper else 9 * c
+    level = brwkv + fusion + text + c * 4 * c / 4 + c * 4 * c / 4 + local + fusion + brwkv
+    stem_and_head = 9 * 2 * c + 9 * c * (1 if paper else 2)
     # The token that stands for an absent text passes through its projection, the mixing and the MLP.
     absent = config.text_width * c + 8 * c * c + 13 * c
     expected = pixels * (stem_and_head + level + brwkv / 4) + absent

@@ -101,7 +101,7 @@ def test_starts_near_the_mean_or_at_the_upsampled_input() -> None:
     torch.manual_seed(0)
     first, second = torch.rand(1, 1, 32, 40), torch.rand(1, 1, 32, 40)
     with torch.no_grad():
-        out = RWKVFusion(preset("vif"))([first, second])
+        out = RWKVFusion(preset("vif", paper=True))([first, second])
     assert float((out - (first + second) / 2).abs().mean()) < 0.05
     config = replace(preset("pansharpening"), width=8)
     pan, ms = torch.rand(1, 1, 32, 32), torch.rand(1, 8, 8, 8)
@@ -171,7 +171,7 @@ def test_bfloat16_is_close_to_float32() -> None:
 def test_learns_the_stronger_of_two_images() -> None:
     """From the mean, where it starts; a network that only blends its inputs stays there."""
     torch.manual_seed(0)
-    made = RWKVFusion(replace(preset("vif"), width=16))
+    made = RWKVFusion(replace(preset("vif", paper=True), width=16))
     pair = [F.interpolate(torch.rand(2, 1, 6, 6), size=(24, 24), mode="bicubic").clamp(0, 1) for _ in range(2)]
     wanted = torch.maximum(*pair)
     optimiser = torch.optim.Adam(made.parameters(), lr=3e-3)

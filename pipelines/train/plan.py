@@ -14,9 +14,10 @@ from torch import Tensor
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.network.config import NetworkConfig, preset
 from rwkvfusion.model.training.loader import Loader
+from rwkvfusion.model.training.losses.config import LossConfig
 from rwkvfusion.model.training.survey import Survey, TrainingSet
 from rwkvfusion.pipelines.recipe import RecipeError
-from rwkvfusion.pipelines.train.recipe import TrainRecipe
+from rwkvfusion.pipelines.train.recipe import TrainRecipe, ValidateConfig
 from rwkvfusion.pipelines.train.validation import ValidationPairs, validation_pairs
 from rwkvfusion.pipelines.train.warm_start import read_init
 from rwkvfusion.stages.dataset.task import LUMA_TASKS
@@ -33,19 +34,13 @@ class TrainPlan:
     validation: ValidationPairs = field(default_factory=ValidationPairs)
     init: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     """The weights that the training starts from, by name; none: random ones."""
+    begun_as: str | None = None
+    """The name that an earlier version of the package has given it, where it was begun by one."""
 
     @cached_property
     def name(self) -> str:
         """Of the run and its folder; equal only for equal recipes on equal data."""
-        # What does not change the result must not change the name.
-        recipe = self.recipe.model_dump(mode="json", exclude={"output", "max_failures", "address", "tracking"})
-        del recipe["data"]["allow_incomplete"]
-        # Before there were such settings, trainings were as they are by their defaults.
-        for name in ("validation", "init"):
-            if getattr(self.recipe, name) == TrainRecipe.model_fields[name].default:
-                del recipe[name]
-        proof = json.dumps([recipe, sorted(self.data.fingerprints.values())], sort_keys=True)
-        return f"{self.title}-{sha256(proof.encode())[:10]}"
+        return self.begun_as or _name(self.recipe, _settings(self.recipe), self.data)
 
     @cached_property
     def store(self) -> Store:
@@ -55,7 +50,7 @@ class TrainPlan:
     @property
     def title(self) -> str:
         """What names of folders begin with."""
-        return self.recipe.tracking.run_name or f"train-{self.data.task}"
+        return _title(self.recipe, self.data)
 
     @property
     def model_name(self) -> str:
@@ -80,12 +75,68 @@ class TrainPlan:
         )
 
 
-def plan_training(recipe: TrainRecipe, say: Callable[[str], None] = lambda _: None) -> TrainPlan:
+def _title(recipe: TrainRecipe, data: TrainingSet) -> str:
+    return recipe.tracking.run_name or f"train-{data.task}"
+
+
+def _settings(recipe: TrainRecipe) -> dict[str, Any]:
+    """What decides the result, and so the name."""
+    settings = recipe.model_dump(mode="json", exclude={"output", "max_failures", "address", "tracking"})
+    del settings["data"]["allow_incomplete"]
+    return settings
+
+
+def _name(recipe: TrainRecipe, settings: Mapping[str, Any], data: TrainingSet) -> str:
+    proof = json.dumps([settings, sorted(data.fingerprints.values())], sort_keys=True)
+    return f"{_title(recipe, data)}-{sha256(proof.encode())[:10]}"
+
+
+_BEFORE: Mapping[str, Mapping[str, Any]] = {
+    "": {"paper": True, "init": None, "validation": ValidateConfig(every=0)},
+    "data": {
+        "resize": False, "whole_last": 0.0, "transpose": False, "min_scale": 1.0, "hide_directions": False,
+        "permute_objects": False,
+    },
+    "network": {
+        "align": "mirrored", "decay": "relative", "gate_window": 0, "decoder_images": False, "skip": "scalar",
+        "local": False, "head": "free", "prefer": None, "preference": None, "epsilon": None,
+    },
+    "loss": dict.fromkeys(LossConfig.model_fields.keys() - {"intensity", "gradient", "ssim", "intensity_mode"}),
+}  # fmt: skip
+"""Settings that version 0.1.0 did not have, and what its trainings are like, by group."""
+
+
+def _as_begun(recipe: TrainRecipe, data: TrainingSet) -> tuple[TrainRecipe, str | None]:
+    """The recipe as version 0.1.0 took it, with the name that it gave, where that has begun this training: it is gone
+    on with as it was begun. Else the recipe as it is."""
+    settings, groups = _settings(recipe), dict[str, Any]()
+    for group, before in _BEFORE.items():
+        own, of_group = (getattr(recipe, group), settings[group]) if group else (recipe, settings)
+        fields = type(own).model_fields
+        if any(getattr(own, name) != fields[name].get_default() for name in before):
+            return recipe, None
+        for name in before:
+            del of_group[name]
+        groups |= {group: own.model_copy(update=dict(before))} if group else dict(before)
+    for name, weight in (("intensity", 10), ("gradient", 20)):
+        if settings["loss"][name] is None:
+            settings["loss"][name] = weight
+    name = _name(recipe, settings, data)
+    if not Store(recipe.output).sub(name).files():
+        return recipe, None
+    return recipe.model_copy(update=groups), name
+
+
+def plan_training(
+    recipe: TrainRecipe, say: Callable[[str], None] = lambda _: None, *, again: bool = False
+) -> TrainPlan:
     """Open and survey the data, decide on the network, and make one batch.
 
+    A training that an earlier version of the package has begun is planned as it did, unless it is made `again`.
     RecipeError, DataError, DatasetError, StorageError for whatever would else fail in a worker.
     """
     data = recipe.data.open(recipe.data.splits)
+    recipe, begun_as = (recipe, None) if again else _as_begun(recipe, data)
     if recipe.data.final_splits:
         recipe.data.open(recipe.data.final_splits)
     survey = data.survey()
@@ -93,7 +144,7 @@ def plan_training(recipe: TrainRecipe, say: Callable[[str], None] = lambda _: No
         survey = replace(survey, roles=recipe.data.roles)
     network = network_of(recipe, data.task, survey)
     plan = TrainPlan(
-        recipe, data, survey, network, validation_pairs(recipe, data.task), read_init(recipe, network, say)
+        recipe, data, survey, network, validation_pairs(recipe, data.task), read_init(recipe, network, say), begun_as
     )
     plan.loader(0, recipe.workers).batch(0)
     return plan

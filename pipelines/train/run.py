@@ -68,7 +68,7 @@ def train(
     """
     _check_places(recipe, say)
     with phase("reading the datasets' manifests and some pairs"):
-        plan = plan_training(recipe, say)
+        plan = plan_training(recipe, say, again=again)
     # Two at once would write the same checkpoints into one run.
     with Lease(plan.store, "rwkvfusion train") as lease:
         before = None if again else finished_result(plan)

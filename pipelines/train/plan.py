@@ -40,7 +40,9 @@ class TrainPlan:
     @cached_property
     def name(self) -> str:
         """Of the run and its folder; equal only for equal recipes on equal data."""
-        return self.begun_as or _name(self.recipe, _settings(self.recipe), self.data)
+        # A preset that changes makes another training.
+        settings = {**_settings(self.recipe), "preset": dataclasses.asdict(self.network)}
+        return self.begun_as or _name(self.recipe, settings, self.data)
 
     @cached_property
     def store(self) -> Store:
@@ -98,8 +100,8 @@ _BEFORE: Mapping[str, Mapping[str, Any]] = {
         "permute_objects": False,
     },
     "network": {
-        "align": "mirrored", "decay": "relative", "gate_window": 0, "decoder_images": False, "skip": "scalar",
-        "local": False, "head": "free", "prefer": None, "preference": None, "epsilon": None,
+        "size": None, "align": "mirrored", "decay": "relative", "gate_window": 0, "decoder_images": False,
+        "skip": "scalar", "local": False, "head": "free", "prefer": None, "preference": None, "epsilon": None,
     },
     "loss": dict.fromkeys(LossConfig.model_fields.keys() - {"intensity", "gradient", "ssim", "intensity_mode"}),
 }  # fmt: skip
@@ -118,7 +120,7 @@ def _as_begun(recipe: TrainRecipe, data: TrainingSet) -> tuple[TrainRecipe, str 
         for name in before:
             del of_group[name]
         groups |= {group: own.model_copy(update=dict(before))} if group else dict(before)
-    for name, weight in (("intensity", 10), ("gradient", 20)):
+    for name, weight in (("intensity", 10.0), ("gradient", 20.0)):
         if settings["loss"][name] is None:
             settings["loss"][name] = weight
     name = _name(recipe, settings, data)

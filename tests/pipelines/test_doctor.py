@@ -93,9 +93,9 @@ def test_a_recipes_network_is_that_of_its_data_or_of_the_task_in_its_name(tmp_pa
 def test_a_recipe_names_a_size_and_what_it_sets_beside_it_wins(tmp_path: Path) -> None:
     asked = ("--model", "train_vif.yaml", "--set", f"data.url={tmp_path / 'none'}", "--set", "network.size=large")
     (row,) = json.loads(doctor(*asked, "--set", "network.width=null", "--set", "network.levels=null", "--json"))
-    assert row["parameters"] == parameters(preset("vif", size="large"))
+    assert row["parameters"] == parameters(preset("vif", paper=True, size="large"))
     (row,) = json.loads(doctor(*asked, "--set", "network.levels=[1, 1, 1]", "--json"))
-    assert row["parameters"] == parameters(replace(preset("vif", size="large"), width=32, levels=(1, 1, 1)))
+    assert row["parameters"] == parameters(replace(preset("vif", paper=True, size="large"), width=32, levels=(1, 1, 1)))
 
 
 def test_a_models_network_is_measured(tmp_path: Path) -> None:

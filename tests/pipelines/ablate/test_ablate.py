@@ -126,6 +126,7 @@ def elsewhere(tmp_path: Path) -> str:
     return write_dataset(tmp_path / "elsewhere", [samples], split="test")
 
 
+@pytest.mark.slow
 def test_guidance_is_compared_with_none_pair_by_pair(url: str, elsewhere: str, tmp_path: Path) -> None:
     options = {"n_seeds": 1, "pairs": 3, "on": (elsewhere,)}
     plain = planned(url, [], **options)
@@ -203,6 +204,7 @@ def test_what_is_done_is_not_done_again_and_a_study_grows(done: tuple[Path, Outc
     assert table.base.estimates["MI"].n_seeds == 2
 
 
+@pytest.mark.slow
 def test_results_of_other_code_are_used_only_where_that_is_asked_for(
     done: tuple[Path, Outcome], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +229,7 @@ def test_a_process_refuses_to_train_for_other_code(
     assert not (tmp_path / TRAINED).exists()
 
 
+@pytest.mark.slow
 def test_one_that_fails_says_why_and_the_others_go_on(url: str, tmp_path: Path) -> None:
     variants = [bundled("diverges: optim.lr=1e30 optim.max_skipped=1"), *varied("network.scan=2")]
     outcome = ablate(planned(url, variants, n_seeds=1, steps=20), tmp_path, say=lambda _: None)
@@ -238,6 +241,7 @@ def test_one_that_fails_says_why_and_the_others_go_on(url: str, tmp_path: Path) 
     assert "failed: diverges, seed 0" in (tmp_path / TABLE).read_text()
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(url: str, tmp_path: Path) -> None:
     arguments = ["ablate", "train_vif_small", "--seeds", "1", "--pairs", "1"]
     for one in (f"data.url={url}", *SMALL, "steps=2"):
@@ -265,6 +269,7 @@ def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(url: str, 
     }
 
 
+@pytest.mark.slow
 def test_seconds_are_as_many_steps_as_fit(url: str, tmp_path: Path) -> None:
     outcome = ablate(planned(url, [], n_seeds=1, steps=None, seconds=2.0), tmp_path, say=lambda _: None)
     assert not outcome.failed

@@ -6,6 +6,7 @@ activations are not counted.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,7 +69,8 @@ def count(config: NetworkConfig, size: tuple[int, int] = PAPER_SIZE, n_tokens: i
         ``parameters``, ``flops`` of one forward pass, and ``operator_flops``, the operator's part of them.
     """
     with torch.device("meta"):
-        network = RWKVFusion(config).eval()
+        # What lifts objects has neither parameters nor products, and looks at the values of a mask.
+        network = RWKVFusion(replace(config, object_lift=0.0)).eval()
         sample = inputs(config, size, n_tokens)
         dense, operator = flops(lambda: network(**sample))
     return {"parameters": parameters(network), "flops": dense + operator, "operator_flops": operator}

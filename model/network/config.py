@@ -67,6 +67,8 @@ class NetworkConfig:
     head: Head = "free"
     """What becomes the image: free, the last convolution itself (the paper); maximum, the pixelwise maximum of the
     modalities and a bounded residual; weights, a weighted mean of the modalities and a bounded residual."""
+    object_lift: float = 0.0
+    """Part of their own height over the ring around them by which the bright pixels of a mask's bright objects rise."""
     prefer: Prefer = "brighter"
     """Of the weights head: the modality that is preferred before anything is learnt; by its value, or by the logarithm
     of its variance in 7x7 pixels."""
@@ -109,6 +111,8 @@ class NetworkConfig:
                 raise ValueError(f"{name} must be {' or '.join(get_args(kind))}, got {getattr(self, name)!r}")
         if self.hidden_ratio <= 0 or self.text_ratio <= 0:
             raise ValueError("hidden_ratio and text_ratio must be above 0")
+        if not 0 <= self.object_lift <= 1:
+            raise ValueError(f"object_lift must be between 0 and 1, got {self.object_lift}")
         if self.epsilon is not None and self.epsilon <= 0:
             raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
         self._check_head()
@@ -206,7 +210,7 @@ def preset(task: str, *, paper: bool = False, size: Size = "full") -> NetworkCon
 _FORM = {"align": "crossed", "decay": "token", "skip": "channel", "local": True, "epsilon": 1e-5}
 _LUMA = {"gate_window": 96, "head": "weights"}
 _HEADS: dict[str, dict[str, Any]] = {
-    "vif": {},
+    "vif": {"object_lift": 0.12},
     "mif": {},
     "mef": {"prefer": "sharper", "preference": 0.5},
     "mff": {"prefer": "sharper", "preference": 2.0},

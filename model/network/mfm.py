@@ -66,6 +66,12 @@ class Objects:
         index = torch.arange(1, self.count + 1, device=self.labels.device)
         return (self.labels[..., None] == index).to(like.dtype)
 
+    @property
+    def indices(self) -> Tensor:
+        """The labels, (B, H, W), at full size."""
+        assert self.labels is not None
+        return self.labels
+
     def halve(self, like: Tensor) -> "Objects":
         """The mean over squares of two by two pixels."""
         return Objects(self.count, None, halve(self.maps(like)))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rwkvfusion.kernels import fused
 from rwkvfusion.model.network.config import NetworkConfig, preset
+from rwkvfusion.model.network.emphasis import stand_out
 from rwkvfusion.model.network.layers import BRWKV, SMALL
 from rwkvfusion.model.network.mfm import ModalFusion, Objects, Text, convolve, convolve_exactly, halve
 
@@ -169,7 +170,10 @@ class RWKVFusion(nn.Module):
         objects = self._objects(mask, stack, (0, right, 0, below))
         features = self._decode(*self._encode(stack, objects, self._text(text, text_mask, stack)))
         out = convolve_exactly(self.head, features).permute(0, 3, 1, 2)[:, :, :height, :width]
-        return self._image(out, upsampled)
+        image = self._image(out, upsampled)
+        if objects is None or not self.config.object_lift:
+            return image
+        return stand_out(image, objects.indices[:, :height, :width], self.config.object_lift)
 
     def _encode(
         self, images: Tensor, objects: Objects | None, text: Text

@@ -48,20 +48,19 @@ _Fusion = struct(
     (INT, "keep_all"),
     (POINTER, "row_sums gate labels objects"),
     (INT, "n_objects"),
-    (POINTER, "mask_map pooled guided"),
+    (POINTER, "mask_map pooled guided means gates"),
 )
 _Upsample = struct(
     "UpsampleCall",
     (INT, "batch height width in_channels channels threads"),
-    (POINTER, "x weight"),
-    (FLOAT, "skip"),
-    (POINTER, "out"),
+    (POINTER, "x weight skip out"),
 )
+_Local = struct("LocalCall", (INT, "batch height width channels threads"), (POINTER, "x weight"))
 
 
 def ready(*maps: Tensor) -> bool:
     """Whether these maps can be given to the functions here, now: no gradient, autocast or compilation in the way."""
-    return not torch.is_grad_enabled() and fits(*maps)
+    return not torch.is_grad_enabled() and fits(*maps) and has("local")
 
 
 def fits(*maps: Tensor) -> bool:
@@ -229,6 +228,7 @@ class Fusion:
         epsilon: float,
         labels: tuple[Tensor, Tensor] | None,
         masked: bool,
+        windowed: bool = False,
     ) -> None:
         """First pass: both branches, convolved and normalised.
 
@@ -240,10 +240,12 @@ class Fusion:
             epsilon: of the norms.
             labels: (B, H, W) uint8 objects and the mask convolution's weight (C, objects, 3, 3), or None.
             masked: whether `gate` will be given a ``mask_map`` instead.
+            windowed: whether the gate is a map.
         """
         batch, height, width, channels = x.shape
         self.x, self.pool = x, pool
         self.features, self._modality_map = torch.empty_like(x), torch.empty_like(x)
+        means = x.new_empty(batch, height // pool, width // pool, channels)
         row_sums = x.new_empty(batch, height, channels, dtype=torch.float64)
         self._call = _Fusion(batch, height, width, channels, images.shape[3], pool, torch.get_num_threads())
         # The passes that follow read these too.
@@ -266,19 +268,19 @@ class Fusion:
             epsilon=epsilon,
             features=self.features,
             modality_map=self._modality_map,
-            row_sums=row_sums,
+            **{"means": means} if windowed else {"row_sums": row_sums},
             labels=self._labels,
             objects=self._objects,
             keep_all=int(masked),
         )
-        self.mean = row_sums.sum(dim=1).div_(height * width).float()
-        """(B, C) mean of the features."""
+        self.mean = means if windowed else row_sums.sum(dim=1).div_(height * width).float()
+        """Mean of the features, (B, C); of a gate that is a map, (B, H / pool, W / pool, C), over each square."""
 
     def gate(self, gate: Tensor, mask_map: Tensor | None = None) -> Tensor:
         """Second pass: ``f g + (f g + modality) * mask``, pooled on the way.
 
         Args:
-            gate: (B, C).
+            gate: of the size of `mean`; a map is bilinear between its pixels.
             mask_map: (B, H, W, C), what the mask's convolution gave, where there are no labels; or None.
 
         Returns:
@@ -286,8 +288,17 @@ class Fusion:
         """
         batch, height, width, channels = self.x.shape
         pooled = self.x.new_empty(batch, height // self.pool, width // self.pool, channels)
-        run("fusion_gate", self._call, gate=gate, mask_map=mask_map, pooled=pooled)
+        self._gate(gate, mask_map=mask_map, pooled=pooled)
         return pooled
+
+    def finish(self, gate: Tensor) -> Tensor:
+        """Second and last pass where there is neither mask nor text: ``x + f g``."""
+        self._gate(gate)
+        return self.features
+
+    def _gate(self, gate: Tensor, **arguments: Tensor | None) -> None:
+        where = "gate" if gate.ndim == 2 else "gates"
+        run("fusion_gate", self._call, **{where: gate.contiguous()}, **arguments)
 
     def add(self, guided: Tensor) -> Tensor:
         """Third pass: ``x + features + upsampled(guided)``; guided is (B, H / pool, W / pool, C)."""
@@ -300,16 +311,24 @@ def _taps(weight: Tensor) -> Tensor:
     return weight.permute(2, 3, 1, 0).contiguous()
 
 
-def upsample(x: Tensor, weight: Tensor, skip: float, out: Tensor) -> Tensor:
+def upsample(x: Tensor, weight: Tensor, skip: Tensor, out: Tensor) -> Tensor:
     """The decoder's step to the next size.
 
     Args:
         x: (B, H, W, C_in).
         weight: (4 C, C_in): a pixel becomes the square of four, row by row.
-        skip: factor of `out`.
+        skip: factor of `out`, one number or (C,).
         out: (B, 2H, 2W, C); it is overwritten with ``upsampled(x) + skip * out``.
     """
     batch, height, width, in_channels = x.shape
     call = _Upsample(batch, height, width, in_channels, out.shape[3], torch.get_num_threads())
-    run("upsample", call, x=x, weight=weight.t().contiguous(), skip=skip, out=out)
+    skips = skip.expand(out.shape[3]).contiguous()
+    run("enlarge", call, x=x, weight=weight.t().contiguous(), skip=skips, out=out)
     return out
+
+
+def local(x: Tensor, weight: Tensor) -> Tensor:
+    """x (B, H, W, C), overwritten with ``x + convolved(x)``, depthwise; weight (C, 1, 3, 3)."""
+    call = _Local(*x.shape, torch.get_num_threads())
+    run("local", call, x=x, weight=_taps(weight))
+    return x

@@ -200,8 +200,7 @@ class ModalFusion(nn.Module):
         Returns:
             the features, (B, H, W, C), and the text for the next module.
         """
-        if self.window is None and self.text is not None and fused.ready(x) and images.dtype == x.dtype:
-            assert text is not None
+        if fused.ready(x) and images.dtype == x.dtype:
             return self.fused(x, images, objects, text)
         modality = normalise(self.modality_norm, convolve_exactly(self.modality, images))
         features = normalise(self.feature_norm, convolve(self.feature, x)) + modality
@@ -222,11 +221,16 @@ class ModalFusion(nn.Module):
         if self.window is None:
             return F.gelu(features.mean(dim=(1, 2), keepdim=True))
         pooled = F.avg_pool2d(features.permute(0, 3, 1, 2), self.pool).permute(0, 2, 3, 1)
-        return _enlarged(F.gelu(box_mean(pooled, max(round(self.window), 1))), features)
+        return _enlarged(self._gate_of(pooled), features)
 
-    def fused(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Text]:
-        """The same in three C++ calls, without gradients."""
-        assert self.text is not None
+    def _gate_of(self, means: Tensor) -> Tensor:
+        """GELU of the mean, from (B, C) or from the pooled features."""
+        return F.gelu(means if self.window is None else box_mean(means, max(round(self.window), 1)))
+
+    def fused(
+        self, x: Tensor, images: Tensor, objects: Objects | None, text: Text | None
+    ) -> tuple[Tensor, Text | None]:
+        """The same in two or three C++ calls, without gradients."""
         labels, mask_map = None, None
         if self.mask is not None and objects is not None:
             if objects.labels is not None:
@@ -238,12 +242,17 @@ class ModalFusion(nn.Module):
             images.contiguous(),
             _branch(self.feature, self.feature_norm),
             _branch(self.modality, self.modality_norm),
-            self.text.pool,
+            self.pool,
             epsilon_of(self.feature_norm, x),
             labels,
             mask_map is not None,
+            self.window is not None,
         )
-        pooled = parts.gate(F.gelu(parts.mean), mask_map)
+        gate = self._gate_of(parts.mean)
+        if self.text is None or text is None:
+            assert self.mask is None or objects is None
+            return parts.finish(gate), None
+        pooled = parts.gate(gate, mask_map)
         guided, text = self.text.exchange(pooled, text)
         return parts.add(guided.contiguous()), text
 

@@ -98,7 +98,7 @@ class DecoderLevel(nn.Module):
         """(B, H/2, W/2, C'), the encoder's (B, H, W, C), which may be overwritten without gradients, and the images."""
         x = self._upsample(x, encoded)
         if self.local is not None:
-            x = x + convolve(self.local, x)
+            x = fused.local(x, self.local.weight) if fused.ready(x) else x + convolve(self.local, x)
         if not self.fusions:
             return self.layers(x)
         for fusion, layer in zip(self.fusions, self.layers, strict=True):
@@ -106,8 +106,8 @@ class DecoderLevel(nn.Module):
         return x
 
     def _upsample(self, x: Tensor, encoded: Tensor) -> Tensor:
-        if self.skip.ndim == 0 and fused.ready(x, encoded):
-            return fused.upsample(x, self.up.weight, float(self.skip), encoded)
+        if fused.ready(x, encoded):
+            return fused.upsample(x, self.up.weight, self.skip, encoded)
         batch, height, width, channels = encoded.shape
         up = self.up(x).reshape(batch, height // 2, width // 2, 2, 2, channels)
         return up.transpose(2, 3).reshape(encoded.shape) + self.skip * encoded

@@ -18,7 +18,8 @@ from rwkvfusion.kernels import training
 from rwkvfusion.kernels.backends import cpu
 from rwkvfusion.model.network.config import NetworkConfig
 from rwkvfusion.model.network.layers import BRWKV
-from rwkvfusion.model.network.network import RWKVFusion
+from rwkvfusion.model.network.mfm import ModalFusion
+from rwkvfusion.model.network.network import DecoderLevel, RWKVFusion
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
@@ -194,14 +195,31 @@ def test_what_it_cannot_do_goes_the_plain_way() -> None:
         assert strong.fused(x) is None
 
 
+FORMS: dict[str, dict[str, Any]] = {
+    "before": {},
+    "chosen": {
+        "align": "crossed",
+        "decay": "token",
+        "gate_window": 32,
+        "decoder_images": True,
+        "skip": "channel",
+        "local": True,
+        "epsilon": 1e-5,
+    },
+}
+
+
 @pytest.mark.parametrize("levels", [(1, 1), (2, 1)])
 @pytest.mark.parametrize("size", [(24, 40), (61, 83), (128, 7)])
+@pytest.mark.parametrize("form", FORMS)
 def test_network_without_gradients_is_the_network(
-    levels: tuple[int, ...], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    levels: tuple[int, ...], size: tuple[int, int], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every fused part at once: pooled text, masks at full size and below, padding, decoder, a batch of two."""
     torch.manual_seed(1)
-    config = NetworkConfig((1, 3), 2, width=16, levels=levels, channel_factors=(1, 2), text_width=8, max_objects=5)
+    config = NetworkConfig(
+        (1, 3), 2, width=16, levels=levels, channel_factors=(1, 2), text_width=8, max_objects=5, **FORMS[form]
+    )
     network = RWKVFusion(config).eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -211,7 +229,7 @@ def test_network_without_gradients_is_the_network(
     mask = torch.randint(0, 8, (2, *size), dtype=torch.uint8) * (torch.rand(2, *size) < 0.3)
     text, real = torch.randn(2, 6, 8), torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
     calls = []
-    for name in ("layer", "upsample", "Fusion"):
+    for name in ("layer", "aligned", "upsample", "Fusion", "local"):
         real_call = getattr(fused_parts, name)
         monkeypatch.setattr(fused_parts, name, lambda *a, name=name, call=real_call: calls.append(name) or call(*a))
     kept = [t.clone() for t in (*images, mask, text)]
@@ -221,9 +239,15 @@ def test_network_without_gradients_is_the_network(
             "no mask": network(images, None, text, real),
             "no text": network(images, mask),
         }
-    n_layers = 2 * sum(levels) + 1
-    assert sorted(set(calls)) == ["Fusion", "layer", "upsample"]
-    assert [calls.count(name) for name in ("Fusion", "layer", "upsample")] == [3 * sum(levels), 3 * n_layers, 6]
+    n_layers, chosen = 2 * sum(levels) + 1, form == "chosen"
+    expected_calls = {
+        "layer": 0 if chosen else 3 * n_layers,
+        "aligned": 3 * n_layers if chosen else 0,
+        "upsample": 6,
+        "Fusion": (6 if chosen else 3) * sum(levels),
+        "local": 6 if chosen else 0,
+    }
+    assert {name: calls.count(name) for name in expected_calls} == expected_calls
     assert all(torch.equal(a, b) for a, b in zip(kept, (*images, mask, text), strict=True))
     exact = network.double()
     images, text = [image.double() for image in images], text.double()
@@ -236,3 +260,41 @@ def test_network_without_gradients_is_the_network(
     for name, ours in fused.items():
         assert float((ours - expected[name]).norm() / expected[name].norm()) < 2e-5, name
     assert float((expected["guided"] - expected["no mask"]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("window", [None, 8, 24, 400])
+@pytest.mark.parametrize("size", [(8, 8), (24, 72), (40, 136)])
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_fusion_of_the_decoder(window: int | None, size: tuple[int, int], n_threads: int) -> None:
+    """The gate's window is smaller than the map, and larger."""
+    torch.manual_seed(3)
+    config = NetworkConfig((1, 2), 1, width=32, gate_window=window, epsilon=1e-5)
+    made = ModalFusion(config, 0, 0, guided=False)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x, images = torch.randn(2, *size, 32), torch.rand(2, *size, 3)
+    before = x.clone()
+    with threads(n_threads), torch.no_grad():
+        ours = made.fused(x, images, None, None)[0]
+        exact = made.double()(x.double(), images.double(), None, None)[0]
+    assert distance(ours, exact) < 3e-6
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("skip", ["scalar", "channel"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (5, 66)])
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_upsampling_and_the_convolution_behind_it(skip: Any, size: tuple[int, int], n_threads: int) -> None:
+    torch.manual_seed(4)
+    level = DecoderLevel(NetworkConfig((1, 1), 1, width=32, skip=skip, local=True), 0, 0)
+    assert level.local is not None
+    with torch.no_grad():
+        for parameter in (level.up.weight, level.skip, level.local.weight):
+            parameter.copy_(torch.randn_like(parameter))
+    x, encoded = torch.randn(2, *size, 32), torch.randn(2, 2 * size[0], 2 * size[1], 32)
+    level.layers, images = torch.nn.Sequential(), encoded[..., :2]
+    with torch.no_grad(), threads(n_threads):
+        ours = level(x, encoded.clone(), images)
+        exact = level.double()(x.double(), encoded.double(), images.double())
+    assert distance(ours, exact) < 1e-6

@@ -89,17 +89,27 @@ struct FusionCall {
     const float* objects;   // (3, 3, objects + 1, C): what an object in a tap adds; nothing at 0
     int64_t n_objects;
     const float* mask_map;  // (B, H, W, C): the mask's convolution where there are no labels, or null
-    float* pooled;          // (B, H / pool, W / pool, C), written by the second pass
+    float* pooled;          // (B, H / pool, W / pool, C), written by the second pass; null: that adds x, and is the last
     const float* guided;    // the same size, added by the third
+    float* means;           // the same size, of the features, written by the first pass; or null
+    const float* gates;     // the same size, bilinear between its pixels, in the place of `gate`; or null
 };
 
-// Decoder: x (B, H, W, C_in) becomes twice as large by `weight` (C_in, 4C), and is added to skip * out, (B, 2H, 2W, C).
+// Decoder: x (B, H, W, C_in) becomes twice as large by `weight` (C_in, 4C), and is added to skip * out, (B, 2H, 2W, C);
+// skip is (C,).
 struct UpsampleCall {
     int64_t batch, height, width, in_channels, channels;
     int64_t threads;
-    const float *x, *weight;
-    float skip;
+    const float *x, *weight, *skip;
     float* out;
+};
+
+// x + its depthwise 3x3 convolution, in place, (B, H, W, C); weight (3, 3, C).
+struct LocalCall {
+    int64_t batch, height, width, channels;
+    int64_t threads;
+    float* x;
+    const float* weight;
 };
 
 // The layer's parts with gradients, float32; all widths multiples of 16. Forward reads weights as input by output,

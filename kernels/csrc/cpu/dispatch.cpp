@@ -14,7 +14,8 @@
     do(fusion_features, FusionCall)    \
     do(fusion_gate, FusionCall)        \
     do(fusion_sum, FusionCall)         \
-    do(upsample, UpsampleCall)         \
+    do(enlarge, UpsampleCall)          \
+    do(local, LocalCall)               \
     do(project_forward, ProjectCall)   \
     do(project_backward, ProjectCall)  \
     do(finish_forward, FinishCall)     \

@@ -17,6 +17,8 @@ from rwkvfusion.model.training.losses.anchors import anchor
 from rwkvfusion.model.training.losses.config import TERMS, LossConfig, loss_preset
 from rwkvfusion.model.training.losses.loss import training_loss
 
+# Weights at which the objects have a say beside the anchor.
+WITH_OBJECTS = loss_preset("vif").model_copy(update={"objects": 8.0, "anchor": 30.0})
 OBJECTS = LossConfig.model_validate({**dict.fromkeys(TERMS, 0.0), "objects": 1.0}).resolved("vif")
 WARM, COLD = (slice(30, 60), slice(20, 40)), (slice(50, 75), slice(60, 85))
 
@@ -66,9 +68,9 @@ def test_samples_without_an_object_have_no_loss_and_no_gradient() -> None:
     assert bool(fused.grad[1].any())
     for nothing in (None, torch.zeros_like(mask)):
         fused = sources.mean(0).requires_grad_()
-        loss, terms = training_loss(fused, list(sources), loss_preset("vif"), mask=nothing)
+        loss, terms = training_loss(fused, list(sources), WITH_OBJECTS, mask=nothing)
         assert float(terms["objects"]) == 0
-        without = loss_preset("vif").model_copy(update={"objects": 0.0})
+        without = WITH_OBJECTS.model_copy(update={"objects": 0.0})
         other, _ = training_loss(fused, list(sources), without)
         gradients = [torch.autograd.grad(value, fused)[0] for value in (loss, other)]
         assert torch.equal(loss, other)
@@ -90,8 +92,8 @@ def test_with_a_mask_the_least_loss_shows_objects_by_more_contrast_and_scores_al
     Not of Qcb, in which an eighth of this picture is objects.
     """
     sources, mask = scene()
-    plain = minimum_of(loss_preset("vif"), sources, None)
-    guided = minimum_of(loss_preset("vif"), sources, mask)
+    plain = minimum_of(WITH_OBJECTS, sources, None)
+    guided = minimum_of(WITH_OBJECTS, sources, mask)
     for box in (WARM, COLD):
         assert contrast(guided, box) / contrast(plain, box) > 1.1
     a, b = (np.floor(255 * source[0, 0].double().numpy() + 0.5) for source in sources)

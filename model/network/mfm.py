@@ -206,7 +206,7 @@ class ModalFusion(nn.Module):
         features = normalise(self.feature_norm, convolve(self.feature, x)) + modality
         gated = features * self.gate(features)
         if self.mask is not None and objects is not None:
-            gated = gated + (gated + modality) * convolve(self.mask, objects.maps(x))
+            gated = gated + (gated + modality) * self._masked(self.mask, objects, x)
         if self.text is None or text is None:
             return x + gated, None
         guided, text = self.text(gated, text)
@@ -223,6 +223,12 @@ class ModalFusion(nn.Module):
         pooled = F.avg_pool2d(features.permute(0, 3, 1, 2), self.pool).permute(0, 2, 3, 1)
         return _enlarged(self._gate_of(pooled), features)
 
+    def _masked(self, conv: nn.Conv2d, objects: Objects, like: Tensor) -> Tensor:
+        """(B, H, W, C), the mask's convolution, of the objects that have a channel."""
+        maps = objects.maps(like).permute(0, 3, 1, 2)
+        weight = conv.weight if objects.count == conv.in_channels else conv.weight[:, : objects.count]
+        return F.conv2d(maps, weight, padding=1).permute(0, 2, 3, 1).to(like.dtype)
+
     def _gate_of(self, means: Tensor) -> Tensor:
         """GELU of the mean, from (B, C) or from the pooled features."""
         return F.gelu(means if self.window is None else box_mean(means, max(round(self.window), 1)))
@@ -236,7 +242,7 @@ class ModalFusion(nn.Module):
             if objects.labels is not None:
                 labels = objects.labels, self.mask.weight
             else:
-                mask_map = convolve(self.mask, objects.maps(x)).contiguous()
+                mask_map = self._masked(self.mask, objects, x).contiguous()
         parts = fused.Fusion(
             x,
             images.contiguous(),

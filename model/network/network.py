@@ -217,7 +217,10 @@ class RWKVFusion(nn.Module):
         empty = torch.zeros(like.shape[:3], dtype=torch.uint8, device=like.device)
         mask = empty if mask is None else F.pad(mask, pad)
         known = (mask >= 1) & (mask <= self.config.max_objects)
-        return Objects(self.config.max_objects, torch.where(known, mask, 0).to(torch.uint8))
+        labels = torch.where(known, mask, 0).to(torch.uint8)
+        # Without gradients, objects that are in no mask need no channel below full size.
+        read = like.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return Objects(max(int(labels.max()), 1) if read else self.config.max_objects, labels)
 
     def _text(self, text: Tensor | None, text_mask: Tensor | None, like: Tensor) -> Text:
         if text is None:

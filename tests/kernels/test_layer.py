@@ -298,3 +298,19 @@ def test_upsampling_and_the_convolution_behind_it(skip: Any, size: tuple[int, in
         ours = level(x, encoded.clone(), images)
         exact = level.double()(x.double(), encoded.double(), images.double())
     assert distance(ours, exact) < 1e-6
+
+
+@pytest.mark.parametrize("highest", [0, 1, 3])
+def test_a_mask_of_few_objects_is_the_same_with_gradients_and_without(highest: int) -> None:
+    """Without them only the objects that are there have a channel below full size."""
+    torch.manual_seed(5)
+    network = RWKVFusion(NetworkConfig((1, 1), 1, width=16, max_objects=5, text_width=8)).eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if not name.endswith(("decay", "bonus")):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    images, mask = [torch.rand(2, 1, 32, 48) for _ in range(2)], torch.zeros(2, 32, 48, dtype=torch.uint8)
+    mask[0, 4:20, 8:30] = highest
+    with torch.no_grad():
+        without = network(images, mask)
+    assert distance(without, network.double()([image.double() for image in images], mask)) < 2e-5

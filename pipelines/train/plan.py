@@ -102,6 +102,7 @@ _BEFORE: Mapping[str, Mapping[str, Any]] = {
     "network": {
         "size": None, "align": "mirrored", "decay": "relative", "gate_window": 0, "decoder_images": False,
         "skip": "scalar", "local": False, "head": "free", "prefer": None, "preference": None, "epsilon": None,
+        "object_lift": 0.0,
     },
     "loss": dict.fromkeys(LossConfig.model_fields.keys() - {"intensity", "gradient", "ssim", "intensity_mode"}),
 }  # fmt: skip

@@ -50,8 +50,8 @@ class SpatialMixing(nn.Module):
         self.per_token = decay == "token"
         self.receptance_key_value = nn.Linear(width, 3 * inner, bias=False)
         self.out = nn.Linear(inner, width, bias=False)
-        # From nearly global to local channels, and self-weights to match: e^-0.1 over the whole sequence to e^-20, or
-        # from one part in 8,000 to nearly a half per token.
+        # From far to near channels, and self-weights to match: e^-0.1 over the whole sequence to e^-20, or e^-0.01 to
+        # e^-0.55 per token.
         spread = (
             torch.linspace(-4.6, -0.6, inner // groups) if self.per_token else torch.logspace(-1, 1.3, inner // groups)
         )

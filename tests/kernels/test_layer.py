@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from torch import Tensor
 from rwkvfusion.kernels import fused as fused_parts
 from rwkvfusion.kernels import training
 from rwkvfusion.kernels.backends import cpu
+from rwkvfusion.kernels.bench import threads
 from rwkvfusion.model.network.config import NetworkConfig
 from rwkvfusion.model.network.layers import BRWKV
 from rwkvfusion.model.network.mfm import ModalFusion
@@ -38,16 +37,6 @@ def layer(width: int, block: int, hidden_ratio: float = 2.0, **form: Any) -> BRW
 def distance(a: Tensor, b: Tensor) -> float:
     a, b = a.detach(), b.detach()
     return float((a - b).norm() / b.norm().clamp_min(1e-6))
-
-
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 ALIGNED = [

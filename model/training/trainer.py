@@ -103,7 +103,9 @@ class Trainer:
         self.total, self.seed, self.rank = total, seed, rank
         self.device = next(network.parameters()).device
         self.module = wrap(network)
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True
+        )
         self.ema = {name: value.detach().clone() for name, value in network.state_dict().items()}
         self.done = 0
         """Steps taken: the number of the next one."""
@@ -164,12 +166,8 @@ class Trainer:
         self.optimizer.step()
         # At the first steps the weights are far from any that are worth remembering.
         decay = min(self.optim.ema, (1 + self.done) / (10 + self.done))
-        with torch.no_grad():
-            for name, value in self.network.state_dict().items():
-                if value.is_floating_point():
-                    self.ema[name].lerp_(value, 1 - decay)
-                else:
-                    self.ema[name].copy_(value)
+        now = self.network.state_dict()
+        torch._foreach_lerp_([self.ema[name] for name in now], list(now.values()), 1 - decay)
 
     def judge(self, metric: str, value: float, *, better: Literal["higher", "lower"], patience: int | None) -> bool:
         """Note the value of a validation of the averaged weights; whether it is the best so far, which keeps them.

@@ -80,5 +80,8 @@ def edges(planes: Tensor) -> Tensor:
 
 def steepest(gradients: Tensor) -> Tensor:
     """Of each pixel the gradient of the source that is steepest there: (2, S, ...) -> (2, ...)."""
-    winner = gradients.square().sum(0).argmax(0)
-    return gradients.take_along_dim(winner[None, None], 1).squeeze(1)
+    found, most = gradients[:, 0], gradients[:, 0].square().sum(0)
+    for source in gradients.unbind(1)[1:]:  # torch's argmax and gather take many times as long on CPUs
+        strength = source.square().sum(0)
+        found, most = torch.where(strength > most, source, found), torch.maximum(strength, most)
+    return found

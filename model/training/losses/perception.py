@@ -60,20 +60,24 @@ def qcb(fused: Tensor, sources: Tensor, *, extent: tuple[int, int] = (480, 640))
 
     extent: height and width of the picture that the planes are crops of; the metric's sensitivity goes by it.
     """
-    planes = 255 * torch.cat((fused[None], sources))
-    height, width = ((side, whole) for side, whole in zip(planes.shape[-2:], extent, strict=True))
-    down, across = (_matrices(side, whole, planes.dtype, planes.device) for side, whole in (height, width))
+    height, width = ((side, whole) for side, whole in zip(fused.shape[-2:], extent, strict=True))
+    down, across = (_matrices(side, whole, fused.dtype, fused.device) for side, whole in (height, width))
+    # Apart, as the sources have no gradient.
+    own, others = (_contrast(255 * planes, down, across) for planes in (fused, sources))
+    kept = (torch.minimum(own, others) + _EQUAL) / (torch.maximum(own, others) + _EQUAL)
+    # Of pixels where no source has contrast all weigh the same.
+    weights = others**2 + 1e-12
+    return (weights / weights.sum(0) * kept).sum(0).mean((-2, -1))
+
+
+def _contrast(planes: Tensor, down: tuple[Tensor, ...], across: tuple[Tensor, ...]) -> Tensor:
+    """As the eye sees it after masking, by `_matrices`."""
     narrow, wide = (
         product(planes, down[i], across[i]) - _WEIGHT * product(planes, down[i + 1], across[i + 1]) for i in (0, 2)
     )
     below = torch.where(wide.abs() < _DARK, torch.where(wide < 0, -_DARK, _DARK), wide)
     contrast = (narrow / below - 1).abs()
-    masked = contrast**3 / (contrast**2 + _Z)
-    own, others = masked[0], masked[1:]
-    kept = (torch.minimum(own, others) + _EQUAL) / (torch.maximum(own, others) + _EQUAL)
-    # Of pixels where no source has contrast all weigh the same.
-    weights = others**2 + 1e-12
-    return (weights / weights.sum(0) * kept).sum(0).mean((-2, -1))
+    return contrast**3 / (contrast**2 + _Z)
 
 
 @lru_cache(maxsize=64)

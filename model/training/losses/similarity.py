@@ -24,16 +24,13 @@ def ssim7(fused: Tensor, sources: Tensor) -> Tensor:
     """SSIM in uniform 7x7 windows with sample covariance, as the metric; 0 for planes below 7x7 pixels."""
     if min(fused.shape[-2:]) < _SIDE:
         return fused.new_zeros(fused.shape[:2])
-    n = len(sources)
-    planes = torch.cat((fused[None], sources))
-    found = blurred(torch.cat((planes, planes**2, fused * sources)), uniform(_SIDE))
-    mean, square, both = found.split((n + 1, n + 1, n))
+    mean, square, source_mean, source_square, both = _moments(fused, sources, uniform(_SIDE))
     sample = _SIDE**2 / (_SIDE**2 - 1)
-    variance = sample * (square - mean**2)
-    products = mean[0] * mean[1:]
+    products = mean * source_mean
     covariance = sample * (both - products)
+    variances = sample * (square - mean**2) + sample * (source_square - source_mean**2)
     values = (2 * products + _C1) * (2 * covariance + _C2)
-    values = values / ((mean[0] ** 2 + mean[1:] ** 2 + _C1) * (variance[0] + variance[1:] + _C2))
+    values = values / ((mean**2 + source_mean**2 + _C1) * (variances + _C2))
     return values.mean((-2, -1)).sum(0)
 
 
@@ -43,24 +40,22 @@ def vif(fused: Tensor, sources: Tensor, *, floor: float = 0.02) -> Tensor:
     floor: nats a pixel that count as kept, so that gradients of flat crops have bounds; 0 is the metric.
     """
     kept = total = None
-    planes = torch.cat((fused[None], sources))
     # Variances do not see a shift, and lose less of float32 without the mean.
-    planes = 255 * (planes - sources.mean((0, -2, -1), keepdim=True))
+    shift = sources.mean((0, -2, -1), keepdim=True)
+    fused, sources = 255 * (fused - shift[0]), 255 * (sources - shift)
     pixels = 0
     for scale, size in enumerate(_WINDOWS):
         window = gaussian(size, size / 5)
-        if scale and min(planes.shape[-2:]) >= size:
-            planes = blurred(planes, window, step=2)
-        if min(planes.shape[-2:]) < size:
+        if scale and min(fused.shape[-2:]) >= size:
+            fused, sources = blurred(fused, window, step=2), blurred(sources, window, step=2)
+        if min(fused.shape[-2:]) < size:
             break
-        n = len(sources)
-        found = blurred(torch.cat((planes, planes**2, planes[0] * planes[1:])), window)
-        mean, square, both = found.split((n + 1, n + 1, n))
+        mean, square, source_mean, source_square, both = _moments(fused, sources, window)
         variance = (square - mean**2).clamp(min=0)
-        covariance = both - mean[0] * mean[1:]
-        known = variance[1:]
+        known = (source_square - source_mean**2).clamp(min=0)
+        covariance = both - mean * source_mean
         gain = covariance.clamp(min=0) / (known + _FLAT)
-        noise = (variance[0] - gain * covariance).clamp(min=0)
+        noise = (variance - gain * covariance).clamp(min=0)
         one = torch.log1p(gain**2 * known / (noise + _NOISE)).sum((-2, -1))
         all_of_it = torch.log1p(known / _NOISE).sum((-2, -1))
         kept, total = (one, all_of_it) if kept is None or total is None else (kept + one, total + all_of_it)
@@ -69,3 +64,13 @@ def vif(fused: Tensor, sources: Tensor, *, floor: float = 0.02) -> Tensor:
         return fused.new_zeros(fused.shape[:2])
     least = floor * pixels + torch.finfo(fused.dtype).tiny
     return ((kept + least) / (total + least)).sum(0)
+
+
+def _moments(fused: Tensor, sources: Tensor, window: tuple[float, ...]) -> tuple[Tensor, ...]:
+    """Means under the window: of fused, its square, the sources, their squares, and the products of both.
+
+    The sources' are apart: they have no gradient, and half of the way back is not gone.
+    """
+    found = blurred(torch.cat((fused[None], fused[None] ** 2, fused * sources)), window)
+    source_mean, source_square = blurred(torch.cat((sources, sources**2)), window).chunk(2)
+    return found[0], found[1], source_mean, source_square, found[2:]

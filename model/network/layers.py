@@ -150,10 +150,8 @@ class BRWKV(nn.Module):
     ) -> None:
         super().__init__()
         self.orders = orders_of(scan, block)
-        inner = 2 * len(self.orders) * width
+        inner = (1 if align == "crossed" else 2) * len(self.orders) * width
         self.mirrored = align == "mirrored"
-        if align == "crossed" and scan == 1:
-            self.orders = orders_of(2, block)
         self.window = window
         self.spatial_norm = nn.RMSNorm(width, epsilon)
         if self.mirrored:

@@ -132,7 +132,8 @@ class RWKVFusion(nn.Module):
         block += config.middle
         decoder = []
         for level in reversed(range(n_levels)):
-            decoder.append(DecoderLevel(config, level, block))
+            first = starts[level] + 1 if config.align == "crossed" else block
+            decoder.append(DecoderLevel(config, level, first))
             block += config.levels[level]
         self.decoder = nn.ModuleList(decoder)
         self.head = nn.Conv2d(config.widths[0], config.head_channels, 3, padding=1)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.un
 
 
 def layer(width: int, block: int, hidden_ratio: float = 2.0, **form: Any) -> BRWKV:
-    made = BRWKV(width, hidden_ratio, 1, block, None, **form).eval()
+    made = BRWKV(width, hidden_ratio, form.pop("scan", 1), block, None, **form).eval()
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if parameter.ndim > 1:
@@ -40,8 +40,8 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 ALIGNED = [
-    {"align": align, "decay": decay, "epsilon": epsilon}
-    for align in ("aligned", "crossed")
+    {"align": align, "scan": scan, "decay": decay, "epsilon": epsilon}
+    for align, scan in (("aligned", 1), ("crossed", 1), ("crossed", 2))
     for decay, epsilon in (("relative", None), ("token", 1e-5))
 ]
 
@@ -186,8 +186,10 @@ def test_what_it_cannot_do_goes_the_plain_way() -> None:
 
 FORMS: dict[str, dict[str, Any]] = {
     "before": {},
+    "lean": {"align": "crossed", "decay": "token", "gate_window": 32, "skip": "channel", "local": True},
     "chosen": {
         "align": "crossed",
+        "scan": 2,
         "decay": "token",
         "gate_window": 32,
         "decoder_images": True,
@@ -228,13 +230,13 @@ def test_network_without_gradients_is_the_network(
             "no mask": network(images, None, text, real),
             "no text": network(images, mask),
         }
-    n_layers, chosen = 2 * sum(levels) + 1, form == "chosen"
+    n_layers, aligned, images_twice = 2 * sum(levels) + 1, form != "before", form == "chosen"
     expected_calls = {
-        "layer": 0 if chosen else 3 * n_layers,
-        "aligned": 3 * n_layers if chosen else 0,
+        "layer": 0 if aligned else 3 * n_layers,
+        "aligned": 3 * n_layers if aligned else 0,
         "upsample": 6,
-        "Fusion": (6 if chosen else 3) * sum(levels),
-        "local": 6 if chosen else 0,
+        "Fusion": (6 if images_twice else 3) * sum(levels),
+        "local": 6 if aligned else 0,
     }
     assert {name: calls.count(name) for name in expected_calls} == expected_calls
     assert all(torch.equal(a, b) for a, b in zip(kept, (*images, mask, text), strict=True))

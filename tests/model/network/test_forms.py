@@ -19,6 +19,7 @@ BASE = NetworkConfig(in_channels=(1, 1), out_channels=1, width=8, text_width=6, 
 FORMS = [
     {"align": "aligned"},
     {"align": "crossed"},
+    {"align": "crossed", "scan": 2},
     {"align": "crossed", "scan": 3, "decay": "token"},
     {"align": "crossed", "window": 4},
     {"decay": "token"},
@@ -58,23 +59,30 @@ def test_every_form_runs_at_every_size_and_trains_every_parameter(form: dict, si
     assert NetworkConfig(**twice) == config
 
 
-@pytest.mark.parametrize("align", ["aligned", "crossed"])
+@pytest.mark.parametrize(
+    ("align", "scan", "orders"),
+    [
+        ("aligned", 1, (Order.COLUMNS,)),
+        ("crossed", 1, (Order.COLUMNS,)),
+        ("crossed", 2, (Order.ROWS, Order.COLUMNS)),
+    ],
+)
 @pytest.mark.parametrize("decay", ["relative", "token"])
-def test_mixing_of_aligned_scans_is_equation_7_of_each_pixel(align: str, decay: str) -> None:
-    """Against the plain sum in float64: each half of the inner channels in its own order, the same pixel in both."""
+def test_mixing_of_aligned_scans_is_equation_7_of_each_pixel(
+    align: str, scan: int, orders: tuple[Order, ...], decay: str
+) -> None:
+    """Against the plain sum in float64: each group of the inner channels in its own order, the same pixel in all."""
     torch.manual_seed(0)
     height, width, channels = 5, 7, 4
-    layer = shaken(BRWKV(channels, 2.0, 1, 1, None, align=align, decay=decay)).double()
+    layer = shaken(BRWKV(channels, 2.0, scan, 1, None, align=align, decay=decay)).double()
     x = torch.randn(2, height, width, channels, dtype=torch.float64)
-    spatial = layer.spatial
+    spatial, groups = layer.spatial, len(orders)
+    assert spatial.out.in_features == channels * groups * (2 if align == "aligned" else 1)
     tokens = layer.spatial_norm(x)
     lam = spatial.decay / (height * width) if decay == "relative" else spatial.decay.exp()
-    orders = (Order.COLUMNS, Order.COLUMNS) if align == "aligned" else (Order.ROWS, Order.COLUMNS)
-    # Aligned channels are one group, of 2 C receptances, 2 C keys and 2 C values.
-    groups = 1 if align == "aligned" else 2
     packed = (tokens @ spatial.receptance_key_value.weight.T).chunk(groups, dim=3)
     mixed = []
-    for group, order, rates, bonus in zip(packed, orders, lam.chunk(groups), spatial.bonus.chunk(groups), strict=False):
+    for group, order, rates, bonus in zip(packed, orders, lam.chunk(groups), spatial.bonus.chunk(groups), strict=True):
         line = group.transpose(1, 2) if order is Order.COLUMNS else group
         r, k, v = line.flatten(1, 2).chunk(3, dim=2)
         y = torch.sigmoid(r) * biwkv_reference(k, v, rates, bonus)
@@ -86,10 +94,19 @@ def test_mixing_of_aligned_scans_is_equation_7_of_each_pixel(align: str, decay: 
     torch.testing.assert_close(layer.plain(x), expected)
 
 
-def test_crossed_scans_treat_rows_and_columns_alike() -> None:
+@pytest.mark.parametrize(("levels", "middle"), [((1, 1), 1), ((2, 1, 1), 2)])
+def test_of_a_level_crossed_scans_are_of_rows_and_of_columns(levels: tuple[int, ...], middle: int) -> None:
+    config = replace(BASE, align="crossed", levels=levels, channel_factors=(1,) * len(levels), middle=middle)
+    made = RWKVFusion(config)
+    for encoder, decoder in zip(made.encoder, reversed(made.decoder), strict=True):
+        for ours, theirs in zip(encoder.layers, decoder.layers, strict=True):
+            assert {ours.brwkv.orders, theirs.orders} == {(Order.ROWS,), (Order.COLUMNS,)}
+
+
+def test_two_crossed_scans_treat_rows_and_columns_alike() -> None:
     """A transposed map and exchanged halves of the inner channels give the transposed result."""
     torch.manual_seed(0)
-    layer = shaken(BRWKV(4, 2.0, 1, 0, None, align="crossed")).double()
+    layer = shaken(BRWKV(4, 2.0, 2, 0, None, align="crossed")).double()
     x = torch.randn(1, 6, 9, 4, dtype=torch.float64)
     before = layer.plain(x)
     spatial = layer.spatial

@@ -83,11 +83,11 @@ def test_a_recipes_network_is_that_of_its_data_or_of_the_task_in_its_name(tmp_pa
     asked = ("--model", "train_vif_small.yaml", "--set", "network.width=16", "--json")
     (row,) = json.loads(doctor(*asked, "--set", f"data.url={tmp_path / 'none'}"))
     assert "its data is not there" in row["note"]
-    assert row["parameters"] == parameters(replace(preset("vif"), width=16))
+    assert row["parameters"] == parameters(preset("vif", size="small"))
     # Made pairs have captions of another width than the preset.
     (row,) = json.loads(doctor(*asked, "--set", f"data.url={write_dataset(tmp_path / 'data', pairs(2, 2))}"))
     assert row["note"] == ""
-    assert row["parameters"] == parameters(replace(preset("vif"), width=16, text_width=TEXT_WIDTH))
+    assert row["parameters"] == parameters(replace(preset("vif", size="small"), text_width=TEXT_WIDTH))
 
 
 def test_a_recipe_names_a_size_and_what_it_sets_beside_it_wins(tmp_path: Path) -> None:

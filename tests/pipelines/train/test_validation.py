@@ -176,6 +176,7 @@ def test_a_plan_without_validations_is_called_as_before_there_were_any(tmp_path:
     assert plan_training(given).name != plan_training(other).name
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with_the_best_is_registered_and_the_training_stops_early(
     local_ray: None, tmp_path: Path
 ) -> None:

@@ -84,8 +84,8 @@ _METRICS = {"ssim7": 3.5, "qabf": 8.0, "vif": 0.4, "qcb": 0.4, "clamp": 10.0}
 _OURS: dict[str, dict[str, Any]] = {
     "vif": {
         **_METRICS,
-        "ssim7": 4.5, "vif": 0.3,
-        "steeper": 12.0, "steeper_gain": 1.02, "anchor": 200.0, "anchor_to": "steeper", "nearer": 4.0,
+        "ssim7": 6.0, "vif": 0.3,
+        "steeper": 12.0, "steeper_gain": 1.02, "anchor": 800.0, "anchor_to": "steeper", "nearer": 18.0,
     },
     "mif": {**_METRICS, "steeper": 12.0, "anchor": 30.0, "nearer": 2.0},
     "mef": {**_METRICS, "steeper": 12.0, "anchor": 10.0, "anchor_to": "exposed"},

@@ -103,8 +103,9 @@ class LayerWeights:
     """What `layer` computes with: weights as `nn.Linear` has them (out, in), gains of the RMSNorms in front.
 
     Attributes:
-        mix_gain: (C,). mix_in: (6C, 2C), receptance, keys, values; of `aligned` (6C, C), group after group.
-        lam, u: (2C,). mix_out: (2C, 2C); of `aligned` (C, 2C).
+        mix_gain: (C,). mix_in: (6C, 2C), receptance, keys, values; of `aligned`, with I inner channels, (3I, C), group
+            after group.
+        lam, u: (2C,); of `aligned` (I,). mix_out: (2C, 2C); of `aligned` (C, I).
         channel_gain: (C,). receptance: (C, C). key: (hidden, C). value: (C, hidden). channel_out: (C, C).
         epsilon: of both norms.
     """

@@ -69,7 +69,7 @@ def vif(fused: Tensor, sources: Tensor, *, floor: float = 0.02) -> Tensor:
 def _moments(fused: Tensor, sources: Tensor, window: tuple[float, ...]) -> tuple[Tensor, ...]:
     """Means under the window: of fused, its square, the sources, their squares, and the products of both.
 
-    The sources' are apart: they have no gradient, and half of the way back is not gone.
+    The sources' are apart: they need no gradient, which saves half of the backward pass.
     """
     found = blurred(torch.cat((fused[None], fused[None] ** 2, fused * sources)), window)
     source_mean, source_square = blurred(torch.cat((sources, sources**2)), window).chunk(2)

@@ -79,7 +79,12 @@ class Objects:
 
 def halve(x: Tensor) -> Tensor:
     """(B, H, W, C) -> (B, H/2, W/2, C), the mean over squares of two by two."""
-    return F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    return pooled(x, 2)
+
+
+def pooled(x: Tensor, side: int) -> Tensor:
+    """The means of squares of (B, H, W, C)."""
+    return F.avg_pool2d(x.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1)
 
 
 def _take(tokens: Tensor, order: Tensor) -> Tensor:
@@ -126,7 +131,7 @@ class TextExchange(nn.Module):
 
     def forward(self, image: Tensor, text: Text) -> tuple[Tensor, Text]:
         """image (B, H, W, C), H and W multiples of the pool -> the pooled, text-guided map, and the text."""
-        return self.exchange(F.avg_pool2d(image.permute(0, 3, 1, 2), self.pool).permute(0, 2, 3, 1), text)
+        return self.exchange(pooled(image, self.pool), text)
 
     def exchange(self, pooled: Tensor, text: Text) -> tuple[Tensor, Text]:
         """The same from the map that is already pooled."""
@@ -216,12 +221,11 @@ class ModalFusion(nn.Module):
         """GELU of the mean (eq. 15): of the whole map, (B, 1, 1, C), or about each pixel, (B, H, W, C).
 
         The mean about a pixel is that of a square of pooled pixels, moved to lie within the map, and bilinear between
-        their centres: a map no larger than the window has one gate.
+        their centres: a map no larger than the window, as a training crop is, has one gate.
         """
-        if self.window is None:
+        if self.window is None or max(features.shape[1:3]) <= max(round(self.window), 1) * self.pool:
             return F.gelu(features.mean(dim=(1, 2), keepdim=True))
-        pooled = F.avg_pool2d(features.permute(0, 3, 1, 2), self.pool).permute(0, 2, 3, 1)
-        return _enlarged(self._gate_of(pooled), features)
+        return _enlarged(self._gate_of(pooled(features, self.pool)), features)
 
     def _masked(self, conv: nn.Conv2d, objects: Objects, like: Tensor) -> Tensor:
         """(B, H, W, C), the mask's convolution, of the objects that have a channel."""

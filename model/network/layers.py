@@ -50,10 +50,10 @@ class SpatialMixing(nn.Module):
         self.per_token = decay == "token"
         self.receptance_key_value = nn.Linear(width, 3 * inner, bias=False)
         self.out = nn.Linear(inner, width, bias=False)
-        # From far to near channels, and self-weights to match: e^-0.1 over the whole sequence to e^-20, or e^-0.01 to
-        # e^-0.55 per token.
+        # From far to near channels, and self-weights to match: e^-0.1 over the whole sequence to e^-20, or e^-0.03 to
+        # e^-0.55 per token: the farthest reach is then the side of a training crop, and no other in a whole picture.
         spread = (
-            torch.linspace(-4.6, -0.6, inner // groups) if self.per_token else torch.logspace(-1, 1.3, inner // groups)
+            torch.linspace(-3.4, -0.6, inner // groups) if self.per_token else torch.logspace(-1, 1.3, inner // groups)
         )
         self.decay = nn.Parameter(spread.repeat(groups))
         self.bonus = nn.Parameter(torch.linspace(0, 4, inner // groups).repeat(groups))

@@ -1,4 +1,4 @@
-"""What a fused picture is held to: of each pixel, one of the sources or a mean of them.
+"""What a fused picture is held to: of each pixel, one of the sources or a mean of them; of exposures, of their light.
 
 sources: (S, B, C, H, W) in 0-1. Targets are (B, C, H, W), without gradients.
 """
@@ -28,8 +28,10 @@ _SLOWLY = 4
 # Of "sharper": the window of the local energy, and the power of the choice.
 _SHARP = 9
 _CHOICE = 4
-# Of "exposed" (Mertens 2007): the spread of well-exposedness around 0.5.
-_EXPOSED = 0.2
+# Of "exposed": the window above which light is coarse, that of the local energy, and the share of the brighter source.
+_COARSE = 9
+_FINE = 5
+_BRIGHTER = 0.7
 
 
 def maximum(sources: Tensor) -> Tensor:
@@ -53,10 +55,13 @@ def sharper(sources: Tensor) -> Tensor:
 
 
 def exposed(sources: Tensor) -> Tensor:
-    """The mean of the sources by contrast around each pixel and by how near they are to mid-grey."""
-    found = _energy(sources).sqrt()
-    well = torch.exp(-((sources - 0.5) ** 2) / (2 * _EXPOSED**2))
-    return _mean(sources, spread(found, uniform(_SHARP)) * spread(well, uniform(_SHARP)))
+    """The coarse light between the darkest and the brightest source, with the fine detail that has more energy.
+
+    Coarse light is taken from all of them everywhere: a choice by place turns light and dark around.
+    """
+    coarse = spread(sources, uniform(_COARSE))
+    fine = sources - coarse
+    return torch.lerp(coarse.amin(0), coarse.amax(0), _BRIGHTER) + _mean(fine, spread(fine.square(), uniform(_FINE)))
 
 
 def _energy(sources: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class LossConfig(BaseModel):
     anchor_to: Anchor | None = Field(
         default=None,
         description="maximum: the brightest source; steeper: near strong edges the steeper source, else the maximum;"
-        " sharper: the source in focus; exposed: a mean by contrast and exposure",
+        " sharper: the source in focus; exposed: light between the sources', detail of either",
     )
     nearer: float | None = _weight("distance to the nearer source of each pixel")
     objects: float | None = _weight("inside the objects of masks, distance to a picture in which they stand out")
@@ -84,8 +84,8 @@ _METRICS = {"ssim7": 3.5, "qabf": 8.0, "vif": 0.4, "qcb": 0.4, "clamp": 10.0}
 _OURS: dict[str, dict[str, Any]] = {
     "vif": {
         **_METRICS,
-        "ssim7": 6.0, "vif": 0.3,
-        "steeper": 12.0, "steeper_gain": 1.02, "anchor": 800.0, "anchor_to": "steeper", "nearer": 18.0,
+        "ssim7": 7.5, "vif": 0.3,
+        "steeper": 12.0, "steeper_gain": 1.02, "anchor": 700.0, "anchor_to": "steeper", "nearer": 22.0,
     },
     "mif": {**_METRICS, "steeper": 12.0, "anchor": 30.0, "nearer": 2.0},
     "mef": {**_METRICS, "steeper": 12.0, "anchor": 10.0, "anchor_to": "exposed"},

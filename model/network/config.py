@@ -68,7 +68,8 @@ class NetworkConfig:
     """What becomes the image: free, the last convolution itself (the paper); maximum, the pixelwise maximum of the
     modalities and a bounded residual; weights, a weighted mean of the modalities and a bounded residual."""
     object_lift: float = 0.0
-    """Part of their own height over the ring around them by which the bright pixels of a mask's bright objects rise."""
+    """Part of their own height over the ring around them by which the bright pixels of a mask's bright objects rise;
+    not in training."""
     prefer: Prefer = "brighter"
     """Of the weights head: the modality that is preferred before anything is learnt; by its value, or by the logarithm
     of its variance in 7x7 pixels."""

@@ -172,7 +172,8 @@ class RWKVFusion(nn.Module):
         features = self._decode(*self._encode(stack, objects, self._text(text, text_mask, stack)))
         out = convolve_exactly(self.head, features).permute(0, 3, 1, 2)[:, :, :height, :width]
         image = self._image(out, upsampled)
-        if objects is None or not self.config.object_lift:
+        # Not in training: the losses hold the image to its sources, and the network would learn to take it back.
+        if self.training or objects is None or not self.config.object_lift:
             return image
         return stand_out(image, objects.indices[:, :height, :width], self.config.object_lift)
 

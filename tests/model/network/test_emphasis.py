@@ -97,6 +97,8 @@ def test_a_network_with_a_lift_changes_bright_objects_alone(size: tuple[int, int
         assert torch.equal(made(pictures, mask), none)
         mask[0, 4:9, 5:12] = 2
         torch.testing.assert_close(made(pictures, mask), stand_out(none, mask, 0.5))
+        assert torch.equal(made.train()(pictures, mask), plain.train()(pictures, mask))
+        made.eval()
         torch.testing.assert_close(made(pictures, 4 * mask), none, msg="index above max_objects")
 
 

@@ -213,7 +213,7 @@ def preset(task: str, *, paper: bool = False, size: Size = "full") -> NetworkCon
 _FORM = {"align": "crossed", "scan": 2, "decay": "token", "skip": "channel", "local": True, "epsilon": 1e-5}
 _LUMA = {"gate_window": 96, "head": "weights"}
 _HEADS: dict[str, dict[str, Any]] = {
-    "vif": {"object_lift": 0.12},
+    "vif": {"object_lift": 0.13},
     "mif": {},
     "mef": {"prefer": "sharper", "preference": 0.5},
     "mff": {"prefer": "sharper", "preference": 2.0},

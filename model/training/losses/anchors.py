@@ -31,7 +31,7 @@ _CHOICE = 4
 # Of "exposed": the window above which light is coarse, that of the local energy, and the share of the brighter source.
 _COARSE = 9
 _FINE = 5
-_BRIGHTER = 0.7
+_BRIGHTER = 0.75
 
 
 def maximum(sources: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ _OURS: dict[str, dict[str, Any]] = {
         "steeper": 12.0, "steeper_gain": 1.02, "anchor": 700.0, "anchor_to": "steeper", "nearer": 22.0,
     },
     "mif": {**_METRICS, "steeper": 12.0, "anchor": 30.0, "nearer": 2.0},
-    "mef": {**_METRICS, "steeper": 12.0, "anchor": 10.0, "anchor_to": "exposed"},
+    "mef": {**_METRICS, "ssim7": 2.0, "qabf": 3.0, "anchor": 1000.0, "anchor_to": "exposed"},
     "mff": {
         "ssim7": 1.0, "qabf": 4.0, "steeper": 12.0, "anchor": 10.0, "anchor_to": "sharper", "nearer": 10.0,
         "target": 40.0, "target_edges": 10.0, "clamp": 10.0,

@@ -74,16 +74,11 @@ class Objects:
 
     def halve(self, like: Tensor) -> "Objects":
         """The mean over squares of two by two pixels."""
-        return Objects(self.count, None, halve(self.maps(like)))
+        return Objects(self.count, None, pool(self.maps(like), 2))
 
 
-def halve(x: Tensor) -> Tensor:
-    """(B, H, W, C) -> (B, H/2, W/2, C), the mean over squares of two by two."""
-    return pooled(x, 2)
-
-
-def pooled(x: Tensor, side: int) -> Tensor:
-    """The means of squares of (B, H, W, C)."""
+def pool(x: Tensor, side: int) -> Tensor:
+    """(B, H, W, C) -> (B, H/side, W/side, C), the mean over squares."""
     return F.avg_pool2d(x.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1)
 
 
@@ -131,7 +126,7 @@ class TextExchange(nn.Module):
 
     def forward(self, image: Tensor, text: Text) -> tuple[Tensor, Text]:
         """image (B, H, W, C), H and W multiples of the pool -> the pooled, text-guided map, and the text."""
-        return self.exchange(pooled(image, self.pool), text)
+        return self.exchange(pool(image, self.pool), text)
 
     def exchange(self, pooled: Tensor, text: Text) -> tuple[Tensor, Text]:
         """The same from the map that is already pooled."""
@@ -176,7 +171,9 @@ class ModalFusion(nn.Module):
         super().__init__()
         width, pool = config.widths[level], config.text_pool[level]
         self.pool = pool
-        self.window = None if config.gate_window is None else config.gate_window / (2**level * pool)
+        window = None if config.gate_window is None else config.gate_window / (2**level * pool)
+        # In pooled pixels.
+        self.gate_side = None if window is None else max(round(window), 1)
         self.feature = nn.Conv2d(width, width, 3, padding=1)
         self.feature_norm = nn.RMSNorm(width, config.epsilon)
         self.modality = nn.Conv2d(sum(config.in_channels), width, 3, padding=1)
@@ -189,7 +186,7 @@ class ModalFusion(nn.Module):
             self.mask = nn.Conv2d(config.max_objects, width, 3, padding=1, bias=False)
             # A network that has never seen an object lets them be.
             nn.init.zeros_(self.mask.weight)
-        self.text = TextExchange(width, pool, self.window, config, text_first=block % 2 == 0) if guided else None
+        self.text = TextExchange(width, pool, window, config, text_first=block % 2 == 0) if guided else None
 
     def forward(
         self, x: Tensor, images: Tensor, objects: Objects | None, text: Text | None
@@ -223,9 +220,9 @@ class ModalFusion(nn.Module):
         The mean about a pixel is that of a square of pooled pixels, moved to lie within the map, and bilinear between
         their centres: a map no larger than the window, as a training crop is, has one gate.
         """
-        if self.window is None or max(features.shape[1:3]) <= max(round(self.window), 1) * self.pool:
+        if self.gate_side is None or max(features.shape[1:3]) <= self.gate_side * self.pool:
             return F.gelu(features.mean(dim=(1, 2), keepdim=True))
-        return _enlarged(self._gate_of(pooled(features, self.pool)), features)
+        return _enlarged(self._gate_of(pool(features, self.pool)), features)
 
     def _masked(self, conv: nn.Conv2d, objects: Objects, like: Tensor) -> Tensor:
         """(B, H, W, C), the mask's convolution, of the objects that have a channel."""
@@ -235,7 +232,7 @@ class ModalFusion(nn.Module):
 
     def _gate_of(self, means: Tensor) -> Tensor:
         """GELU of the mean, from (B, C) or from the pooled features."""
-        return F.gelu(means if self.window is None else box_mean(means, max(round(self.window), 1)))
+        return F.gelu(means if self.gate_side is None else box_mean(means, self.gate_side))
 
     def fused(
         self, x: Tensor, images: Tensor, objects: Objects | None, text: Text | None
@@ -256,7 +253,7 @@ class ModalFusion(nn.Module):
             epsilon_of(self.feature_norm, x),
             labels,
             mask_map is not None,
-            self.window is not None,
+            self.gate_side is not None,
         )
         gate = self._gate_of(parts.mean)
         if self.text is None or text is None:

@@ -10,7 +10,7 @@ from rwkvfusion.kernels import fused
 from rwkvfusion.model.network.config import NetworkConfig, preset
 from rwkvfusion.model.network.emphasis import stand_out
 from rwkvfusion.model.network.layers import BRWKV, SMALL
-from rwkvfusion.model.network.mfm import ModalFusion, Objects, Text, convolve, convolve_exactly, halve
+from rwkvfusion.model.network.mfm import ModalFusion, Objects, Text, convolve, convolve_exactly, pool
 
 __all__ = ["NetworkConfig", "RWKVFusion", "preset"]
 
@@ -185,7 +185,7 @@ class RWKVFusion(nn.Module):
         encoded: list[tuple[Tensor, Tensor]] = []
         for level in self.encoder:
             if encoded:
-                images, objects = halve(images), None if objects is None else objects.halve(images)
+                images, objects = pool(images, 2), None if objects is None else objects.halve(images)
             features, x, text = level(x, images, objects, text)
             encoded.append((features, images))
         return x, encoded

@@ -12,7 +12,7 @@ from torch import Tensor
 from rwkvfusion.kernels.reference import biwkv_reference
 from rwkvfusion.model.network.config import NetworkConfig
 from rwkvfusion.model.network.layers import BRWKV, Order
-from rwkvfusion.model.network.mfm import ModalFusion, Text, box_mean, pooled
+from rwkvfusion.model.network.mfm import ModalFusion, Text, box_mean, pool
 from rwkvfusion.model.network.network import RWKVFusion
 
 BASE = NetworkConfig(in_channels=(1, 1), out_channels=1, width=8, text_width=6, max_objects=4)
@@ -144,7 +144,7 @@ def test_a_gate_of_a_window_sees_no_further_and_one_over_all_is_the_papers() -> 
         torch.testing.assert_close(wide.gate(x), whole.gate(x))
         # A map as large as the window has the one gate that its pooled squares would give.
         crop = ModalFusion(replace(BASE, gate_window=96), 0, 0)
-        torch.testing.assert_close(crop.gate(x), F.gelu(box_mean(pooled(x, crop.pool), 96 // crop.pool))[:, :1, :1])
+        torch.testing.assert_close(crop.gate(x), F.gelu(box_mean(pool(x, crop.pool), 96 // crop.pool))[:, :1, :1])
 
 
 def test_the_text_has_its_share_at_any_size() -> None:

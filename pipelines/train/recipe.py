@@ -75,7 +75,7 @@ class NetworkOverrides(_Group):
     skip: Skip | None = Field(default=None, description="factors of the encoder's features: one a level, or a channel")
     local: bool | None = Field(default=None, description="a depthwise 3x3 convolution after each upsampling")
     head: Head | None = Field(default=None, description="the image itself, or a residual to a choice of the modalities")
-    object_lift: float | None = Field(default=None, ge=0, le=1, description="rise of the contrast of a mask's objects")
+    object_lift: float | None = Field(default=None, ge=0, le=1, description="in use, how far a mask's objects rise")
     prefer: Prefer | None = Field(default=None, description="of head: weights, the modality preferred at the start")
     preference: float | None = Field(default=None, ge=0, description="how much")
     epsilon: float | None = Field(default=None, description="of the norms")

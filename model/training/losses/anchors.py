@@ -1,4 +1,4 @@
-"""What a fused picture is held to: of each pixel, one of the sources or a mean of them; of exposures, of their light.
+"""What a fused picture is held to: of each pixel one of the sources, a mean of them, or their light with their detail.
 
 sources: (S, B, C, H, W) in 0-1. Targets are (B, C, H, W), without gradients.
 """

@@ -58,6 +58,7 @@ lint: install    ## ruff: lint and format
 # The folders form one namespace only once installed; mypy sees it through links.
 types: install   ## mypy on our code
 	@mkdir -p build/types/rwkvfusion
+	@ln -sfn ../../../model/package/__init__.py build/types/rwkvfusion/__init__.py
 	@for f in $(FOLDERS); do ln -sfn ../../../$$f build/types/rwkvfusion/$$f; done
 	MYPYPATH=build/types $(BIN)/mypy -p rwkvfusion
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
@@ -14,8 +13,10 @@ BUILT_FROM = "COMMIT"
 
 @cache
 def package_version() -> str:
-    """Version of the installed package."""
-    return metadata.version("rwkvfusion")
+    """Version of the package that runs."""
+    import rwkvfusion
+
+    return rwkvfusion.__version__
 
 
 @cache

@@ -21,6 +21,10 @@ _LOCK_SECONDS = 8.0
 _ELSEWHERE = "set MLFLOW_TRACKING_URI (or tracking.uri) to where MLflow is"
 
 
+class UnreachableError(TrackingError):
+    """A server that gives no answer now; another time it may."""
+
+
 def reach(
     uri: str | None = None,
     *,
@@ -30,8 +34,9 @@ def reach(
 ) -> None:
     """Ask MLflow at `uri` (see `tracking_uri`) for an answer; again while it gives none or fails, which `say` is told.
 
-    TrackingError, with the address and what to do, where it is not there after `give_up_seconds`, wants other
-    credentials, or is no MLflow; for an SQLite file that is none, or that cannot be read (or written: `write`).
+    TrackingError, with the address and what to do, where it is not there after `give_up_seconds` (UnreachableError),
+    wants other credentials, or is no MLflow; for an SQLite file that is none, or that cannot be read (or written:
+    `write`).
     """
     where = tracking_uri(uri)
     if where.startswith(SQLITE):
@@ -43,7 +48,7 @@ def reach(
                 return
             pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
             if time.monotonic() + pause + ANSWER_SECONDS > deadline:
-                raise TrackingError(f"MLflow at {where}: {problem}; start it, or {_ELSEWHERE}")
+                raise UnreachableError(f"MLflow at {where}: {problem}; start it, or {_ELSEWHERE}")
             if attempt == 0:
                 say(redacted(f"MLflow at {where}: {problem}; trying again for {give_up_seconds:.0f} s"))
             time.sleep(pause)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # How long an example takes says more of what else the machine does than of the code.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+# What tests load is not kept for the user of this machine.
+_CACHE = TemporaryDirectory(prefix="rwkvfusion-tests-cache-")
+os.environ["RWKVFUSION_CACHE"] = _CACHE.name
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

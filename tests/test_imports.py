@@ -32,6 +32,7 @@ ROOMS = {
     "model.fusing": ("model.network",),
     "model.training": ("model.network", "model.fusing"),
     "model.registry": ("model.fusing",),
+    "model.package": ("model.registry",),
     "pipelines.prepare": (),
     "pipelines.fuse": (),
     "pipelines.evaluate": ("pipelines.fuse", "pipelines.gallery"),
@@ -43,6 +44,8 @@ ROOMS = {
 }
 # Modules in no room which open the rooms: the command line, and names of an earlier release.
 DOORS = ("pipelines.cli", "model.fuser", "model.pixels", "model.encoded")
+PACKAGE = Path("model/package")
+"""The folder that is `rwkvfusion` itself."""
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 # Inside these, torch and numpy (with what they need themselves) must be enough.
@@ -141,7 +144,7 @@ def test_no_folder_has_an_init_of_its_own() -> None:
 def test_every_folder_of_modules_is_a_package_and_every_room_has_its_arrows() -> None:
     folders = {path.parent.relative_to(ROOT) for path in modules()}
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    names = {".".join(("rwkvfusion", *folder.parts)) for folder in folders}
+    names = {".".join(("rwkvfusion", *folder.parts)) for folder in folders - {PACKAGE}} | {"rwkvfusion"}
     assert names <= set(setup["packages"]) == set(setup["package-dir"])
     rooms = {".".join(folder.parts[:2]) for folder in folders if len(folder.parts) > 1}
     assert {room for room in rooms if not room.startswith(("infra.", "kernels."))} - {"pipelines.recipes"} == set(ROOMS)

@@ -16,7 +16,7 @@ from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.foreign import READ, ImageError, foreign_bytes, is_lack_of_memory, is_lack_of_support
 
 __all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "ImageError", "ImageInfo", "decode", "decode_indices", "describe",
-           "display_bands", "extension_of", "thumbnail"]  # fmt: skip
+           "display_bands", "extension_of", "from_pillow", "thumbnail"]  # fmt: skip
 
 MAX_PIXELS = 2**30
 """Pictures of more pixels are refused before they are decoded (a decompression bomb is small on disk)."""
@@ -226,6 +226,18 @@ def tiff_by_pillow(data: bytes) -> np.ndarray:
     """(H, W, C) of a TIFF, 8 bits a channel: colour models become RGB. Errors as Pillow's."""
     with _open(data) as image:
         return _by_pillow(image)
+
+
+def from_pillow(image: Image.Image) -> np.ndarray:
+    """The values of a Pillow image as `decode` gives those of a file; ImageError for whole numbers beyond 16 bits."""
+    if image.mode.startswith("I;16") or image.mode == "F":
+        return np.array(image, np.float32 if image.mode == "F" else np.uint16)[:, :, None]
+    if image.mode == "I":
+        low, high = image.getextrema()
+        if not 0 <= float(low) <= float(high) <= 65535:
+            raise ImageError(f"whole numbers from {low} to {high}: a picture is of 8 or 16 bits, or of floats")
+        return np.array(image).astype(np.uint16)[:, :, None]
+    return _by_pillow(image.copy())
 
 
 def _by_pillow(image: Image.Image) -> np.ndarray:

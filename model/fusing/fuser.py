@@ -67,6 +67,10 @@ class FuserConfig(BaseModel):
         description="height and width of what the network was trained on, the largest of several; null: whole pictures,"
         " or not known",
     )
+    text: dict[str, Any] | None = Field(
+        default=None,
+        description="identity of the stage that encoded the captions of the training data; null: not noted",
+    )
     version: int = Field(default=FORMAT_VERSION, ge=FORMAT_VERSION, le=FORMAT_VERSION, description="of these files")
 
     @classmethod
@@ -79,11 +83,20 @@ class FuserConfig(BaseModel):
         luma_only: bool,
         scales: tuple[Scale | None, ...] = (),
         extent: Size | None = None,
+        text: Mapping[str, Any] | None = None,
     ) -> FuserConfig:
         """The config of a network that is there."""
         # As JSON has it, so that a config read back is equal.
         fields = json.loads(json.dumps(dataclasses.asdict(network.config)))
-        return cls(task=task, roles=roles, network=fields, luma_only=luma_only, scales=scales, extent=extent)
+        return cls(
+            task=task,
+            roles=roles,
+            network=fields,
+            luma_only=luma_only,
+            scales=scales,
+            extent=extent,
+            text=text and dict(text),
+        )
 
     @property
     def places(self) -> tuple[tuple[str, ...], ...]:
@@ -132,6 +145,10 @@ class Fuser:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "file"
+            if first["type"] == "extra_forbidden" or where == "version":
+                raise FuserError(
+                    f"{folder / CONFIG} is of a newer rwkvfusion, which this one does not read ({where}): update it"
+                ) from None
             raise FuserError(f"{folder / CONFIG} is not a fuser's config: {where}: {first['msg']}") from None
         except (TypeError, ValueError) as error:
             raise FuserError(f"{folder / CONFIG} is not a fuser's config: {error}") from None
@@ -341,8 +358,11 @@ class Fuser:
                 raise FuserError(f"{role} is not a picture of (H, W, C): its shape is {image.shape}")
             allowed = (1, 3) if self.config.luma_only else (expected,)
             if image.shape[2] not in allowed:
+                order = " + ".join(self.config.roles)
+                given = sorted(1 if one.ndim == 2 else one.shape[2] for one in images.values())
+                swapped = f": are they swapped? their order is {order}" if given == sorted(channels) else ""
                 raise FuserError(
-                    f"{role} has {image.shape[2]} channels, this model takes {' or '.join(map(str, allowed))}"
+                    f"{role} has {image.shape[2]} channels, this model takes {' or '.join(map(str, allowed))}{swapped}"
                 )
         return selected
 

@@ -1,12 +1,13 @@
-"""Encoded pictures to a fused one, as the served model takes them."""
+"""Pictures as files and programs have them to a fused one."""
 
 from __future__ import annotations
 
 import io
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -15,7 +16,11 @@ from rwkvfusion.infra.pictures.emptiness import apart, filled, holds
 from rwkvfusion.infra.pictures.encode import encode_picture
 from rwkvfusion.infra.pictures.units import EVERY, Picture, odd_words, parse_scales
 from rwkvfusion.model.fusing.fuser import Fuser, FuserError
+from rwkvfusion.model.fusing.tiles import Tile
+from rwkvfusion.model.registry.captions import encoder_of
 
+CAPTION = "caption"
+"""Of the served model: the column of a row's caption as a text."""
 COLUMN = "scale"
 """Of the served model: what is declared of the values of a row's pictures, as `fuse --scale` takes it."""
 
@@ -37,12 +42,15 @@ def fuse_row(fuser: Fuser, row: Mapping[str, Any]) -> bytes:
     """`fuse_encoded` of a row of the served model, by column, to PNG or, of more bands, TIFF; cells may be missing."""
     # pandas fills the cells that a row lacks with NaN or None.
     cells = {str(name): bytes(cell) for name, cell in row.items() if isinstance(cell, bytes | bytearray | memoryview)}
-    mask, text, scale = cells.pop("mask", None), cells.pop("text", None), row.get(COLUMN)
+    mask, text, scale, caption = cells.pop("mask", None), cells.pop("text", None), row.get(COLUMN), row.get(CAPTION)
+    tokens = None if text is None else _text(text)
+    if tokens is None and isinstance(caption, str):
+        tokens = encoder_of(fuser.config.text, fuser.network.config.text_width).encode(caption)
     fused = fuse_encoded(
         fuser,
         cells,
         None if mask is None else decode_indices(mask),
-        None if text is None else _text(text),
+        tokens,
         scale if isinstance(scale, str) else None,
     )
     return encode_picture(fused)[0]
@@ -55,17 +63,43 @@ def fuse_encoded(
     text: np.ndarray | None = None,
     scale: str | None = None,
 ) -> np.ndarray:
-    """`Fuser.fuse` of encoded `pictures` by role; `scale`: e.g. "1023", or "visible=255 infrared=20000-24000".
+    """`fuse_decoded` of encoded `pictures` by role; ImageError for damaged ones."""
+    return fuse_decoded(fuser, {role: Decoded.of(data) for role, data in pictures.items()}, mask, text, scale)
 
-    FuserError as there, and for a scale that is none; ImageError for damaged pictures. UnitWarning where nothing is
-    declared and 16 bits use a small part of their range, or values clearly exceed the model's own scale.
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture's values (H, W, C), and what its file says of them: see `ImageInfo`."""
+
+    values: np.ndarray
+    white: float | None = None
+    nodata: float | None = None
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """Of an encoded picture; ImageError where it is damaged."""
+        info, values = describe(data)
+        return cls(values, info.white, info.nodata)
+
+
+def fuse_decoded(
+    fuser: Fuser,
+    pictures: Mapping[str, Decoded],
+    mask: np.ndarray | None = None,
+    text: np.ndarray | None = None,
+    scale: str | None = None,
+    tile: Tile = "auto",
+) -> np.ndarray:
+    """`Fuser.fuse` of `pictures` by role; `scale`: e.g. "1023", or "visible=255 infrared=20000-24000".
+
+    FuserError as there, and for a scale that is none. UnitWarning where nothing is declared and 16 bits use a small
+    part of their range, or values clearly exceed the model's own scale.
 
     What a TIFF's nodata says is empty changes no other pixel. A sharpening model's result is empty there too, told by
     the number of the picture that is sharpened; EmptyWarning where it cannot be told.
     """
-    described = {role: describe(data) for role, data in pictures.items()}
-    images = {role: values for role, (_, values) in described.items()}
-    numbers = {role: info.nodata for role, (info, _) in described.items() if info.nodata is not None}
+    images = {role: picture.values for role, picture in pictures.items()}
+    numbers = {role: picture.nodata for role, picture in pictures.items() if picture.nodata is not None}
     empty = {role: is_empty for role, number in numbers.items() if (is_empty := images[role] == number).any()}
     # No valid pixel may depend on the value that stands for empty.
     images |= {role: filled(images[role], is_empty) for role, is_empty in empty.items()}
@@ -77,12 +111,12 @@ def fuse_encoded(
     if unknown:
         raise FuserError(f"{COLUMN}: there is no {unknown[0]!r} here, but {', '.join(images)}")
     measured, odd = fuser.measure(
-        {role: Picture(role, values, described[role][0].white) for role, values in images.items()}, declared
+        {role: Picture(role, values, pictures[role].white) for role, values in images.items()}, declared
     )
     for role, part in odd.items():
-        option = f"set the column {COLUMN}, e.g. {role}=16383"
-        warnings.warn(odd_words(role, [part], option), UnitWarning, stacklevel=2)
-    fused = fuser.fuse_pictures(measured, mask, text)
+        option = f"set {COLUMN}, e.g. {role}=16383"
+        warnings.warn(odd_words(role, [part], option), UnitWarning, stacklevel=3)
+    fused = fuser.fuse_pictures(measured, mask, text, tile)
     like = fuser.fused_like(images)
     number = numbers.get(like)
     if fuser.config.luma_only or number is None or not holds(fused.dtype, number):
@@ -90,7 +124,7 @@ def fuse_encoded(
             message = (
                 f"{role} has pixels that are empty ({numbers[role]:g}): they are as their neighbours in the result"
             )
-            warnings.warn(message, EmptyWarning, stacklevel=2)
+            warnings.warn(message, EmptyWarning, stacklevel=3)
         return fused
     fused = apart(fused, number)
     for role, is_empty in empty.items():

@@ -1,6 +1,6 @@
 """The registered model, logged by MLflow as this file beside the fuser's plain weights; `registry.py` has its columns.
 
-A consumer needs `mlflow` and this package: `mlflow.pyfunc.load_model("models:/NAME@champion").predict(frame)`.
+A consumer needs what the model's requirements.txt names: the code of this package lies beside, in `code`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from typing import Any
 
 import mlflow
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 # A version that is registered imports this for ever: nothing else of the package.
@@ -28,11 +30,14 @@ class FuserModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Encoded pictures in the columns of their roles, optional `mask`, `text`, `scale`, to the column `fused`.
+        """Encoded pictures in the columns of their roles, optional `mask`, `caption`, `scale`, to the column `fused`.
 
-        A row that cannot be fused is None there, and the column `error` says why; of the others that is None.
+        A row that cannot be fused is None there, and the column `error` says why; of the others that is None. Where no
+        row can be fused, MlflowException says why: a server answers with status 400.
         """
         rows = [self._fused_or_error(row) for row in model_input.to_dict("records")]
+        if rows and not any(fused for fused, _ in rows):
+            raise MlflowException(f"nothing can be fused: {rows[0][1]}", INVALID_PARAMETER_VALUE)
         fused, errors = ([row[i] for row in rows] for i in range(2))
         return pd.DataFrame({"fused": pd.Series(fused, dtype=object), "error": pd.Series(errors, dtype=object)})
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.units import Scale
@@ -85,6 +85,8 @@ class Survey:
     example: Sample
     scales: tuple[Scale | None, ...] = ()
     """What the samples declare of the values of each modality; None where they declare nothing, or not the same."""
+    text: Mapping[str, Any] | None = None
+    """Identity of the stage that encoded the captions; None where there are none, or several did."""
 
     @classmethod
     def of(cls, surveyed: Sequence[tuple[Shard, Sample]]) -> Self:
@@ -119,7 +121,14 @@ class Survey:
             has_target=all(sample.target is not None for _, sample in surveyed),
             example=first,
             scales=tuple(place.pop() if len(place) == 1 else None for place in scales),
+            text=_text_stage(shard for shard, _ in surveyed),
         )
+
+
+def _text_stage(shards: Iterable[Shard]) -> Mapping[str, Any] | None:
+    """Identity of the stage that made `text` in all shards, where it is one."""
+    stages = [stage.identity for shard in shards for stage in shard.manifest.stages if stage.stage == "text"]
+    return stages[0] if stages and all(stage == stages[0] for stage in stages) else None
 
 
 class ShardCache:

@@ -87,7 +87,7 @@ def _of_recipe(path: str, overrides: Sequence[str]) -> Network:
 
 def _of_model(uri: str) -> Network:
     from rwkvfusion.model.fusing.fuser import Fuser
-    from rwkvfusion.model.registry.registry import resolve
+    from rwkvfusion.model.registry.find import resolve
 
     fuser = Fuser.load(resolve(uri).folder)
     return Network(uri, fuser.config.task, fuser.network.config)

@@ -13,7 +13,7 @@ from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.fusing.tiles import Tile
-from rwkvfusion.model.registry.registry import ModelSource
+from rwkvfusion.model.registry.find import ModelSource
 from rwkvfusion.stages.dataset.sample import Sample
 
 File = tuple[Store, str]

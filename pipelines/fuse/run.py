@@ -22,7 +22,7 @@ from rwkvfusion.infra.pictures.units import EVERY, Scale
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fusing.fuser import WEIGHTS, Fuser
 from rwkvfusion.model.fusing.tiles import Tile
-from rwkvfusion.model.registry.registry import resolve
+from rwkvfusion.model.registry.find import resolve
 from rwkvfusion.pipelines.console import Bar, say
 from rwkvfusion.pipelines.fuse.guide import FuseError
 from rwkvfusion.pipelines.fuse.record import File, Fused, Model, Output, Pair

@@ -54,6 +54,7 @@ def make_fuser(plan: TrainPlan, network: RWKVFusion) -> Fuser:
         luma_only=task in LUMA_TASKS,
         scales=plan.survey.scales,
         extent=plan.recipe.data.extent,
+        text=plan.survey.text,
     )
     return Fuser(network, config)
 

@@ -15,7 +15,7 @@ from rwkvfusion.infra.storage import MissingError, Store, sha256
 from rwkvfusion.model.fusing.fuser import Fuser, FuserError
 from rwkvfusion.model.network.config import NetworkConfig
 from rwkvfusion.model.network.network import RWKVFusion
-from rwkvfusion.model.registry.registry import ServingError, resolve
+from rwkvfusion.model.registry.find import ServingError, resolve
 from rwkvfusion.model.training.trainer import BEST, EMA, STATE
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.train.recipe import TrainRecipe

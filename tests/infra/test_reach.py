@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from rwkvfusion.infra import reach as module
 from rwkvfusion.infra.reach import reach
 from rwkvfusion.infra.tracking import TrackingError, check_artifacts
-from rwkvfusion.model.registry.registry import ServingError, resolve
+from rwkvfusion.model.registry.find import ServingError, resolve
 from rwkvfusion.pipelines.cli import main
 
 

@@ -24,7 +24,8 @@ from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.tracking import RunData, RunInfo, Tracker, TrackingError, start_run, tracking_uri, using
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
-from rwkvfusion.model.registry.registry import RegisteredVersion, ServingError, _known, log_and_register, resolve
+from rwkvfusion.model.registry.find import ServingError, _known, resolve
+from rwkvfusion.model.registry.registry import RegisteredVersion, log_and_register
 
 FRESH = """
 import sys

@@ -8,7 +8,7 @@ import torch
 from rwkvfusion.infra.tracking import using
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
-from rwkvfusion.model.registry.registry import resolve
+from rwkvfusion.model.registry.find import resolve
 
 
 def test_each_gives_its_own_weights(tmp_path: Path) -> None:

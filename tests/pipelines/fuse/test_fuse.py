@@ -18,7 +18,7 @@ from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
-from rwkvfusion.model.registry.registry import ModelSource
+from rwkvfusion.model.registry.find import ModelSource
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.fuse.record import Fused
 from rwkvfusion.pipelines.fuse.run import (

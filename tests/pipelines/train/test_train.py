@@ -28,7 +28,7 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.tracking import TrackingError
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.network.network import RWKVFusion
-from rwkvfusion.model.registry.registry import resolve
+from rwkvfusion.model.registry.find import resolve
 from rwkvfusion.pipelines.recipe import RecipeError, load_recipe
 from rwkvfusion.pipelines.train.build import make_fuser
 from rwkvfusion.pipelines.train.job import SNAPSHOT, open_job, repair

@@ -21,7 +21,7 @@ from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.metrics.paired import summary
 from rwkvfusion.model.metrics.table import LOWER_IS_BETTER
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
-from rwkvfusion.model.registry.registry import resolve
+from rwkvfusion.model.registry.find import resolve
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
 from rwkvfusion.pipelines.recipe import RecipeError, builtin_recipes, load_recipe
 from rwkvfusion.pipelines.train.build import make_fuser, make_trainer, make_validator

@@ -1,0 +1,212 @@
+"""A model as programs use it: pictures in whatever form they have them, and the fused one back in the same form."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
+
+import numpy as np
+import torch
+
+from rwkvfusion.infra.pictures.decode import decode_indices, from_pillow
+from rwkvfusion.infra.pictures.encode import encode_picture
+from rwkvfusion.infra.storage import Store
+from rwkvfusion.model.fusing.fuser import Fuser, FuserError
+from rwkvfusion.model.fusing.tiles import Tile
+from rwkvfusion.model.registry.captions import encoder_of
+from rwkvfusion.model.registry.encoded import Decoded, fuse_decoded
+from rwkvfusion.model.registry.find import ModelSource, resolve
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    PathLike: TypeAlias = str | os.PathLike[str]
+    Picture: TypeAlias = np.ndarray | bytes | Image | PathLike
+    P = TypeVar("P", np.ndarray, bytes, Image)
+
+CHAMPION = "champion"
+"""The alias of the version of a model that is in use."""
+
+
+def load(model: str, *, device: str = "auto", tracking_uri: str | None = None) -> LoadedModel:
+    """See `rwkvfusion.load`."""
+    is_name = not any(mark in model for mark in ":/\\") and not Path(model).exists()
+    source = resolve(f"models:/{model}@{CHAMPION}" if is_name else model, tracking_uri)
+    return LoadedModel(Fuser.load(source.folder, _device(device)), source)
+
+
+class LoadedModel:
+    """A model to be called; any number of threads may do so at once.
+
+    `roles`: of the pictures that it takes, in order; `task`: what it fuses; `source`: where it was found, with name and
+    version of a registered one.
+    """
+
+    def __init__(self, fuser: Fuser, source: ModelSource) -> None:
+        self.source = source
+        self.task = fuser.config.task
+        self.roles = fuser.config.roles
+        self._fuser = fuser
+        self._captions = encoder_of(fuser.config.text, fuser.network.config.text_width)
+        self._one_at_a_time = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<{self.source.uri}: {self.task}, {' + '.join(self.roles)}>"
+
+    @overload
+    def __call__(self, *pictures: P, mask: Any = ..., caption: Any = ..., scale: str | None = ..., tile: Tile = ...,
+                 out: None = ...) -> P: ...  # fmt: skip
+
+    @overload
+    def __call__(self, *pictures: Sequence[P], mask: Any = ..., caption: Any = ..., scale: str | None = ...,
+                 tile: Tile = ..., out: None = ...) -> list[P]: ...  # fmt: skip
+
+    @overload
+    def __call__(self, *pictures: Picture, mask: Any = ..., caption: Any = ..., scale: str | None = ...,
+                 tile: Tile = ..., out: PathLike) -> Path: ...  # fmt: skip
+
+    @overload
+    def __call__(self, *pictures: Sequence[Picture], mask: Any = ..., caption: Any = ..., scale: str | None = ...,
+                 tile: Tile = ..., out: Sequence[PathLike]) -> list[Path]: ...  # fmt: skip
+
+    def __call__(
+        self,
+        *pictures: Any,
+        mask: Any = None,
+        caption: Any = None,
+        scale: str | None = None,
+        tile: Tile = "auto",
+        out: Any = None,
+    ) -> Any:
+        """Fuse pictures of one scene: `fuse(visible, infrared)`; or lists of them, one scene after the other.
+
+        Args:
+            pictures: in the order of `roles`; each an array (H, W) or (H, W, C) of 8 or 16 bits or floats, the bytes of
+                a file, a Pillow image, or a path or URL.
+            mask: of the objects, (H, W): an index for each, 0 elsewhere; in any of these forms.
+            caption: a text, or (tokens, width) encoded as in training.
+            scale: the value that counts as 1 where pictures do not say, as of `rwkvfusion fuse --scale`: "16383",
+                "infrared=20000-24000". Several are parted by blanks.
+            tile: what the network sees at once; see `Fuser.tile_of`.
+            out: a file to write, by whose ending its format is chosen. Pictures given as paths need one.
+
+        Returns:
+            The fused picture in the form of the first one, with its type and unit (of a sharpening model: those of the
+            picture that is sharpened); bytes are PNG, or TIFF where PNG cannot hold it. With `out`, that path. Of
+            lists, a list; mask, caption and out are lists then too, or None.
+
+        Raises:
+            RwkvFusionError: pictures that do not fit the model or each other, or are damaged; the message says which.
+        """
+        if pictures and isinstance(pictures[0], list | tuple):
+            scenes = _scenes(pictures, mask, caption, out)
+            return [self._fused(p, m, c, scale, tile, o) for p, m, c, o in scenes]
+        return self._fused(pictures, mask, caption, scale, tile, out)
+
+    def _fused(self, pictures: Sequence[Any], mask: Any, caption: Any, scale: str | None, tile: Tile, out: Any) -> Any:
+        if len(pictures) != len(self.roles):
+            raise FuserError(f"this model fuses {' + '.join(self.roles)}: give it {len(self.roles)} pictures")
+        if out is None and _is_path(pictures[0]):
+            raise FuserError('what is fused of files goes to a file: add out="FUSED.png", or give their bytes')
+        roles = [names[0] for names in self._fuser.config.places]
+        decoded = {role: _decoded(role, picture) for role, picture in zip(roles, pictures, strict=True)}
+        text = caption if caption is None or isinstance(caption, np.ndarray) else self._captions.encode(caption)
+        indices = None if mask is None else _indices(mask)
+        # A picture takes all cores, and memory for its size.
+        with self._one_at_a_time:
+            fused = fuse_decoded(self._fuser, decoded, indices, text, scale, tile)
+        return _written(fused, out) if out is not None else _like(pictures[0], fused)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise FuserError(f"there is no device {name!r}: say cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise FuserError(f"this machine has {torch.cuda.device_count()} GPUs that torch can use, and no {name}")
+    return name
+
+
+def _scenes(pictures: Sequence[Any], *more: Any) -> list[tuple[Any, ...]]:
+    """(pictures, mask, caption, out) of each scene of a batch."""
+    n = len(pictures[0])
+    lists = [*pictures, *(one for one in more if one is not None)]
+    if not all(isinstance(one, list | tuple) and len(one) == n for one in lists):
+        raise FuserError(f"of a batch all are lists of one length: the first has {n} pictures")
+    return list(zip(zip(*pictures, strict=True), *(one or [None] * n for one in more), strict=True))
+
+
+def _is_path(picture: Any) -> bool:
+    return isinstance(picture, str | os.PathLike)
+
+
+def _read(path: Any) -> bytes:
+    folder, _, name = Store(os.fspath(path)).url.rpartition("/")
+    return Store(folder or "/").read(name)
+
+
+def _decoded(role: str, picture: Any) -> Decoded:
+    if _is_path(picture):
+        picture = _read(picture)
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return Decoded.of(bytes(picture))
+    if _is_pillow(picture):
+        return Decoded(from_pillow(picture))
+    if not isinstance(picture, np.ndarray):
+        raise FuserError(f"{role} is an array, the bytes of a file, a Pillow image or a path, not {_kind(picture)}")
+    return Decoded(picture[:, :, None] if picture.ndim == 2 else picture)
+
+
+def _indices(mask: Any) -> np.ndarray:
+    if _is_path(mask):
+        mask = _read(mask)
+    if isinstance(mask, bytes | bytearray | memoryview):
+        return decode_indices(bytes(mask))
+    array = np.asarray(mask)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim != 2:
+        raise FuserError(f"a mask is (H, W) of object indices, not {_kind(mask)} of shape {array.shape}")
+    return array
+
+
+def _is_pillow(picture: Any) -> bool:
+    from PIL.Image import Image
+
+    return isinstance(picture, Image)
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def _like(picture: Any, fused: np.ndarray) -> Any:
+    """The fused (H, W, C) in the form of `picture`."""
+    if isinstance(picture, np.ndarray):
+        return fused[:, :, 0] if picture.ndim == 2 and fused.shape[2] == 1 else fused
+    if _is_pillow(picture):
+        return _pillow(fused)
+    return encode_picture(fused)[0]
+
+
+def _pillow(fused: np.ndarray) -> Image:
+    from PIL import Image
+
+    channels = fused.shape[2]
+    if channels not in (1, 3) or (channels == 3 and fused.dtype != np.uint8):
+        raise FuserError(f"a Pillow image cannot hold {channels} bands of {fused.dtype}: give arrays, or add out=")
+    return Image.fromarray(np.ascontiguousarray(fused[:, :, 0] if channels == 1 else fused))
+
+
+def _written(fused: np.ndarray, out: Any) -> Path:
+    store = Store(os.fspath(out))
+    folder, _, name = store.url.rpartition("/")
+    extension = name.rpartition(".")[2]
+    Store(folder or "/").write(name, encode_picture(fused, extension)[0])
+    return cast("Path", Path(out)) if "://" not in str(out) else cast("Path", str(out))

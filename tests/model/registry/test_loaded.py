@@ -1,0 +1,273 @@
+"""`rwkvfusion.load`: every kind of picture in and the same out, the cache, and one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from made_fusers import luma_fuser, pan_fuser
+from PIL import Image
+
+import rwkvfusion
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.pictures.decode import decode
+from rwkvfusion.infra.pictures.encode import encode_picture
+from rwkvfusion.infra.reach import UnreachableError
+from rwkvfusion.model.fusing.fuser import Fuser
+from rwkvfusion.model.registry.cache import Cached, CacheWarning, Meaning
+from rwkvfusion.model.registry.loaded import LoadedModel
+
+SHAPE = (37, 53)
+
+
+def picture(seed: int, channels: int = 1, dtype: Any = np.uint8) -> np.ndarray:
+    top = np.iinfo(dtype).max
+    return np.random.default_rng(seed).integers(0, top, (*SHAPE, channels), dtype, endpoint=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("model")
+    luma_fuser().save(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def fuse(folder: Path) -> LoadedModel:
+    return rwkvfusion.load(str(folder), device="cpu")
+
+
+def png(array: np.ndarray) -> bytes:
+    return encode_picture(array, "png")[0]
+
+
+def test_importing_it_is_light() -> None:
+    program = """if True:
+        import sys, time
+        start = time.perf_counter()
+        import rwkvfusion
+        seconds = time.perf_counter() - start
+        heavy = {"numpy", "torch", "mlflow", "pydantic"} & set(sys.modules)
+        assert not heavy, heavy
+        print(rwkvfusion.__version__, seconds)
+    """
+    took = []
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        version, seconds = done.stdout.split()
+        assert version == rwkvfusion.__version__
+        took.append(float(seconds))
+    assert min(took) < 0.05
+
+
+def test_it_is_a_typed_package() -> None:
+    assert Path(rwkvfusion.__file__).with_name("py.typed").is_file()
+
+
+def test_each_kind_comes_back_as_it_went_in(fuse: LoadedModel, folder: Path, tmp_path: Path) -> None:
+    visible, infrared = picture(1, 3), picture(2)
+    wanted = Fuser.load(folder).fuse({"visible": visible, "infrared": infrared})
+    assert wanted.shape == (*SHAPE, 3)
+    np.testing.assert_array_equal(fuse(visible, infrared), wanted)
+    np.testing.assert_array_equal(fuse(visible, infrared[:, :, 0]), wanted)
+    data = fuse(png(visible), png(infrared))
+    assert isinstance(data, bytes)
+    np.testing.assert_array_equal(decode(data), wanted)
+    image = fuse(Image.fromarray(visible), Image.fromarray(infrared[:, :, 0]))
+    assert isinstance(image, Image.Image)
+    np.testing.assert_array_equal(np.asarray(image), wanted)
+    (tmp_path / "a.png").write_bytes(png(visible))
+    (tmp_path / "b.png").write_bytes(png(infrared))
+    for out in (tmp_path / "out.png", str(tmp_path / "out.tif")):
+        assert fuse(tmp_path / "a.png", str(tmp_path / "b.png"), out=out) == Path(out)
+        np.testing.assert_array_equal(decode(Path(out).read_bytes()), wanted)
+    # A grey result has the dimensions of a grey picture, whatever the kinds of the others.
+    assert fuse(infrared[:, :, 0], png(infrared)).shape == SHAPE
+    assert fuse(infrared, png(infrared)).shape == (*SHAPE, 1)
+
+
+@pytest.mark.parametrize("kind", ["array", "bytes", "pillow"])
+def test_sixteen_bits_stay(fuse: LoadedModel, folder: Path, kind: str) -> None:
+    deep = [picture(seed, 1, np.uint16) for seed in (1, 2)]
+    wanted = Fuser.load(folder).fuse(dict(zip(("visible", "infrared"), deep, strict=True)))
+    assert wanted.dtype == np.uint16
+    as_kind: Any = {"array": lambda a: a, "bytes": png, "pillow": lambda a: Image.fromarray(a[:, :, 0])}[kind]
+    fused: Any = fuse(*(as_kind(array) for array in deep))
+    array = decode(fused) if kind == "bytes" else np.asarray(fused).reshape(wanted.shape)
+    assert array.dtype == np.uint16
+    np.testing.assert_array_equal(array, wanted)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I", "F"])
+def test_a_pillow_image_means_what_its_file_means(fuse: LoadedModel, mode: str) -> None:
+    grey = Image.fromarray(picture(1)[:, :, 0])
+    image = Image.fromarray(picture(1)[:, :, 0].astype(np.float32) / 255) if mode == "F" else grey.convert(mode)
+    file = io.BytesIO()
+    image.save(file, "TIFF" if mode in ("CMYK", "F") else "PNG")
+    other = picture(2)
+    fused = fuse([image], [other])[0]
+    from_file = decode(fuse(file.getvalue(), png(other)))
+    np.testing.assert_array_equal(np.asarray(fused).reshape(from_file.shape), from_file)
+
+
+def test_guidance_in_each_form(fuse: LoadedModel, folder: Path) -> None:
+    from rwkvfusion.stages.guidance.builtin.text import HashedText, TextConfig
+
+    visible, infrared = picture(1), picture(2)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[5:20, 8:30] = 1
+    caption = "a person on the left"
+    fuser = Fuser.load(folder)
+    width = fuser.network.config.text_width
+    text = HashedText(TextConfig(width=width)).encode(caption).astype(np.float16)
+    images = {"visible": visible, "infrared": infrared}
+    wanted = fuser.fuse(images, mask, text)
+    assert not np.array_equal(wanted, fuser.fuse(images, mask))
+    for form in (mask, mask[:, :, None], Image.fromarray(mask), png(mask[:, :, None]), mask.astype(bool)):
+        np.testing.assert_array_equal(fuse(visible, infrared, mask=form, caption=caption), wanted)
+    np.testing.assert_array_equal(fuse(visible, infrared, mask=mask, caption=text), wanted)
+
+
+def test_a_batch_is_as_its_scenes(fuse: LoadedModel) -> None:
+    a, b = [picture(1), picture(3)], [picture(2), picture(4)]
+    mask = np.ones(SHAPE, np.uint8)
+    fused = fuse(a, b, mask=[mask, None], caption=[None, "dark"])
+    np.testing.assert_array_equal(fused[0], fuse(a[0], b[0], mask=mask))
+    np.testing.assert_array_equal(fused[1], fuse(a[1], b[1], caption="dark"))
+
+
+def test_threads_and_many_calls(fuse: LoadedModel) -> None:
+    visible, infrared = picture(1)[:16, :16], picture(2)[:16, :16]
+    wanted = fuse(visible, infrared)
+    for _ in range(100):
+        fuse(visible, infrared)
+    before = psutil.Process().memory_info().rss
+    wrong = []
+
+    def many() -> None:
+        for _ in range(500):
+            if not np.array_equal(fuse(visible, infrared), wanted):
+                wrong.append(threading.get_ident())
+
+    threads = [threading.Thread(target=many) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert psutil.Process().memory_info().rss - before < 16 * 2**20
+
+
+WRONG: list[tuple[Any, dict[str, Any], str]] = [
+    ((picture(1),), {}, "this model fuses visible \\+ infrared: give it 2 pictures"),
+    ((picture(1, 2), picture(2)), {}, "visible has 2 channels, this model takes 1 or 3"),
+    ((picture(1), picture(2)[:9]), {}, "infrared is 53x9 and visible is 53x37: sizes must be equal"),
+    ((picture(1), 7), {}, "infrared is an array, the bytes of a file, a Pillow image or a path, not int"),
+    (("a.png", "b.png"), {}, "what is fused of files goes to a file: add out="),
+    ((b"none", picture(2)), {}, "not a picture in a format we read"),
+    ((picture(1).astype(np.int64), picture(2)), {}, "visible holds int64; a picture is of 8 or 16 bits"),
+    ((picture(1), picture(2)), {"mask": np.ones((3, 3), np.uint8)}, "the mask is 3x3, the fused picture 53x37"),
+    ((picture(1), picture(2)), {"mask": "nowhere.png"}, "nowhere.png"),
+    ((picture(1), picture(2)), {"caption": 3}, "a caption is a text, or an array"),
+    ((picture(1), picture(2)), {"scale": "depth=3"}, "there is no 'depth' here, but visible, infrared"),
+    (([picture(1)], [picture(2), picture(2)]), {}, "of a batch all are lists of one length: the first has 1"),
+]
+
+
+@pytest.mark.parametrize(("pictures", "more", "message"), WRONG)
+def test_what_is_wrong_is_one_sentence(fuse: LoadedModel, pictures: Any, more: Any, message: str) -> None:
+    with pytest.raises(RwkvFusionError, match=message) as raised:
+        fuse(*pictures, **more)
+    assert "\n" not in str(raised.value)
+
+
+def test_swapped_pictures_of_a_sharpening_model_are_named(tmp_path: Path) -> None:
+    pan_fuser().save(tmp_path)
+    fuse = rwkvfusion.load(str(tmp_path))
+    pan, ms = picture(1, 1, np.uint16)[:32, :32], picture(2, 4, np.uint16)[:8, :8]
+    assert fuse(pan // 64, ms // 64).shape == (32, 32, 4)
+    with pytest.raises(RwkvFusionError, match=r"pan has 4 channels, this model takes 1.*swapped"):
+        fuse(ms // 64, pan // 64)
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "message"),
+    [
+        ("models:/nothing@champion", {}, "there is no registry"),
+        ("nothing", {}, "models:/nothing@champion"),
+        ("./nowhere/at/all", {}, "there is no such folder"),
+        ("FOLDER", {"device": "gpu"}, "there is no device 'gpu': say cpu, cuda or cuda:1"),
+        ("FOLDER", {"device": "cuda:99"}, "GPUs that torch can use, and no cuda:99"),
+    ],
+)
+def test_no_such_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, more: dict[str, str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(RwkvFusionError, match=message):
+        rwkvfusion.load(str(folder) if model == "FOLDER" else model, **more)
+
+
+def test_a_model_of_a_newer_format_asks_for_an_update(folder: Path, tmp_path: Path) -> None:
+    for change in ({"version": 2}, {"hologram": True}):
+        Fuser.load(folder).save(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(RwkvFusionError, match=r"is of a newer rwkvfusion.*update it"):
+            rwkvfusion.load(str(tmp_path))
+
+
+MEANING = Meaning("tiny", "3", "0123", 1_700_000_000_000, "")
+
+
+def kept(where: str, uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Cached:
+    from rwkvfusion.infra.storage import sha256
+
+    monkeypatch.setenv("RWKVFUSION_CACHE", str(cache))
+    proof = sha256((folder / "model.safetensors").read_bytes())
+    cached = Cached.keep(where, uri, MEANING._replace(proof=proof), folder)
+    assert cached is not None
+    return cached
+
+
+def test_without_its_registry_a_model_is_what_it_last_was(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, uri = "http://127.0.0.1:9", "models:/tiny@champion"
+    cached = kept(where, uri, folder, monkeypatch, tmp_path)
+    with pytest.warns(CacheWarning, match=r"MLflow at http://127.0.0.1:9: no answer.*last was here, version 3"):
+        fuse = rwkvfusion.load("tiny", tracking_uri=where)
+    assert (fuse.source.folder, fuse.source.version, fuse.source.run_id) == (cached.folder, "3", "0123")
+    assert fuse(picture(1), picture(2)).shape == (*SHAPE, 1)
+    # Files that are damaged are no model.
+    (cached.folder / "model.safetensors").write_bytes(b"")
+    assert Cached.find(where, uri) is None
+    monkeypatch.setattr("rwkvfusion.model.registry.find.GIVE_UP_SECONDS", 0)
+    with pytest.raises(UnreachableError):
+        rwkvfusion.load(uri, tracking_uri=where)
+    # And are mended by the next who keeps them.
+    assert kept(where, uri, folder, monkeypatch, tmp_path) == cached
+    assert Cached.find(where, uri) == cached
+
+
+def test_a_cache_that_cannot_be_written_is_only_a_warning(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RWKVFUSION_CACHE", str(tmp_path / "file"))
+    with pytest.warns(CacheWarning, match="set RWKVFUSION_CACHE"):
+        assert Cached.keep("here", "models:/tiny/1", MEANING, folder) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Cached.find("here", "models:/tiny/1") is None

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -177,6 +177,21 @@ def find_run(uri: str | None, experiment: str, tag: str, value: str) -> FoundRun
         return FoundRun(runs[0].info.run_id, runs[0].info.status, dict(runs[0].data.tags)) if runs else None
 
 
+class Point(NamedTuple):
+    """A value on the curve `name`: of a step, at a time in ms since 1970."""
+
+    name: str
+    value: float
+    time_ms: int
+    step: int
+
+    @classmethod
+    def of(cls, values: Mapping[str, float], step: int) -> list[Self]:
+        """One point of each name, now."""
+        now = int(time.time() * 1000)
+        return [cls(name, float(value), now, step) for name, value in values.items()]
+
+
 class Tracker:
     """Adds to the run `run_id` of the tracking server at `uri`. Each method is one call, or one per thousand values."""
 
@@ -222,14 +237,17 @@ class Tracker:
             self._client.log_inputs(self.run_id, found)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """One point on the curve of each name."""
+        """One point on the curve of each name, now."""
+        self.points(Point.of(values, step))
+
+    def points(self, points: Sequence[Point]) -> None:
+        """Points on curves. One that is there already, equal in all, stays one."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        points = [Metric(name, float(value), now, step) for name, value in values.items()]
+        metrics = [Metric(*point) for point in points]
         with _translated(self.uri):
-            for start in range(0, len(points), _METRICS_PER_CALL):
-                self._client.log_batch(self.run_id, metrics=points[start : start + _METRICS_PER_CALL])
+            for start in range(0, len(metrics), _METRICS_PER_CALL):
+                self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
 
     def picture(self, name: str, array: np.ndarray, step: int) -> None:
         """A picture, uint8 (H, W, 3), as the artifact `pictures/{name}-{step}.png`."""

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError
@@ -25,7 +25,7 @@ from rwkvfusion.infra.errors import RwkvFusionError, redacted
 from rwkvfusion.infra.lease import Lease
 from rwkvfusion.infra.reach import reach
 from rwkvfusion.infra.storage import absolute
-from rwkvfusion.infra.tracking import Tracker, TrackingError, tracking_uri
+from rwkvfusion.infra.tracking import Point, Tracker, TrackingError, tracking_uri
 from rwkvfusion.model.registry.registry import RegisteredVersion, log_and_register
 from rwkvfusion.model.training.trainer import CheckpointError, Trained, TrainingError, read_averaged
 from rwkvfusion.pipelines import console
@@ -40,8 +40,10 @@ from rwkvfusion.pipelines.train.progress import Progress, StepProgress, make_boa
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
 from rwkvfusion.pipelines.train.result import Chosen, TrainResult, available, record_result
 from rwkvfusion.pipelines.train.scores import final_scores, no_scores
-from rwkvfusion.pipelines.train.worker import WorkerSpec, memory_knobs, train_worker
+from rwkvfusion.pipelines.train.worker import WorkerSpec, memory_knobs, read_unsent, train_worker
 
+_AWAY_SECONDS = 300.0
+"""How long a finished training waits for an MLflow that gives no answer."""
 OnProgress = Callable[[Progress], None]
 
 
@@ -92,8 +94,7 @@ def _train(job: TrainJob, lease: Lease, progress: OnProgress | None, say: Callab
         say(note)
     tracker = Tracker(job.run.uri, job.run.run_id)
     try:
-        trained, notes = _fit(job, progress, say)
-        result = _finish(job, trained, notes, lease, say)
+        result = _finish(job, _fit(job, progress, say), lease, say)
     except BaseException as error:
         # The record of the attempt stays open: the same recipe resumes this run.
         with contextlib.suppress(TrackingError):
@@ -107,15 +108,17 @@ def _train(job: TrainJob, lease: Lease, progress: OnProgress | None, say: Callab
     return result
 
 
-def _finish(job: TrainJob, trained: Trained, notes: list[str], lease: Lease, say: Callable[[str], None]) -> TrainResult:
+def _finish(job: TrainJob, fitted: _Fitted, lease: Lease, say: Callable[[str], None]) -> TrainResult:
     """Score, register and record what was trained. Only what keeps it from being registered is an error."""
-    plan = job.plan
+    plan, (trained, unsent, notes) = job.plan, fitted
     fuser = make_fuser(plan, trained.network)
     with phase("scoring the model"):
         scores = final_scores(fuser, plan.recipe.data, say)
     metrics = {"loss": trained.loss if math.isfinite(trained.loss) else None, **scores.metrics}
     lease.check()
     try:
+        reach(job.run.uri, say=say, give_up_seconds=_AWAY_SECONDS)
+        Tracker(job.run.uri, job.run.run_id).points(unsent)
         with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch, phase("storing the model"):
             fuser.save(Path(scratch) / "fuser")
             version = _register(job, Path(scratch) / "fuser", available(metrics), Chosen.of(trained.best))
@@ -138,15 +141,23 @@ def _finish(job: TrainJob, trained: Trained, notes: list[str], lease: Lease, say
     return result
 
 
-def _fit(job: TrainJob, progress: OnProgress | None, say: Callable[[str], None]) -> tuple[Trained, list[str]]:
-    """Run the workers to the last step: their last averaged network, and what they could not do besides."""
+class _Fitted(NamedTuple):
+    """What the workers leave: the averaged network, points on the curves that MLflow may lack, and notes."""
+
+    trained: Trained
+    unsent: list[Point]
+    notes: list[str]
+
+
+def _fit(job: TrainJob, progress: OnProgress | None, say: Callable[[str], None]) -> _Fitted:
+    """Run the workers to the last step."""
     plan, recipe = job.plan, job.plan.recipe
     for line in repair(job.checkpoints):
         say(line)
-    if (trained := _already_trained(job)) is not None:
-        is_whole = trained.steps == recipe.steps
-        say(f"all {trained.steps} steps are made already" if is_whole else f"stopped early after {trained.steps} steps")
-        return trained, []
+    if (fitted := _already_trained(job)) is not None:
+        steps = fitted.trained.steps
+        say(f"all {steps} steps are made already" if steps == recipe.steps else f"stopped early after {steps} steps")
+        return fitted
     # Ray Train's default of 2 s between looks at the workers is felt at each start, checkpoint and death.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # On a busy machine the workers' imports alone pass its default of 60 s, and it would start them anew for ever.
@@ -179,23 +190,25 @@ def _fit(job: TrainJob, progress: OnProgress | None, say: Callable[[str], None])
         if result.checkpoint is None:
             raise TrainingError(f"the workers left no checkpoint in {recipe.output}")
         with result.checkpoint.as_directory() as folder:
-            return _averaged(plan, Path(folder)), ray.get(board.noted.remote())
+            return _fitted(plan, Path(folder), ray.get(board.noted.remote()))
 
 
-def _already_trained(job: TrainJob) -> Trained | None:
+def _already_trained(job: TrainJob) -> _Fitted | None:
     """What the checkpoint of the last step holds, where there is a whole one: the job died after it."""
     store = job.checkpoints
     for name in complete(store, job.plan.recipe.steps):
         with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch, contextlib.suppress(CheckpointError):
             for file in store.files(name):
                 (Path(scratch) / file.rpartition("/")[2]).write_bytes(store.read(file))
-            return _averaged(job.plan, Path(scratch))
+            return _fitted(job.plan, Path(scratch), [])
     return None
 
 
-def _averaged(plan: TrainPlan, folder: Path) -> Trained:
+def _fitted(plan: TrainPlan, folder: Path, notes: list[str]) -> _Fitted:
+    """Of the last checkpoint, in `folder`."""
     recipe = plan.recipe
-    return read_averaged(folder, plan.network, total=recipe.steps, seed=recipe.seed, task=plan.data.task)
+    trained = read_averaged(folder, plan.network, total=recipe.steps, seed=recipe.seed, task=plan.data.task)
+    return _Fitted(trained, read_unsent(folder), notes)
 
 
 def _check_places(recipe: TrainRecipe, say: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +21,11 @@ from ray.train import Checkpoint, get_all_reported_checkpoints, get_checkpoint, 
 from ray.train.torch import get_device
 from torch import Tensor
 
+from rwkvfusion.infra.curves import Curves
 from rwkvfusion.infra.errors import RwkvFusionError, redacted
 from rwkvfusion.infra.memory import keep_freed_memory
 from rwkvfusion.infra.storage import RefusedError, StorageError
-from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError
+from rwkvfusion.infra.tracking import Point, RunInfo, Tracker, TrackingError
 from rwkvfusion.model.training.loader import Batch, Loader
 from rwkvfusion.model.training.preview import strip
 from rwkvfusion.model.training.trainer import CheckpointError, Trainer, TrainingError, learning_rate
@@ -32,6 +34,8 @@ from rwkvfusion.pipelines.train.plan import TrainPlan
 from rwkvfusion.pipelines.train.progress import Progress
 from rwkvfusion.pipelines.train.validation import Validation, is_due, is_over, validate
 
+UNSENT = "unsent.json"
+"""File of a checkpoint: points on the curves that MLflow had not taken by then."""
 EXAMPLES = 2
 """Samples whose fused pictures are recorded."""
 
@@ -72,10 +76,10 @@ def _train(spec: WorkerSpec) -> None:
     torch.set_num_threads(recipe.threads)
     keep_freed_memory()
     trainer = make_trainer(spec.plan, get_device(), rank=rank, world=world)
-    _resume(trainer)
+    resumed = _resume(trainer)
     check_agreement(trainer)
     loader = spec.plan.loader(rank, world)
-    recorder = Recorder(spec, trainer, loader) if rank == 0 else None
+    recorder = Recorder(spec, trainer, loader, unsent_of(resumed)) if rank == 0 else None
     validator = make_validator(spec.plan, trainer, rank=rank, world=world, note=spec.board.note.remote)
     batches = loader.stream(trainer.done)
     while not is_over(trainer, recipe):
@@ -87,19 +91,24 @@ def _train(spec: WorkerSpec) -> None:
             if recorder is not None and found is not None:
                 recorder.validated(found)
         if trainer.done % recipe.checkpoint_every == 0 or is_over(trainer, recipe):
-            _checkpoint(trainer, write=rank == 0)
+            _checkpoint(trainer, recorder)
+    if recorder is not None:
+        recorder.close()
 
 
-def _resume(trainer: Trainer) -> None:
-    """Load the last checkpoint that is whole, if there is any."""
+def _resume(trainer: Trainer) -> Checkpoint | None:
+    """Load the last checkpoint that is whole, if there is any: that one."""
     newest = get_checkpoint()
     if newest is None:
-        return
+        return None
     problem = _load(trainer, newest)
-    if problem is not None:
-        older = [reported.checkpoint for reported in get_all_reported_checkpoints()]
-        if all(_load(trainer, one) is not None for one in reversed(older) if one.path != newest.path):
-            raise problem
+    if problem is None:
+        return newest
+    older = [reported.checkpoint for reported in get_all_reported_checkpoints()]
+    for one in reversed(older):
+        if one.path != newest.path and _load(trainer, one) is None:
+            return one
+    raise problem
 
 
 def _load(trainer: Trainer, checkpoint: Checkpoint) -> CheckpointError | None:
@@ -146,29 +155,46 @@ def memory_knobs(plan: TrainPlan) -> str:
     )
 
 
-def _checkpoint(trainer: Trainer, *, write: bool) -> None:
-    """Hand a checkpoint to Ray Train, which stores it; every rank must call it."""
+def _checkpoint(trainer: Trainer, recorder: Recorder | None) -> None:
+    """Hand a checkpoint to Ray Train, which stores it; every rank must call it. Rank 0, which records, writes it."""
     metrics = {"step": trainer.done, "loss": float(trainer.last_loss)}
-    if not write:
+    if recorder is None:
         report(metrics)
         return
     folder = Path(tempfile.mkdtemp(prefix="rwkvfusion-checkpoint-"))
     try:
         trainer.save(folder)
+        if unsent := recorder.curves.unsent:
+            (folder / UNSENT).write_text(json.dumps(unsent))
         report(metrics, checkpoint=Checkpoint.from_directory(str(folder)))
     finally:
         shutil.rmtree(folder)
 
 
+def unsent_of(checkpoint: Checkpoint | None) -> list[Point]:
+    """The points on the curves that MLflow may lack, as `checkpoint` has them."""
+    if checkpoint is None:
+        return []
+    with checkpoint.as_directory() as folder:
+        return read_unsent(Path(folder))
+
+
+def read_unsent(folder: Path) -> list[Point]:
+    """`unsent_of` the checkpoint in `folder`."""
+    file = folder / UNSENT
+    return [Point(*point) for point in json.loads(file.read_text())] if file.is_file() else []
+
+
 class Recorder:
     """What rank 0 tells: curves and pictures to MLflow, progress to the driver."""
 
-    def __init__(self, spec: WorkerSpec, trainer: Trainer, loader: Loader) -> None:
+    def __init__(self, spec: WorkerSpec, trainer: Trainer, loader: Loader, unsent: Sequence[Point] = ()) -> None:
         self.recipe, self.trainer, self.board = spec.plan.recipe, trainer, spec.board
         self.per_epoch = loader.order.per_epoch
         self.batch = loader.config.batch
         self.loader, self.told_why = loader, False
         self.tracker = Tracker(spec.run.uri, spec.run.run_id)
+        self.curves = Curves(self.tracker, unsent)
         self.sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.count = 0
         self.told = (time.perf_counter(), trainer.done)
@@ -185,7 +211,8 @@ class Recorder:
             self._tell(float(values["loss"]))
         if done % self.recipe.log_every == 0 or last:
             self._curves()
-        if done % self.recipe.pictures_every == 0 or last:
+        # They are for a look in between; the training would wait for a server that is away.
+        if (done % self.recipe.pictures_every == 0 or last) and not self.curves.is_away:
             self._pictures()
 
     @cached_property
@@ -209,12 +236,13 @@ class Recorder:
         since, before = self.told
         seconds = (now - since) / max(done - before, 1)
         self.told = (now, done)
-        self.board.pin.remote(Progress(done, self.recipe.steps, loss, seconds, os.getpid(), self.words))
+        words = f"{self.words}, MLflow gives no answer" if self.curves.is_away else self.words
+        self.board.pin.remote(Progress(done, self.recipe.steps, loss, seconds, os.getpid(), words))
 
     def validated(self, found: Validation) -> None:
         """Called after each validation that was judged."""
         done, best = self.trainer.done, self.trainer.best
-        self.tracker.metrics(found.points, done)
+        self.curves.add(found.points, done)
         self.words = f", {found.metric} {found.value:.4g}"
         if best is not None and best.step != done:
             self.words += f" (best {best.value:.4g} at step {best.step})"
@@ -230,4 +258,11 @@ class Recorder:
         means["skipped_steps"] = self.trainer.skipped
         (since, before), self.waits = self.waits, (time.perf_counter(), self.loader.waited)
         means["data_wait"] = (self.loader.waited - before) / (self.waits[0] - since)
-        self.tracker.metrics(means, done)
+        self.curves.add(means, done)
+
+    def close(self) -> None:
+        """Send what MLflow lacks, and say for how long it gave no answer."""
+        unsent = self.curves.close()
+        if self.curves.longest_gap:
+            then = f"{len(unsent)} points wait for it" if unsent else "what it had missed was sent then"
+            self.board.note.remote(f"MLflow gave no answer for {self.curves.longest_gap:.0f} s; {then}")

@@ -81,9 +81,9 @@ def violations(source: str, module: str) -> list[str]:
     found = []
     for line, name in imports(tree, module):
         top, _, inner = name.partition(".")
-        if top == "rwkvfusion" and not _allowed(inner, FLOORS[folder]):
+        if top == "rwkvfusion" and inner and not _allowed(inner, FLOORS[folder]):
             found.append(f"{line}: {folder} may not import {name}")
-        elif top == "rwkvfusion" and not _beside(module.partition(".")[2], inner):
+        elif top == "rwkvfusion" and inner and not _beside(module.partition(".")[2], inner):
             found.append(f"{line}: {module} may not import from the room of {name}")
         if top in FOLDERS:
             found.append(f"{line}: {name} is imported by its folder, not as rwkvfusion.{name}")

@@ -12,6 +12,8 @@ from pathlib import Path
 _TOP = "rwkvfusion"
 _SERVED = "rwkvfusion.model.registry"
 """What the file inside registered models imports."""
+_PRETRAINED = ("rwkvfusion.stages.guidance.pretrained", "rwkvfusion.infra.weights")
+"""What only text encoders of transformers need."""
 _BESIDE = ("kernels/_cpu.so", "py.typed")
 """Files that are no modules. Where the library does not suit a machine, torch computes the same."""
 
@@ -35,9 +37,13 @@ def copy_code(folder: Path) -> Path:
     return package
 
 
-def requirements(file: Path) -> list[str]:
-    """`package==version` of all that `file` and what it imports of this package need of others, as installed here."""
-    names = {name.partition(".")[0] for path in (file, *modules_of(_SERVED).values()) for name in imports_of(path)}
+def requirements(file: Path, *, encoder: bool = False) -> list[str]:
+    """`package==version` of all that `file` and what it imports of this package need of others, as installed here.
+
+    `encoder`: whether captions are encoded by a pretrained model.
+    """
+    ours = (path for name, path in modules_of(_SERVED).items() if encoder or not name.startswith(_PRETRAINED))
+    names = {name.partition(".")[0] for path in (file, *ours) for name in imports_of(path)}
     packages = metadata.packages_distributions()
     needed = {package for name in names - {_TOP} for package in packages.get(name, ())}
     # Builds of one release differ in what follows the plus; indexes know the release.

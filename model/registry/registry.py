@@ -139,7 +139,7 @@ def _upload(
         signature=_signature(config),
         input_example=pd.DataFrame([dict(example)]),
         # Named, not inferred: MLflow would load the model in a process of its own to watch its imports.
-        pip_requirements=requirements(_PYFUNC_FILE),
+        pip_requirements=requirements(_PYFUNC_FILE, encoder=config.text is not None and "weights" in config.text),
     )
     return str(logged.model_uri)
 

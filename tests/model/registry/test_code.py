@@ -34,6 +34,8 @@ def test_requirements_are_exact_and_on_every_index() -> None:
     assert {"torch", "mlflow", "numpy", "pandas", "pydantic", "pillow", "safetensors", "tifffile"} <= set(pinned)
     assert not {"rwkvfusion", "ray", "transformers", "segment-anything", "webdataset"} & set(pinned)
     assert all(version and "+" not in version for version in pinned.values())
+    more = {line.partition("==")[0] for line in requirements(PYFUNC, encoder=True)}
+    assert {"transformers", "huggingface_hub"} <= more - set(pinned)
 
 
 def test_every_module_that_is_imported_comes_along() -> None:

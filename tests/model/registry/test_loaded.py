@@ -113,7 +113,7 @@ def test_a_pillow_image_means_what_its_file_means(fuse: LoadedModel, mode: str) 
     grey = Image.fromarray(picture(1)[:, :, 0])
     image = Image.fromarray(picture(1)[:, :, 0].astype(np.float32) / 255) if mode == "F" else grey.convert(mode)
     file = io.BytesIO()
-    image.save(file, "TIFF" if mode in ("CMYK", "F") else "PNG")
+    image.save(file, "TIFF" if mode in ("CMYK", "I", "F") else "PNG")
     other = picture(2)
     fused = fuse([image], [other])[0]
     from_file = decode(fuse(file.getvalue(), png(other)))

@@ -29,7 +29,7 @@ def test_the_logged_file_imports_one_module_of_this_package() -> None:
             if node.module == promised.__name__:
                 assert all(callable(getattr(promised, alias.name)) for alias in node.names)
     others = {name for name in names if name.partition(".")[0] not in sys.stdlib_module_names}
-    assert others == {"mlflow", "mlflow.pyfunc", "pandas", promised.__name__}
+    assert {name for name in others if name.partition(".")[0] != "mlflow"} == {"pandas", promised.__name__}
 
 
 @pytest.mark.parametrize("line", EARLIER.strip().splitlines())

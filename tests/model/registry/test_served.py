@@ -66,7 +66,9 @@ def bare(place: Path, registered: RegisteredVersion) -> Path:
     links = ["--find-links", os.environ["PIP_FIND_LINKS"]] if os.environ.get("PIP_FIND_LINKS") else []
     uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(python), *links]
     subprocess.run([*uv, "-r", root / "requirements.txt"], check=True)
-    done = subprocess.run([python, "-c", "import rwkvfusion"], capture_output=True, text=True, cwd=place)
+    done = subprocess.run(
+        [python, "-c", "import rwkvfusion"], capture_output=True, text=True, cwd=place, env=environment(place)
+    )
     assert "ModuleNotFoundError" in done.stderr
     return python
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ FORMATS = ("png", *RASTERS, "bmp", "webp", *LOSSY)
 QUALITY = 95
 """Of JPEG, where none is asked for."""
 _WEBP_SIDE = 16383
+_PNG_HEADER = 33
+"""Bytes of the signature and of the first chunk."""
 _OPTIONS: dict[str, dict[str, Any]] = {"webp": {"lossless": True, "quality": 50, "method": 4}}
 
 
@@ -57,6 +61,26 @@ def encode_png(array: np.ndarray) -> bytes:
     if not ok:
         raise ImageError(f"could not encode an array of shape {array.shape} as PNG")
     return bytes(buffer.tobytes())
+
+
+def with_text(png: bytes, words: Mapping[str, str]) -> bytes:
+    """The PNG with `words` (Latin-1, keys of at most 79 letters) in text chunks, which `text_of` gives back."""
+    chunks = b""
+    for key, word in words.items():
+        body = b"tEXt" + key.encode("latin-1") + b"\0" + word.encode("latin-1")
+        chunks += (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    return png[:_PNG_HEADER] + chunks + png[_PNG_HEADER:]
+
+
+def text_of(png: bytes) -> dict[str, str]:
+    """What text chunks say that lie before the pixels; nothing for what is no PNG."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+            return {key: word for key, word in image.info.items() if isinstance(word, str)}
+    except (OSError, ValueError, SyntaxError):
+        return {}
 
 
 def encode_tiff(array: np.ndarray) -> bytes:

@@ -21,6 +21,7 @@ from torch import Tensor
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.decode import decode, decode_indices
 from rwkvfusion.infra.pictures.units import Picture, Scale, Unit, UnitError, measure
+from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.fusing.planes import from_planes, luma, to_planes, with_chroma
 from rwkvfusion.model.fusing.tiles import SCENE_PIXELS, Size, Tile, Window, fuse_tiled, size_of, strips
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
@@ -124,6 +125,8 @@ class Fuser:
             raise FuserError(f"a luma network has single channels, not {channels} -> {network.config.out_channels}")
         self.config = config
         self.network = network.eval()
+        self.weights_sha256: str | None = None
+        """Hex SHA-256 of the file that it was loaded from."""
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `config.json` to `folder`, which is made where it is missing."""
@@ -157,7 +160,9 @@ class Fuser:
         except (SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise FuserError(f"{folder / WEIGHTS} does not hold this network's weights: {reason}") from None
-        return cls(network.to(device), config)
+        fuser = cls(network.to(device), config)
+        fuser.weights_sha256 = sha256((folder / WEIGHTS).read_bytes())
+        return fuser
 
     def fuse(
         self,

@@ -13,12 +13,14 @@ import numpy as np
 
 from rwkvfusion.infra.pictures.decode import decode_indices, describe
 from rwkvfusion.infra.pictures.emptiness import apart, filled, holds
-from rwkvfusion.infra.pictures.encode import encode_picture
+from rwkvfusion.infra.pictures.encode import QUALITY, encode_picture, with_text
 from rwkvfusion.infra.pictures.units import EVERY, Picture, odd_words, parse_scales
 from rwkvfusion.model.fusing.fuser import Fuser, FuserError
 from rwkvfusion.model.fusing.tiles import Tile
 from rwkvfusion.model.registry.captions import encoder_of
 
+MADE_BY = "rwkvfusion weights_sha256"
+"""Text chunk of a fused PNG: of the model that made it."""
 CAPTION = "caption"
 """Of the served model: the column of a row's caption as a text."""
 COLUMN = "scale"
@@ -53,7 +55,17 @@ def fuse_row(fuser: Fuser, row: Mapping[str, Any]) -> bytes:
         tokens,
         scale if isinstance(scale, str) else None,
     )
-    return encode_picture(fused)[0]
+    return encode_fused(fuser, fused)[0]
+
+
+def encode_fused(
+    fuser: Fuser, fused: np.ndarray, extension: str | None = None, quality: int = QUALITY
+) -> tuple[bytes, str]:
+    """`encode_picture` of what `fuser` made; a PNG says so, by the hash of the model's weights."""
+    data, extension = encode_picture(fused, extension, quality)
+    if extension.lower() == "png" and fuser.weights_sha256 is not None:
+        data = with_text(data, {MADE_BY: fuser.weights_sha256})
+    return data, extension
 
 
 def fuse_encoded(

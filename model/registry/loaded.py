@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from rwkvfusion.infra.pictures.decode import decode_indices, from_pillow
-from rwkvfusion.infra.pictures.encode import encode_picture
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import Fuser, FuserError
 from rwkvfusion.model.fusing.tiles import Tile
 from rwkvfusion.model.registry.captions import encoder_of
-from rwkvfusion.model.registry.encoded import Decoded, fuse_decoded
+from rwkvfusion.model.registry.encoded import Decoded, encode_fused, fuse_decoded
 from rwkvfusion.model.registry.find import ModelSource, resolve
 
 if TYPE_CHECKING:
@@ -118,7 +117,11 @@ class LoadedModel:
         # A picture takes all cores, and memory for its size.
         with self._one_at_a_time:
             fused = fuse_decoded(self._fuser, decoded, indices, text, scale, tile)
-        return _written(fused, out) if out is not None else _like(pictures[0], fused)
+        if out is not None:
+            return _written(self._fuser, fused, out)
+        if isinstance(pictures[0], bytes | bytearray | memoryview):
+            return encode_fused(self._fuser, fused)[0]
+        return _like(pictures[0], fused)
 
 
 def _device(name: str) -> str:
@@ -190,9 +193,7 @@ def _like(picture: Any, fused: np.ndarray) -> Any:
     """The fused (H, W, C) in the form of `picture`."""
     if isinstance(picture, np.ndarray):
         return fused[:, :, 0] if picture.ndim == 2 and fused.shape[2] == 1 else fused
-    if _is_pillow(picture):
-        return _pillow(fused)
-    return encode_picture(fused)[0]
+    return _pillow(fused)
 
 
 def _pillow(fused: np.ndarray) -> Image:
@@ -204,9 +205,9 @@ def _pillow(fused: np.ndarray) -> Image:
     return Image.fromarray(np.ascontiguousarray(fused[:, :, 0] if channels == 1 else fused))
 
 
-def _written(fused: np.ndarray, out: Any) -> Path:
+def _written(fuser: Fuser, fused: np.ndarray, out: Any) -> Path:
     store = Store(os.fspath(out))
     folder, _, name = store.url.rpartition("/")
     extension = name.rpartition(".")[2]
-    Store(folder or "/").write(name, encode_picture(fused, extension)[0])
+    Store(folder or "/").write(name, encode_fused(fuser, fused, extension)[0])
     return cast("Path", Path(out)) if "://" not in str(out) else cast("Path", str(out))

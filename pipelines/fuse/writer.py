@@ -9,11 +9,12 @@ from itertools import chain, count
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.decode import ImageError, decode
-from rwkvfusion.infra.pictures.encode import RASTERS, encode_picture
+from rwkvfusion.infra.pictures.encode import RASTERS
 from rwkvfusion.infra.pictures.units import Picture, odd_words
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.fusing.fuser import guidance_of
 from rwkvfusion.model.fusing.tiles import MAX_PIXELS
+from rwkvfusion.model.registry.encoded import encode_fused
 from rwkvfusion.pipelines.fuse.guide import FuseError, Guide
 from rwkvfusion.pipelines.fuse.jobs import Room
 from rwkvfusion.pipelines.fuse.record import File, Fused, Guidance, Model, Output, Pair, Records, Result, files_beside
@@ -127,7 +128,7 @@ class PictureWriter:
         with self._room.taken(height, width):
             start = time.perf_counter()
             picture = fuser.fuse_pictures(pictures, *guidance_of(guide), self.model.tile)
-            data, extension = encode_picture(picture, self.output.format, self.output.quality)
+            data, extension = encode_fused(fuser, picture, self.output.format, self.output.quality)
         seconds = time.perf_counter() - start
         path = f"{stem}.{extension}"
         self.store.write(path, data)

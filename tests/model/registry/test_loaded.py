@@ -20,10 +20,12 @@ from PIL import Image
 import rwkvfusion
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.decode import decode
-from rwkvfusion.infra.pictures.encode import encode_picture
+from rwkvfusion.infra.pictures.encode import encode_picture, text_of
 from rwkvfusion.infra.reach import UnreachableError
+from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.registry.cache import Cached, CacheWarning, Meaning
+from rwkvfusion.model.registry.encoded import MADE_BY
 from rwkvfusion.model.registry.loaded import LoadedModel
 
 SHAPE = (37, 53)
@@ -106,6 +108,15 @@ def test_sixteen_bits_stay(fuse: LoadedModel, folder: Path, kind: str) -> None:
     array = decode(fused) if kind == "bytes" else np.asarray(fused).reshape(wanted.shape)
     assert array.dtype == np.uint16
     np.testing.assert_array_equal(array, wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_fused_png_names_the_weights_that_made_it(fuse: LoadedModel, folder: Path, dtype: Any) -> None:
+    data = fuse(png(picture(1, 1, dtype)), png(picture(2, 1, dtype)))
+    said = text_of(data)
+    assert said[MADE_BY] == sha256((folder / "model.safetensors").read_bytes())
+    np.testing.assert_array_equal(decode(data), fuse(picture(1, 1, dtype), picture(2, 1, dtype)))
+    assert text_of(encode_picture(picture(1), "tif")[0]) == text_of(b"") == {}
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I", "F"])
@@ -232,8 +243,6 @@ MEANING = Meaning("tiny", "3", "0123", 1_700_000_000_000, "")
 
 
 def kept(where: str, uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Cached:
-    from rwkvfusion.infra.storage import sha256
-
     monkeypatch.setenv("RWKVFUSION_CACHE", str(cache))
     proof = sha256((folder / "model.safetensors").read_bytes())
     cached = Cached.keep(where, uri, MEANING._replace(proof=proof), folder)

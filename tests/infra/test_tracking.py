@@ -241,7 +241,8 @@ def test_the_artifact_is_plain_files(registered: RegisteredVersion, run: RunInfo
     assert "artifacts/fuser/model.safetensors" in names
     # MLflow's own YAML files without a suffix; it writes the second when a version is loaded.
     suffixes = {Path(name).suffix for name in names if name not in ("MLmodel", "registered_model_meta")}
-    assert suffixes <= {".safetensors", ".json", ".yaml", ".txt", ".py"}
+    # The library beside the code, and the mark of a typed package.
+    assert suffixes <= {".safetensors", ".json", ".yaml", ".txt", ".py"} | {".so", ".typed"}
     flavor = yaml.safe_load((root / "MLmodel").read_text())["flavors"]["python_function"]
     assert Path(flavor["model_code_path"]).name in names
     assert "python_model" not in flavor

@@ -24,6 +24,7 @@ from rwkvfusion.infra.reach import reach
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.infra.tracking import TrackingError, tracking_uri, using
 from rwkvfusion.model.fusing.fuser import CONFIG, WEIGHTS, Fuser, FuserConfig
+from rwkvfusion.model.names import HASH as HASH
 from rwkvfusion.model.registry.encoded import COLUMN as SCALE
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 ARTIFACT = "fuser"
-HASH = "weights_sha256"
-"""Tag of a version: hex SHA-256 of its weights."""
 _PYFUNC_FILE = Path(__file__).with_name("pyfunc_model.py")
 _REQUIRED = ("rwkvfusion", "mlflow", "torch", "safetensors", "numpy", "pandas")
 _LOGGED = re.compile("models:/m-[^@/]*")

@@ -138,6 +138,6 @@ def _lines(result: Promotion) -> Iterator[str]:
     yield from (f"  note: {note}" for note in result.notes)
     where = "is nowhere" if result.after is None else f"is version {result.after}"
     moved = "" if result.before == result.after else f", before version {result.before}" if result.before else ""
-    yield f"@{_CHAMPION} {where}{moved}" + ("" if result.entry is None else f"; entry {result.entry} of the history")
+    yield f"@{result.alias} {where}{moved}" + ("" if result.entry is None else f"; entry {result.entry} of the history")
     if result.report:
         yield f"report: {result.report}"

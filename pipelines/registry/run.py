@@ -36,7 +36,7 @@ class Promotion:
     """What came of a call.
 
     Args:
-        name: the registered model. version: the candidate.
+        name: the registered model. alias: the champion's. version: the candidate.
         before, after: version with the champion's alias before and after the call; None where there is none.
         verdict, reasons: see `Decision`; of a candidate that is the champion already, of the entry that made it so.
         entry: its number in the history; None of a dry run.
@@ -45,6 +45,7 @@ class Promotion:
     """
 
     name: str
+    alias: str
     version: str
     before: str | None
     after: str | None
@@ -89,6 +90,8 @@ def promote(
     sets = open_sets(recipe, pinned=not dry_run)
     version = str(candidate.source.version)
     if dry_run:
+        for name, one in sets.items():
+            say(f"sets.{name}.fingerprint is {one.fingerprint}")
         with using(where) as client:
             before = aliases_of(client, where, recipe.name).get(recipe.champion)
         if before == version:
@@ -194,7 +197,7 @@ def _standing(recipe: PromoteRecipe, version: str, made: Entry | None, *, dry_ru
     """Of a candidate that is the champion already."""
     reason = f"version {version} is @{recipe.champion} already"
     return Promotion(
-        recipe.name, version, version, version, made.verdict if made else Verdict.FOUND,
+        recipe.name, recipe.champion, version, version, version, made.verdict if made else Verdict.FOUND,
         (reason, *(made.reasons if made else ())), entry=made.number if made else None,
         report=made.report if made else None, dry_run=dry_run, judged=False,
     )  # fmt: skip
@@ -206,7 +209,8 @@ def _withdrawn(recipe: PromoteRecipe, version: str, step: Step) -> Promotion:
         f"entry {step.number} took version {version} out of use; `rwkvfusion rollback {recipe.name} --to {version}`"
         " brings it back, another candidate is judged"
     )
-    return Promotion(recipe.name, version, step.after, step.after, Verdict.WITHDRAWN, (reason,), judged=False)
+    alias, now = recipe.champion, step.after
+    return Promotion(recipe.name, alias, version, now, now, Verdict.WITHDRAWN, (reason,), judged=False)
 
 
 def _promotion(
@@ -215,6 +219,6 @@ def _promotion(
     decision = judged.decision
     moves = decision.verdict is Verdict.PROMOTED and not dry_run
     return Promotion(
-        recipe.name, version, before, version if moves else before, decision.verdict, decision.reasons,
+        recipe.name, recipe.champion, version, before, version if moves else before, decision.verdict, decision.reasons,
         tuple(judged.notes), report=url, dry_run=dry_run,
     )  # fmt: skip

@@ -184,6 +184,7 @@ def test_who_dies_at_any_step_leaves_what_the_next_command_completes(
                 move(versions, target)
         if len(last) < n:
             break
+        assert n < 30
         seen.add(last[n - 1])
         _die(versions)
         why(NAME, "champion", "2", versions.uri)
@@ -223,14 +224,13 @@ def _die_now(*_: object, **__: object) -> None:
 
 
 def _die(registry: Registry) -> None:
-    """What is left of leases is that of a process that is gone."""
+    """What is left of the lease is that of a process that is gone."""
     history = open_history(registry)
     data = registry.client.get_run(history.run_id).data
-    for name, value in data.params.items():
-        if "_lease/" in name:
-            record = json.loads(data.tags.get(name, value))
-            record["holder"]["began"] -= 1000
-            registry.client.set_tag(history.run_id, name, json.dumps(record))
+    name = max(name for name in data.params if name.startswith("moving/_lease/"))
+    record = json.loads(data.tags.get(name, data.params[name]))
+    record["holder"]["began"] -= 1000
+    registry.client.set_tag(history.run_id, name, json.dumps(record))
 
 
 def test_a_rollback_that_died_is_completed_and_not_done_twice(

@@ -177,7 +177,10 @@ def test_a_dry_run_judges_and_changes_nothing(registry: Registry, make_recipe: M
     unpinned = recipe.model_copy(
         update={"sets": {"made": recipe.sets["made"].model_copy(update={"fingerprint": None})}}
     )
-    found = judge(registry, unpinned, dry_run=True, report_url=str(tmp_path / "report"))
+    said: list[str] = []
+    place = str(tmp_path / "report")
+    found = promote(unpinned, tracking=registry.uri, say=said.append, dry_run=True, report_url=place)
+    assert said == [f"sets.made.fingerprint is {recipe.sets['made'].fingerprint}"]
     assert (found.verdict, found.is_promoted, found.entry, found.after) == (Verdict.PROMOTED, True, None, "1")
     assert registry.champion == "1"
     assert entries(registry) == []

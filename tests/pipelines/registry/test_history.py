@@ -25,8 +25,7 @@ from rwkvfusion.pipelines.registry.recipe import PromoteRecipe
 from rwkvfusion.pipelines.registry.rollback import rollback, why
 from rwkvfusion.pipelines.registry.run import promote
 
-WRITES = ("log_text", "log_param", "set_registered_model_alias", "set_model_version_tag", "set_tag", "create_run",
-          "create_experiment", "delete_tag", "update_run")  # fmt: skip
+WRITES = ("log_text", "log_param", "set_registered_model_alias", "set_model_version_tag", "set_tag")
 
 
 class Killed(BaseException):
@@ -184,14 +183,13 @@ def test_who_dies_at_any_step_leaves_what_the_next_command_completes(
                 move(versions, target)
         if len(last) < n:
             break
-        assert n < 30
         seen.add(last[n - 1])
         _die(versions)
         why(NAME, "champion", "2", versions.uri)
         check_in_step(versions)
         after = told(versions)
         assert len(after) - before == (versions.champion == target), (n, last)
-    assert {"log_text", "log_param", "set_registered_model_alias", "set_model_version_tag", "set_tag"} <= seen
+    assert seen == {*WRITES}
 
 
 def _dies_at(patched: pytest.MonkeyPatch, count: itertools.count[int], n: int, is_done: bool) -> list[str]:

@@ -17,13 +17,13 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, ClassVar, Protocol, Self
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rwkvfusion.infra.errors import RwkvFusionError
-from rwkvfusion.infra.storage import MissingError, StorageError, Store
+from rwkvfusion.infra.storage import MissingError, StorageError
 
 LEASES = "_lease"
 SECONDS = 60.0
@@ -31,6 +31,22 @@ SECONDS = 60.0
 RELEASE_SECONDS = 2.0
 """How long a job that failed tries to give its lease back."""
 _NAME = re.compile(r"^(\d{8})\.json$")
+
+
+class Objects(Protocol):
+    """What a lease needs of the place that it lies in: a `Store`, or what creates objects as one does."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def patience(self) -> float: ...
+    def sizes(self, folder: str = "") -> dict[str, int]: ...
+    def read(self, name: str) -> bytes: ...
+    def write(self, name: str, data: bytes) -> None: ...
+    def create(self, name: str, data: bytes) -> bool: ...
+    def remove(self, name: str) -> None: ...
 
 
 class LeaseError(RwkvFusionError):
@@ -95,7 +111,7 @@ class LeaseRecord(BaseModel):
 class Fence:
     """What a worker is given of a lease: enough to see whether the job it works for still has it."""
 
-    store: Store
+    store: Objects
     number: int
 
     def check(self) -> None:
@@ -116,7 +132,7 @@ class Lease:
         LeaseError: another job has it. A lease that ran out, or whose holder is seen to be dead, is taken over.
     """
 
-    def __init__(self, store: Store, job: str, seconds: float = SECONDS) -> None:
+    def __init__(self, store: Objects, job: str, seconds: float = SECONDS) -> None:
         self.store, self.job, self.seconds = store, job, seconds
         self.follows_release = False
         """Whether the job before this one ended by itself, and did not die."""
@@ -178,7 +194,7 @@ class Lease:
         return self.record.model_dump_json(indent=1).encode()
 
 
-def holder(store: Store) -> LeaseRecord | None:
+def holder(store: Objects) -> LeaseRecord | None:
     """Who is writing below `store` now, as far as can be seen."""
     record = _read(store, _newest(store))
     return None if record is None or record.is_free else record
@@ -188,16 +204,16 @@ def _file(number: int) -> str:
     return f"{LEASES}/{number:08d}.json"
 
 
-def _numbers(store: Store) -> list[int]:
+def _numbers(store: Objects) -> list[int]:
     found = (_NAME.match(name) for name in store.sizes(LEASES))
     return sorted(int(match[1]) for match in found if match)
 
 
-def _newest(store: Store) -> int:
+def _newest(store: Objects) -> int:
     return max(_numbers(store), default=0)
 
 
-def _read(store: Store, number: int) -> LeaseRecord | None:
+def _read(store: Objects, number: int) -> LeaseRecord | None:
     """None where there is none, or none that can be read: it then keeps nobody out."""
     try:
         return LeaseRecord.model_validate_json(store.read(_file(number)))

@@ -79,7 +79,7 @@ def using(uri: str) -> Iterator[MlflowClient]:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
-        with _translated(uri):
+        with translated(uri):
             yield mlflow.MlflowClient(uri, uri)
     finally:
         mlflow.set_tracking_uri(None)
@@ -118,7 +118,7 @@ def start_run(
     """
     where = tracking_uri(uri)
     with using(where) as client:
-        experiment_id = _experiment(client, where, experiment)
+        experiment_id = open_experiment(client, where, experiment)
         check_artifacts(where, str(client.get_experiment(experiment_id).artifact_location))
         run_id: str = client.create_run(experiment_id, run_name=name).info.run_id
         tracker = Tracker(where, run_id)
@@ -205,7 +205,7 @@ class Tracker:
         from mlflow.entities import Param
 
         plain = _without_secrets(values)
-        with _translated(self.uri):
+        with translated(self.uri):
             self._client.log_text(
                 self.run_id, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), "recipe.yaml"
             )
@@ -217,7 +217,7 @@ class Tracker:
         """Tags of the run."""
         from mlflow.entities import RunTag
 
-        with _translated(self.uri):
+        with translated(self.uri):
             self._client.log_batch(
                 self.run_id, tags=[RunTag(key, redacted(str(value))) for key, value in values.items()]
             )
@@ -233,7 +233,7 @@ class Tracker:
             kind = url.partition("://")[0] if "://" in url else "local"
             digest = one.fingerprint[:_DIGEST_LENGTH]
             found.append(DatasetInput(Dataset(one.name, digest, kind, json.dumps({"uri": url})), [context]))
-        with _translated(self.uri):
+        with translated(self.uri):
             self._client.log_inputs(self.run_id, found)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -245,41 +245,43 @@ class Tracker:
         from mlflow.entities import Metric
 
         metrics = [Metric(*point) for point in points]
-        with _translated(self.uri):
+        with translated(self.uri):
             for start in range(0, len(metrics), _METRICS_PER_CALL):
                 self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
 
     def picture(self, name: str, array: np.ndarray, step: int) -> None:
         """A picture, uint8 (H, W, 3), as the artifact `pictures/{name}-{step}.png`."""
-        with _translated(self.uri):
+        with translated(self.uri):
             self._client.log_image(self.run_id, array, artifact_file=f"pictures/{name}-{step:07d}.png")
 
     def json(self, name: str, value: Any) -> None:
         """A JSON value as the artifact `{name}.json`."""
-        with _translated(self.uri):
+        with translated(self.uri):
             self._client.log_dict(self.run_id, _without_secrets(value), f"{name}.json")
 
     def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """A table as the artifact `{name}.json`, which MLflow shows beside those of other runs."""
-        with _translated(self.uri):
+        with translated(self.uri):
             self._client.log_table(self.run_id, _without_secrets(columns), f"{name}.json")
 
-    def files(self, folder: str, store: Store) -> None:
-        """The files of `store` as artifacts in `folder`."""
+    def files(self, folder: str, store: Store, names: Sequence[str] | None = None) -> None:
+        """The files `names` of `store`, by default all that are directly in it, as artifacts in `folder`."""
         with TemporaryDirectory(prefix="rwkvfusion-artifacts-") as place:
-            for name in store.files(deep=False):
+            for name in store.files(deep=False) if names is None else names:
+                (Path(place) / name).parent.mkdir(parents=True, exist_ok=True)
                 (Path(place) / name).write_bytes(store.read(name))
-            with _translated(self.uri):
+            with translated(self.uri):
                 self._client.log_artifacts(self.run_id, place, folder)
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         """End the run."""
-        with _translated(self.uri):
+        with translated(self.uri):
             self._client.set_terminated(self.run_id, status)
 
 
 @contextmanager
-def _translated(uri: str) -> Iterator[None]:
+def translated(uri: str) -> Iterator[None]:
+    """TrackingError with the address where MLflow fails inside the block."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -290,8 +292,8 @@ def _translated(uri: str) -> Iterator[None]:
         raise TrackingError(f"MLflow at {uri}: {error}") from None
 
 
-def _experiment(client: MlflowClient, uri: str, name: str) -> str:
-    """The experiment's id, made where there is none."""
+def open_experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """The experiment's id, made where there is none; MlflowException where another process makes it right now."""
     found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage != "active":
         client.restore_experiment(found.experiment_id)

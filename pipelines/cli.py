@@ -22,6 +22,8 @@ COMMANDS = {
     "verify": ("prepare.command", "Check a dataset against its manifests and its plan."),
     "view": ("gallery.command", "Look at a dataset's guidance: a contact sheet."),
     "train": ("train.command", "Train on prepared datasets, register the model as `candidate`."),
+    "promote": ("registry.command", "Judge the candidate against the champion; the better one is in use."),
+    "rollback": ("registry.command", "Bring the champion before back, within seconds."),
     "ablate": ("ablate.command", "Train variants of a recipe side by side: what each change is worth."),
     "fuse": ("fuse.command", "Fuse one pair, two folders, or a prepared dataset with a model."),
     "evaluate": ("evaluate.command", "Score fused pictures, or models on a prepared dataset."),

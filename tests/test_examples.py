@@ -29,6 +29,8 @@ from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.metrics import lpips
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import COMMANDS, main
+from rwkvfusion.pipelines.registry.entry import Verdict
+from rwkvfusion.pipelines.registry.history import History
 from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.source.files import open_picture
 
@@ -142,12 +144,19 @@ def _register(root: Path) -> None:
     pan = FuserConfig.of(bands, "pansharpening", ("pan", "ms"), luma_only=False, scales=(2047.0, 2047.0))
     Fuser(luma, vif).save(root / "runs" / "last")
     Fuser(bands, pan).save(root / "runs" / "pan")
-    with using(f"sqlite:///{root}/mlflow.db") as client:
+    uri = f"sqlite:///{root}/mlflow.db"
+    with using(uri) as client:
         for name, folder in (("rwkvfusion-vif", "last"), ("rwkvfusion-pansharpening", "pan"), ("pan", "pan")):
             client.create_registered_model(name)
             client.create_model_version(name, (root / "runs" / folder).as_uri())
             for alias in ("candidate", "champion"):
                 client.set_registered_model_alias(name, alias, "1")
+        with History.open(uri, "rwkvfusion-vif", "champion").moving():
+            pass
+        # One that has a champion before.
+        client.create_model_version("rwkvfusion-pansharpening", (root / "runs" / "pan").as_uri())
+        with History.open(uri, "rwkvfusion-pansharpening", "champion").moving() as turn:
+            turn.add(Verdict.PROMOTED, "2", "2", weights_sha256=None)
 
 
 def words(line: str, folder: Path, tiny_models: dict[str, str]) -> list[str]:

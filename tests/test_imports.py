@@ -38,6 +38,7 @@ ROOMS = {
     "pipelines.evaluate": ("pipelines.fuse", "pipelines.gallery"),
     "pipelines.train": ("pipelines.evaluate",),
     "pipelines.ablate": ("pipelines.train", "pipelines.evaluate"),
+    "pipelines.registry": ("pipelines.evaluate", "pipelines.fuse"),
     "pipelines.gallery": (),
     "pipelines.doctor": ("pipelines.train",),
     "pipelines.demo": ("pipelines.prepare", "pipelines.train", "pipelines.fuse", "pipelines.evaluate"),

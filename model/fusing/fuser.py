@@ -24,11 +24,12 @@ from rwkvfusion.infra.pictures.units import Picture, Scale, Unit, UnitError, mea
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.fusing.planes import from_planes, luma, to_planes, with_chroma
 from rwkvfusion.model.fusing.tiles import SCENE_PIXELS, Size, Tile, Window, fuse_tiled, size_of, strips
+from rwkvfusion.model.names import CONFIG as CONFIG
+from rwkvfusion.model.names import WEIGHTS as WEIGHTS
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.dataset.task import Task
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT_VERSION = 1
 VERSION = "1"
 """Of the code that fuses; it is raised whenever a picture of the same weights can change."""
@@ -45,6 +46,10 @@ Side = Annotated[int, Field(ge=1)]
 
 class FuserError(RwkvFusionError, ValueError):
     """Pictures that do not fit the model, or files that are not a model; the message names what differs."""
+
+
+class NotFiniteError(FuserError):
+    """The network gave values that are no numbers."""
 
 
 class FuserConfig(BaseModel):
@@ -398,7 +403,7 @@ class Fuser:
             batch.append(image[None, :, rows, columns].to(device))
         fused = self.network(batch, None if mask is None else mask[:, window[0], window[1]], text)[0].float().cpu()
         if not bool(torch.isfinite(fused).all()):
-            raise FuserError("the network gave values that are not finite: its weights are damaged")
+            raise NotFiniteError("the network gave values that are not finite: its weights are damaged")
         return np.asarray(fused)
 
 

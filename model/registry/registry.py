@@ -19,6 +19,7 @@ from rwkvfusion.infra.provenance import commit
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.infra.tracking import TrackingError, using
 from rwkvfusion.model.fusing.fuser import WEIGHTS, Fuser, FuserConfig
+from rwkvfusion.model.names import HASH as HASH
 from rwkvfusion.model.registry.code import copy_code, requirements
 from rwkvfusion.model.registry.encoded import CAPTION
 from rwkvfusion.model.registry.encoded import COLUMN as SCALE
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 ARTIFACT = "fuser"
-HASH = "weights_sha256"
-"""Tag of a version: hex SHA-256 of its weights."""
 _PYFUNC_FILE = Path(__file__).with_name("pyfunc_model.py")
 
 

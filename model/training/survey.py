@@ -11,8 +11,7 @@ from typing import Any, Self
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.units import Scale
-from rwkvfusion.infra.storage import sha256
-from rwkvfusion.stages.dataset.dataset import Dataset, Shard
+from rwkvfusion.stages.dataset.dataset import Dataset, Shard, fingerprint_of
 from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
@@ -53,11 +52,11 @@ class TrainingSet:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of each dataset, by URL: hex SHA-256 of the names and hashes of the shards that are read."""
-        proofs: dict[str, list[str]] = {}
+        """Of each dataset, by URL: `fingerprint_of` the shards that are read."""
+        shards: dict[str, list[Shard]] = {}
         for shard in self.shards:
-            proofs.setdefault(shard.store.url, []).append(f"{shard.manifest.shard} {shard.manifest.sha256}")
-        return {url: sha256("\n".join(lines).encode()) for url, lines in proofs.items()}
+            shards.setdefault(shard.store.url, []).append(shard)
+        return {url: fingerprint_of(its) for url, its in shards.items()}
 
     def survey(self) -> Survey:
         """Look into a few shards of each dataset. DataError where samples differ in what a network fixes."""

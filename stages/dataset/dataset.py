@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 
-from rwkvfusion.infra.storage import Store
+from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.stages.dataset.manifest import (
     ALLOW,
     MANIFESTS,
@@ -98,6 +98,11 @@ class Dataset:
         """Those of the selected samples, sorted."""
         return tuple(sorted({shard.manifest.task for shard in self.shards}))
 
+    @property
+    def fingerprint(self) -> str:
+        """`fingerprint_of` the shards with selected samples: of the same splits it is another once a pair is."""
+        return fingerprint_of(self.shards)
+
     def incomplete(self) -> str | None:
         """That the dataset lacks shards of its plan, in words that begin with its URL; None where it does not."""
         planned = read_planned(self.store)
@@ -144,6 +149,11 @@ class Dataset:
             return f"{key} is in quarantine ({lost.kind} at {lost.stage}): {lost.message}"
         near = difflib.get_close_matches(key, available, n=3, cutoff=0.4) or available[:3]
         return f"{self.store.url} has no sample {key} in the splits asked for; near it: {', '.join(near)}"
+
+
+def fingerprint_of(shards: Iterable[Shard]) -> str:
+    """Hex SHA-256 of the names and hashes of whole shards, whichever of their samples are selected."""
+    return sha256("\n".join(f"{shard.manifest.shard} {shard.manifest.sha256}" for shard in shards).encode())
 
 
 def _folder(url: str) -> Store:

@@ -1,0 +1,54 @@
+"""Objects in an MLflow run: of several that create one, one does; what is newest counts."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from rwkvfusion.infra.run_store import MAX_BYTES, RunStore
+from rwkvfusion.infra.storage import MissingError, StorageError
+from rwkvfusion.infra.tracking import using
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    with using(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db") as client:
+        run_id = client.create_run(client.create_experiment("objects")).info.run_id
+        return RunStore(client, run_id, "the run")
+
+
+def test_one_of_several_creates(store: RunStore) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        made = [*pool.map(lambda i: store.create("a/one.json", f"{i}".encode()), range(4))]
+    assert sorted(made) == [False, False, False, True]
+    assert store.read("a/one.json") == f"{made.index(True)}".encode()
+    # Ours after all, where the answer to an earlier try was lost.
+    assert store.create("a/one.json", store.read("a/one.json"))
+
+
+def test_folders_hold_the_newest_and_what_was_written_again(store: RunStore) -> None:
+    folder = store.sub("b")
+    with pytest.raises(MissingError, match="the run has no 1"):
+        folder.read("1")
+    assert folder.sizes("c") == {}
+    for name in ("c/1", "c/2", "c/3", "c/d/9"):
+        assert folder.create(name, name.encode())
+    folder.write("c/1", b"again")
+    assert folder.sizes("c") == {"1": 3, "3": 3}
+    assert (folder.read("c/1"), folder.read("c/2")) == (b"again", b"c/2")
+    folder.remove("c/1")
+    folder.remove("c/2")
+    assert folder.sizes("c") == {"3": 3}
+    assert folder.read("c/1") == b"c/1"
+    assert folder.objects() == {name: name.encode() for name in ("c/1", "c/2", "c/3", "c/d/9")}
+
+
+def test_nothing_is_cut_off_or_lost_in_silence(store: RunStore, tmp_path: Path) -> None:
+    assert store.create("full", b"x" * MAX_BYTES)
+    assert len(store.read("full")) == MAX_BYTES
+    with pytest.raises(StorageError, match=rf"^the run: over has {MAX_BYTES + 1} bytes"):
+        store.create("over", b"x" * (MAX_BYTES + 1))
+    with pytest.raises(StorageError, match=r"^no run: Run with id=0{32} not found"):
+        RunStore(store.client, "0" * 32, "no run").create("a", b"")

@@ -233,10 +233,11 @@ def from_pillow(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16") or image.mode == "F":
         return np.array(image, np.float32 if image.mode == "F" else np.uint16)[:, :, None]
     if image.mode == "I":
-        low, high = image.getextrema()
-        if not 0 <= float(low) <= float(high) <= 65535:
+        values = np.array(image)[:, :, None]
+        low, high = int(values.min(initial=0)), int(values.max(initial=0))
+        if low < 0 or high > np.iinfo(np.uint16).max:
             raise ImageError(f"whole numbers from {low} to {high}: a picture is of 8 or 16 bits, or of floats")
-        return np.array(image).astype(np.uint16)[:, :, None]
+        return values.astype(np.uint16)
     return _by_pillow(image.copy())
 
 

@@ -78,7 +78,7 @@ def text_of(png: bytes) -> dict[str, str]:
 
     try:
         with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-            return {key: word for key, word in image.info.items() if isinstance(word, str)}
+            return {str(key): word for key, word in image.info.items() if isinstance(word, str)}
     except (OSError, ValueError, SyntaxError):
         return {}
 

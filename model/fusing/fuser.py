@@ -101,7 +101,7 @@ class FuserConfig(BaseModel):
             luma_only=luma_only,
             scales=scales,
             extent=extent,
-            text=text and dict(text),
+            text=None if text is None else dict(text),
         )
 
     @property

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 from pkgutil import extend_path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
 # A registered model brings what it needs of this package; the rest is found where the package is installed.
 __path__ = extend_path(__path__, __name__)
+if __path__[0].endswith(os.path.join("model", "package")):
+    # In a checkout the folders of this package lie at the top, and have no __init__ that an editable install finds.
+    __path__.append(os.path.dirname(os.path.dirname(__path__[0])))
 
 
 def load(model: str, *, device: str = "auto", tracking_uri: str | None = None) -> LoadedModel:

@@ -19,8 +19,8 @@ from rwkvfusion.infra.reach import GIVE_UP_SECONDS, UnreachableError, reach
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.infra.tracking import SQLITE, tracking_uri, using
 from rwkvfusion.model.fusing.fuser import CONFIG, WEIGHTS
+from rwkvfusion.model.names import HASH
 from rwkvfusion.model.registry.cache import Cached, CacheWarning, Meaning
-from rwkvfusion.model.registry.registry import HASH
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

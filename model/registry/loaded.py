@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
@@ -65,11 +65,11 @@ class LoadedModel:
 
     @overload
     def __call__(self, *pictures: Picture, mask: Any = ..., caption: Any = ..., scale: str | None = ...,
-                 tile: Tile = ..., out: PathLike) -> Path: ...  # fmt: skip
+                 tile: Tile = ..., out: PathLike) -> Path | str: ...  # fmt: skip
 
     @overload
-    def __call__(self, *pictures: Sequence[Picture], mask: Any = ..., caption: Any = ..., scale: str | None = ...,
-                 tile: Tile = ..., out: Sequence[PathLike]) -> list[Path]: ...  # fmt: skip
+    def __call__(self, *pictures: list[Any], mask: Any = ..., caption: Any = ..., scale: str | None = ...,
+                 tile: Tile = ..., out: list[Any]) -> list[Path | str]: ...  # fmt: skip
 
     def __call__(
         self,
@@ -94,8 +94,8 @@ class LoadedModel:
 
         Returns:
             The fused picture in the form of the first one, with its type and unit (of a sharpening model: those of the
-            picture that is sharpened); bytes are PNG, or TIFF where PNG cannot hold it. With `out`, that path. Of
-            lists, a list; mask, caption and out are lists then too, or None.
+            picture that is sharpened); bytes are PNG, or TIFF where PNG cannot hold it. With `out`, its path or URL.
+            Of lists, a list; mask, caption and out are lists then too, or None.
 
         Raises:
             RwkvFusionError: pictures that do not fit the model or each other, or are damaged; the message says which.
@@ -205,9 +205,9 @@ def _pillow(fused: np.ndarray) -> Image:
     return Image.fromarray(np.ascontiguousarray(fused[:, :, 0] if channels == 1 else fused))
 
 
-def _written(fuser: Fuser, fused: np.ndarray, out: Any) -> Path:
+def _written(fuser: Fuser, fused: np.ndarray, out: Any) -> Path | str:
     store = Store(os.fspath(out))
     folder, _, name = store.url.rpartition("/")
     extension = name.rpartition(".")[2]
     Store(folder or "/").write(name, encode_fused(fuser, fused, extension)[0])
-    return cast("Path", Path(out)) if "://" not in str(out) else cast("Path", str(out))
+    return str(out) if "://" in str(out) else Path(out)

@@ -11,7 +11,7 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import FuserError
 from rwkvfusion.model.metrics.score import ScoreError
 from rwkvfusion.model.metrics.table import Comparison, Convention, metrics_of
-from rwkvfusion.model.registry.registry import ServingError
+from rwkvfusion.model.registry.find import ServingError
 from rwkvfusion.pipelines.console import Bar
 from rwkvfusion.pipelines.evaluate.cases.samples import DatasetCases, Selected, select_samples
 from rwkvfusion.pipelines.evaluate.report.pictures import EvaluationGallery

@@ -166,7 +166,7 @@ def test_undeclared_values_are_warned_of_once(models: Path, tmp_path: Path) -> N
     assert "--scale infrared=VALUE" in line
     for more in (("--scale", WHITE), ("--model", models / "counts", "--scale", f"infrared={WHITE}")):
         assert "--scale" not in run("fuse", "--model", models / "vif", *folders, *more).output
-    with pytest.warns(UnitWarning, match=r"infrared uses 2\d % of the range of 16 bits.*column scale"):
+    with pytest.warns(UnitWarning, match=r"infrared uses 2\d % of the range of 16 bits.*set scale"):
         narrow = fuse_encoded(luma_fuser(), encoded(FOURTEEN))
     declared = fuse_encoded(luma_fuser(), encoded(FOURTEEN), scale=f"infrared={WHITE}")
     np.testing.assert_array_equal(declared, fuse_encoded(luma_fuser(None, WHITE), encoded(FOURTEEN)))

@@ -154,7 +154,7 @@ def test_a_job_that_died_after_its_last_step_registers_without_training_and_is_t
         with pytest.raises(
             TrackingError, match=r"no answer; all 2 steps are made and kept: the same command registers"
         ):
-            _finish(job, _already_trained(job), [], lease, lambda _: None)
+            _finish(job, _already_trained(job), lease, lambda _: None)
     # Without a cluster: the same command only has to register.
     monkeypatch.setattr("rwkvfusion.pipelines.train.run.connect", away)
     said: list[str] = []

@@ -61,12 +61,9 @@ class Curves:
             except TrackingError:
                 self._failed_at = self._failed_at or time.monotonic()
                 self._note_gap()
-                with self._change:
-                    self._change.wait_for(lambda: self._deadline is not None, self._pause)
-                    if self._deadline is not None and time.monotonic() + self._pause > self._deadline:
-                        return
-                if self._deadline is not None:
-                    time.sleep(self._pause)
+                if self._deadline is not None and time.monotonic() + self._pause > self._deadline:
+                    return
+                time.sleep(self._pause)
             else:
                 self._note_gap()
                 self._failed_at = None

@@ -281,6 +281,12 @@ class Store:
             raise RefusedError(f"cannot {action} {url}: {reason}") from error
 
 
+def split_file(url: str) -> tuple[Store, str]:
+    """The folder of the file at `url`, and the file's name in it. StorageError as of `Store`."""
+    folder, _, name = Store(url).url.rpartition("/")
+    return Store(folder or "/"), name
+
+
 class _ThereError(Exception):
     """What was to be created is there already."""
 

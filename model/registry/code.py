@@ -22,13 +22,12 @@ def copy_code(folder: Path) -> Path:
     """Write what `rwkvfusion.load` and the served model import of this package to `folder`; the package's folder there.
 
     Modules of the command line, of training and of preparing stay behind. The result is a package like the installed
-    one: its version and commit can be asked.
+    one, with its version.
     """
     package = folder / _TOP
     for name, path in sorted(modules_of(_TOP, _SERVED).items()):
         parts = name.split(".")[1:]
-        target = package.joinpath(*parts, "__init__.py") if path.name == "__init__.py" else package.joinpath(*parts)
-        _copy(path, target if target.suffix else target.with_suffix(".py"))
+        _copy(path, package.joinpath(*(parts if path.name == "__init__.py" else parts[:-1]), path.name))
     for name in _BESIDE:
         floor, _, file = name.rpartition("/")
         for place in _places(f"{_TOP}.{floor}" if floor else _TOP):

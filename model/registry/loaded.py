@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from rwkvfusion.infra.pictures.decode import decode_indices, from_pillow
-from rwkvfusion.infra.storage import Store
+from rwkvfusion.infra.storage import split_file
 from rwkvfusion.model.fusing.fuser import Fuser, FuserError
 from rwkvfusion.model.fusing.tiles import Tile
+from rwkvfusion.model.names import CHAMPION
 from rwkvfusion.model.registry.captions import encoder_of
 from rwkvfusion.model.registry.encoded import Decoded, encode_fused, fuse_decoded
 from rwkvfusion.model.registry.find import ModelSource, resolve
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     PathLike: TypeAlias = str | os.PathLike[str]
     Picture: TypeAlias = np.ndarray | bytes | Image | PathLike
     P = TypeVar("P", np.ndarray, bytes, Image)
-
-CHAMPION = "champion"
-"""The alias of the version of a model that is in use."""
 
 
 def load(model: str, *, device: str = "auto", tracking_uri: str | None = None) -> LoadedModel:
@@ -150,8 +148,8 @@ def _is_path(picture: Any) -> bool:
 
 
 def _read(path: Any) -> bytes:
-    folder, _, name = Store(os.fspath(path)).url.rpartition("/")
-    return Store(folder or "/").read(name)
+    folder, name = split_file(os.fspath(path))
+    return folder.read(name)
 
 
 def _decoded(role: str, picture: Any) -> Decoded:
@@ -206,8 +204,6 @@ def _pillow(fused: np.ndarray) -> Image:
 
 
 def _written(fuser: Fuser, fused: np.ndarray, out: Any) -> Path | str:
-    store = Store(os.fspath(out))
-    folder, _, name = store.url.rpartition("/")
-    extension = name.rpartition(".")[2]
-    Store(folder or "/").write(name, encode_fused(fuser, fused, extension)[0])
+    folder, name = split_file(os.fspath(out))
+    folder.write(name, encode_fused(fuser, fused, name.rpartition(".")[2])[0])
     return str(out) if "://" in str(out) else Path(out)

@@ -19,13 +19,13 @@ import torch
 from rwkvfusion.infra.errors import RwkvFusionError, printable
 from rwkvfusion.infra.pictures.encode import FORMATS
 from rwkvfusion.infra.pictures.units import EVERY, Scale
-from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.model.fusing.fuser import WEIGHTS, Fuser
+from rwkvfusion.infra.storage import Store, split_file
+from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.fusing.tiles import Tile
 from rwkvfusion.model.registry.find import resolve
 from rwkvfusion.pipelines.console import Bar, say
 from rwkvfusion.pipelines.fuse.guide import FuseError
-from rwkvfusion.pipelines.fuse.record import File, Fused, Model, Output, Pair
+from rwkvfusion.pipelines.fuse.record import Fused, Model, Output, Pair
 from rwkvfusion.pipelines.fuse.writer import FuseSummary, OnPicture, PictureWriter, Skipped
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.source.files import SourceError
@@ -63,7 +63,7 @@ def open_model(
     if unknown := sorted(set(scales or {}) - {*roles, EVERY}):
         raise FuseError(f"--scale: this model has no {unknown[0]!r}; it fuses {', '.join(roles)}")
     fuser.tile_of(tile)
-    return Model(fuser, source, sha256((source.folder / WEIGHTS).read_bytes()), scales or {}, tile)
+    return Model(fuser, source, str(fuser.weights_sha256), scales or {}, tile)
 
 
 def fuse_pair(
@@ -81,8 +81,8 @@ def fuse_pair(
     roles = [names[0] for names in model.fuser.config.places]
     if len(urls) != len(roles):
         raise FuseError(f"this model fuses {' + '.join(roles)}: give {len(roles)} pictures, not {len(urls)}")
-    files = {role: _file(url) for role, url in zip(roles, urls, strict=True)}
-    folder, name = (Store(out), files[roles[0]][1]) if Store(out).isdir() else _file(out)
+    files = {role: split_file(url) for role, url in zip(roles, urls, strict=True)}
+    folder, name = (Store(out), files[roles[0]][1]) if Store(out).isdir() else split_file(out)
     stem, _, extension = name.rpartition(".")
     if not Store(out).isdir():
         if not stem or extension.lower() not in FORMATS:
@@ -168,11 +168,6 @@ class PictureProgress:
                 say(f"{printable(result.name)}: {printable(note)}")
         if result is not None:
             self._bar.advance(worked=isinstance(result, Fused) and not result.kept)
-
-
-def _file(url: str) -> File:
-    folder, _, name = Store(url).url.rpartition("/")
-    return Store(folder or "/"), name
 
 
 def _committed(dataset: Dataset) -> Iterator[Pair | Skipped]:

@@ -13,7 +13,7 @@ from PIL import Image as Pil
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.decode import ImageError
-from rwkvfusion.infra.storage import Store
+from rwkvfusion.infra.storage import Store, split_file
 from rwkvfusion.pipelines.gallery.dataset import OnSample, write_gallery
 from rwkvfusion.pipelines.gallery.sheet import draw_head, draw_row, stack
 from rwkvfusion.stages.dataset.dataset import Dataset
@@ -98,10 +98,10 @@ def view(
     shards = {key: shard for shard in selected.shards for key in shard.keys}
     order = list(dict.fromkeys(keys)) or list(shards)
     sheet = _sheet(selected, order, len(available), width)
-    folder, _, name = Store(output).url.rpartition("/")
+    folder, name = split_file(output)
     out = io.BytesIO()
     sheet.save(out, format="PNG")
-    Store(folder or "/").write(name, out.getvalue())
+    folder.write(name, out.getvalue())
     shown = tuple(Shown(key, shards[key].manifest.split, shards[key].manifest.shard) for key in order)
     return Summary(
         dataset.store.url, Store(output).url, shown, len(available), *sheet.size, incomplete=dataset.incomplete()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rwkvfusion.model.names import CHAMPION
 from rwkvfusion.pipelines.console import answer
 from rwkvfusion.pipelines.options import JSON, SET
 from rwkvfusion.pipelines.ray_job import check_output, check_tracking
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 NOT_PROMOTED = 4
 """Exit code: a version was judged, and is not to be in use."""
-_CHAMPION = "champion"
 _TRACKING = click.option(
     "--tracking-uri", metavar="URI", help="MLflow to ask and to write to; default as MLflow's own."
 )
@@ -64,7 +64,7 @@ def promote(
     if version is not None:
         if dry_run or report:
             raise click.UsageError("--dry-run and --report are for a judgement: with --why they have no effect")
-        name, alias = recipe, _CHAMPION
+        name, alias = recipe, CHAMPION
         if _is_recipe(recipe):
             loaded = load_recipe(recipe, PromoteRecipe, overrides)
             name, alias = loaded.name, loaded.champion
@@ -88,7 +88,7 @@ def promote(
 @click.command()
 @click.argument("name")
 @click.option("--to", metavar="VERSION", help="A champion of some time.  [default: the one before]")
-@click.option("--alias", default=_CHAMPION, show_default=True, help="What is moved.")
+@click.option("--alias", default=CHAMPION, show_default=True, help="What is moved.")
 @_TRACKING
 @JSON
 def rollback(name: str, to: str | None, alias: str, tracking_uri: str | None, as_json: bool) -> None:

@@ -6,7 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-CANDIDATE, CHAMPION = "candidate", "champion"
+from rwkvfusion.model.names import CANDIDATE as CANDIDATE
+from rwkvfusion.model.names import CHAMPION as CHAMPION
 
 
 class _Group(BaseModel):

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rwkvfusion.model.names import CANDIDATE
 from rwkvfusion.model.network.config import Align, Decay, Head, Prefer, Size, Skip
 from rwkvfusion.model.training.loader import SMALLEST, LoaderConfig
 from rwkvfusion.model.training.losses.config import LossConfig
@@ -128,7 +129,7 @@ class RegisterConfig(_Group):
     """How the trained model enters the registry."""
 
     name: str | None = Field(default=None, description="None: rwkvfusion-TASK")
-    alias: str = Field(default="candidate", min_length=1, description="moved to the new version")
+    alias: str = Field(default=CANDIDATE, min_length=1, description="moved to the new version")
 
 
 class TrainRecipe(_Group):

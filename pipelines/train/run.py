@@ -111,6 +111,7 @@ def _train(job: TrainJob, lease: Lease, progress: OnProgress | None, say: Callab
 def _finish(job: TrainJob, fitted: _Fitted, lease: Lease, say: Callable[[str], None]) -> TrainResult:
     """Score, register and record what was trained. Only what keeps it from being registered is an error."""
     plan, (trained, unsent, notes) = job.plan, fitted
+    tracker = Tracker(job.run.uri, job.run.run_id)
     fuser = make_fuser(plan, trained.network)
     with phase("scoring the model"):
         scores = final_scores(fuser, plan.recipe.data, say)
@@ -118,7 +119,7 @@ def _finish(job: TrainJob, fitted: _Fitted, lease: Lease, say: Callable[[str], N
     lease.check()
     try:
         reach(job.run.uri, say=say, give_up_seconds=_AWAY_SECONDS)
-        Tracker(job.run.uri, job.run.run_id).points(unsent)
+        tracker.points(unsent)
         with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch, phase("storing the model"):
             fuser.save(Path(scratch) / "fuser")
             version = _register(job, Path(scratch) / "fuser", available(metrics), Chosen.of(trained.best))
@@ -133,7 +134,7 @@ def _finish(job: TrainJob, fitted: _Fitted, lease: Lease, say: Callable[[str], N
             best=Chosen.of(trained.best),
             **vars(scores) | {"metrics": metrics, "notes": (*notes, *plan.validation.notes, *scores.notes)},
         )
-        record_result(Tracker(job.run.uri, job.run.run_id), result)
+        record_result(tracker, result)
     except TrackingError as error:
         raise TrackingError(
             f"{error}; all {trained.steps} steps are made and kept: the same command registers the model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class EmptyWarning(UserWarning):
 
 def load_fuser(folder: Path | str) -> Fuser:
     """The fuser in the folder of a model's files, on the CPU. FuserError as `Fuser.load`."""
+    # MLflow puts the code that the model brings first on the path. Where an installed package runs, that has to go:
+    # a process started from here would find the model's, which lacks all but what serves.
+    code = Path(folder).parents[1] / "code"
+    if not Path(__file__).is_relative_to(code):
+        sys.path[:] = [entry for entry in sys.path if Path(entry) != code]
     return Fuser.load(folder)
 
 

@@ -211,6 +211,17 @@ def test_a_bad_row_of_a_batch_fails_alone(
     assert all(made["error"][1:5])
 
 
+def test_a_model_leaves_this_package_to_processes_started_from_here(
+    registered: RegisteredVersion, elsewhere: Path
+) -> None:
+    """Its code is for where the package is not installed, and lacks most of it."""
+    import mlflow
+
+    found = list(sys.path)
+    mlflow.pyfunc.load_model(registered.uri)
+    assert sys.path == found
+
+
 def test_json_as_the_server_takes_it(
     registered: RegisteredVersion, fuser: Fuser, cells: dict[str, bytes], elsewhere: Path
 ) -> None:

@@ -13,6 +13,7 @@ import click
 
 from rwkvfusion.infra.errors import RwkvFusionError, redact_tracebacks
 from rwkvfusion.pipelines.interrupt import watched
+from rwkvfusion.pipelines.options import LEFT_OUT, NOT_PROMOTED, NOTHING_NEW
 
 COMMANDS = {
     "demo": ("demo.command", "The whole chain on photographs that come with scikit-image."),
@@ -24,6 +25,7 @@ COMMANDS = {
     "train": ("train.command", "Train on prepared datasets, register the model as `candidate`."),
     "promote": ("registry.command", "Judge the candidate against the champion; the better one is in use."),
     "rollback": ("registry.command", "Bring the champion before back, within seconds."),
+    "retrain": ("retrain.command", "Prepare what is new, train, and promote the model if it is better."),
     "ablate": ("ablate.command", "Train variants of a recipe side by side: what each change is worth."),
     "fuse": ("fuse.command", "Fuse one pair, two folders, or a prepared dataset with a model."),
     "evaluate": ("evaluate.command", "Score fused pictures, or models on a prepared dataset."),
@@ -31,8 +33,8 @@ COMMANDS = {
 }
 """By name: the module below `pipelines` that has the command as a function of that name, and what it does."""
 
-LEFT_OUT = 3
-"""Exit code: all was done, but more was left out than allowed."""
+TOLERATED = (LEFT_OUT, NOT_PROMOTED, NOTHING_NEW)
+"""Exit codes of what did not fail."""
 
 
 class _Group(click.Group):
@@ -43,7 +45,7 @@ class _Group(click.Group):
             try:
                 return super().invoke(ctx)
             except SystemExit as error:
-                if error.code == LEFT_OUT and ctx.params["tolerant"]:
+                if error.code in TOLERATED and ctx.params["tolerant"]:
                     ctx.exit(0)
                 if watch is not None and watch.caused(error):
                     ctx.exit(watch.end())
@@ -76,7 +78,7 @@ class _Group(click.Group):
 @click.option(
     "--tolerant",
     is_flag=True,
-    help="Exit with 0, not 3, where all was done but more was left out than allowed: for what runs failures again.",
+    help="Exit with 0, not with 3, 4 or 5, where nothing failed (see the commands): for what runs failures again.",
 )
 def main(tolerant: bool) -> None:
     """Image fusion guided by captions and object masks: make training data, train, register, fuse.

@@ -42,15 +42,7 @@ def load_recipe(path: str, model: type[M], overrides: Sequence[str] = ()) -> M:
 
     Override values are YAML (`true`, `3`, `[a, b]`, text). RecipeError for anything that does not fit `model`.
     """
-    name, text = _read(path)
-    try:
-        values = _parse(text)
-    except _NotYamlError as error:
-        raise RecipeError(f"{name} is not YAML: {error}") from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise RecipeError(f"{name} must be a mapping of settings, not a {type(values).__name__}")
+    name, values = _values(path)
     for override in overrides:
         _set(values, override)
     try:
@@ -60,6 +52,37 @@ def load_recipe(path: str, model: type[M], overrides: Sequence[str] = ()) -> M:
         lines = list(dict.fromkeys(_explain(problem, model)[:_MAX_LENGTH] for problem in problems[:_MAX_PROBLEMS]))
         lines += [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
         raise RecipeError(f"{name}: {printable('; '.join(lines))}") from None
+
+
+def on_top(values: Any, base: str = "recipe") -> Any:
+    """Settings without their key `base`, on top of those of the recipe that it names; RecipeError where there is none.
+
+    Groups are laid over groups; what is no mapping, or has no such key, stays as it is.
+    """
+    if not isinstance(values, dict) or not isinstance(values.get(base), str):
+        return values
+    changes = {key: value for key, value in values.items() if key != base}
+    return _overlaid(_values(values[base])[1], changes)
+
+
+def _overlaid(values: Any, changes: Any) -> Any:
+    if not (isinstance(values, dict) and isinstance(changes, dict)):
+        return changes
+    return {**values, **{key: _overlaid(values.get(key), change) for key, change in changes.items()}}
+
+
+def _values(path: str) -> tuple[str, dict[Any, Any]]:
+    """The name and the settings of a recipe."""
+    name, text = _read(path)
+    try:
+        values = _parse(text)
+    except _NotYamlError as error:
+        raise RecipeError(f"{name} is not YAML: {error}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name} must be a mapping of settings, not a {type(values).__name__}")
+    return name, values
 
 
 class _NotYamlError(Exception):

@@ -39,6 +39,7 @@ ROOMS = {
     "pipelines.train": ("pipelines.evaluate",),
     "pipelines.ablate": ("pipelines.train", "pipelines.evaluate"),
     "pipelines.registry": ("pipelines.evaluate", "pipelines.fuse"),
+    "pipelines.retrain": ("pipelines.prepare", "pipelines.train", "pipelines.registry"),
     "pipelines.gallery": (),
     "pipelines.doctor": ("pipelines.train",),
     "pipelines.demo": ("pipelines.prepare", "pipelines.train", "pipelines.fuse", "pipelines.evaluate"),

@@ -48,22 +48,20 @@ def prepare(
     rwkvfusion prepare pansharpening.yaml --set source.layout=geotiff --set source.root=data/scenes
     rwkvfusion prepare m3fd.yaml --set source.root=data/M3FD --set guidance=full --set caption.prompt="<CAPTION>"
     """
-    from rwkvfusion.infra.errors import printable
     from rwkvfusion.pipelines.cluster import expect
     from rwkvfusion.pipelines.prepare.packing import packing_lines
     from rwkvfusion.pipelines.prepare.plan import plan_job
     from rwkvfusion.pipelines.prepare.progress import PairProgress
     from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
-    from rwkvfusion.pipelines.prepare.report import outcome_lines, plan_facts, plan_lines
+    from rwkvfusion.pipelines.prepare.report import outcome_lines, plan_facts, plan_lines, swapped
     from rwkvfusion.pipelines.prepare.run import prepare as run_prepare
     from rwkvfusion.pipelines.recipe import load_recipe
-    from rwkvfusion.stages.source.names import pairs_swapped
 
     loaded = load_recipe(recipe, PrepareRecipe, overrides)
     with Bar("planning", 0, "file") as bar:
         job = plan_job(loaded, limit, retry=retry_quarantined, on_read=bar.of)
-    if job.pending and (swapped := pairs_swapped(job.source.read, job.pending[0].pairs)):
-        say(f"warning: are visible and infrared swapped? {printable(swapped)}")
+    if (warning := swapped(job)) is not None:
+        say(warning)
     asked = any(one.startswith("prompts=") for one in overrides)
     if asked and not any("prompts" in type(stage.config).model_fields for stage in job.stages):
         raise click.UsageError("--set prompts: no stage looks for objects by words, as one of guidance=full does")

@@ -12,6 +12,7 @@ from rwkvfusion.pipelines.prepare.plan import Job
 from rwkvfusion.pipelines.prepare.run import Outcome
 from rwkvfusion.pipelines.prepare.status import counts
 from rwkvfusion.stages.dataset.manifest import QUARANTINE
+from rwkvfusion.stages.source.names import pairs_swapped
 
 _SHOWN = 5
 
@@ -85,6 +86,12 @@ def _stage_words(identity: Mapping[str, Any]) -> str:
     method, weights = identity["config"].get("method"), identity.get("weights")
     inner = ", ".join(part for part in (method, weights and weights["model"]) if part)
     return f"{identity['stage']} ({inner})" if inner else str(identity["stage"])
+
+
+def swapped(job: Job) -> str | None:
+    """A warning where the first pictures that are still to be read look as if visible and infrared were exchanged."""
+    found = pairs_swapped(job.source.read, job.pending[0].pairs) if job.pending else None
+    return None if found is None else f"warning: are visible and infrared swapped? {printable(found)}"
 
 
 def outcome_lines(outcome: Outcome) -> list[str]:

@@ -11,14 +11,12 @@ import click
 
 from rwkvfusion.model.names import CHAMPION
 from rwkvfusion.pipelines.console import answer
-from rwkvfusion.pipelines.options import JSON, SET
+from rwkvfusion.pipelines.options import JSON, NOT_PROMOTED, SET
 from rwkvfusion.pipelines.ray_job import check_output, check_tracking
 
 if TYPE_CHECKING:
     from rwkvfusion.pipelines.registry.run import Promotion
 
-NOT_PROMOTED = 4
-"""Exit code: a version was judged, and is not to be in use."""
 _TRACKING = click.option(
     "--tracking-uri", metavar="URI", help="MLflow to ask and to write to; default as MLflow's own."
 )

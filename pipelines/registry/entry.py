@@ -50,6 +50,7 @@ class Step(_Record):
     after: str | None = Field(description="where it is from then on")
     when: str = Field(description="UTC, ISO 8601")
     weights_sha256: str | None = Field(description="of the version; None where nobody knows")
+    recipe: str | None = Field(default=None, description="digest of the recipe that the version was judged by")
 
 
 class JudgedSet(_Record):

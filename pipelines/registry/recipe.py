@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.names import CANDIDATE as CANDIDATE
 from rwkvfusion.model.names import CHAMPION as CHAMPION
 
@@ -92,6 +93,11 @@ class PromoteRecipe(_Group):
     sensor: str = Field(default="generic", description="of pansharpening without targets: whose low-pass filter")
     worst: int = Field(default=10, ge=0, description="pairs in the report's gallery, the worst first")
     jobs: int | None = Field(default=None, ge=1, description="pairs at once; None: CPU cores")
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of what decides a verdict."""
+        return sha256(self.model_dump_json(exclude={"name", "candidate", "champion", "worst", "jobs"}).encode())
 
     @model_validator(mode="after")
     def _two(self) -> Self:

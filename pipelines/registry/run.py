@@ -66,6 +66,8 @@ class Promotion:
 def promote(
     recipe: PromoteRecipe,
     *,
+    version: str | None = None,
+    again: bool = True,
     dry_run: bool = False,
     report_url: str | None = None,
     tracking: str | None = None,
@@ -76,6 +78,9 @@ def promote(
     The same call after one that died completes what that one began. Of two at once one works.
 
     Args:
+        version: to judge; None: the one with the candidate's alias.
+        again: judge it even where this recipe has judged it against the same champion, by today's metrics; otherwise
+            what the history says of that is the answer.
         dry_run: moves nothing and writes no history.
         report_url: folder of the report; it is among the artifacts of the history's run in any case but a dry run's.
         tracking: the MLflow to ask; see `tracking_uri` for what None means.
@@ -86,7 +91,8 @@ def promote(
     """
     where = tracking_uri(tracking)
     reach(where, write=not dry_run, say=say)
-    candidate = open_model(f"models:/{recipe.name}@{recipe.candidate}", tracking=where)
+    which = f"@{recipe.candidate}" if version is None else f"/{version}"
+    candidate = open_model(f"models:/{recipe.name}{which}", tracking=where)
     sets = open_sets(recipe, pinned=not dry_run)
     version = str(candidate.source.version)
     if dry_run:
@@ -105,10 +111,16 @@ def promote(
         with history.moving() as turn:
             before, made = turn.champion, _entry_that_made(turn, version)
             withdrawn = withdrawn_by(turn.steps, version)
+            judged_before = None if again else _judged_before(turn, version, recipe)
         if before == version:
             return _standing(recipe, version, made, dry_run=False)
         if withdrawn is not None:
             return _withdrawn(recipe, version, withdrawn)
+        if judged_before is not None:
+            return Promotion(
+                recipe.name, recipe.champion, version, before, before, judged_before.verdict, judged_before.reasons,
+                entry=judged_before.number, report=judged_before.report, judged=False,
+            )  # fmt: skip
         with _place(report_url) as store:
             judged, champion = _judge(recipe, candidate, before, sets, where, store, say)
             digest = report.write(judged, _title(recipe, version, before), store)
@@ -128,6 +140,7 @@ def promote(
                 reasons=(*judged.decision.reasons, *judged.notes), metrics_version=VERSION, report=folder,
                 report_sha256=digest, weights_sha256=candidate.weights_sha256,
                 champion_sha256=champion.weights_sha256 if champion else turn.weights_of(before),
+                recipe=recipe.digest,
             )  # fmt: skip
     promotion = _promotion(recipe, version, before, judged, report_url or folder, dry_run=False)
     return replace(promotion, entry=entry.number)
@@ -191,6 +204,15 @@ def _entry_that_made(turn: Turn, version: str) -> Entry | None:
     """The last entry that brought the alias to the version."""
     made = next((step for step in reversed(turn.steps) if step.after == version and step.version == version), None)
     return None if made is None else turn.history.read(made)
+
+
+def _judged_before(turn: Turn, version: str, recipe: PromoteRecipe) -> Entry | None:
+    """The last entry of the version, if it was judged by this recipe, by today's metrics, against the champion."""
+    made = next((step for step in reversed(turn.steps) if step.version == version), None)
+    if made is None or made.recipe != recipe.digest or made.before != turn.champion:
+        return None
+    entry = turn.history.read(made)
+    return entry if entry.metrics_version == VERSION else None
 
 
 def _standing(recipe: PromoteRecipe, version: str, made: Entry | None, *, dry_run: bool) -> Promotion:

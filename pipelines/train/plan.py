@@ -41,7 +41,7 @@ class TrainPlan:
     def name(self) -> str:
         """Of the run and its folder; equal only for equal recipes on equal data."""
         # A preset that changes makes another training.
-        settings = {**_settings(self.recipe), "preset": dataclasses.asdict(self.network)}
+        settings = {**settings_of(self.recipe), "preset": dataclasses.asdict(self.network)}
         return self.begun_as or _name(self.recipe, settings, self.data)
 
     @cached_property
@@ -81,7 +81,7 @@ def _title(recipe: TrainRecipe, data: TrainingSet) -> str:
     return recipe.tracking.run_name or f"train-{data.task}"
 
 
-def _settings(recipe: TrainRecipe) -> dict[str, Any]:
+def settings_of(recipe: TrainRecipe) -> dict[str, Any]:
     """What decides the result, and so the name."""
     settings = recipe.model_dump(mode="json", exclude={"output", "max_failures", "address", "tracking"})
     del settings["data"]["allow_incomplete"]
@@ -112,7 +112,7 @@ _BEFORE: Mapping[str, Mapping[str, Any]] = {
 def _as_begun(recipe: TrainRecipe, data: TrainingSet) -> tuple[TrainRecipe, str | None]:
     """The recipe as version 0.1.0 took it, with the name that it gave, where that has begun this training: it is gone
     on with as it was begun. Else the recipe as it is."""
-    settings, groups = _settings(recipe), dict[str, Any]()
+    settings, groups = settings_of(recipe), dict[str, Any]()
     for group, before in _BEFORE.items():
         own, of_group = (getattr(recipe, group), settings[group]) if group else (recipe, settings)
         fields = type(own).model_fields

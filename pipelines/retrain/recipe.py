@@ -1,0 +1,56 @@
+"""The recipe of `retrain`: those of the commands that it is made of, and how they go together."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
+from rwkvfusion.pipelines.recipe import on_top
+from rwkvfusion.pipelines.registry.recipe import PromoteRecipe
+from rwkvfusion.pipelines.train.recipe import TrainRecipe
+
+
+class RetrainRecipe(BaseModel):
+    """Everything `rwkvfusion retrain` needs to know. Every field can be set with `--set a.b=c`.
+
+    Each part may name a recipe of its command, a file or a built-in one, as `recipe`: its other keys lie on top.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prepare: dict[str, PrepareRecipe] = Field(
+        default={}, description="the datasets that are kept up to date, by any names"
+    )
+    train: TrainRecipe
+    promote: PromoteRecipe
+    init: Literal["champion", "scratch"] = Field(
+        default="champion", description="weights that a training starts from; champion: scratch where there is none"
+    )
+    state: str = Field(
+        default="out/retrain", description="folder or URL; what is known of the last time goes into {state}/{name}"
+    )
+    webhook: str | None = Field(
+        default=None, description="URL that gets the outcome as JSON; None: RWKVFUSION_WEBHOOK, else none"
+    )
+
+    @field_validator("train", "promote", mode="before")
+    @classmethod
+    def _on_top(cls, part: Any) -> Any:
+        return on_top(part)
+
+    @field_validator("prepare", mode="before")
+    @classmethod
+    def _each_on_top(cls, parts: Any) -> Any:
+        return {name: on_top(part) for name, part in parts.items()} if isinstance(parts, dict) else parts
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.train.init is not None:
+            raise ValueError("train.init: here `init` says what a training starts from: champion or scratch")
+        if self.train.register_as.name not in (None, self.promote.name):
+            raise ValueError(
+                f"train.register.name is {self.train.register_as.name}, and promote.name is {self.promote.name}"
+            )
+        return self

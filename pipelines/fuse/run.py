@@ -52,7 +52,7 @@ def open_model(
     scales: Mapping[str, Scale] | None = None,
     tile: Tile = "auto",
 ) -> Model:
-    """The model behind `uri` (see `serving.resolve`) on `device`; by default on the GPU where there is one.
+    """The model behind `uri` (see `find.resolve`) on `device`; by default on the GPU where there is one.
 
     `scales`: of the raw pictures that it is to fuse, by role; FuseError for roles that are not the model's.
     `tile`: what the network sees at once; FuserError as of `Fuser.tile_of`.

@@ -24,6 +24,7 @@ COMMANDS = {
     "train": ("train.command", "Train on prepared datasets, register the model as `candidate`."),
     "promote": ("registry.command", "Judge the candidate against the champion; the better one is in use."),
     "rollback": ("registry.command", "Bring the champion before back, within seconds."),
+    "lineage": ("registry.command", "Say what a fused picture comes from: model, run, data, guidance."),
     "ablate": ("ablate.command", "Train variants of a recipe side by side: what each change is worth."),
     "fuse": ("fuse.command", "Fuse one pair, two folders, or a prepared dataset with a model."),
     "evaluate": ("evaluate.command", "Score fused pictures, or models on a prepared dataset."),

@@ -316,14 +316,12 @@ def _costs(facts: Facts) -> Iterator[str]:
 
 
 def _data(facts: Facts) -> Iterator[str]:
-    heads = ("pairs", "dataset", "splits", "number", "shards", "source", "licence", "fingerprint")
+    heads = ("pairs", "dataset", "splits", "number", "shards", "fingerprint")
     rows = [
-        (
-            use, _plain(one.url), _listed(one.splits), str(one.pairs), str(len(one.shards)), _plain(one.source or "-"),
-            _plain(one.licence), f"`{one.fingerprint}`",
-        )
-        for use, origins in facts.origins.items() for one in origins
-    ]  # fmt: skip
+        (use, _plain(one.url), _listed(one.splits), str(one.pairs), str(len(one.shards)), f"`{one.fingerprint}`")
+        for use, origins in facts.origins.items()
+        for one in origins
+    ]
     yield from _table(heads, rows)
     yield ""
     yield "The run's `data.json` names every shard with its SHA-256."
@@ -348,11 +346,11 @@ def _data(facts: Facts) -> Iterator[str]:
 
 def _training(facts: Facts) -> Iterator[str]:
     best, recipe = facts.best, facts.recipe
-    chosen = "The weights are their running average at the last step."
+    chosen = "The weights are the running average at the last step."
     if best is not None:
         validated = " and ".join(f"{pairs(one.pairs)} of {one.name}" for one in facts.origins[VALIDATED])
         chosen = (
-            f"The weights are their running average at step {best.step}, the best of the validations on {validated}"
+            f"The weights are the running average at step {best.step}, the best of the validations on {validated}"
             f" by {best.metric} ({best.value:.4g})."
         )
     init = f" It began with the weights of {recipe.init}." if recipe.init else ""

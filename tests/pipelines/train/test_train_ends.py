@@ -159,12 +159,17 @@ def the_version_carries_its_card(client: MlflowClient, plan: TrainPlan, result: 
         "It has learnt from crops of 32x32 pixels, of pictures of 64x48 pixels (of the 4 pairs",
         "Its scores are of 2 pairs of split test of made, not trained on.",
         "fused with their own guidance: a text (1 of 2) and a mask (1 of 2)",
-        "The weights are their running average at the last step.",
+        "The weights are the running average at the last step.",
         "2 pairs: too few to tell systems apart",
         "| picture | start-up | p50 | p95 | peak memory |\n|---|---|---|---|---|\n| 64x48 |",
         "made: not noted: ask its source",
     ):  # fmt: skip
         assert words in card, words
+    (row,) = re.findall(r"\| 64x48 \| ([\d.]+) s \| (\d+) ms \| (\d+) ms \| (\d+) MiB \|", card)
+    start_up, p50, p95, peak = map(float, row)
+    # Less than what torch alone takes would not be that of a process.
+    assert 0 < p50 <= p95 < 1e3 * start_up
+    assert peak > 100
     # The table has what was scored: two pairs are too few for an interval, of one VIF is not defined.
     mean = result.metrics["VIF"]
     assert re.search(rf"\| VIF ↑ \| 1 \| \**{mean:.4g}\** \|  \| ", card)

@@ -26,6 +26,7 @@ COMMANDS = {
     "promote": ("registry.command", "Judge the candidate against the champion; the better one is in use."),
     "rollback": ("registry.command", "Bring the champion before back, within seconds."),
     "retrain": ("retrain.command", "Prepare what is new, train, and promote the model if it is better."),
+    "lineage": ("registry.command", "Say what a fused picture comes from: model, run, data, guidance."),
     "ablate": ("ablate.command", "Train variants of a recipe side by side: what each change is worth."),
     "fuse": ("fuse.command", "Fuse one pair, two folders, or a prepared dataset with a model."),
     "evaluate": ("evaluate.command", "Score fused pictures, or models on a prepared dataset."),

@@ -23,10 +23,13 @@ from made_datasets import pair, write_dataset
 from rasterio.transform import from_origin
 from scipy.io import savemat
 
+from rwkvfusion.infra.pictures.encode import with_text
+from rwkvfusion.infra.storage import sha256
 from rwkvfusion.infra.tracking import using
 from rwkvfusion.infra.weights import Checkpoint
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.metrics import lpips
+from rwkvfusion.model.names import HASH, MADE_BY, WEIGHTS
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import COMMANDS, main
 from rwkvfusion.pipelines.registry.entry import Verdict
@@ -118,6 +121,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_dataset(root / "out" / "wv3", [[wv3]], "pansharpening", "test_full")
     random_vgg.save(root / "vgg16.pth")
     _register(root)
+    made_by = {MADE_BY: sha256((root / "runs" / "last" / WEIGHTS).read_bytes())}
+    (root / "FUSED.png").write_bytes(with_text((root / "A.png").read_bytes(), made_by))
     return root
 
 
@@ -148,7 +153,9 @@ def _register(root: Path) -> None:
     with using(uri) as client:
         for name, folder in (("rwkvfusion-vif", "last"), ("rwkvfusion-pansharpening", "pan"), ("pan", "pan")):
             client.create_registered_model(name)
-            client.create_model_version(name, (root / "runs" / folder).as_uri())
+            files = root / "runs" / folder
+            tags = {HASH: sha256((files / WEIGHTS).read_bytes())}
+            client.create_model_version(name, files.as_uri(), tags=tags)
             for alias in ("candidate", "champion"):
                 client.set_registered_model_alias(name, alias, "1")
         with History.open(uri, "rwkvfusion-vif", "champion").moving():

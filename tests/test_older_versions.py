@@ -245,6 +245,11 @@ def test_a_registered_model_gives_the_same_pixels(
 ) -> None:
     left.run("fuse", "--model", model, *more, *pair, "-o", str(tmp_path / name))
     assert_same(tmp_path / name, left.root / "fused" / name)
+    # It leads to its run, which noted less than runs do now.
+    found = left.run("lineage", str((tmp_path / name).with_suffix(".json")))["versions"][0]
+    assert f"models:/{found['name']}" in model
+    assert [one["state"] for one in found["run"]["data"]] == ["as it was"]
+    assert found["run"]["data"][0]["pairs"] > 0
 
 
 def test_a_model_is_resolved_by_its_run_and_by_its_files(left: Left, tmp_path: Path) -> None:

@@ -18,10 +18,9 @@ from rwkvfusion.infra.pictures.encode import QUALITY, encode_picture, with_text
 from rwkvfusion.infra.pictures.units import EVERY, Picture, odd_words, parse_scales
 from rwkvfusion.model.fusing.fuser import Fuser, FuserError
 from rwkvfusion.model.fusing.tiles import Tile
+from rwkvfusion.model.names import MADE_BY as MADE_BY
 from rwkvfusion.model.registry.captions import encoder_of
 
-MADE_BY = "rwkvfusion weights_sha256"
-"""Text chunk of a fused PNG: of the model that made it."""
 CAPTION = "caption"
 """Of the served model: the column of a row's caption as a text."""
 COLUMN = "scale"

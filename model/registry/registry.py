@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 ARTIFACT = "fuser"
+_DESCRIPTION = 5000
 _PYFUNC_FILE = Path(__file__).with_name("pyfunc_model.py")
 
 
@@ -55,12 +56,15 @@ def log_and_register(
     example: Mapping[str, bytes],
     metrics: Mapping[str, float] | None = None,
     tags: Mapping[str, str] | None = None,
+    card: Path | None = None,
+    description: str = "",
 ) -> RegisteredVersion:
     """Log the fuser in `fuser_folder` to the run, register it as a new version of `name`, then point `alias` at it.
 
     The version appears once all its files are stored and were read back. Called again for the same run and weights, it
     only moves the alias. `example` is one row of the pyfunc; `metrics` become tags of the version, as `metric.NAME`,
-    beside `tags`.
+    beside `tags`. What the folder `card` holds lies beside the model's own files; `description` is the version's, in
+    Markdown, as far as MLflow takes it.
     TrackingError where MLflow refuses or loses a part of a file, FuserError where the folder holds no fuser.
     """
     fuser = Fuser.load(fuser_folder)
@@ -73,7 +77,7 @@ def log_and_register(
         # A job that died may have got this far.
         version = next((v.version for v in _versions(client, name, run_id) if v.tags.get(HASH) == weights), None)
         if version is None:
-            model_uri = _log(client, config, folder, run_id, example)
+            model_uri = _log(client, config, folder, run_id, example, card)
             _ensure_registered(client, name)
             known = {
                 **(tags or {}),
@@ -84,7 +88,9 @@ def log_and_register(
             }
             known |= {f"metric.{metric}": f"{value:.6g}" for metric, value in (metrics or {}).items()}
             model_id = model_uri.removeprefix("models:/")
-            version = client.create_model_version(name, model_uri, run_id, tags=known, model_id=model_id).version
+            version = client.create_model_version(
+                name, model_uri, run_id, tags=known, model_id=model_id, description=_short(description)
+            ).version
         client.set_registered_model_alias(name, alias, str(version))
     return RegisteredVersion(name, str(version))
 
@@ -96,11 +102,23 @@ def version_of_run(uri: str, name: str, run_id: str) -> RegisteredVersion | None
     return RegisteredVersion(name, str(max(versions))) if versions else None
 
 
+def _short(text: str) -> str:
+    """The lines that a version's description has room for."""
+    return text if len(text) <= _DESCRIPTION else text[: _DESCRIPTION + 1].rpartition("\n")[0]
+
+
 def _versions(client: MlflowClient, name: str, run_id: str) -> list[Any]:
     return [v for v in client.search_model_versions(f"run_id = '{run_id}'") if v.name == name]
 
 
-def _log(client: MlflowClient, config: FuserConfig, folder: Path, run_id: str, example: Mapping[str, bytes]) -> str:
+def _log(
+    client: MlflowClient,
+    config: FuserConfig,
+    folder: Path,
+    run_id: str,
+    example: Mapping[str, bytes],
+    card: Path | None,
+) -> str:
     """Store the pyfunc and its files, and see that they are there; its `models:/m-...` URI."""
     from mlflow.exceptions import MlflowException
 
@@ -110,7 +128,9 @@ def _log(client: MlflowClient, config: FuserConfig, folder: Path, run_id: str, e
         with tempfile.TemporaryDirectory() as scratch:
             code = copy_code(Path(scratch))
             uri = _upload(entry.model_id, config, folder, code, run_id, example)
-            _check_stored(folder, code, uri)
+            if card is not None:
+                client.log_model_artifacts(entry.model_id, str(card))
+            _check_stored(folder, code, card, uri)
     except BaseException:
         # What of it is stored stays, marked; no version points there. A job that is killed leaves it PENDING.
         with contextlib.suppress(MlflowException, OSError):
@@ -143,15 +163,15 @@ def _upload(
     return str(logged.model_uri)
 
 
-def _check_stored(folder: Path, code: Path, model_uri: str) -> None:
-    """Read the model back from MLflow. TrackingError where a file of the fuser or of its code is not as it was."""
+def _check_stored(folder: Path, code: Path, card: Path | None, model_uri: str) -> None:
+    """Read the model back from MLflow. TrackingError where a file of fuser, code or card is not as it was."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
     expected = {f"{ARTIFACT}/{file.name}": file.read_bytes() for file in folder.iterdir()}
     expected[_PYFUNC_FILE.name] = _PYFUNC_FILE.read_bytes()
-    files = (file for file in code.rglob("*") if file.is_file())
-    expected |= {f"code/{file.relative_to(code.parent)}": file.read_bytes() for file in files}
+    expected |= {f"code/{code.name}/{name}": data for name, data in _files(code).items()}
+    expected |= {} if card is None else _files(card)
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=scratch))
         for name, data in expected.items():
@@ -161,6 +181,10 @@ def _check_stored(folder: Path, code: Path, model_uri: str) -> None:
             mlflow.models.Model.load(str(local))
         except (MlflowException, OSError, TypeError, ValueError) as error:
             raise TrackingError(f"{model_uri}: MLmodel was not stored whole; nothing is registered: {error}") from None
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def _ensure_registered(client: MlflowClient, name: str) -> None:

@@ -13,8 +13,8 @@ _GAP = 4
 _OPACITY = 0.45
 
 
-def strip(images: tuple[Tensor, ...], fused: Tensor, mask: Tensor) -> np.ndarray:
-    """Sources, fused, and fused with its objects in colour, side by side: (h, w, 3) uint8.
+def strip(images: tuple[Tensor, ...], fused: Tensor, mask: Tensor | None = None) -> np.ndarray:
+    """Sources, fused, and fused with the objects of a mask in colour, side by side: (h, w, 3) uint8.
 
     Args:
         images: (C_i, H_i, W_i) on 0-1, of the fused size or a whole fraction of it.
@@ -23,7 +23,8 @@ def strip(images: tuple[Tensor, ...], fused: Tensor, mask: Tensor) -> np.ndarray
     """
     size = fused.shape[-2:]
     result = _shown(fused, size)
-    tiles = [*(_shown(image, size) for image in images), result, _overlaid(result, mask.numpy())]
+    tiles = [*(_shown(image, size) for image in images), result]
+    tiles += [] if mask is None else [_overlaid(result, mask.numpy())]
     gap = np.full((size[0], _GAP, 3), 255, np.uint8)
     return np.concatenate([part for tile in tiles for part in (tile, gap)][:-1], axis=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,6 +72,31 @@ class TrainingSet:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What samples are like, counted: how many there are, and how many of them have a `text`, a `mask` of objects.
+
+    `smallest` and `largest`: height and width of their largest pictures, by area. `depths`: bits of their values.
+    """
+
+    pairs: int
+    texts: int
+    masks: int
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+    depths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, samples: Iterable[Sample]) -> Self:
+        """Of at least one; one at a time is in memory."""
+        n, texts, masks, sizes, depths = 0, 0, 0, list[tuple[int, int]](), set[int]()
+        for one in samples:
+            n, texts, masks = n + 1, texts + (one.text is not None), masks + (one.mask is not None)
+            sizes.append(max(((image.height, image.width) for image in one.images), key=math.prod))
+            depths |= {image.bit_depth for image in one.images}
+        return cls(n, texts, masks, min(sizes, key=math.prod), max(sizes, key=math.prod), tuple(sorted(depths)))
+
+
+@dataclass(frozen=True)
 class Survey:
     """What the samples are like: what shapes the network, and one of them as an example."""
 
@@ -82,6 +108,7 @@ class Survey:
     """Width of the encoded captions; None where there are none."""
     has_target: bool
     example: Sample
+    seen: Seen
     scales: tuple[Scale | None, ...] = ()
     """What the samples declare of the values of each modality; None where they declare nothing, or not the same."""
     text: Mapping[str, Any] | None = None
@@ -119,6 +146,7 @@ class Survey:
             text_width=text_width,
             has_target=all(sample.target is not None for _, sample in surveyed),
             example=first,
+            seen=Seen.of(sample for _, sample in surveyed),
             scales=tuple(place.pop() if len(place) == 1 else None for place in scales),
             text=_text_stage(shard for shard, _ in surveyed),
         )

@@ -23,11 +23,11 @@ from rwkvfusion.infra.storage import sha256
 from rwkvfusion.pipelines.prepare.plan import Job
 from rwkvfusion.stages.dataset.manifest import CARD, FACTS, SIZES, Manifest
 from rwkvfusion.stages.dataset.members import Members, differences, total_members
+from rwkvfusion.stages.dataset.origin import UNKNOWN, Method, licence_of
 from rwkvfusion.stages.dataset.sample import META, SCHEMA_VERSION, Sample, is_in_meta
 from rwkvfusion.stages.dataset.task import TASKS
-from rwkvfusion.stages.guidance.chain import METHODS
+from rwkvfusion.stages.guidance.chain import BUILTIN
 
-BUILTIN = frozenset(METHODS["builtin"].values())
 _PICTURES = {
     False: "The pictures are the source's own bytes, or losslessly cut out of its scenes",
     True: "The pictures are the source's own bytes, or brought to one format without loss (see `original_ext`)",
@@ -111,7 +111,7 @@ def _card(job: Job, facts: dict[str, Any], manifests: Sequence[Manifest]) -> str
     measured = any(identity["config"].get("method") in BUILTIN for identity in facts["stages"])
     bad = "\n".join(f"- {kind}: {count}" for kind, count in facts["quarantined"].items()) or "- none"
     title = TASKS[job.task].title
-    return f"""{_front_matter(job.dataset, job.task, manifests, members)}
+    return f"""{_front_matter(job, manifests, members)}
 # {job.dataset}
 
 Registered image pairs for {title} with captions, object masks and encoded captions, as WebDataset shards.
@@ -155,10 +155,8 @@ Fingerprint: `{facts["fingerprint"]}`
 
 
 def _stage_row(identity: Mapping[str, Any]) -> str:
-    weights = identity.get("weights") or {"model": "-", "revision": None, "sha256": "-"}
-    model = weights["model"] + (f" at {weights['revision'][:12]}" if weights["revision"] else "")
-    method = identity["config"].get("method", identity["stage"])
-    return f"| {identity['stage']} | {method}, version {identity['version']} | {model} | {weights['sha256'][:16]} |"
+    stage, method, model, digest = Method.of(identity)
+    return f"| {stage} | {method} | {model} | {digest[:16]} |"
 
 
 def _masks(job: Job) -> str:
@@ -192,19 +190,19 @@ def _narrow(facts: Mapping[str, Any]) -> str:
     return "\n## Values\n\n" + "".join(f"- {line}\n" for line in lines) if lines else ""
 
 
-def _front_matter(name: str, task: str, manifests: Sequence[Manifest], members: Members | None) -> str:
+def _front_matter(job: Job, manifests: Sequence[Manifest], members: Members | None) -> str:
     """What the hub and Hugging Face `datasets` read: which tars are which split, and the columns of all samples.
 
-    Without the columns, the library takes those of the first samples for all.
+    Without the columns, the library takes those of the first samples for all. A licence that was filled in stays.
     """
     splits = {manifest.split: None for manifest in manifests if manifest.keys}
     count = sum(len(manifest.keys) for manifest in manifests)
     facts: dict[str, Any] = {
-        "pretty_name": name,
-        "license": "unknown",
+        "pretty_name": job.dataset,
+        "license": licence_of(job.store),
         "task_categories": ["image-to-image"],
         "size_categories": [next((words for most, words in _SIZES if count < most), "n>10M")],
-        "tags": ["image-fusion", task, "webdataset", "rwkvfusion"],
+        "tags": ["image-fusion", job.task, "webdataset", "rwkvfusion"],
         "configs": [
             {
                 "config_name": "default",
@@ -215,7 +213,8 @@ def _front_matter(name: str, task: str, manifests: Sequence[Manifest], members: 
     if members:
         facts["dataset_info"] = {"config_name": "default", "features": _features(members)}
     text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=120)
-    return "---\n" + text.replace("license: unknown\n", "license: unknown  # to be filled in: the source's\n") + "---\n"
+    unknown = f"license: {UNKNOWN}"
+    return "---\n" + text.replace(f"{unknown}\n", f"{unknown}  # to be filled in: the source's\n") + "---\n"
 
 
 def _features(members: Members) -> list[dict[str, Any]]:

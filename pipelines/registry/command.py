@@ -1,4 +1,4 @@
-"""The commands `promote` and `rollback`. What is heavy is imported when they run."""
+"""The commands `promote`, `rollback` and `lineage`. What is heavy is imported when they run."""
 
 from __future__ import annotations
 
@@ -104,6 +104,32 @@ def rollback(name: str, to: str | None, alias: str, tracking_uri: str | None, as
     check_tracking(tracking_uri)
     entry = run_rollback(name, alias, to, tracking_uri)
     answer(entry.model_dump(mode="json"), told(entry), as_json=as_json)
+
+
+@click.command()
+@click.argument("picture", metavar="FUSED.png")
+@click.option("--shards", is_flag=True, help="List the shards of the datasets, each with its SHA-256.")
+@_TRACKING
+@JSON
+def lineage(picture: str, shards: bool, tracking_uri: str | None, as_json: bool) -> None:
+    """Say what a fused picture comes from, and whether that is still there as it was.
+
+    A PNG that this package has written names the SHA-256 of the model's weights; of another format, the JSON beside the
+    picture does, which may be given in its place. From there: the versions in the registry, with their aliases and
+    verdicts; the run, with commit and recipe; the datasets that it was trained, validated and scored on, with their
+    fingerprints and shards; the methods of their guidance, with the weights of each. --json has all of it.
+
+    What cannot be reached is told in its place. Exit codes: 0 found, 1 the picture leads to no version.
+
+    \b
+    rwkvfusion lineage FUSED.png
+    """
+    from rwkvfusion.pipelines.registry.lineage import lineage as find
+    from rwkvfusion.pipelines.registry.lineage import lines
+
+    check_tracking(tracking_uri)
+    found = find(picture, tracking_uri)
+    answer(found, lines(found, shards=shards), as_json=as_json)
 
 
 def _is_recipe(name: str) -> bool:

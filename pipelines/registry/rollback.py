@@ -25,7 +25,7 @@ def rollback(name: str, alias: str, to: str | None = None, tracking: str | None 
             that were registered.
         TrackingError: the registry cannot be reached.
     """
-    where = _reached(tracking, write=True)
+    where = reached(tracking, write=True)
     history = History.open(where, name, alias)
     with history.moving() as turn:
         cut_off = turn.finished
@@ -48,7 +48,7 @@ def why(name: str, alias: str, version: str, tracking: str | None = None) -> tup
 
     PromoteError where there is no such model or version, TrackingError where the registry cannot be reached.
     """
-    where = _reached(tracking, write=False)
+    where = reached(tracking, write=False)
     history = History.find(where, name, alias)
     if history is None:
         raise PromoteError(f"{name} has no history yet: nothing was promoted to @{alias}")
@@ -62,7 +62,7 @@ def why(name: str, alias: str, version: str, tracking: str | None = None) -> tup
     return history.champion, [history.read(proof) for proof in found]
 
 
-def _reached(tracking: str | None, *, write: bool) -> str:
+def reached(tracking: str | None, *, write: bool) -> str:
     """The address of the registry, which answers. PromoteError where there is none: MLflow would make an empty one."""
     where = tracking_uri(tracking)
     if where.startswith(SQLITE) and not Path(where.removeprefix(SQLITE)).is_file():

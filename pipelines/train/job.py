@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -19,16 +20,21 @@ from typing import Any
 
 import ray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save
 
 from rwkvfusion.infra.errors import redacted
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import MissingError, Store, sha256
 from rwkvfusion.infra.tracking import RunData, RunInfo, Tracker, find_run, run_exists, start_run, tracking_uri
+from rwkvfusion.model.metrics.score import ScoreError
 from rwkvfusion.model.registry.registry import version_of_run
 from rwkvfusion.model.training.trainer import STATE
+from rwkvfusion.pipelines.evaluate.cases.samples import Selected
 from rwkvfusion.pipelines.train.plan import TrainPlan
 from rwkvfusion.pipelines.train.result import Chosen, TrainResult
-from rwkvfusion.pipelines.train.scores import FinalScores
+from rwkvfusion.pipelines.train.scores import FinalScores, final_selection
+from rwkvfusion.stages.dataset.manifest import DatasetError
+from rwkvfusion.stages.dataset.origin import DATA, INIT, SCORED, TRAINED, VALIDATED, Origin
 
 JOB = "job.json"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -118,14 +124,28 @@ def open_job(plan: TrainPlan) -> TrainJob:
         plan.recipe.tracking.experiment,
         plan.recipe.tracking.run_name or f"{plan.data.task} {_names(plan)} {datetime.now():%Y-%m-%d %H:%M}",
         plan.recipe.model_dump(mode="json", by_alias=True),
-        {**_tags(plan), TRAINING: _training(plan), ATTEMPT: str(attempt)},
+        {**_tags(plan), **_init(plan), TRAINING: _training(plan), ATTEMPT: str(attempt)},
         description=_description(plan),
         data=[RunData(_name(url), url, digest) for url, digest in plan.data.fingerprints.items()],
     )
-    Tracker(run.uri, run.run_id).json("data", plan.data.fingerprints)
+    origins = {use: [one.model_dump(mode="json") for one in its] for use, its in origins_of(plan).items()}
+    Tracker(run.uri, run.run_id).json(DATA, origins)
     job = TrainJob(plan, run, attempt, resumed=False)
     job.record(finished=False)
     return job
+
+
+def origins_of(plan: TrainPlan) -> dict[str, list[Origin]]:
+    """Where all that a training reads is from, by what it is read for. StorageError where a store does not answer."""
+    scored: tuple[Selected, ...] = ()
+    # Then nothing is, and the end says why.
+    with suppress(DatasetError, ScoreError):
+        scored = final_selection(plan.recipe.data)
+    return {
+        TRAINED: Origin.of_each(plan.data.shards),
+        VALIDATED: Origin.of_each(shard for one in plan.validation.selected for shard in one.dataset.shards),
+        SCORED: Origin.of_each(shard for one in scored for shard in one.dataset.shards),
+    }
 
 
 class _Record(BaseModel):
@@ -214,6 +234,11 @@ def _tags(plan: TrainPlan) -> dict[str, str]:
         "commit": commit() or "unknown",
         "package_version": package_version(),
     }
+
+
+def _init(plan: TrainPlan) -> dict[str, str]:
+    """Names the weights that the training starts from as a registered version's tag does: an alias moves on."""
+    return {INIT: sha256(save(dict(plan.init)))} if plan.init else {}
 
 
 def repair(store: Store) -> list[str]:

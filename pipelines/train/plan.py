@@ -84,7 +84,7 @@ def _title(recipe: TrainRecipe, data: TrainingSet) -> str:
 def settings_of(recipe: TrainRecipe) -> dict[str, Any]:
     """What decides the result, and so the name."""
     settings = recipe.model_dump(mode="json", exclude={"output", "max_failures", "address", "tracking"})
-    del settings["data"]["allow_incomplete"]
+    del settings["data"]["allow_incomplete"], settings["register_as"]["measure"]
     return settings
 
 

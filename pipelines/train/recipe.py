@@ -130,6 +130,9 @@ class RegisterConfig(_Group):
 
     name: str | None = Field(default=None, description="None: rwkvfusion-TASK")
     alias: str = Field(default=CANDIDATE, min_length=1, description="moved to the new version")
+    measure: float = Field(
+        default=5.0, ge=0, description="seconds for which the model's card measures what a picture costs; 0: not at all"
+    )
 
 
 class TrainRecipe(_Group):

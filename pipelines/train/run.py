@@ -24,8 +24,9 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from rwkvfusion.infra.errors import RwkvFusionError, redacted
 from rwkvfusion.infra.lease import Lease
 from rwkvfusion.infra.reach import reach
-from rwkvfusion.infra.storage import absolute
+from rwkvfusion.infra.storage import Store, absolute
 from rwkvfusion.infra.tracking import Point, Tracker, TrackingError, tracking_uri
+from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.registry.registry import RegisteredVersion, log_and_register
 from rwkvfusion.model.training.trainer import CheckpointError, Trained, TrainingError, read_averaged
 from rwkvfusion.pipelines import console
@@ -34,6 +35,8 @@ from rwkvfusion.pipelines.console import phase
 from rwkvfusion.pipelines.ray_job import check_output, check_tracking
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.train.build import make_fuser
+from rwkvfusion.pipelines.train.card.text import EVALUATION
+from rwkvfusion.pipelines.train.card.write import write_card
 from rwkvfusion.pipelines.train.job import TrainJob, complete, finished_result, open_job, repair
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train.progress import Progress, StepProgress, make_board
@@ -110,19 +113,32 @@ def _train(job: TrainJob, lease: Lease, progress: OnProgress | None, say: Callab
 
 def _finish(job: TrainJob, fitted: _Fitted, lease: Lease, say: Callable[[str], None]) -> TrainResult:
     """Score, register and record what was trained. Only what keeps it from being registered is an error."""
+    with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch:
+        return _registered(job, fitted, lease, say, Path(scratch))
+
+
+def _registered(job: TrainJob, fitted: _Fitted, lease: Lease, say: Callable[[str], None], scratch: Path) -> TrainResult:
     plan, (trained, unsent, notes) = job.plan, fitted
-    tracker = Tracker(job.run.uri, job.run.run_id)
-    fuser = make_fuser(plan, trained.network)
+    tracker, best = Tracker(job.run.uri, job.run.run_id), Chosen.of(trained.best)
+    folder, card = scratch / "fuser", scratch / "card"
+    make_fuser(plan, trained.network).save(folder)
     with phase("scoring the model"):
-        scores = final_scores(fuser, plan.recipe.data, say)
+        scores = final_scores(Fuser.load(folder), plan.recipe.data, say, Store(str(card / EVALUATION)))
     metrics = {"loss": trained.loss if math.isfinite(trained.loss) else None, **scores.metrics}
+    description, trouble = "", list[str]()
+    try:
+        with phase("writing the model's card"):
+            description = write_card(card, folder, job, scores, trained.steps, best)
+    # By now the hours of training are over: what is only said about the model may not take it away.
+    except Exception as error:  # noqa: BLE001
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        trouble = [f"no card of the model: {redacted(reason)}"]
     lease.check()
     try:
         reach(job.run.uri, say=say, give_up_seconds=_AWAY_SECONDS)
         tracker.points(unsent)
-        with tempfile.TemporaryDirectory(prefix="rwkvfusion-train-") as scratch, phase("storing the model"):
-            fuser.save(Path(scratch) / "fuser")
-            version = _register(job, Path(scratch) / "fuser", available(metrics), Chosen.of(trained.best))
+        with phase("storing the model"):
+            version = _register(job, folder, available(metrics), best, card, description)
         result = TrainResult(
             run_id=job.run.run_id,
             tracking_uri=job.run.uri,
@@ -131,8 +147,8 @@ def _finish(job: TrainJob, fitted: _Fitted, lease: Lease, say: Callable[[str], N
             model_uri=version.uri,
             alias=plan.recipe.register_as.alias,
             steps=trained.steps,
-            best=Chosen.of(trained.best),
-            **vars(scores) | {"metrics": metrics, "notes": (*notes, *plan.validation.notes, *scores.notes)},
+            best=best,
+            **vars(scores) | {"metrics": metrics, "notes": (*notes, *plan.validation.notes, *scores.notes, *trouble)},
         )
         record_result(tracker, result)
     except TrackingError as error:
@@ -264,7 +280,9 @@ def _weight(error: BaseException) -> int:
     return 0 if isinstance(error, RwkvFusionError) else 1 if isinstance(error, RayError) else 2
 
 
-def _register(job: TrainJob, folder: Path, metrics: dict[str, float], chosen: Chosen | None) -> RegisteredVersion:
+def _register(
+    job: TrainJob, folder: Path, metrics: dict[str, float], chosen: Chosen | None, card: Path, description: str
+) -> RegisteredVersion:
     plan, sample = job.plan, job.plan.survey.example
     example = {image.role: image.data for image in sample.images}
     members = sample.members()
@@ -280,4 +298,6 @@ def _register(job: TrainJob, folder: Path, metrics: dict[str, float], chosen: Ch
         example=example,
         metrics=metrics,
         tags={} if chosen is None else chosen.tags,
+        card=card if card.is_dir() else None,
+        description=description,
     )

@@ -6,19 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rwkvfusion.infra.errors import redacted
+from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.metrics.table import VERSION, Convention
+from rwkvfusion.pipelines.evaluate.cases.samples import DatasetCases, Selected, select_samples
+from rwkvfusion.pipelines.evaluate.report.documents import write_report
 from rwkvfusion.pipelines.evaluate.report.terminal import notes as notes_of
 from rwkvfusion.pipelines.evaluate.report.terminal import verdict_lines
 from rwkvfusion.pipelines.evaluate.results import finite
-from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
+from rwkvfusion.pipelines.evaluate.rows import Kept, Kind
+from rwkvfusion.pipelines.evaluate.run import How, evaluate
+from rwkvfusion.pipelines.evaluate.systems import ModelSystem
 from rwkvfusion.pipelines.train.recipe import DataConfig
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.source.scenes.plan import FULL
 
 HELD_OUT = ("test", "val")
 """What splits of held-out pairs begin with; the first that a dataset has is scored."""
-_MODEL = "model"
+MODEL = "model"
+"""What the trained one is called among the trivial answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,35 +83,47 @@ def no_scores(data: DataConfig) -> str | None:
     )
 
 
-def final_scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None] = lambda _: None) -> FinalScores:
+def final_selection(data: DataConfig) -> tuple[Selected, ...]:
+    """The pairs that are scored, of each dataset that has any. DatasetError, ScoreError as of `select_samples`."""
+    limit = final_limit(data)
+    splits = {url: names for url, names in final_splits(data).items() if names and data.final_pairs}
+    # Whether the datasets are whole was asked before the training.
+    return tuple(select_samples(url, names, limit, allow_incomplete=True) for url, names in splits.items())
+
+
+def final_scores(
+    fuser: Fuser, data: DataConfig, say: Callable[[str], None] = lambda _: None, report: Store | None = None
+) -> FinalScores:
     """Score `fuser` on at most `data.final_pairs` pairs, spread over the datasets.
 
-    Raises nothing: what keeps it from scoring is in `notes`.
+    `report`: a folder that gets what `evaluate --report` writes. Raises nothing: what keeps it from scoring is in
+    `notes`.
     """
     try:
         reason = no_scores(data)
-        return FinalScores(notes=(reason,)) if reason else _scores(fuser, data, say)
+        return FinalScores(notes=(reason,)) if reason else _scores(fuser, data, say, report)
     # By now the hours of training are over: no error of the last and least step may take the model with it.
     except Exception as error:  # noqa: BLE001
         words = str(error).strip().splitlines() or [""]
         return FinalScores(notes=(f"no final scores: {redacted(words[0]) or type(error).__name__}",))
 
 
-def _scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None]) -> FinalScores:
-    splits = {url: names for url, names in final_splits(data).items() if names}
-    limit = final_limit(data)
-    # Whether the datasets are whole was asked before the training.
-    selected = [select_samples(url, names, limit, allow_incomplete=True) for url, names in splits.items()]
+def _scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None], report: Store | None) -> FinalScores:
+    selected = final_selection(data)
     for one in selected:
         say(f"scoring {one.line}")
-    results = evaluate_dataset({_MODEL: fuser}, *selected)
+    cases = DatasetCases(selected, {})
+    kept = None if report is None else Kept(report, Kind(cases.task, Convention.Y))
+    results = evaluate(cases, [ModelSystem(MODEL, fuser, fuser.weights_sha256 or "")], How(kept=kept))
+    if report is not None:
+        write_report(results, report)
     rows = finite(results.means)
     scored = {split for one in selected for split in one.splits}
     notes = list(notes_of(results))
     if trained_on := sorted(scored & set(data.splits)):
         notes.append(f"scores of pairs that were trained on (split {', '.join(trained_on)}), as data.final_splits asks")
     return FinalScores(
-        metrics=rows.pop(_MODEL),
+        metrics=rows.pop(MODEL),
         floors=rows,
         pairs=sum(len(one.dataset) for one in selected) - len(results.failed) - len(results.left_out),
         splits=tuple(sorted(scored)),

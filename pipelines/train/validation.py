@@ -197,7 +197,7 @@ class Validator:
         self.n_pairs, self.task = len(cases), pairs.selected[0].task
         self.columns = columns(self.task)
         targets = [case.sample is not None and case.sample.target is not None for case in cases]
-        self.metric = config.metric or _default_metric(self.task, has_targets=all(targets))
+        self.metric = config.metric or default_metric(self.task, has_targets=all(targets))
         mine = range(rank, self.n_pairs, world)
         self._places = {cases[i].key: i for i in mine}
         self._mine = _Held(self.task, [cases[i] for i in mine])
@@ -301,7 +301,8 @@ def worst_gain(values: Mapping[str, float], goals: Mapping[str, float]) -> float
     return min(gains, default=math.nan)
 
 
-def _default_metric(task: str, *, has_targets: bool) -> str:
+def default_metric(task: str, *, has_targets: bool) -> str:
+    """What validations are judged by where no metric is asked for."""
     if task in LUMA_TASKS:
         return "PSNR_ref" if has_targets else "Qabf"
     return "PSNR" if has_targets else "HQNR"

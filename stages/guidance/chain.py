@@ -33,6 +33,8 @@ METHODS: Mapping[str, Mapping[str, str]] = {
     "full": {"detect": "grounding_dino", "caption": "florence2", "segment": "sam", "text": "encoder"},
 }
 """The method of each stage that `guidance` stands for."""
+BUILTIN = frozenset(METHODS["builtin"].values())
+"""Methods that measure pictures, and recognise no objects."""
 
 STAGES: Mapping[type[StageConfig], Callable[[Any], Stage[Any]]] = {
     CaptionConfig: BuiltinCaption,

@@ -41,7 +41,7 @@ def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
         "network": {"width": 8, "levels": [1], "channel_factors": [1]},
         "optim": {"warmup": 2, "lr": 4e-3, "ema": 0.9},
         "steps": STEPS, "log_every": 2, "checkpoint_every": 4, "validate": {"every": 0},
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, "output": str(folder / "train"),
+        "register": {"measure": 0}, "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, "output": str(folder / "train"),
     }  # fmt: skip
     promote = {
         "name": NAME, "sets": {"held": {"url": str(folder / "out/held"), "splits": ["test"]}},

@@ -23,6 +23,7 @@ from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.tracking import RunData, RunInfo, Tracker, TrackingError, start_run, tracking_uri, using
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
+from rwkvfusion.model.names import HASH
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.registry.find import ServingError, _known, resolve
 from rwkvfusion.model.registry.registry import RegisteredVersion, log_and_register
@@ -315,7 +316,7 @@ def test_a_model_on_object_storage(fuser: Fuser, tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(loaded.network.parameters(), fuser.network.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("fault", ["cut", "error"])
+@pytest.mark.parametrize("fault", ["cut", "cut card", "error"])
 def test_a_version_whose_files_are_not_all_there_never_appears(
     run: RunInfo, fuser: Fuser, cells: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
@@ -325,20 +326,26 @@ def test_a_version_whose_files_are_not_all_there_never_appears(
     log = LocalArtifactRepository.log_artifacts
 
     def lossy(self: LocalArtifactRepository, local_dir: str, artifact_path: str | None = None) -> None:
-        weights = next(Path(local_dir).rglob("model.safetensors"))
         if fault == "error":
             raise OSError(28, "No space left on device")
-        data = weights.read_bytes()
-        weights.write_bytes(data[: len(data) // 2])
         log(self, local_dir, artifact_path)
+        lost = "worst.png" if fault == "cut card" else "model.safetensors"
+        for file in Path(self.artifact_dir).rglob(lost):
+            data = file.read_bytes()
+            file.write_bytes(data[: len(data) // 2])
 
     fuser.save(tmp_path / "trained")
     example = {role: cells[role] for role in ("visible", "infrared")}
+    files = {"README.md": b"# It is good.", "examples/worst.png": cells["visible"]}
+    for name, data in files.items():
+        (tmp_path / "card" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "card" / name).write_bytes(data)
 
     def register() -> RegisteredVersion:
         return log_and_register(
-            tmp_path / "trained", uri=run.uri, run_id=run.run_id, name=fault, alias="candidate", example=example
-        )
+            tmp_path / "trained", uri=run.uri, run_id=run.run_id, name=fault, alias="candidate", example=example,
+            card=tmp_path / "card", description="It is good.\n" * 1000,
+        )  # fmt: skip
 
     with using(run.uri) as client:
         experiment = client.get_run(run.run_id).info.experiment_id
@@ -352,7 +359,14 @@ def test_a_version_whose_files_are_not_all_there_never_appears(
         assert broken.status == "FAILED"
         # Made good, and a job that died after the version goes on with that one.
         assert (register().version, register().version) == ("1", "1")
-        assert str(client.get_model_version_by_alias(fault, "candidate").version) == "1"
+        version = client.get_model_version_by_alias(fault, "candidate")
+        assert str(version.version) == "1"
+        # Whole lines of as much as there is room for.
+        assert version.description == "\n".join(["It is good."] * 416)
+        place = Path(client.get_model_version_download_uri(fault, "1").removeprefix("file://"))
+        assert {name: (place / name).read_bytes() for name in files} == files
+    # It is a model like any other.
+    assert Fuser.load(resolve(f"models:/{fault}@candidate", run.uri).folder).weights_sha256 == version.tags[HASH]
 
 
 KILLED = """
@@ -361,38 +375,56 @@ from pathlib import Path
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from rwkvfusion.model.registry.registry import log_and_register
 
+log = LocalArtifactRepository.log_artifacts
+folder, uri, run_id, pictures, file = sys.argv[1:]
+
 def die(self, local_dir, artifact_path=None):
-    shutil.copytree(Path(local_dir) / "artifacts", Path(self.artifact_dir) / "artifacts", dirs_exist_ok=True)
+    if not Path(local_dir, file).exists():
+        return log(self, local_dir, artifact_path)
+    Path(self.artifact_dir, file).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(local_dir, file), Path(self.artifact_dir, file))
     os.kill(os.getpid(), signal.SIGKILL)
 
 LocalArtifactRepository.log_artifacts = die
-folder, uri, run_id, pictures = sys.argv[1:]
 example = {role: Path(pictures, role).read_bytes() for role in ("visible", "infrared")}
-log_and_register(Path(folder), uri=uri, run_id=run_id, name="killed", alias="candidate", example=example)
+log_and_register(
+    Path(folder), uri=uri, run_id=run_id, name=Path(file).stem, alias="candidate", example=example,
+    card=Path(pictures, "card"),
+)
 """
 
 
+@pytest.mark.parametrize(
+    "file", ["artifacts/fuser/model.safetensors", pytest.param("README.md", marks=pytest.mark.slow)]
+)
 def test_a_job_killed_while_it_stores_a_model_leaves_no_version(
-    run: RunInfo, fuser: Fuser, cells: dict[str, bytes], tmp_path: Path
+    run: RunInfo, fuser: Fuser, cells: dict[str, bytes], tmp_path: Path, file: str
 ) -> None:
+    name, card = Path(file).stem, tmp_path / "card"
+    card.mkdir()
+    for more in ("README.md", "recipe.yaml"):
+        (card / more).write_text(f"# {more}")
     fuser.save(tmp_path / "trained")
     example = {role: cells[role] for role in ("visible", "infrared")}
     for role, data in example.items():
         (tmp_path / role).write_bytes(data)
-    words = [str(tmp_path / "trained"), run.uri, run.run_id, str(tmp_path)]
+    words = [str(tmp_path / "trained"), run.uri, run.run_id, str(tmp_path), file]
     done = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == -9, done.stderr
     with using(run.uri) as client:
         models = client.search_logged_models([client.get_run(run.run_id).info.experiment_id])
-        (half,) = [model for model in models if model.status == "PENDING"]
-        assert list(Path(half.artifact_location.removeprefix("file://")).rglob("model.safetensors"))
-        assert not client.search_model_versions("name = 'killed'")
-    with pytest.raises(ServingError, match="no model models:/killed@candidate"):
-        resolve("models:/killed@candidate", run.uri)
+        halves = [Path(model.artifact_location.removeprefix("file://")) for model in models]
+        assert any((half / file).exists() and not (half / "recipe.yaml").exists() for half in halves)
+        assert not client.search_model_versions(f"name = '{name}'")
+    with pytest.raises(ServingError, match=f"no model models:/{name}@candidate"):
+        resolve(f"models:/{name}@candidate", run.uri)
     version = log_and_register(
-        tmp_path / "trained", uri=run.uri, run_id=run.run_id, name="killed", alias="candidate", example=example
+        tmp_path / "trained", uri=run.uri, run_id=run.run_id, name=name, alias="candidate", example=example, card=card
     )
-    assert resolve("models:/killed@candidate", run.uri).version == version.version == "1"
+    assert resolve(f"models:/{name}@candidate", run.uri).version == version.version == "1"
+    with using(run.uri) as client:
+        place = Path(client.get_model_version_download_uri(name, "1").removeprefix("file://"))
+        assert (place / "recipe.yaml").read_text() == "# recipe.yaml"
 
 
 def test_weights_that_changed_after_registration_are_refused(

@@ -51,6 +51,7 @@ def settings(folder: Path, url: str, **changes: Any) -> TrainRecipe:
         "workers": 2,
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
         "output": str(folder / "train"),
+        "register": {"measure": 0},
     }
     return TrainRecipe.model_validate(values | changes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -12,24 +13,32 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from made_datasets import TEXT_WIDTH, pair, pairs, write_dataset
 from mlflow import MlflowClient
 
 from rwkvfusion.infra.lease import Lease
+from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.tracking import TrackingError
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.metrics.table import VERSION
+from rwkvfusion.model.names import HASH
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.evaluate.results import finite
+from rwkvfusion.pipelines.evaluate.rows import from_parquet
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
 from rwkvfusion.pipelines.train.build import make_trainer
+from rwkvfusion.pipelines.train.card.examples import chosen
 from rwkvfusion.pipelines.train.job import TrainJob, open_job
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
 from rwkvfusion.pipelines.train.recipe import DataConfig, TrainRecipe
+from rwkvfusion.pipelines.train.result import TrainResult
 from rwkvfusion.pipelines.train.run import _already_trained, _finish, train
 from rwkvfusion.pipelines.train.scores import final_scores, final_splits, no_scores
 from rwkvfusion.pipelines.train.worker import Recorder, WorkerSpec
+from rwkvfusion.stages.dataset.dataset import Dataset
+from rwkvfusion.stages.dataset.origin import Origin
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +58,7 @@ def recipe(folder: Path, url: str, **changes: Any) -> TrainRecipe:
         "network": {"width": 8, "levels": [1], "channel_factors": [1]},
         "steps": 2, "log_every": 1, "checkpoint_every": 2,
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, "output": str(folder / "train"),
+        "register": {"measure": 0},
     }  # fmt: skip
     return TrainRecipe.model_validate(values | changes)
 
@@ -136,12 +146,104 @@ def checkpoint(plan: TrainPlan, job: TrainJob, trainer: Any) -> None:
     trainer.save(Path(job.checkpoints.url) / "checkpoint_x")
 
 
+def the_version_carries_its_card(client: MlflowClient, plan: TrainPlan, result: TrainResult, folder: Path) -> None:
+    version = client.get_model_version(result.model_name, result.version)
+    place = Path(client.get_model_version_download_uri(result.model_name, result.version).removeprefix("file://"))
+    card = (place / "README.md").read_text()
+    _, head, body = card.split("---\n", 2)
+    assert yaml.safe_load(head)["library_name"] == "rwkvfusion"
+    (url,) = result.datasets
+    training, scored = (Origin.of(Dataset.open(url).select([split]).shards) for split in ("train", "test"))
+    for words in (
+        result.run_id, version.tags[HASH], version.tags["commit"], training.fingerprint, scored.fingerprint,
+        "It has learnt from crops of 32x32 pixels, of pictures of 64x48 pixels (of the 4 pairs",
+        "Its scores are of 2 pairs of split test of made, not trained on.",
+        "fused with their own guidance: a text (1 of 2) and a mask (1 of 2)",
+        "The weights are the running average at the last step.",
+        "2 pairs: too few to tell systems apart",
+        "| picture | start-up | p50 | p95 | peak memory |\n|---|---|---|---|---|\n| 64x48 |",
+        "made: not noted: ask its source",
+    ):  # fmt: skip
+        assert words in card, words
+    (row,) = re.findall(r"\| 64x48 \| ([\d.]+) s \| (\d+) ms \| (\d+) ms \| (\d+) MiB \|", card)
+    start_up, p50, p95, peak = map(float, row)
+    # Less than what torch alone takes would not be that of a process.
+    assert 0 < p50 <= p95 < 1e3 * start_up
+    assert peak > 100
+    # The table has what was scored: two pairs are too few for an interval, of one VIF is not defined.
+    mean = result.metrics["VIF"]
+    assert re.search(rf"\| VIF ↑ \| 1 \| \**{mean:.4g}\** \|  \| ", card)
+    rows, kind = from_parquet((place / "evaluation" / "pairs.parquet").read_bytes())
+    own = [row for row in rows if row.system == "model"]
+    assert sorted(row.key for row in own) == ["pair-0007", "pair-0008"]
+    assert np.mean([row.values["Qabf"] for row in own]) == pytest.approx(result.metrics["Qabf"])
+    assert kind["metrics_version"] == VERSION
+    # Pictures of the worse and the better, as `fuse` makes them.
+    worst, best = sorted(own, key=lambda row: row.values["Qabf"])
+    for name, row in (("worst", worst), ("best", best)):
+        assert f"](examples/{name}.png)" in body
+        assert row.key in body
+        sample = next(iter(Dataset.open(url).select(keys=[row.key]).samples()))
+        strip = decode((place / "examples" / f"{name}.png").read_bytes())
+        fused = Fuser.load(place / "artifacts" / "fuser").fuse_sample(sample)
+        assert strip.shape == (fused.shape[0], 3 * fused.shape[1] + 2 * 4, 3)
+        assert np.array_equal(strip[:, -fused.shape[1] :], fused)
+    recipe = yaml.safe_load((place / "recipe.yaml").read_text())
+    assert TrainRecipe.model_validate(recipe) == plan.recipe
+    # What MLflow shows is the card in short.
+    assert version.description.startswith("Fuses visible and infrared pictures")
+    assert "- Its scores are of 2 pairs" in version.description
+    assert len(version.description) < 5000
+
+
+def test_what_a_card_cannot_have_takes_no_model_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = write_dataset(tmp_path / "made", [[pair(0), pair(1)], [pair(3)]])
+    plan = plan_training(recipe(tmp_path, url, register={"measure": 0.01}))
+    job, trainer = open_job(plan), made(plan)
+    checkpoint(plan, job, trainer)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("of a library")
+
+    fitted = _already_trained(job)
+    monkeypatch.setattr("rwkvfusion.pipelines.train.card.write.measure", fail)
+    with Lease(plan.store, "x") as lease:
+        result = _finish(job, fitted, lease, lambda _: None)
+        client = MlflowClient(result.tracking_uri, result.tracking_uri)
+        place = Path(client.get_model_version_download_uri(result.model_name, "1").removeprefix("file://"))
+        card = (place / "README.md").read_text()
+        assert "It was not scored: nothing is known of how good its pictures are." in card
+        assert "What a picture costs was not measured (of a library)." in card
+        assert "A pair that it was trained on, pair-0000: from left to right visible, infrared, fused." in card
+        assert [file.name for file in (place / "examples").iterdir()] == ["trained.png"]
+        assert not (place / "evaluation").exists()
+        # Killed before the alias was moved, and called again: one version.
+        client.delete_registered_model_alias(result.model_name, "candidate")
+        assert _finish(job, fitted, lease, lambda _: None).version == "1"
+        assert str(client.get_model_version_by_alias(result.model_name, "candidate").version) == "1"
+        assert len(client.search_model_versions()) == 1
+        client.delete_model_version(result.model_name, "1")
+        monkeypatch.setattr("rwkvfusion.pipelines.train.card.write.origins_of", fail)
+        again = _finish(job, fitted, lease, lambda _: None)
+        assert again.notes[-1] == "no card of the model: of a library"
+        assert not client.get_model_version(again.model_name, again.version).description
+
+
+def test_examples_are_the_ends_and_the_middle() -> None:
+    values = {"a": 3.0, "b": 1.0, "c": 2.0, "d": math.nan, "e": 2.5}
+    assert chosen(values, "VIF") == {"worst": "b", "median": "c", "best": "a"}
+    assert chosen(values, "Qcv") == {"worst": "a", "median": "e", "best": "b"}
+    assert chosen({"a": 3.0, "b": 1.0}, "Qcv") == {"worst": "a", "best": "b"}
+    assert chosen({"a": 3.0, "d": math.nan}, "Qcv") == {"only": "a"}
+    assert chosen({"d": math.nan}, "Qcv") == {}
+
+
 def test_a_job_that_died_after_its_last_step_registers_without_training_and_is_then_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = write_dataset(tmp_path / "made", pairs(4, 4))
     write_dataset(url, [[pair(7), pair(8, 32, 32)]], split="test")
-    plan = plan_training(recipe(tmp_path, url))
+    plan = plan_training(recipe(tmp_path, url, register={"measure": 0.01}))
     job, trainer = open_job(plan), made(plan)
     checkpoint(plan, job, trainer)
 
@@ -165,6 +267,7 @@ def test_a_job_that_died_after_its_last_step_registers_without_training_and_is_t
     assert result.metrics["VIF"] is not None
     assert result.notes[0] == "VIF: mean of 1 of 2 pairs (VIF needs 41 pixels each way, not 32x32)"
     client = MlflowClient(result.tracking_uri, result.tracking_uri)
+    the_version_carries_its_card(client, plan, result, tmp_path)
     run = client.get_run(result.run_id)
     assert run.data.metrics["final_Qabf"] == result.metrics["Qabf"]
     assert run.data.metrics["floor_source_a_alone_Qabf"] == result.floors["source a alone"]["Qabf"]

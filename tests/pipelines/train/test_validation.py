@@ -40,6 +40,7 @@ def recipe(folder: Path, *urls: str, data: dict[str, Any] | None = None, **chang
         "optim": {"warmup": 2, "lr": 3e-3},
         "steps": 40, "log_every": 2, "checkpoint_every": 4, "validate": {"every": 4, "pairs": 3},
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, "output": str(folder / "train"),
+        "register": {"measure": 0},
     }  # fmt: skip
     return TrainRecipe.model_validate(values | changes)
 

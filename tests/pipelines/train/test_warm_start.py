@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 import torch
 from made_datasets import pairs, write_dataset
+from mlflow import MlflowClient
 from torch import Tensor
 
 from rwkvfusion.infra.tracking import start_run
+from rwkvfusion.model.names import HASH
 from rwkvfusion.model.registry.registry import log_and_register
 from rwkvfusion.model.training.trainer import Trainer
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.train.build import make_fuser, make_trainer
+from rwkvfusion.pipelines.train.job import open_job
 from rwkvfusion.pipelines.train.plan import plan_training
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
+from rwkvfusion.stages.dataset.origin import INIT
 
 
 def recipe(folder: Path, url: str, **changes: Any) -> TrainRecipe:
@@ -68,6 +72,10 @@ def test_a_model_is_gone_on_from_by_its_name_and_by_its_folder(url: str, tmp_pat
     for where in (str(tmp_path / "model"), "models:/mine@champion"):
         assert same(started(recipe(tmp_path, url, init=where)), weights.state_dict())
     assert not same(started(given), weights.state_dict())
+    # The run names the weights as the version does.
+    client = MlflowClient(run.uri, run.uri)
+    warm = open_job(plan_training(recipe(tmp_path, url, init="models:/mine@champion"))).run
+    assert client.get_run(warm.run_id).data.tags[INIT] == client.get_model_version("mine", "1").tags[HASH]
     assert plan_training(recipe(tmp_path, url, init=str(tmp_path / "model"))).name != plan.name
 
 

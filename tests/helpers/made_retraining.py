@@ -15,16 +15,17 @@ NAME = "rwkvfusion-vif"
 STEPS = 20
 
 
-def write_halves(root: Path, seeds: Iterable[int], split: str = "train", *, grey: bool = False) -> None:
-    """Pairs in the layout of MSRS, grey where the other one has its half; `grey`: all of it is."""
+def write_halves(root: Path, seeds: Iterable[int], split: str = "train", *, faint: bool = False) -> None:
+    """Pairs in the layout of MSRS, grey where the other one has its half; `faint`: hardly to be seen."""
     for seed in seeds:
         visible, infrared = scene(seed, 48, 64), scene(seed + 1000, 48, 64, channels=1)
         is_left = np.broadcast_to(np.arange(64)[None, :, None] < 32, (48, 64, 1))
         seen = is_left if seed % 2 else ~is_left
         for folder, array, has in (("vi", visible, seen), ("ir", infrared, ~seen)):
-            path = root / split / folder / f"{'grey' if grey else 'half'}-{seed:03d}.png"
+            path = root / split / folder / f"{'faint' if faint else 'half'}-{seed:03d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.where(has & (not grey), array, 128).astype(np.uint8).squeeze()).save(path)
+            shown = 120 + array // 16 if faint else array
+            Image.fromarray(np.where(has, shown, 128).astype(np.uint8).squeeze()).save(path)
 
 
 def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -41,7 +42,8 @@ def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
         "network": {"width": 8, "levels": [1], "channel_factors": [1]},
         "optim": {"warmup": 2, "lr": 4e-3, "ema": 0.9},
         "steps": STEPS, "log_every": 2, "checkpoint_every": 4, "validate": {"every": 0},
-        "register": {"measure": 0}, "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, "output": str(folder / "train"),
+        "register": {"measure": 0},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, "output": str(folder / "train"),
     }  # fmt: skip
     promote = {
         "name": NAME, "sets": {"held": {"url": str(folder / "out/held"), "splits": ["test"]}},

@@ -29,7 +29,7 @@ from typing import Any
 
 import seaweed
 
-START_SECONDS = 120
+START_SECONDS = 300
 USER = DATABASE = "mlflow"
 
 

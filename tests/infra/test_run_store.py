@@ -20,7 +20,7 @@ CLIENTS = 4
 T = TypeVar("T")
 
 
-@pytest.fixture(scope="module", params=["file", pytest.param("server", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["file", pytest.param("server", marks=[pytest.mark.slow, pytest.mark.mlflow])])
 def store(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> RunStore:
     """In an SQLite file, and on a server before PostgreSQL."""
     is_served = request.param == "server"
@@ -103,5 +103,5 @@ def test_nothing_is_cut_off_or_lost_in_silence(store: RunStore, tmp_path: Path) 
     assert len(store.read("full")) == MAX_BYTES
     with pytest.raises(StorageError, match=rf"^the run: over has {MAX_BYTES + 1} bytes"):
         store.create("over", b"x" * (MAX_BYTES + 1))
-    with pytest.raises(StorageError, match=r"^no run: Run with id=0{32} not found"):
+    with pytest.raises(StorageError, match=r"^no run: (RESOURCE_DOES_NOT_EXIST: )?Run with id=0{32} not found"):
         RunStore(store.client, "0" * 32, "no run").create("a", b"")

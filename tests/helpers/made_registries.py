@@ -84,7 +84,8 @@ class Registry:
         source = self.client.get_model_version(NAME, version).source
         if not self.is_served:
             return Path(source.removeprefix("file://"))
-        return Path(mlflow.artifacts.download_artifacts(source, tracking_uri=self.uri, dst_path=mkdtemp(dir=self.folder)))
+        copy = mkdtemp(dir=self.folder)
+        return Path(mlflow.artifacts.download_artifacts(source, tracking_uri=self.uri, dst_path=copy))
 
     def clear(self) -> None:
         """Make way on a server for the next registry."""

@@ -25,7 +25,9 @@ from rwkvfusion.pipelines.registry.recipe import PromoteRecipe
 from rwkvfusion.pipelines.registry.rollback import rollback, why
 from rwkvfusion.pipelines.registry.run import promote
 
-ANYWHERE = pytest.mark.parametrize("registry", ["file", pytest.param("server", marks=[pytest.mark.slow, pytest.mark.mlflow])], indirect=True)
+ANYWHERE = pytest.mark.parametrize(
+    "registry", ["file", pytest.param("server", marks=[pytest.mark.slow, pytest.mark.mlflow])], indirect=True
+)
 """Once in an SQLite file, once on a server before PostgreSQL."""
 WRITES = ("log_text", "log_param", "set_registered_model_alias", "set_model_version_tag", "set_tag")
 
@@ -300,7 +302,9 @@ def test_rollback_and_why_are_quick_with_200_versions(registry: Registry) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("registry", "kills"), [("file", 50), pytest.param("server", 20, marks=pytest.mark.mlflow)], indirect=["registry"])
+@pytest.mark.parametrize(
+    ("registry", "kills"), [("file", 50), pytest.param("server", 20, marks=pytest.mark.mlflow)], indirect=["registry"]
+)
 def test_alias_and_history_agree_after_random_kills(
     registry: Registry, kills: int, make_recipe: Callable[..., PromoteRecipe]
 ) -> None:

@@ -113,7 +113,7 @@ def test_of_several_who_begin_a_history_one_does(registry: Registry) -> None:
 def test_what_a_version_is_known_by_outlives_the_server(
     registry: Registry, mlflow_server: SharedMlflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Killed and started again, it has all it had; meanwhile a model that was loaded is there, and the rest says why."""
+    """Killed and started again, it has all it had; meanwhile what was loaded before is there, and the rest says why."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
     monkeypatch.setenv("RWKVFUSION_CACHE", str(tmp_path / "cache"))
     register(registry, fuser(GRAINY), "champion")

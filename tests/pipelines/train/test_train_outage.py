@@ -1,4 +1,4 @@
-"""Training on a shared MLflow (PostgreSQL, artifacts on S3) that is gone for 90 s: it ends, and its curves are whole."""
+"""Training on a shared MLflow (PostgreSQL, S3) that is killed and is away for 90 s: it ends, its curves are whole."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def test_a_server_that_is_killed_for_90_s_leaves_no_hole(
     finally:
         if outage.thread.ident is not None:
             outage.thread.join()
-    print(f"\nkilled at step {outage.steps[0]}, started at {outage.steps[1]} of {steps}, {time.monotonic() - begin:.0f} s")
+    seconds = time.monotonic() - begin
+    print(f"\nserver killed at step {outage.steps[0]}, started at {outage.steps[1]} of {steps}; {seconds:.0f} s in all")
     print("\n".join(said))
     assert 25 <= outage.steps[0] < steps, "it was over before the server was killed"
 

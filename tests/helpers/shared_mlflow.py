@@ -20,6 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,8 @@ import seaweed
 
 START_SECONDS = 300
 USER = DATABASE = "mlflow"
+_STARTER = ThreadPoolExecutor(1)
+"""Its thread lives as long as this process."""
 
 
 @dataclass
@@ -47,9 +50,13 @@ class Service:
 
     def start(self) -> None:
         """Begin it; it may not answer yet."""
+        # It dies with the thread that starts it: not with one of a test.
+        self.process = _STARTER.submit(self._begun).result()
+
+    def _begun(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             # A group of its own, so that Ctrl-C in a terminal reaches us first.
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 self.command, stdout=log, stderr=log, start_new_session=True,
                 preexec_fn=partial(seaweed.die_with_parent, self.end), **self.options,
             )  # fmt: skip

@@ -23,7 +23,7 @@ from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.infra.tracking import start_run
 from rwkvfusion.model.fusing.fuser import WEIGHTS, Fuser
 from rwkvfusion.model.registry.registry import log_and_register
-from rwkvfusion.pipelines.registry.history import History
+from rwkvfusion.pipelines.registry.history import History, aliases_of
 from rwkvfusion.pipelines.registry.recipe import PromoteRecipe
 
 pytestmark = [
@@ -131,5 +131,4 @@ def test_what_a_version_is_known_by_outlives_the_server(
     # PostgreSQL is killed under it, which the server gets over by itself.
     mlflow_server.database.kill()
     mlflow_server.start_database()
-    assert registry.client.get_registered_model(NAME).aliases == {"champion": 1, "candidate": int(version)}
-    assert registry.champion == "1"
+    assert aliases_of(registry.client, registry.uri, NAME) == {"champion": "1", "candidate": version}

@@ -350,6 +350,8 @@ def quieten() -> None:
     """Import MLflow, and keep it from counting its users, from progress bars, and from notes on each step."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # On stdout, where a command's answer goes.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     # Each retry waits twice as long as the one before: MLflow's own 7 keep a person waiting for 4 minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")

@@ -20,7 +20,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
     return found
 
 
-def test_long_and_odd_values_are_kept_or_cut(uri: str, tmp_path: Path) -> None:
+def test_long_and_odd_values_are_kept_or_cut(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     params = {"long": "ä" * 9000, "nested": {f"key{i}": "→" * 50 for i in range(250)}}
     tags = {"training": "0123456789abcdef", "scored": "x" * 7000, "sign": "'quoted' \"twice\" \\ % ü 画"}
     data = [RunData(f"{i:03d}-{'d' * 40}", f"s3://bucket/{'p' * 900}/{i}", "0" * 64) for i in range(120)]
@@ -30,6 +30,8 @@ def test_long_and_odd_values_are_kept_or_cut(uri: str, tmp_path: Path) -> None:
     tracker.json("scores", {"deep": [1, None, "画"]})
     tracker.picture("one", np.zeros((4, 4, 3), np.uint8), 7)
     tracker.finish()
+    # That is for a command's answer.
+    assert capsys.readouterr().out == ""
     with using(uri) as client:
         found = client.get_run(run.run_id)
         recipe = Path(client.download_artifacts(run.run_id, "recipe.yaml", str(tmp_path)))

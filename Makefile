@@ -9,7 +9,7 @@ FOLDERS := infra kernels model pipelines stages
 UV := $(BIN)/uv pip install --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow soak s3 bench-kernel gpu-check check lint types clean lock
+.PHONY: help install demo test test-slow test-mlflow soak s3 mlflow postgresql bench-kernel gpu-check check lint types clean lock
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,11 +39,24 @@ test: install $(ENCODER) ## the whole test suite (under 10 minutes on 2 cores)
 test-slow: install $(ENCODER) ## the tests that take minutes: kills, failing stores, wheels without compilers, memory (40 minutes)
 	$(BIN)/pytest -m "slow and not soak"
 
+test-mlflow: install postgresql ## what is promised of a shared MLflow, on one: PostgreSQL and S3, and killed meanwhile
+	$(BIN)/pytest -m mlflow -s
+
 soak: install    ## kill prepare 30 times on an S3 server, and compare the dataset with an untouched one (15 minutes)
 	$(BIN)/pytest -m soak -s
 
 s3: install      ## an S3 server on the loopback (SeaweedFS) to try jobs on; S3="FOLDER --port N" keeps its data
 	$(BIN)/python tests/helpers/seaweed.py $(S3)
+
+mlflow: install postgresql ## a shared MLflow on the loopback: PostgreSQL, artifacts on S3; MLFLOW="FOLDER --port N" keeps its data
+	$(BIN)/python tests/helpers/shared_mlflow.py $(MLFLOW)
+
+# Debian's, brought by apt where it is not there.
+postgresql:
+	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends postgresql; } || { \
+	  echo "there is no PostgreSQL, and apt cannot bring it here: install it (sudo apt-get install postgresql), then run this again" >&2; exit 1; }
 
 bench-kernel: install ## the operator and a network against what their memory and FLOPs cost
 	$(BIN)/python -m rwkvfusion.model.network.bench $(BENCH)

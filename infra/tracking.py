@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 ARTIFACTS = "mlartifacts"
 SQLITE = "sqlite:///"
 _MAX_PARAM_LENGTH = 6000
+_MAX_NAME_LENGTH = 250
+"""Of a run: PostgreSQL refuses a longer one, SQLite takes it."""
 _PARAMS_PER_CALL = 100
 _METRICS_PER_CALL = 1000
 _DIGEST_LENGTH = 36
@@ -120,7 +122,7 @@ def start_run(
     with using(where) as client:
         experiment_id = open_experiment(client, where, experiment)
         check_artifacts(where, str(client.get_experiment(experiment_id).artifact_location))
-        run_id: str = client.create_run(experiment_id, run_name=name).info.run_id
+        run_id: str = client.create_run(experiment_id, run_name=name[:_MAX_NAME_LENGTH]).info.run_id
         tracker = Tracker(where, run_id)
         tracker.params(params)
         tracker.tags({**_source(), "mlflow.note.content": description, **tags})
@@ -293,16 +295,28 @@ def translated(uri: str) -> Iterator[None]:
 
 
 def open_experiment(client: MlflowClient, uri: str, name: str) -> str:
-    """The experiment's id, made where there is none; MlflowException where another process makes it right now."""
+    """The experiment's id, made where there is none."""
     found = client.get_experiment_by_name(name)
-    if found is not None and found.lifecycle_stage != "active":
+    if found is None:
+        if (made := create_experiment(client, uri, name)) is not None:
+            return made
+        found = client.get_experiment_by_name(name)
+    if found.lifecycle_stage != "active":
         client.restore_experiment(found.experiment_id)
-    if found is not None:
-        return str(found.experiment_id)
-    location = None
-    if uri.startswith(SQLITE):
-        location = (Path(uri.removeprefix(SQLITE)).parent / ARTIFACTS).as_uri()
-    return str(client.create_experiment(name, artifact_location=location))
+    return str(found.experiment_id)
+
+
+def create_experiment(client: MlflowClient, uri: str, name: str) -> str | None:
+    """The new experiment's id; None where there is one of the name. Of several that make it at once one does."""
+    from mlflow.exceptions import MlflowException
+
+    location = (Path(uri.removeprefix(SQLITE)).parent / ARTIFACTS).as_uri() if uri.startswith(SQLITE) else None
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return None
 
 
 def _source() -> dict[str, str]:
@@ -336,6 +350,8 @@ def quieten() -> None:
     """Import MLflow, and keep it from counting its users, from progress bars, and from notes on each step."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # On stdout, where a command's answer goes.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     # Each retry waits twice as long as the one before: MLflow's own 7 keep a person waiting for 4 minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")

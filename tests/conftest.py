@@ -10,8 +10,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import shared_mlflow
 from hypothesis import settings
 from seaweed import S3, serve
+from shared_mlflow import SharedMlflow
 from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -99,3 +101,18 @@ def s3_url(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     s3fs.S3FileSystem.clear_instance_cache()
     yield f"{s3.url}/{uuid4().hex[:12]}"
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(s3: S3) -> Iterator[SharedMlflow]:
+    """MLflow's own server before PostgreSQL, its artifacts on S3; what is in it stays for the next test.
+
+    Skips where there is no PostgreSQL; tests that need it are slow.
+    """
+    if (reason := shared_mlflow.lacking()) is not None:
+        pytest.skip(reason)
+    with TemporaryDirectory(prefix="shared-mlflow-") as scratch:
+        # PostgreSQL runs as another than root.
+        Path(scratch).chmod(0o711)
+        with shared_mlflow.serve(Path(scratch), s3) as server:
+            yield server

@@ -23,7 +23,7 @@ from rwkvfusion.infra.errors import redacted
 from rwkvfusion.infra.lease import Lease, LeaseError
 from rwkvfusion.infra.run_store import RunStore
 from rwkvfusion.infra.storage import sha256
-from rwkvfusion.infra.tracking import check_artifacts, open_experiment, translated, using
+from rwkvfusion.infra.tracking import check_artifacts, create_experiment, open_experiment, translated, using
 from rwkvfusion.model.names import HASH
 from rwkvfusion.pipelines.registry.entry import Entry, PromoteError, Proof, Step, Verdict, now, who
 
@@ -258,18 +258,11 @@ def _find(client: MlflowClient, name: str, alias: str) -> str | None:
 
 def _begin(client: MlflowClient, uri: str, name: str, alias: str) -> str:
     """A run for the history. Of several processes that begin one at once, that which made the experiment makes it."""
-    from mlflow.exceptions import MlflowException
-
     title = _title(name, alias)
-    is_ours = client.get_experiment_by_name(title) is None
-    try:
-        experiment_id = open_experiment(client, uri, title)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        is_ours, experiment_id = False, open_experiment(client, uri, title)
+    made = create_experiment(client, uri, title)
+    experiment_id = made or open_experiment(client, uri, title)
     # One that died between the two left an experiment without a run.
-    deadline = time.monotonic() + (0 if is_ours else _CREATOR_SECONDS)
+    deadline = time.monotonic() + (0 if made else _CREATOR_SECONDS)
     while time.monotonic() < deadline:
         if (run_id := _find(client, name, alias)) is not None:
             return run_id

@@ -1,16 +1,19 @@
-"""Small registries for tests: an SQLite file, and versions of small fusers in it."""
+"""Small registries for tests: an SQLite file or a server, and versions of small fusers in it."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
+from uuid import uuid4
 
+import mlflow
 import torch
 from made_datasets import TEXT_WIDTH
 
 from rwkvfusion.infra.storage import sha256
-from rwkvfusion.infra.tracking import using
+from rwkvfusion.infra.tracking import SQLITE, using
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.names import HASH, WEIGHTS
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
@@ -36,15 +39,23 @@ def fuser(grain: float = GRAINY, *, roles: tuple[str, str] = ("visible", "infrar
 
 
 class Registry:
-    """A registry in `folder`, made by copying the database `empty`: to set one up takes seconds."""
+    """A registry of the model `NAME`: in `folder`, by a copy of the database `empty` (to set one up takes seconds), or
+    on the server whose URI that is."""
 
-    def __init__(self, folder: Path, empty: Path) -> None:
+    def __init__(self, folder: Path, empty: Path | str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(empty, folder / "mlflow.db")
-        self.folder, self.uri = folder, f"sqlite:///{folder}/mlflow.db"
+        if isinstance(empty, Path):
+            shutil.copy(empty, folder / "mlflow.db")
+        self.folder = folder
+        self.uri = empty if isinstance(empty, str) else f"sqlite:///{folder}/mlflow.db"
         with using(self.uri) as client:
             self.client = client
             client.create_registered_model(NAME)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a server has it, and the files of its versions."""
+        return not self.uri.startswith(SQLITE)
 
     def add(self, made: Fuser | Path, *aliases: str) -> str:
         """Register a version, which the aliases then point at; its number. A path: files that are there already."""
@@ -52,7 +63,8 @@ class Registry:
         if isinstance(made, Fuser):
             made.save(folder)
         tags = {HASH: sha256((folder / WEIGHTS).read_bytes())}
-        version = str(self.client.create_model_version(NAME, folder.as_uri(), tags=tags).version)
+        place, run_id = self._stored(folder) if self.is_served else (folder.as_uri(), None)
+        version = str(self.client.create_model_version(NAME, place, run_id, tags=tags).version)
         for alias in aliases:
             self.point(alias, version)
         return version
@@ -68,8 +80,24 @@ class Registry:
         return None if found is None else str(found)
 
     def files(self, version: str) -> Path:
-        """The folder of a version's files."""
-        return Path(self.client.get_model_version(NAME, version).source.removeprefix("file://"))
+        """The folder of a version's files, of a server's a copy."""
+        source = self.client.get_model_version(NAME, version).source
+        if not self.is_served:
+            return Path(source.removeprefix("file://"))
+        copy = mkdtemp(dir=self.folder)
+        return Path(mlflow.artifacts.download_artifacts(source, tracking_uri=self.uri, dst_path=copy))
+
+    def clear(self) -> None:
+        """Make way on a server for the next registry."""
+        self.client.delete_registered_model(NAME)
+        for one in self.client.search_experiments(filter_string=f"name LIKE 'promotions of {NAME}@%'"):
+            self.client.rename_experiment(one.experiment_id, f"{uuid4().hex} {one.name}")
+
+    def _stored(self, folder: Path) -> tuple[str, str]:
+        """A copy of `folder` among the artifacts of a run of its own, and that run."""
+        run = self.client.create_run("0")
+        self.client.log_artifacts(run.info.run_id, str(folder), "model")
+        return f"{run.info.artifact_uri}/model", run.info.run_id
 
 
 def promote_and_tell(recipe: dict[str, Any], uri: str, is_scored: Any, is_done: Any) -> None:

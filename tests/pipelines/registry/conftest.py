@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,14 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, empty: Path) -> Registry:
-    """A registry of no versions."""
-    return Registry(tmp_path / "registry", empty)
+def registry(tmp_path: Path, empty: Path, request: pytest.FixtureRequest) -> Iterator[Registry]:
+    """A registry of no versions: an SQLite file or, where the test is given the parameter "server", on a server."""
+    if getattr(request, "param", "file") == "file":
+        yield Registry(tmp_path / "registry", empty)
+        return
+    made = Registry(tmp_path / "registry", request.getfixturevalue("mlflow_server").uri)
+    yield made
+    made.clear()
 
 
 @pytest.fixture

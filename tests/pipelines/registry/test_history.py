@@ -25,6 +25,10 @@ from rwkvfusion.pipelines.registry.recipe import PromoteRecipe
 from rwkvfusion.pipelines.registry.rollback import rollback, why
 from rwkvfusion.pipelines.registry.run import promote
 
+ANYWHERE = pytest.mark.parametrize(
+    "registry", ["file", pytest.param("server", marks=[pytest.mark.slow, pytest.mark.mlflow])], indirect=True
+)
+"""Once in an SQLite file, once on a server before PostgreSQL."""
 WRITES = ("log_text", "log_param", "set_registered_model_alias", "set_model_version_tag", "set_tag")
 
 
@@ -97,6 +101,7 @@ def test_what_was_taken_out_of_use_is_known_until_the_alias_comes_back() -> None
     assert withdrawn_by(moves(*up, (Verdict.ROLLED_BACK, "1"), (Verdict.ROLLED_BACK, "2")), "2") is None
 
 
+@ANYWHERE
 def test_rollback_goes_back_along_the_line_and_to_champions_alone(versions: Registry) -> None:
     for version in ("2", "3"):
         move(versions, version)
@@ -138,6 +143,7 @@ def test_weights_that_are_not_those_that_were_registered_are_not_brought_back(re
     assert rollback(NAME, "champion", tracking=registry.uri).after == "1"
 
 
+@ANYWHERE
 def test_an_alias_that_others_move_gets_an_entry_that_says_so(versions: Registry) -> None:
     move(versions, "2")
     versions.point("champion", "4")
@@ -167,6 +173,7 @@ def test_an_entry_that_was_changed_is_seen(versions: Registry) -> None:
         history.read(proof)
 
 
+@ANYWHERE
 @pytest.mark.parametrize("is_done", [False, True], ids=["before the call", "after the call"])
 def test_who_dies_at_any_step_leaves_what_the_next_command_completes(
     versions: Registry, monkeypatch: pytest.MonkeyPatch, is_done: bool
@@ -231,6 +238,7 @@ def _die(registry: Registry) -> None:
     registry.client.set_tag(history.run_id, name, json.dumps(record))
 
 
+@ANYWHERE
 def test_a_rollback_that_died_is_completed_and_not_done_twice(
     versions: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +256,7 @@ def test_a_rollback_that_died_is_completed_and_not_done_twice(
     check_in_step(versions)
 
 
+@ANYWHERE
 def test_two_are_kept_apart(versions: Registry) -> None:
     history = open_history(versions)
     with history.judging(), pytest.raises(LeaseError, match=r"^tiny@champion is being written by process \d+ on "):
@@ -264,6 +273,7 @@ def test_two_are_kept_apart(versions: Registry) -> None:
     check_in_step(versions)
 
 
+@ANYWHERE
 def test_a_history_that_was_deleted_in_the_browser_is_brought_back(versions: Registry) -> None:
     move(versions, "2")
     run_id = open_history(versions).run_id
@@ -273,6 +283,7 @@ def test_a_history_that_was_deleted_in_the_browser_is_brought_back(versions: Reg
     check_in_step(versions)
 
 
+@ANYWHERE
 def test_rollback_and_why_are_quick_with_200_versions(registry: Registry) -> None:
     """The commands' own work, without the imports: less than 2 s of this process's time."""
     fuser(GRAINY).save(registry.folder / "model")
@@ -291,8 +302,11 @@ def test_rollback_and_why_are_quick_with_200_versions(registry: Registry) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_alias_and_history_agree_after_50_random_kills(
-    registry: Registry, make_recipe: Callable[..., PromoteRecipe]
+@pytest.mark.parametrize(
+    ("registry", "kills"), [("file", 50), pytest.param("server", 20, marks=pytest.mark.mlflow)], indirect=["registry"]
+)
+def test_alias_and_history_agree_after_random_kills(
+    registry: Registry, kills: int, make_recipe: Callable[..., PromoteRecipe]
 ) -> None:
     """Half of them while the move is made, which is short, half at any time."""
     registry.add(fuser(GRAINY), "champion")
@@ -323,7 +337,7 @@ def test_alias_and_history_agree_after_50_random_kills(
     process.join()
     assert registry.champion == candidate
     candidate, n_moved = back(), 0
-    for i in range(50):
+    for i in range(kills):
         process, is_scored, _ = begin()
         if i % 2:
             assert is_scored.wait(300)
@@ -341,4 +355,5 @@ def test_alias_and_history_agree_after_50_random_kills(
         if registry.champion == candidate:
             n_moved += i % 5 != 4
             candidate = back()
-    assert 3 <= n_moved <= 37
+    print(f"{kills} kills, a version scored after {scored:.1f} s and in use {moved:.1f} s later: {n_moved} moves done")
+    assert 0.06 * kills <= n_moved <= 0.74 * kills

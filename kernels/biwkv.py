@@ -21,11 +21,11 @@ __all__ = ["back_end", "biwkv", "gated_biwkv"]
 _STATE = 7
 _library = torch.library.Library("rwkvfusion", "DEF")
 _library.define("biwkv(Tensor k, Tensor v, Tensor lam, Tensor u) -> Tensor")
-_library.define("gated_biwkv(Tensor rkv, Tensor lam, Tensor u, int rows=1) -> Tensor")
+_library.define("gated_biwkv(Tensor rkv, Tensor lam, Tensor u, SymInt rows=1) -> Tensor")
 # `x` is the keys, or receptance, keys and values side by side where v is None: one tensor in, one gradient out.
-_library.define("biwkv_forward(Tensor x, Tensor? v, Tensor lam, Tensor u, int rows, bool keep) -> (Tensor, Tensor)")
+_library.define("biwkv_forward(Tensor x, Tensor? v, Tensor lam, Tensor u, SymInt rows, bool keep) -> (Tensor, Tensor)")
 _library.define(
-    "biwkv_backward(Tensor grad, Tensor x, Tensor? v, Tensor lam, Tensor u, int rows, Tensor states)"
+    "biwkv_backward(Tensor grad, Tensor x, Tensor? v, Tensor lam, Tensor u, SymInt rows, Tensor states)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 

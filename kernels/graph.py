@@ -14,7 +14,7 @@ from torch import Tensor
 CHUNK = 32
 _LEVELS = 4
 MAX_TOKENS = CHUNK ** (_LEVELS + 1)
-"""Tokens of the longest sequence; a longer one is an error when the graph runs."""
+"""Tokens of the longest sequence: 33 million, which nothing checks in a graph."""
 _ROOM = {torch.float32: 80.0, torch.float64: 700.0}
 """What an exponent may reach without leaving the type's range."""
 

@@ -15,6 +15,8 @@ from rwkvfusion.model.network.layers import BRWKV
 from rwkvfusion.model.network.mfm import TextExchange
 from rwkvfusion.model.network.network import RWKVFusion, resize
 
+MAX_PIXELS = plain.MAX_TOKENS // 2
+"""Of a picture: its padding and the text have room beside."""
 _SLACK = 2 * math.log(plain.MAX_TOKENS)
 """Of an exponent: as many tokens as there may be, and a text token that counts for as many."""
 _REACHES = {torch.float32: 85 - _SLACK, torch.float64: 700 - _SLACK}
@@ -78,7 +80,7 @@ def exported(network: RWKVFusion) -> ExportedProgram:
     if dtype is None:
         raise ValueError(f"keys of up to e^{reach:.0f} leave the range of float64: such a network cannot be exported")
     inputs, shapes = _example(network)
-    with torch.no_grad(), symbols.patch(backed_size_oblivious=True):
+    with torch.no_grad(), symbols.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         program = torch.export.export(
             Planes(network), inputs, dynamic_shapes=(shapes,), prefer_deferred_runtime_asserts_over_guards=True
         )

@@ -1,0 +1,108 @@
+"""A fuser's network in one file that needs none of this package: an ONNX graph, or torch's exported program."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.provenance import commit, package_version
+from rwkvfusion.model.fusing.fuser import VERSION, Fuser
+from rwkvfusion.model.network.graph import MAX_PIXELS, exported
+
+FORMATS = ("onnx", "pt2")
+METADATA = "metadata.json"
+"""Extra file of a .pt2 that has what an ONNX file has as its metadata_props."""
+OPSET = 18
+_RECIPE = """\
+Inputs, each of one scene: for every modality (1, C, H, W) float32 planes, where 0 is the value that counts as 0 and 1 \
+the value that counts as 1 (scales; null: 0 and the largest value of the type); {luma}{mask}text, (1, T, {text_width}) \
+float32 tokens of the encoder trained with, of which those that are all zero are padding: one of zeros is no text. Any \
+height and width, up to {max_pixels} pixels{low}. \
+Output: fused, (1, {out}, H, W) float32, not clamped{chroma}. Times the span of {like}, plus its value of 0, rounded \
+half to even and clipped to the type, it is the picture. `example` is this as Python."""
+
+
+class ExportError(RwkvFusionError, ValueError):
+    """A network that cannot be exported, or a package that is missing; the message says which."""
+
+
+def check(path: Path) -> None:
+    """ExportError where `path` does not end in one of `FORMATS`, or a package to write it is missing."""
+    if path.suffix.removeprefix(".") not in FORMATS:
+        raise ExportError(f"{path}: a model is exported as {' or '.join(f'.{one}' for one in FORMATS)}")
+    if path.suffix == ".onnx" and (missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]):
+        raise ExportError(f"an ONNX file is made by {' and '.join(missing)}: pip install 'rwkvfusion[onnx]'")
+
+
+def program_of(fuser: Fuser) -> ExportedProgram:
+    """The fuser's network as `graph.exported` gives it. ExportError where its weights do not allow that."""
+    try:
+        return exported(fuser.network.cpu())
+    except ValueError as error:
+        raise ExportError(str(error)) from None
+
+
+def save(program: ExportedProgram, fuser: Fuser, path: Path, facts: dict[str, str]) -> None:
+    """Write the program of the fuser to `path`, which ends in one of `FORMATS`.
+
+    `facts`: what else the file is to tell of itself, beside `metadata`.
+    """
+    told = metadata(fuser) | facts
+    if path.suffix == ".onnx":
+        _save_onnx(program, input_names(fuser), path, told)
+    else:
+        torch.export.save(program, path, extra_files={METADATA: json.dumps(told, indent=1)})
+
+
+def input_names(fuser: Fuser) -> list[str]:
+    """What the graph's inputs are called, in their order."""
+    mask = ["mask"] if fuser.network.config.use_mask else []
+    return ["_or_".join(names) for names in fuser.config.places] + mask + ["text"]
+
+
+def metadata(fuser: Fuser) -> dict[str, str]:
+    """What a file tells of itself: text, or JSON of what is not."""
+    config, network = fuser.config, fuser.network.config
+    like = "the first" if network.residual is None else input_names(fuser)[network.residual]
+    recipe = _RECIPE.format(
+        luma="here the luma alone, BT.601 of full range; " if config.luma_only else "",
+        mask="mask, (1, H, W) uint8 object indices, zeros for none; " if network.use_mask else "",
+        text_width=network.text_width,
+        max_pixels=MAX_PIXELS,
+        low="" if network.residual is None else f"; {like} of any smaller size, it is brought to that of the other",
+        out=network.out_channels,
+        chroma="; Cb and Cr are sum(c |c|) / sum(|c|) over the pictures' offsets c from neutral" * config.luma_only,
+        like=like,
+    )
+    return {
+        "task": config.task,
+        "roles": json.dumps(config.roles),
+        "luma_only": json.dumps(config.luma_only),
+        "residual": json.dumps(network.residual),
+        "scales": json.dumps(config.scales),
+        "text_width": json.dumps(network.text_width),
+        "max_objects": json.dumps(network.max_objects if network.use_mask else 0),
+        "fuser_version": VERSION,
+        "rwkvfusion": package_version(),
+        "commit": commit() or "unknown",
+        "recipe": recipe,
+    }
+
+
+def _save_onnx(program: ExportedProgram, names: list[str], path: Path, told: dict[str, str]) -> None:
+    # What it says of its progress is not for the user of a command.
+    with contextlib.redirect_stdout(io.StringIO()):
+        made = torch.onnx.export(
+            program, (), dynamo=True, input_names=names, output_names=["fused"], opset_version=OPSET, verbose=False
+        )
+    assert made is not None
+    made.model.metadata_props.update(told)
+    made.model.producer_name, made.model.producer_version = "rwkvfusion", package_version()
+    made.save(path)

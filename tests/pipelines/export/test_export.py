@@ -1,0 +1,247 @@
+"""Exported models against the fuser: the same pictures to one grey level, with nothing but what is in the file."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from made_fusers import run
+
+from rwkvfusion.infra.storage import sha256
+from rwkvfusion.model.fusing import export
+from rwkvfusion.model.fusing.export import METADATA, ExportError
+from rwkvfusion.model.fusing.fuser import WEIGHTS, Fuser, FuserConfig
+from rwkvfusion.model.network.config import NetworkConfig
+from rwkvfusion.model.network.network import RWKVFusion
+from rwkvfusion.pipelines.export.run import EXAMPLE
+
+SIZES = [(1, 1), (37, 53), (96, 96), (131, 77), (240, 321)]
+TEXT_WIDTH = 12
+Fuse = Callable[..., np.ndarray]
+
+
+def lively(network: RWKVFusion) -> RWKVFusion:
+    """Weights under which every path counts, those that begin at nothing too."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                fan = parameter[0].numel()
+                parameter.normal_(0, fan**-0.5)
+    return network
+
+
+def vif() -> Fuser:
+    config = NetworkConfig(
+        in_channels=(1, 1), out_channels=1, width=16, levels=(1, 1), channel_factors=(1, 1), text_width=TEXT_WIDTH,
+        text_pool=(4, 2), align="crossed", decay="token", skip="channel", local=True, epsilon=1e-5, gate_window=48,
+        head="weights", object_lift=0.13,
+    )  # fmt: skip
+    network = lively(RWKVFusion(config))
+    return Fuser(network, FuserConfig.of(network, "vif", ("visible", "infrared"), luma_only=True))
+
+
+def sharpening() -> Fuser:
+    config = NetworkConfig(
+        in_channels=(1, 3), out_channels=3, width=4, levels=(1, 1, 1), channel_factors=(1, 1, 1), text_width=TEXT_WIDTH,
+        text_pool=(4, 2, 1), align="aligned", scan=2, use_mask=False, residual=1, decoder_images=True,
+    )  # fmt: skip
+    network = lively(RWKVFusion(config))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("decay"):
+                # Trained ones have both signs.
+                parameter[::2] *= -0.5
+    return Fuser(network, FuserConfig.of(network, "pansharpening", ("pan", "ms"), luma_only=False, scales=(1023, 900)))
+
+
+def exposures() -> Fuser:
+    config = NetworkConfig(
+        in_channels=(1, 1), out_channels=1, width=4, levels=(1,), channel_factors=(1,), middle=2, text_width=TEXT_WIDTH,
+        text_pool=(4,), align="mirrored", decay="token", scan=3, window=8, use_mask=False, head="weights",
+        prefer="sharper", preference=2.0,
+    )  # fmt: skip
+    network = lively(RWKVFusion(config))
+    return Fuser(network, FuserConfig.of(network, "mef", ("under", "over"), luma_only=True))
+
+
+class Files:
+    """A fuser exported to both files."""
+
+    def __init__(self, fuser: Fuser, folder: Path) -> None:
+        self.fuser = fuser
+        self.onnx, self.pt2 = folder / "model.onnx", folder / "model.pt2"
+        program = export.program_of(fuser)
+        for path in (self.onnx, self.pt2):
+            export.save(program, fuser, path, {"example": EXAMPLE.read_text()})
+
+
+@pytest.fixture(scope="module")
+def of_vif(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return Files(vif(), tmp_path_factory.mktemp("vif"))
+
+
+@pytest.fixture(scope="module")
+def session(of_vif: Files) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(of_vif.onnx)
+
+
+def consumer(session: onnxruntime.InferenceSession) -> Fuse:
+    """`fuse` of the program that the file brings, which has nothing else."""
+    space: dict[str, Any] = {"__name__": "consumer"}
+    exec(session.get_modelmeta().custom_metadata_map["example"], space)
+    fuse: Fuse = space["fuse"]
+    return fuse
+
+
+def pictures(height: int, width: int) -> list[np.ndarray]:
+    """A coloured one and a grey one, smooth and noisy in parts."""
+    rng = np.random.default_rng(height)
+    rows, columns = np.indices((height, width))
+    waves = 110 + 90 * np.sin(rows / 9)[..., None] * np.cos(columns / 13 + rows / 40)[..., None]
+    noise = rng.normal(0, 30, (height, width, 4)) * (columns > width / 2)[..., None]
+    both = (waves + noise + [20, 0, -20, 0]).clip(0, 255).astype(np.uint8)
+    return [both[..., :3], 255 - both[..., 3]]
+
+
+def guidances(height: int, width: int) -> Iterator[tuple[np.ndarray | None, np.ndarray | None]]:
+    mask = np.zeros((height, width), np.uint8)
+    mask[height // 4 : height // 2 + 1, width // 3 : width // 2 + 1] = 3
+    mask[-height // 5 :, : width // 4 + 1] = 20
+    text = np.random.default_rng(5).normal(size=(6, TEXT_WIDTH)).astype(np.float16)
+    yield from ((None, None), (mask, None), (None, text), (mask, text))
+
+
+def levels(one: np.ndarray, other: np.ndarray) -> int:
+    """The largest difference."""
+    assert (one.shape, one.dtype) == (other.shape, other.dtype)
+    return int(np.abs(one.astype(np.int64) - other).max())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_onnx_runtime_alone_fuses_the_same_picture(
+    of_vif: Files, session: onnxruntime.InferenceSession, size: tuple[int, int]
+) -> None:
+    fuse, made = consumer(session), pictures(*size)
+    plain = of_vif.fuser.fuse(dict(zip(("visible", "infrared"), made, strict=True)))
+    for mask, text in guidances(*size):
+        expected = of_vif.fuser.fuse(dict(zip(("visible", "infrared"), made, strict=True)), mask, text)
+        assert levels(fuse(session, made, mask, text), expected) <= 1
+        # What guides must have done something, or it could as well be left out.
+        assert (mask is None and text is None) or size == (1, 1) or levels(expected, plain) > 3
+
+
+def test_zeros_are_no_guidance_and_pad_the_text(session: onnxruntime.InferenceSession) -> None:
+    rng = np.random.default_rng(0)
+    size = (1, 1, 37, 53)
+    planes = {name: rng.random(size, np.float32) for name in ("visible", "infrared")}
+    planes |= {"mask": np.zeros((1, 37, 53), np.uint8)}
+    text = rng.normal(size=(1, 5, TEXT_WIDTH)).astype(np.float32)
+
+    def fused(*, tokens: np.ndarray) -> np.ndarray:
+        (image,) = session.run(None, planes | {"text": tokens})
+        return np.asarray(image)
+
+    padding = np.zeros((1, 4, TEXT_WIDTH), np.float32)
+    np.testing.assert_allclose(fused(tokens=np.concatenate((text, padding), 1)), fused(tokens=text), atol=1e-6)
+    np.testing.assert_allclose(fused(tokens=padding), fused(tokens=padding[:, :1]), atol=1e-6)
+    assert np.abs(fused(tokens=text) - fused(tokens=padding)).max() > 0.01
+
+
+def test_the_exported_program_comes_back_from_its_file(of_vif: Files) -> None:
+    told: dict[str, Any] = {METADATA: ""}
+    module = torch.export.load(of_vif.pt2, extra_files=told).module()
+    assert json.loads(json.loads(told[METADATA])["roles"]) == ["visible", "infrared"]
+    for height, width in ((37, 53), (131, 77)):
+        grey = [image[..., :1] for image in map(np.atleast_3d, pictures(height, width))]
+        planes = [torch.from_numpy(image.transpose(2, 0, 1)[None] / np.float32(255)) for image in grey]
+        for mask, text in guidances(height, width):
+            expected = of_vif.fuser.fuse(dict(zip(("visible", "infrared"), grey, strict=True)), mask, text)
+            objects = torch.zeros(1, height, width, dtype=torch.uint8)
+            tokens = torch.zeros(1, 1, TEXT_WIDTH)
+            if mask is not None:
+                objects = torch.from_numpy(mask)[None]
+            if text is not None:
+                tokens = torch.from_numpy(text.astype(np.float32))[None]
+            made = module(*planes, objects, tokens)[0].permute(1, 2, 0).detach().numpy()
+            assert levels(np.rint(made.clip(0, 1) * 255).astype(np.uint8), expected) <= 1
+
+
+def test_a_file_tells_what_it_is(of_vif: Files) -> None:
+    model = onnx.load(of_vif.onnx)
+    onnx.checker.check_model(model)
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    assert told["task"] == "vif"
+    assert json.loads(told["roles"]) == ["visible", "infrared"]
+    assert json.loads(told["scales"]) == []
+    assert (told["luma_only"], told["text_width"], told["max_objects"]) == ("true", str(TEXT_WIDTH), "20")
+    assert "luma alone" in told["recipe"]
+    assert {entry.domain for entry in model.opset_import} <= {""}
+    assert [entry.name for entry in model.graph.input] == ["visible", "infrared", "mask", "text"]
+
+
+def test_a_sharpening_model_takes_any_ratio(tmp_path: Path) -> None:
+    files = Files(sharpening(), tmp_path)
+    session = onnxruntime.InferenceSession(files.onnx)
+    fuse = consumer(session)
+    rng = np.random.default_rng(0)
+    for (height, width), ratio in zip(SIZES, (1, 1, 4, 1, 3), strict=True):
+        pan = rng.integers(0, 1024, (height, width, 1), dtype=np.uint16)
+        ms = rng.integers(0, 900, (height // ratio, width // ratio, 3), dtype=np.uint16)
+        for _, text in list(guidances(height, width))[::2]:
+            expected = files.fuser.fuse({"pan": pan, "ms": ms}, text=text)
+            assert levels(fuse(session, [pan, ms], text=text), expected) <= 1
+    assert np.abs(expected.astype(int) - ms.repeat(3, 0).repeat(3, 1)).max() > 20
+
+
+def test_the_command_exports_a_folder(tmp_path: Path) -> None:
+    fuser = exposures()
+    fuser.save(tmp_path / "model")
+    done = run("export", "--model", tmp_path / "model", "-o", tmp_path / "mef.onnx", "--json")
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert answer["sha256"] == sha256((tmp_path / "mef.onnx").read_bytes())
+    assert answer["inputs"] == ["under", "over", "text"]
+    session = onnxruntime.InferenceSession(tmp_path / "mef.onnx")
+    told = session.get_modelmeta().custom_metadata_map
+    assert told["weights_sha256"] == sha256((tmp_path / "model" / WEIGHTS).read_bytes())
+    for size in SIZES:
+        made = pictures(*size)
+        expected = fuser.fuse(dict(zip(("under", "over"), made, strict=True)))
+        assert levels(consumer(session)(session, made), expected) <= 1
+
+
+def test_what_cannot_be_exported_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fuser = exposures()
+    fuser.save(tmp_path / "model")
+    ending = run("export", "--model", tmp_path / "model", "-o", tmp_path / "mef.tflite")
+    assert ending.exit_code == 1
+    assert "is exported as .onnx or .pt2" in ending.stderr
+    nowhere = run("export", "--model", tmp_path / "model", "-o", tmp_path / "nowhere" / "mef.onnx")
+    assert "there is no folder" in nowhere.stderr
+    with torch.no_grad():
+        fuser.network.middle[0].spatial.receptance_key_value.weight.mul_(1000)
+    with pytest.raises(ExportError, match="leave the range of float64"):
+        export.program_of(fuser)
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(ExportError, match=r"made by onnxscript: pip install 'rwkvfusion\[onnx\]'"):
+        export.check(tmp_path / "mef.onnx")
+
+
+def test_the_example_needs_numpy_alone_until_it_reads_files() -> None:
+    imported = [node for node in ast.parse(EXAMPLE.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert {alias.name for node in imported for alias in node.names} == {
+        "annotations",
+        "argparse",
+        "json",
+        "Any",
+        "numpy",
+    }

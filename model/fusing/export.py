@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch.export import ExportedProgram
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.model.fusing.fuser import VERSION, Fuser
-from rwkvfusion.model.network.graph import MAX_PIXELS, exported
+from rwkvfusion.model.network.graph import Graph, traced
 
 FORMATS = ("onnx", "pt2")
 METADATA = "metadata.json"
@@ -24,7 +22,7 @@ _RECIPE = """\
 Inputs, each of one scene: for every modality (1, C, H, W) float32 planes, where 0 is the value that counts as 0 and 1 \
 the value that counts as 1 (scales; null: 0 and the largest value of the type); {luma}{mask}text, (1, T, {text_width}) \
 float32 tokens of the encoder trained with, of which those that are all zero are padding: one of zeros is no text. Any \
-height and width, up to {max_pixels} pixels{low}. \
+height and width{low}. \
 Output: fused, (1, {out}, H, W) float32, not clamped{chroma}. Times the span of {like}, plus its value of 0, rounded \
 half to even and clipped to the type, it is the picture. `example` is this as Python."""
 
@@ -41,24 +39,24 @@ def check(path: Path) -> None:
         raise ExportError(f"an ONNX file is made by {' and '.join(missing)}: pip install 'rwkvfusion[onnx]'")
 
 
-def program_of(fuser: Fuser) -> ExportedProgram:
-    """The fuser's network as `graph.exported` gives it. ExportError where its weights do not allow that."""
+def graph_of(fuser: Fuser) -> Graph:
+    """The fuser's network as a graph. ExportError where its weights do not allow that."""
     try:
-        return exported(fuser.network.cpu())
+        return traced(fuser.network.cpu())
     except ValueError as error:
         raise ExportError(str(error)) from None
 
 
-def save(program: ExportedProgram, fuser: Fuser, path: Path, facts: dict[str, str]) -> None:
-    """Write the program of the fuser to `path`, which ends in one of `FORMATS`.
+def save(graph: Graph, fuser: Fuser, path: Path, facts: dict[str, str]) -> None:
+    """Write the graph of the fuser to `path`, which ends in one of `FORMATS`.
 
     `facts`: what else the file is to tell of itself, beside `metadata`.
     """
     told = metadata(fuser) | facts
     if path.suffix == ".onnx":
-        _save_onnx(program, input_names(fuser), path, told)
+        _save_onnx(graph, input_names(fuser), path, told)
     else:
-        torch.export.save(program, path, extra_files={METADATA: json.dumps(told, indent=1)})
+        torch.export.save(graph.plain(), path, extra_files={METADATA: json.dumps(told, indent=1)})
 
 
 def input_names(fuser: Fuser) -> list[str]:
@@ -75,7 +73,6 @@ def metadata(fuser: Fuser) -> dict[str, str]:
         luma="here the luma alone, BT.601 of full range; " if config.luma_only else "",
         mask="mask, (1, H, W) uint8 object indices, zeros for none; " if network.use_mask else "",
         text_width=network.text_width,
-        max_pixels=MAX_PIXELS,
         low="" if network.residual is None else f"; {like} of any smaller size, it is brought to that of the other",
         out=network.out_channels,
         chroma="; Cb and Cr are sum(c |c|) / sum(|c|) over the pictures' offsets c from neutral" * config.luma_only,
@@ -96,13 +93,15 @@ def metadata(fuser: Fuser) -> dict[str, str]:
     }
 
 
-def _save_onnx(program: ExportedProgram, names: list[str], path: Path, told: dict[str, str]) -> None:
-    # What it says of its progress is not for the user of a command.
-    with contextlib.redirect_stdout(io.StringIO()):
-        made = torch.onnx.export(
-            program, (), dynamo=True, input_names=names, output_names=["fused"], opset_version=OPSET, verbose=False
-        )
-    assert made is not None
+def _save_onnx(graph: Graph, names: list[str], path: Path, told: dict[str, str]) -> None:
+    # What torch says of its progress and of packages that are not needed is not for the user of a command.
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        made = graph.to_onnx(input_names=names, output_names=["fused"], opset_version=OPSET, verbose=False)
+    finally:
+        logger.setLevel(level)
     made.model.metadata_props.update(told)
     made.model.producer_name, made.model.producer_version = "rwkvfusion", package_version()
     made.save(path)

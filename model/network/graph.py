@@ -1,24 +1,22 @@
 """A network as a graph of plain operators, for pictures of any size: what can leave torch."""
 
 import math
-from functools import partial
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx import Graph
 from torch.fx.experimental import _config as symbols
 
-from rwkvfusion.kernels import graph as plain
+from rwkvfusion.kernels.biwkv import plain_operators
 from rwkvfusion.model.network.layers import BRWKV
 from rwkvfusion.model.network.mfm import TextExchange
 from rwkvfusion.model.network.network import RWKVFusion, resize
 
-MAX_PIXELS = plain.MAX_TOKENS // 2
-"""Of a picture: its padding and the text have room beside."""
-_SLACK = 2 * math.log(plain.MAX_TOKENS)
-"""Of an exponent: as many tokens as there may be, and a text token that counts for as many."""
+_SLACK = 2 * math.log(1e8)
+"""Of an exponent: more tokens than there may be, and a text token that counts for as many."""
 _REACHES = {torch.float32: 85 - _SLACK, torch.float64: 700 - _SLACK}
 """The largest logarithm of a token's weight by which its sums stay within the type."""
 
@@ -69,8 +67,35 @@ def largest_weight(network: RWKVFusion) -> float:
     return reach
 
 
-def exported(network: RWKVFusion) -> ExportedProgram:
-    """`Planes` of the network as a graph of torch's own operators, for any height, width and number of text tokens.
+@dataclass(frozen=True)
+class Graph:
+    """`Planes` of a network, traced for any height, width and number of text tokens.
+
+    Attributes:
+        program: in which the Bi-WKV is still one operator, of this package.
+        dtype: of its sums, float32 unless keys are too large.
+    """
+
+    program: ExportedProgram
+    dtype: torch.dtype
+
+    def plain(self) -> ExportedProgram:
+        """The program in torch's own operators alone."""
+        with torch.no_grad(), _sizes_unseen(), plain_operators(self.dtype):
+            program = self.program.run_decompositions()
+        _allow_every_size(program)
+        return program
+
+    def to_onnx(self, **options: Any) -> torch.onnx.ONNXProgram:
+        """The same as ONNX. `options`: of `torch.onnx.export`."""
+        with torch.no_grad(), _sizes_unseen(), plain_operators(self.dtype):
+            made = torch.onnx.export(self.program, (), dynamo=True, **options)
+        assert made is not None
+        return made
+
+
+def traced(network: RWKVFusion) -> Graph:
+    """The network as a graph.
 
     Raises:
         ValueError: where the weights are such that the sums of eq. 7 can leave the range of float64.
@@ -80,38 +105,43 @@ def exported(network: RWKVFusion) -> ExportedProgram:
     if dtype is None:
         raise ValueError(f"keys of up to e^{reach:.0f} leave the range of float64: such a network cannot be exported")
     inputs, shapes = _example(network)
-    with torch.no_grad(), symbols.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+    with torch.no_grad(), _sizes_unseen():
         program = torch.export.export(
             Planes(network), inputs, dynamic_shapes=(shapes,), prefer_deferred_runtime_asserts_over_guards=True
         )
-        operator = torch.ops.rwkvfusion.gated_biwkv.default
-        program = program.run_decompositions({operator: partial(plain.gated_biwkv, dtype=dtype)})
-    _drop_assertions(program.graph)
-    return program
+    return Graph(program, dtype)
 
 
-def _drop_assertions(graph: Graph) -> None:
-    """Tracing asserts of sizes what it took for granted of the example, such as that a picture has more than a pixel;
-    what is wrong with a size shows where it is used."""
-    for node in list(graph.nodes):
+def _sizes_unseen() -> AbstractContextManager[None]:
+    """Traces for sizes of 1 as for others."""
+    patch: AbstractContextManager[None] = symbols.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    return patch
+
+
+def _allow_every_size(program: ExportedProgram) -> None:
+    """Drop what tracing took for granted of the example, such as that a map has more than one pixel a side: that was
+    to know how it lies in memory. What is wrong with a size shows where it is used."""
+    for node in list(program.graph.nodes):
         if node.target is torch.ops.aten._assert_scalar.default:
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
+            program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+    for symbol, bounds in program.range_constraints.items():
+        program.range_constraints[symbol] = type(bounds)(1, bounds.upper)
 
 
 def _example(network: RWKVFusion) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
     """Inputs of an odd size, and which of their dimensions are free."""
     config = network.config
-    height, width = 2 * config.multiple + 3, 3 * config.multiple + 5
-    size = {2: Dim("height", min=1), 3: Dim("width", min=1)}
-    inputs = [torch.rand(1, channels, height, width) for channels in config.in_channels]
+    # So large that no map is one chunk of chunks: tracing has an eye for ones. Nothing is computed of it.
+    height, width = 120 * config.multiple + 3, 130 * config.multiple + 5
+    size = {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    inputs = [torch.zeros(1, channels, height, width) for channels in config.in_channels]
     shapes: list[dict[int, Any]] = [size for _ in inputs]
     if config.residual is not None:
         inputs[config.residual] = inputs[config.residual][:, :, ::4, ::4]
-        shapes[config.residual] = {2: Dim("low_height", min=1), 3: Dim("low_width", min=1)}
     if config.use_mask:
-        inputs.append(torch.ones(1, height, width, dtype=torch.uint8))
-        shapes.append({1: size[2], 2: size[3]})
-    inputs.append(torch.rand(1, 7, config.text_width))
-    shapes.append({1: Dim("tokens", min=1)})
+        inputs.append(torch.zeros(1, height, width, dtype=torch.uint8))
+        shapes.append({1: Dim.DYNAMIC, 2: Dim.DYNAMIC})
+    inputs.append(torch.zeros(1, 7, config.text_width))
+    shapes.append({1: Dim.DYNAMIC})
     return tuple(inputs), tuple(shapes)

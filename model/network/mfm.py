@@ -31,17 +31,19 @@ class Text:
         """Move the real tokens to the front, in their order, and zero the rest."""
         if real is None:
             real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        order = torch.argsort((~real).to(torch.uint8), dim=1, stable=True)
+        # No two are equal, so that any sort keeps their order.
+        position = torch.arange(real.shape[1], device=real.device)
+        order = torch.argsort(torch.where(real, position, position + real.shape[1]), dim=1)
         hidden = ~real.gather(1, order)
         tokens = _take(tokens, order).masked_fill(hidden[..., None], 0)
         return Text(tokens, hidden)
 
     def order_with_padding_first(self) -> tuple[Tensor, Tensor]:
         """(B, T) indices that move the padding to the front, and those that undo it."""
-        n_tokens = self.hidden.shape[1]
-        position = torch.arange(n_tokens, device=self.hidden.device)
-        n_hidden = self.hidden.sum(dim=1, keepdim=True)
-        return (position - n_hidden) % n_tokens, (position + n_hidden) % n_tokens
+        position = torch.arange(self.hidden.shape[1], device=self.hidden.device)
+        n_hidden, n_real = (which.sum(dim=1, keepdim=True) for which in (self.hidden, ~self.hidden))
+        there = torch.where(position < n_hidden, position + n_real, position - n_hidden)
+        return there, torch.where(position < n_real, position + n_hidden, position - n_real)
 
 
 @dataclass(frozen=True)

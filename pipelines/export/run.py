@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rwkvfusion.infra.storage import sha256
-from rwkvfusion.model.fusing.export import ExportError, check, input_names, program_of, save
+from rwkvfusion.model.fusing.export import ExportError, check, graph_of, input_names, save
 from rwkvfusion.model.fusing.fuser import WEIGHTS, Fuser
 from rwkvfusion.model.registry.registry import resolve
 
@@ -50,6 +50,6 @@ def export_model(uri: str, output: str, tracking: str | None = None) -> Exported
         "weights_sha256": sha256((source.folder / WEIGHTS).read_bytes()),
         "example": EXAMPLE.read_text(encoding="utf-8"),
     }
-    save(program_of(fuser), fuser, path, facts)
+    save(graph_of(fuser), fuser, path, facts)
     data = path.read_bytes()
     return Exported(output, source.uri, fuser.config.task, tuple(input_names(fuser)), len(data), sha256(data))

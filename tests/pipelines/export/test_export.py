@@ -28,9 +28,10 @@ TEXT_WIDTH = 12
 Fuse = Callable[..., np.ndarray]
 
 
-def lively(network: RWKVFusion) -> RWKVFusion:
+def lively(config: NetworkConfig) -> RWKVFusion:
     """Weights under which every path counts, those that begin at nothing too."""
     torch.manual_seed(0)
+    network = RWKVFusion(config)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.ndim > 1:
@@ -45,7 +46,7 @@ def vif() -> Fuser:
         text_pool=(4, 2), align="crossed", decay="token", skip="channel", local=True, epsilon=1e-5, gate_window=48,
         head="weights", object_lift=0.13,
     )  # fmt: skip
-    network = lively(RWKVFusion(config))
+    network = lively(config)
     return Fuser(network, FuserConfig.of(network, "vif", ("visible", "infrared"), luma_only=True))
 
 
@@ -54,7 +55,7 @@ def sharpening() -> Fuser:
         in_channels=(1, 3), out_channels=3, width=4, levels=(1, 1, 1), channel_factors=(1, 1, 1), text_width=TEXT_WIDTH,
         text_pool=(4, 2, 1), align="aligned", scan=2, use_mask=False, residual=1, decoder_images=True,
     )  # fmt: skip
-    network = lively(RWKVFusion(config))
+    network = lively(config)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.endswith("decay"):
@@ -69,7 +70,7 @@ def exposures() -> Fuser:
         text_pool=(4,), align="mirrored", decay="token", scan=3, window=8, use_mask=False, head="weights",
         prefer="sharper", preference=2.0,
     )  # fmt: skip
-    network = lively(RWKVFusion(config))
+    network = lively(config)
     return Fuser(network, FuserConfig.of(network, "mef", ("under", "over"), luma_only=True))
 
 
@@ -79,9 +80,9 @@ class Files:
     def __init__(self, fuser: Fuser, folder: Path) -> None:
         self.fuser = fuser
         self.onnx, self.pt2 = folder / "model.onnx", folder / "model.pt2"
-        program = export.program_of(fuser)
+        graph = export.graph_of(fuser)
         for path in (self.onnx, self.pt2):
-            export.save(program, fuser, path, {"example": EXAMPLE.read_text()})
+            export.save(graph, fuser, path, {"example": EXAMPLE.read_text()})
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +231,7 @@ def test_what_cannot_be_exported_is_one_sentence(tmp_path: Path, monkeypatch: py
     with torch.no_grad():
         fuser.network.middle[0].spatial.receptance_key_value.weight.mul_(1000)
     with pytest.raises(ExportError, match="leave the range of float64"):
-        export.program_of(fuser)
+        export.graph_of(fuser)
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(ExportError, match=r"made by onnxscript: pip install 'rwkvfusion\[onnx\]'"):
         export.check(tmp_path / "mef.onnx")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,10 +16,15 @@ from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.model.fusing.fuser import VERSION, Fuser
 from rwkvfusion.model.network.graph import Graph, traced
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 FORMATS = ("onnx", "pt2")
 METADATA = "metadata.json"
 """Extra file of a .pt2 that has what an ONNX file has as its metadata_props."""
 OPSET = 18
+_LARGEST = 1024
+"""Values of a constant that is computed beforehand."""
 _RECIPE = """\
 Inputs, each of one scene: for every modality (1, C, H, W) float32 planes, where 0 is the value that counts as 0 and 1 \
 the value that counts as 1 (scales; null: 0 and the largest value of the type); {luma}{mask}text, (1, T, {text_width}) \
@@ -94,14 +101,38 @@ def metadata(fuser: Fuser) -> dict[str, str]:
 
 
 def _save_onnx(graph: Graph, names: list[str], path: Path, told: dict[str, str]) -> None:
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnxscript import optimizer
+
     # What torch says of its progress and of packages that are not needed is not for the user of a command.
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        made = graph.to_onnx(input_names=names, output_names=["fused"], opset_version=OPSET, verbose=False)
+        made = graph.to_onnx(
+            input_names=names, output_names=["fused"], opset_version=OPSET, verbose=False, optimize=False
+        )
+        # Not the matrices of the decays, which would be the better part of the file.
+        optimizer.optimize(made.model, num_iterations=1, output_size_limit=_LARGEST)
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+    # They name files of this machine.
+    ClearMetadataAndDocStringPass()(made.model)
     made.model.metadata_props.update(told)
+    _name_sizes(made.model, graph.sizes)
     made.model.producer_name, made.model.producer_version = "rwkvfusion", package_version()
     made.save(path)
+
+
+def _name_sizes(model: ir.Model, sizes: Sequence[Mapping[int, str]]) -> None:
+    """Call the free dimensions of the inputs and outputs by what they are."""
+    named: dict[str, str] = {}
+    for value, names in zip(model.graph.inputs, sizes, strict=True):
+        assert value.shape is not None
+        named |= {str(value.shape[dim]): name for dim, name in names.items()}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        assert value.shape is not None
+        for dim, size in enumerate(value.shape):
+            value.shape[dim] = named.get(str(size), size)

@@ -74,16 +74,18 @@ class Graph:
     Attributes:
         program: in which the Bi-WKV is still one operator, of this package.
         dtype: of its sums, float32 unless keys are too large.
+        sizes: names of the free dimensions of each input, by their place.
     """
 
     program: ExportedProgram
     dtype: torch.dtype
+    sizes: tuple[dict[int, str], ...]
 
     def plain(self) -> ExportedProgram:
         """The program in torch's own operators alone."""
         with torch.no_grad(), _sizes_unseen(), plain_operators(self.dtype):
             program = self.program.run_decompositions()
-        _allow_every_size(program)
+        _clean(program)
         return program
 
     def to_onnx(self, **options: Any) -> torch.onnx.ONNXProgram:
@@ -104,12 +106,13 @@ def traced(network: RWKVFusion) -> Graph:
     dtype = next((dtype for dtype, room in _REACHES.items() if reach <= room), None)
     if dtype is None:
         raise ValueError(f"keys of up to e^{reach:.0f} leave the range of float64: such a network cannot be exported")
-    inputs, shapes = _example(network)
+    inputs, sizes = _example(network)
+    shapes = tuple(dict.fromkeys(names, Dim.DYNAMIC) for names in sizes)
     with torch.no_grad(), _sizes_unseen():
         program = torch.export.export(
             Planes(network), inputs, dynamic_shapes=(shapes,), prefer_deferred_runtime_asserts_over_guards=True
         )
-    return Graph(program, dtype)
+    return Graph(program, dtype, sizes)
 
 
 def _sizes_unseen() -> AbstractContextManager[None]:
@@ -118,10 +121,13 @@ def _sizes_unseen() -> AbstractContextManager[None]:
     return patch
 
 
-def _allow_every_size(program: ExportedProgram) -> None:
-    """Drop what tracing took for granted of the example, such as that a map has more than one pixel a side: that was
-    to know how it lies in memory. What is wrong with a size shows where it is used."""
+def _clean(program: ExportedProgram) -> None:
+    """Drop the example and what was taken for granted of it, such as that a map has more than one pixel a side: that
+    was to know how it lies in memory. What is wrong with a size shows where it is used."""
+    program.example_inputs = None
     for node in list(program.graph.nodes):
+        # It names files of this machine.
+        node.meta.pop("stack_trace", None)
         if node.target is torch.ops.aten._assert_scalar.default:
             program.graph.erase_node(node)
     program.graph.eliminate_dead_code()
@@ -129,19 +135,19 @@ def _allow_every_size(program: ExportedProgram) -> None:
         program.range_constraints[symbol] = type(bounds)(1, bounds.upper)
 
 
-def _example(network: RWKVFusion) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
-    """Inputs of an odd size, and which of their dimensions are free."""
+def _example(network: RWKVFusion) -> tuple[tuple[Tensor, ...], tuple[dict[int, str], ...]]:
+    """Inputs of an odd size, and the names of their free dimensions."""
     config = network.config
     # So large that no map is one chunk of chunks: tracing has an eye for ones. Nothing is computed of it.
     height, width = 120 * config.multiple + 3, 130 * config.multiple + 5
-    size = {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     inputs = [torch.zeros(1, channels, height, width) for channels in config.in_channels]
-    shapes: list[dict[int, Any]] = [size for _ in inputs]
+    sizes = [{2: "height", 3: "width"} for _ in inputs]
     if config.residual is not None:
         inputs[config.residual] = inputs[config.residual][:, :, ::4, ::4]
+        sizes[config.residual] = {2: "low_height", 3: "low_width"}
     if config.use_mask:
         inputs.append(torch.zeros(1, height, width, dtype=torch.uint8))
-        shapes.append({1: Dim.DYNAMIC, 2: Dim.DYNAMIC})
+        sizes.append({1: "height", 2: "width"})
     inputs.append(torch.zeros(1, 7, config.text_width))
-    shapes.append({1: Dim.DYNAMIC})
-    return tuple(inputs), tuple(shapes)
+    sizes.append({1: "tokens"})
+    return tuple(inputs), tuple(sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ def lively(config: NetworkConfig) -> RWKVFusion:
 
 def vif() -> Fuser:
     config = NetworkConfig(
-        in_channels=(1, 1), out_channels=1, width=16, levels=(1, 1), channel_factors=(1, 1), text_width=TEXT_WIDTH,
-        text_pool=(4, 2), align="crossed", decay="token", skip="channel", local=True, epsilon=1e-5, gate_window=48,
+        in_channels=(1, 1), out_channels=1, width=16, levels=(1,), channel_factors=(1,), text_width=TEXT_WIDTH,
+        text_pool=(4,), align="crossed", decay="token", skip="channel", local=True, epsilon=1e-5, gate_window=48,
         head="weights", object_lift=0.13,
     )  # fmt: skip
     network = lively(config)
@@ -53,7 +54,7 @@ def vif() -> Fuser:
 def sharpening() -> Fuser:
     config = NetworkConfig(
         in_channels=(1, 3), out_channels=3, width=4, levels=(1, 1, 1), channel_factors=(1, 1, 1), text_width=TEXT_WIDTH,
-        text_pool=(4, 2, 1), align="aligned", scan=2, use_mask=False, residual=1, decoder_images=True,
+        text_pool=(4, 2, 1), align="aligned", residual=1,
     )  # fmt: skip
     network = lively(config)
     with torch.no_grad():
@@ -65,34 +66,40 @@ def sharpening() -> Fuser:
 
 
 def exposures() -> Fuser:
+    """With what the others lack: scans in all directions, in windows, and raw images in the decoder."""
     config = NetworkConfig(
-        in_channels=(1, 1), out_channels=1, width=4, levels=(1,), channel_factors=(1,), middle=2, text_width=TEXT_WIDTH,
-        text_pool=(4,), align="mirrored", decay="token", scan=3, window=8, use_mask=False, head="weights",
-        prefer="sharper", preference=2.0,
+        in_channels=(1, 1), out_channels=1, width=4, levels=(1,), channel_factors=(1,), text_width=TEXT_WIDTH,
+        text_pool=(4,), align="mirrored", decay="relative", scan=3, window=8, decoder_images=True, head="weights",
+        prefer="sharper", preference=2.0, object_lift=0.1,
     )  # fmt: skip
     network = lively(config)
     return Fuser(network, FuserConfig.of(network, "mef", ("under", "over"), luma_only=True))
 
 
-class Files:
-    """A fuser exported to both files."""
-
-    def __init__(self, fuser: Fuser, folder: Path) -> None:
-        self.fuser = fuser
-        self.onnx, self.pt2 = folder / "model.onnx", folder / "model.pt2"
-        graph = export.graph_of(fuser)
-        for path in (self.onnx, self.pt2):
-            export.save(graph, fuser, path, {"example": EXAMPLE.read_text()})
+def saved(fuser: Fuser, path: Path) -> Path:
+    export.save(export.graph_of(fuser), fuser, path, {"example": EXAMPLE.read_text()})
+    return path
 
 
 @pytest.fixture(scope="module")
-def of_vif(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return Files(vif(), tmp_path_factory.mktemp("vif"))
+def of_vif(tmp_path_factory: pytest.TempPathFactory) -> tuple[Fuser, Path]:
+    fuser = vif()
+    return fuser, saved(fuser, tmp_path_factory.mktemp("vif") / "vif.onnx")
 
 
 @pytest.fixture(scope="module")
-def session(of_vif: Files) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(of_vif.onnx)
+def session(of_vif: tuple[Fuser, Path]) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(of_vif[1])
+
+
+@pytest.fixture(scope="module")
+def by_command(tmp_path_factory: pytest.TempPathFactory) -> tuple[Fuser, Path, dict[str, Any]]:
+    """The fuser, its .pt2, and what the command answered."""
+    folder, fuser = tmp_path_factory.mktemp("mef"), exposures()
+    fuser.save(folder / "model")
+    done = run("export", "--model", folder / "model", "-o", folder / "mef.pt2", "--json")
+    assert done.exit_code == 0, done.output
+    return fuser, folder / "mef.pt2", json.loads(done.stdout)
 
 
 def consumer(session: onnxruntime.InferenceSession) -> Fuse:
@@ -129,12 +136,12 @@ def levels(one: np.ndarray, other: np.ndarray) -> int:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_onnx_runtime_alone_fuses_the_same_picture(
-    of_vif: Files, session: onnxruntime.InferenceSession, size: tuple[int, int]
+    of_vif: tuple[Fuser, Path], session: onnxruntime.InferenceSession, size: tuple[int, int]
 ) -> None:
     fuse, made = consumer(session), pictures(*size)
-    plain = of_vif.fuser.fuse(dict(zip(("visible", "infrared"), made, strict=True)))
+    plain = of_vif[0].fuse(dict(zip(("visible", "infrared"), made, strict=True)))
     for mask, text in guidances(*size):
-        expected = of_vif.fuser.fuse(dict(zip(("visible", "infrared"), made, strict=True)), mask, text)
+        expected = of_vif[0].fuse(dict(zip(("visible", "infrared"), made, strict=True)), mask, text)
         assert levels(fuse(session, made, mask, text), expected) <= 1
         # What guides must have done something, or it could as well be left out.
         assert (mask is None and text is None) or size == (1, 1) or levels(expected, plain) > 3
@@ -152,32 +159,23 @@ def test_zeros_are_no_guidance_and_pad_the_text(session: onnxruntime.InferenceSe
         return np.asarray(image)
 
     padding = np.zeros((1, 4, TEXT_WIDTH), np.float32)
-    np.testing.assert_allclose(fused(tokens=np.concatenate((text, padding), 1)), fused(tokens=text), atol=1e-6)
-    np.testing.assert_allclose(fused(tokens=padding), fused(tokens=padding[:, :1]), atol=1e-6)
+    np.testing.assert_allclose(fused(tokens=np.concatenate((text, padding), 1)), fused(tokens=text), atol=1e-4)
+    np.testing.assert_allclose(fused(tokens=padding), fused(tokens=padding[:, :1]), atol=1e-4)
     assert np.abs(fused(tokens=text) - fused(tokens=padding)).max() > 0.01
 
 
-def test_the_exported_program_comes_back_from_its_file(of_vif: Files) -> None:
-    told: dict[str, Any] = {METADATA: ""}
-    module = torch.export.load(of_vif.pt2, extra_files=told).module()
-    assert json.loads(json.loads(told[METADATA])["roles"]) == ["visible", "infrared"]
-    for height, width in ((37, 53), (131, 77)):
-        grey = [image[..., :1] for image in map(np.atleast_3d, pictures(height, width))]
-        planes = [torch.from_numpy(image.transpose(2, 0, 1)[None] / np.float32(255)) for image in grey]
-        for mask, text in guidances(height, width):
-            expected = of_vif.fuser.fuse(dict(zip(("visible", "infrared"), grey, strict=True)), mask, text)
-            objects = torch.zeros(1, height, width, dtype=torch.uint8)
-            tokens = torch.zeros(1, 1, TEXT_WIDTH)
-            if mask is not None:
-                objects = torch.from_numpy(mask)[None]
-            if text is not None:
-                tokens = torch.from_numpy(text.astype(np.float32))[None]
-            made = module(*planes, objects, tokens)[0].permute(1, 2, 0).detach().numpy()
-            assert levels(np.rint(made.clip(0, 1) * 255).astype(np.uint8), expected) <= 1
+def test_no_file_names_places_of_the_machine_that_made_it(
+    of_vif: tuple[Fuser, Path], by_command: tuple[Fuser, Path, dict[str, Any]]
+) -> None:
+    with zipfile.ZipFile(by_command[1]) as members:
+        texts = [members.read(name) for name in members.namelist()]
+    for data in (of_vif[1].read_bytes(), *texts):
+        assert b"site-packages" not in data
+        assert b"network.py" not in data
 
 
-def test_a_file_tells_what_it_is(of_vif: Files) -> None:
-    model = onnx.load(of_vif.onnx)
+def test_a_file_tells_what_it_is(of_vif: tuple[Fuser, Path]) -> None:
+    model = onnx.load(of_vif[1])
     onnx.checker.check_model(model)
     told = {entry.key: entry.value for entry in model.metadata_props}
     assert told["task"] == "vif"
@@ -186,38 +184,48 @@ def test_a_file_tells_what_it_is(of_vif: Files) -> None:
     assert (told["luma_only"], told["text_width"], told["max_objects"]) == ("true", str(TEXT_WIDTH), "20")
     assert "luma alone" in told["recipe"]
     assert {entry.domain for entry in model.opset_import} <= {""}
-    assert [entry.name for entry in model.graph.input] == ["visible", "infrared", "mask", "text"]
+    sizes = {entry.name: [dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim] for entry in
+             (*model.graph.input, *model.graph.output)}  # fmt: skip
+    picture = [1, 1, "height", "width"]
+    assert sizes == {
+        "visible": picture, "infrared": picture, "mask": [1, "height", "width"], "text": [1, "tokens", TEXT_WIDTH],
+        "fused": picture,
+    }  # fmt: skip
 
 
 def test_a_sharpening_model_takes_any_ratio(tmp_path: Path) -> None:
-    files = Files(sharpening(), tmp_path)
-    session = onnxruntime.InferenceSession(files.onnx)
+    fuser = sharpening()
+    session = onnxruntime.InferenceSession(saved(fuser, tmp_path / "pan.onnx"))
     fuse = consumer(session)
     rng = np.random.default_rng(0)
     for (height, width), ratio in zip(SIZES, (1, 1, 4, 1, 3), strict=True):
         pan = rng.integers(0, 1024, (height, width, 1), dtype=np.uint16)
         ms = rng.integers(0, 900, (height // ratio, width // ratio, 3), dtype=np.uint16)
-        for _, text in list(guidances(height, width))[::2]:
-            expected = files.fuser.fuse({"pan": pan, "ms": ms}, text=text)
-            assert levels(fuse(session, [pan, ms], text=text), expected) <= 1
+        for mask, text in guidances(height, width):
+            expected = fuser.fuse({"pan": pan, "ms": ms}, mask, text)
+            assert levels(fuse(session, [pan, ms], mask, text), expected) <= 1
     assert np.abs(expected.astype(int) - ms.repeat(3, 0).repeat(3, 1)).max() > 20
 
 
-def test_the_command_exports_a_folder(tmp_path: Path) -> None:
-    fuser = exposures()
-    fuser.save(tmp_path / "model")
-    done = run("export", "--model", tmp_path / "model", "-o", tmp_path / "mef.onnx", "--json")
-    assert done.exit_code == 0, done.output
-    answer = json.loads(done.stdout)
-    assert answer["sha256"] == sha256((tmp_path / "mef.onnx").read_bytes())
-    assert answer["inputs"] == ["under", "over", "text"]
-    session = onnxruntime.InferenceSession(tmp_path / "mef.onnx")
-    told = session.get_modelmeta().custom_metadata_map
-    assert told["weights_sha256"] == sha256((tmp_path / "model" / WEIGHTS).read_bytes())
+def test_the_command_exports_a_program_that_comes_back(by_command: tuple[Fuser, Path, dict[str, Any]]) -> None:
+    fuser, path, answer = by_command
+    assert answer["sha256"] == sha256(path.read_bytes())
+    assert answer["inputs"] == ["under", "over", "mask", "text"]
+    files: dict[str, Any] = {METADATA: ""}
+    module = torch.export.load(path, extra_files=files).module()
+    told = json.loads(files[METADATA])
+    assert json.loads(told["roles"]) == ["under", "over"]
+    assert told["weights_sha256"] == sha256((path.parent / "model" / WEIGHTS).read_bytes())
     for size in SIZES:
-        made = pictures(*size)
-        expected = fuser.fuse(dict(zip(("under", "over"), made, strict=True)))
-        assert levels(consumer(session)(session, made), expected) <= 1
+        grey = [np.atleast_3d(image)[..., :1] for image in pictures(*size)]
+        planes = [torch.from_numpy(image.transpose(2, 0, 1)[None] / np.float32(255)) for image in grey]
+        for mask, text in guidances(*size):
+            expected = fuser.fuse(dict(zip(("under", "over"), grey, strict=True)), mask, text)
+            objects = torch.zeros(1, *size, dtype=torch.uint8) if mask is None else torch.from_numpy(mask)[None]
+            tokens = np.zeros((1, TEXT_WIDTH)) if text is None else text
+            made = module(*planes, objects, torch.from_numpy(tokens.astype(np.float32))[None])
+            rounded = np.rint(made[0].permute(1, 2, 0).detach().numpy().clip(0, 1) * 255).astype(np.uint8)
+            assert levels(rounded, expected) <= 1
 
 
 def test_what_cannot_be_exported_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +51,8 @@ def check(path: Path) -> None:
 def graph_of(fuser: Fuser) -> Graph:
     """The fuser's network as a graph. ExportError where its weights do not allow that."""
     try:
-        return traced(fuser.network.cpu())
+        with _quiet():
+            return traced(fuser.network.cpu())
     except ValueError as error:
         raise ExportError(str(error)) from None
 
@@ -60,10 +63,11 @@ def save(graph: Graph, fuser: Fuser, path: Path, facts: dict[str, str]) -> None:
     `facts`: what else the file is to tell of itself, beside `metadata`.
     """
     told = metadata(fuser) | facts
-    if path.suffix == ".onnx":
-        _save_onnx(graph, input_names(fuser), path, told)
-    else:
-        torch.export.save(graph.plain(), path, extra_files={METADATA: json.dumps(told, indent=1)})
+    with _quiet():
+        if path.suffix == ".onnx":
+            _save_onnx(graph, input_names(fuser), path, told)
+        else:
+            torch.export.save(graph.plain(), path, extra_files={METADATA: json.dumps(told, indent=1)})
 
 
 def input_names(fuser: Fuser) -> list[str]:
@@ -100,30 +104,37 @@ def metadata(fuser: Fuser) -> dict[str, str]:
     }
 
 
-def _save_onnx(graph: Graph, names: list[str], path: Path, told: dict[str, str]) -> None:
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-    from onnxscript import optimizer
-
-    # What torch says of its progress and of packages that are not needed is not for the user of a command.
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What torch says of its own age and of packages that are not needed is not for the user of a command."""
+    loggers = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript"))}
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        made = graph.to_onnx(
-            input_names=names, output_names=["fused"], opset_version=OPSET, verbose=False, optimize=False
-        )
-        # Not the matrices of the decays, which would be the better part of the file.
-        optimizer.optimize(made.model, num_iterations=1, output_size_limit=_LARGEST)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in loggers.items():
             logger.setLevel(level)
+
+
+def _save_onnx(graph: Graph, names: list[str], path: Path, told: dict[str, str]) -> None:
+    import onnx_ir as ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnxscript import optimizer
+
+    made = graph.to_onnx(
+        input_names=names, output_names=["fused"], opset_version=OPSET, verbose=False, optimize=False
+    ).model
+    # Not the matrices of the decays, which would be the better part of the file.
+    optimizer.optimize(made, num_iterations=1, output_size_limit=_LARGEST)
     # They name files of this machine.
-    ClearMetadataAndDocStringPass()(made.model)
-    made.model.metadata_props.update(told)
-    _name_sizes(made.model, graph.sizes)
-    made.model.producer_name, made.model.producer_version = "rwkvfusion", package_version()
-    made.save(path)
+    ClearMetadataAndDocStringPass()(made)
+    made.metadata_props.update(told)
+    _name_sizes(made, graph.sizes)
+    made.producer_name, made.producer_version = "rwkvfusion", package_version()
+    ir.save(made, path)
 
 
 def _name_sizes(model: ir.Model, sizes: Sequence[Mapping[int, str]]) -> None:

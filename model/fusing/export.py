@@ -31,7 +31,7 @@ _RECIPE = """\
 Inputs, each of one scene: for every modality (1, C, H, W) float32 planes, where 0 is the value that counts as 0 and 1 \
 the value that counts as 1 (scales; null: 0 and the largest value of the type); {luma}{mask}text, (1, T, {text_width}) \
 float32 tokens of the encoder trained with, of which those that are all zero are padding: one of zeros is no text. Any \
-height and width{low}. \
+height and width{low}{tile}. \
 Output: fused, (1, {out}, H, W) float32, not clamped{chroma}. Times the span of {like}, plus its value of 0, rounded \
 half to even and clipped to the type, it is the picture. `example` is this as Python."""
 
@@ -79,12 +79,14 @@ def input_names(fuser: Fuser) -> list[str]:
 def metadata(fuser: Fuser) -> dict[str, str]:
     """What a file tells of itself: text, or JSON of what is not."""
     config, network = fuser.config, fuser.network.config
+    tile = fuser.tile_of("auto")
     like = "the first" if network.residual is None else input_names(fuser)[network.residual]
     recipe = _RECIPE.format(
         luma="here the luma alone, BT.601 of full range; " if config.luma_only else "",
         mask="mask, (1, H, W) uint8 object indices, zeros for none; " if network.use_mask else "",
         text_width=network.text_width,
         low="" if network.residual is None else f"; {like} of any smaller size, it is brought to that of the other",
+        tile="" if tile is None else f"; larger pictures than {tile[1]}x{tile[0]} in tiles of that size that overlap",
         out=network.out_channels,
         chroma="; Cb and Cr are sum(c |c|) / sum(|c|) over the pictures' offsets c from neutral" * config.luma_only,
         like=like,
@@ -95,6 +97,7 @@ def metadata(fuser: Fuser) -> dict[str, str]:
         "luma_only": json.dumps(config.luma_only),
         "residual": json.dumps(network.residual),
         "scales": json.dumps(config.scales),
+        "tile": json.dumps(tile),
         "text_width": json.dumps(network.text_width),
         "max_objects": json.dumps(network.max_objects if network.use_mask else 0),
         "fuser_version": VERSION,

@@ -183,6 +183,7 @@ def test_a_file_tells_what_it_is(of_vif: tuple[Fuser, Path]) -> None:
     assert json.loads(told["scales"]) == []
     assert (told["luma_only"], told["text_width"], told["max_objects"]) == ("true", str(TEXT_WIDTH), "20")
     assert "luma alone" in told["recipe"]
+    assert told["tile"] == "null"
     assert {entry.domain for entry in model.opset_import} <= {""}
     sizes = {entry.name: [dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim] for entry in
              (*model.graph.input, *model.graph.output)}  # fmt: skip
@@ -226,6 +227,14 @@ def test_the_command_exports_a_program_that_comes_back(by_command: tuple[Fuser, 
             made = module(*planes, objects, torch.from_numpy(tokens.astype(np.float32))[None])
             rounded = np.rint(made[0].permute(1, 2, 0).detach().numpy().clip(0, 1) * 255).astype(np.uint8)
             assert levels(rounded, expected) <= 1
+
+
+def test_a_file_tells_of_the_tiles_that_suit_the_network() -> None:
+    fuser = exposures()
+    fuser.config = fuser.config.model_copy(update={"extent": (96, 64)})
+    told = export.metadata(fuser)
+    assert json.loads(told["tile"]) == [96, 64]
+    assert "larger pictures than 64x96 in tiles" in told["recipe"]
 
 
 def test_what_cannot_be_exported_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

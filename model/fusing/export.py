@@ -21,7 +21,7 @@ from rwkvfusion.model.network.graph import Graph, traced
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-FORMATS = ("onnx", "pt2")
+FORMATS = (".onnx", ".pt2")
 METADATA = "metadata.json"
 """Extra file of a .pt2 that has what an ONNX file has as its metadata_props."""
 OPSET = 18
@@ -40,31 +40,26 @@ class ExportError(RwkvFusionError, ValueError):
     """A network that cannot be exported, or a package that is missing; the message says which."""
 
 
-def check(path: Path) -> None:
-    """ExportError where `path` does not end in one of `FORMATS`, or a package to write it is missing."""
-    if path.suffix.removeprefix(".") not in FORMATS:
-        raise ExportError(f"{path}: a model is exported as {' or '.join(f'.{one}' for one in FORMATS)}")
-    if path.suffix == ".onnx" and (missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]):
+def check(name: str) -> None:
+    """ExportError where the file `name` does not end in one of `FORMATS`, or a package to write it is missing."""
+    if not name.endswith(FORMATS):
+        raise ExportError(f"{name}: a model is exported as {' or '.join(FORMATS)}")
+    if name.endswith(".onnx") and (missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]):
         raise ExportError(f"an ONNX file is made by {' and '.join(missing)}: pip install 'rwkvfusion[onnx]'")
 
 
-def graph_of(fuser: Fuser) -> Graph:
-    """The fuser's network as a graph. ExportError where its weights do not allow that."""
-    try:
-        with _quiet():
-            return traced(fuser.network.cpu())
-    except ValueError as error:
-        raise ExportError(str(error)) from None
+def save(fuser: Fuser, path: Path, facts: dict[str, str]) -> None:
+    """Write the fuser's network to `path`, which ends in one of `FORMATS`.
 
-
-def save(graph: Graph, fuser: Fuser, path: Path, facts: dict[str, str]) -> None:
-    """Write the graph of the fuser to `path`, which ends in one of `FORMATS`.
-
-    `facts`: what else the file is to tell of itself, beside `metadata`.
+    `facts`: what else the file is to tell of itself, beside `metadata`. ExportError where the weights do not allow it.
     """
     told = metadata(fuser) | facts
     with _quiet():
-        if path.suffix == ".onnx":
+        try:
+            graph = traced(fuser.network.cpu())
+        except ValueError as error:
+            raise ExportError(str(error)) from None
+        if path.name.endswith(".onnx"):
             _save_onnx(graph, input_names(fuser), path, told)
         else:
             torch.export.save(graph.plain(), path, extra_files={METADATA: json.dumps(told, indent=1)})
@@ -99,6 +94,7 @@ def metadata(fuser: Fuser) -> dict[str, str]:
         "scales": json.dumps(config.scales),
         "tile": json.dumps(tile),
         "text_width": json.dumps(network.text_width),
+        "text_encoder": json.dumps(config.text),
         "max_objects": json.dumps(network.max_objects if network.use_mask else 0),
         "fuser_version": VERSION,
         "rwkvfusion": package_version(),

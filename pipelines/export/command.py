@@ -18,7 +18,7 @@ from rwkvfusion.pipelines.ray_job import check_output
     help="As of `fuse`: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/PATH, or a folder.",
 )
 @click.option("--tracking-uri", metavar="URI", help="MLflow to ask for the model; default as MLflow's own.")
-@click.option("-o", "--output", required=True, help="OUT.onnx, or OUT.pt2 for torch.export.load.")
+@click.option("-o", "--output", required=True, help="OUT.onnx, or OUT.pt2 for torch.export.load; a path or URL.")
 @JSON
 def export(model: str, tracking_uri: str | None, output: str, as_json: bool) -> None:
     """Write a model's network to one file for programs that have none of this package.

@@ -1,17 +1,19 @@
-"""`export`: a registered model as one file for other programs."""
+"""`export`: a model as one file for other programs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from rwkvfusion.infra.storage import sha256
-from rwkvfusion.model.fusing.export import ExportError, check, graph_of, input_names, save
-from rwkvfusion.model.fusing.fuser import WEIGHTS, Fuser
-from rwkvfusion.model.registry.registry import resolve
+from rwkvfusion.infra.storage import sha256, split_file
+from rwkvfusion.model.fusing.export import check, input_names, save
+from rwkvfusion.model.fusing.fuser import Fuser
+from rwkvfusion.model.names import HASH
+from rwkvfusion.model.registry.find import resolve
 
 EXAMPLE = Path(__file__).with_name("example.py")
-"""What the files are used with: told in each."""
+"""A program that uses such a file; each brings it along."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +36,23 @@ class Exported:
 
 
 def export_model(uri: str, output: str, tracking: str | None = None) -> Exported:
-    """Write the model behind `uri` (see `registry.resolve`) to `output`, which ends in .onnx or .pt2.
+    """Write the model behind `uri` (see `resolve`) to `output`, a path or URL that ends in .onnx or .pt2.
 
-    ExportError for another ending, a folder that is not there, a package that is missing, and weights that do not
-    allow it.
+    ExportError for another ending, a package that is missing, and weights that do not allow it; errors as of `resolve`,
+    `Fuser.load` and `Store.write`.
     """
-    path = Path(output).expanduser()
-    check(path)
-    if not path.parent.is_dir():
-        raise ExportError(f"{output}: there is no folder {path.parent}")
+    folder, name = split_file(output)
+    check(name)
     source = resolve(uri, tracking)
     fuser = Fuser.load(source.folder)
     facts = {
         "model": source.uri,
-        "weights_sha256": sha256((source.folder / WEIGHTS).read_bytes()),
+        HASH: str(fuser.weights_sha256),
         "example": EXAMPLE.read_text(encoding="utf-8"),
     }
-    save(graph_of(fuser), fuser, path, facts)
-    data = path.read_bytes()
+    with TemporaryDirectory() as place:
+        path = Path(place) / name
+        save(fuser, path, facts)
+        data = path.read_bytes()
+    folder.write(name, data)
     return Exported(output, source.uri, fuser.config.task, tuple(input_names(fuser)), len(data), sha256(data))

@@ -24,7 +24,7 @@ from torch import nn
 
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.fusing import export
-from rwkvfusion.model.fusing.export import METADATA, ExportError
+from rwkvfusion.model.fusing.export import METADATA
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.names import HASH, WEIGHTS
 from rwkvfusion.model.network.config import NetworkConfig

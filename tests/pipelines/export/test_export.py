@@ -87,10 +87,14 @@ def exposures() -> Fuser:
 
 
 def shallow() -> Fuser:
-    """One of a single layer, which meets the mask and the text: a graph takes its time by the layer."""
-    fuser = vif()
-    fuser.network.middle = fuser.network.decoder[0].layers = nn.Sequential()
-    return fuser
+    """With one Bi-WKV, in which text and image meet: a program takes its time by them."""
+    config = NetworkConfig(
+        in_channels=(1, 1), out_channels=1, width=16, levels=(1,), channel_factors=(1,), text_width=TEXT_WIDTH,
+        text_pool=(4,), head="weights",
+    )  # fmt: skip
+    network = lively(config)
+    network.middle = network.decoder[0].layers = network.encoder[0].layers[0].brwkv = nn.Sequential()
+    return Fuser(network, FuserConfig.of(network, "vif", ("visible", "infrared"), luma_only=True))
 
 
 def by_command(fuser: Fuser, path: Path) -> Written:
@@ -227,6 +231,7 @@ def check_program(fuser: Fuser, path: Path) -> dict[str, str]:
     for size in SIZES:
         grey = [np.atleast_3d(image)[..., :1] for image in pictures(*size)]
         planes = [torch.from_numpy(image.transpose(2, 0, 1)[None] / np.float32(255)) for image in grey]
+        plain = fuser.fuse(dict(zip(roles, grey, strict=True)))
         for mask, text in guidances(*size):
             expected = fuser.fuse(dict(zip(roles, grey, strict=True)), mask, text)
             objects = torch.zeros(1, *size, dtype=torch.uint8) if mask is None else torch.from_numpy(mask)[None]
@@ -234,6 +239,7 @@ def check_program(fuser: Fuser, path: Path) -> dict[str, str]:
             made = module(*planes, objects, torch.from_numpy(tokens.astype(np.float32))[None])
             rounded = np.rint(made[0].permute(1, 2, 0).detach().numpy().clip(0, 1) * 255).astype(np.uint8)
             assert levels(rounded, expected) <= 1
+            assert (mask is None and text is None) or size == (1, 1) or levels(expected, plain) > 0
     told: dict[str, str] = json.loads(files[METADATA])
     assert json.loads(told["roles"]) == list(roles)
     return told

@@ -7,25 +7,30 @@ has is used, see `back_end`. The operator has shape inference, gradients and aut
 given, states in float32), and works under ``torch.compile`` and CUDA graphs.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rwkvfusion.kernels import graph
 from rwkvfusion.kernels.backends import cpu, cuda
 from rwkvfusion.kernels.backends import torch as fallback
 
-__all__ = ["back_end", "biwkv", "gated_biwkv"]
+__all__ = ["back_end", "biwkv", "gated_biwkv", "plain_operators"]
 
 _STATE = 7
+_plain: ContextVar[torch.dtype | None] = ContextVar("plain", default=None)
 _library = torch.library.Library("rwkvfusion", "DEF")
 _library.define("biwkv(Tensor k, Tensor v, Tensor lam, Tensor u) -> Tensor")
-_library.define("gated_biwkv(Tensor rkv, Tensor lam, Tensor u, int rows=1) -> Tensor")
+_library.define("gated_biwkv(Tensor rkv, Tensor lam, Tensor u, SymInt rows=1) -> Tensor")
 # `x` is the keys, or receptance, keys and values side by side where v is None: one tensor in, one gradient out.
-_library.define("biwkv_forward(Tensor x, Tensor? v, Tensor lam, Tensor u, int rows, bool keep) -> (Tensor, Tensor)")
+_library.define("biwkv_forward(Tensor x, Tensor? v, Tensor lam, Tensor u, SymInt rows, bool keep) -> (Tensor, Tensor)")
 _library.define(
-    "biwkv_backward(Tensor grad, Tensor x, Tensor? v, Tensor lam, Tensor u, int rows, Tensor states)"
+    "biwkv_backward(Tensor grad, Tensor x, Tensor? v, Tensor lam, Tensor u, SymInt rows, Tensor states)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -66,6 +71,17 @@ def gated_biwkv(rkv: Tensor, lam: Tensor, u: Tensor, rows: int = 1) -> Tensor:
         NotImplementedError: for second derivatives.
     """
     return torch.ops.rwkvfusion.gated_biwkv(rkv, lam, u, rows)
+
+
+@contextmanager
+def plain_operators(dtype: torch.dtype) -> Iterator[None]:
+    """Within, `gated_biwkv` is what kernels/graph.py makes of it, in `dtype`: an exported program that is decomposed
+    then needs nothing of this package."""
+    token = _plain.set(dtype)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def back_end(device: torch.device | str, dtype: torch.dtype = torch.float32) -> tuple[str, str | None]:
@@ -130,6 +146,8 @@ def _biwkv(k: Tensor, v: Tensor, lam: Tensor, u: Tensor) -> Tensor:
 
 
 def _gated_biwkv(rkv: Tensor, lam: Tensor, u: Tensor, rows: int = 1) -> Tensor:
+    if (dtype := _plain.get()) is not None:
+        return graph.gated_biwkv(rkv, lam, u, rows, dtype)
     if rkv.ndim != 3 or rkv.shape[1] == 0 or rkv.shape[2] % 3:
         raise ValueError(f"rkv must be (B, L >= 1, 3 C), got {tuple(rkv.shape)}")
     if rows < 1 or rkv.shape[1] % rows:

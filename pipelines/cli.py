@@ -29,6 +29,7 @@ COMMANDS = {
     "lineage": ("registry.command", "Say what a fused picture comes from: model, run, data, guidance."),
     "ablate": ("ablate.command", "Train variants of a recipe side by side: what each change is worth."),
     "fuse": ("fuse.command", "Fuse one pair, two folders, or a prepared dataset with a model."),
+    "export": ("export.command", "Write a model as one file for other programs: ONNX, or torch's own."),
     "evaluate": ("evaluate.command", "Score fused pictures, or models on a prepared dataset."),
     "doctor": ("doctor.command", "Say what this machine has, or what the networks cost."),
 }

@@ -41,6 +41,7 @@ ROOMS = {
     "pipelines.registry": ("pipelines.evaluate", "pipelines.fuse"),
     "pipelines.retrain": ("pipelines.prepare", "pipelines.train", "pipelines.registry"),
     "pipelines.gallery": (),
+    "pipelines.export": (),
     "pipelines.doctor": ("pipelines.train",),
     "pipelines.demo": ("pipelines.prepare", "pipelines.train", "pipelines.fuse", "pipelines.evaluate"),
 }

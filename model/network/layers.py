@@ -102,7 +102,7 @@ def _in_order(rkv: Tensor, lam: Tensor, bonus: Tensor, order: Order, height: int
     """`gated_biwkv` of the pixels of a map, (B, H*W, 3 C), in an order; the result is in that of the pixels."""
     if order in (Order.ROWS, Order.COLUMNS):
         return gated_biwkv(rkv, lam, bonus, height if order is Order.COLUMNS else 1)
-    there = _diagonal(order, height, width).to(rkv.device)
+    there = diagonal(order, height, width).to(rkv.device)
     return gated_biwkv(rkv[:, there], lam, bonus)[:, torch.argsort(there)]
 
 
@@ -279,7 +279,7 @@ def _to_tokens(x: Tensor, order: Order) -> Tensor:
     tokens = x.reshape(batch, height * width, channels)
     if order in (Order.ROWS, Order.COLUMNS):
         return tokens
-    return tokens[:, _diagonal(order, height, width).to(x.device)]
+    return tokens[:, diagonal(order, height, width).to(x.device)]
 
 
 def _to_map(tokens: Tensor, order: Order, height: int, width: int) -> Tensor:
@@ -287,8 +287,14 @@ def _to_map(tokens: Tensor, order: Order, height: int, width: int) -> Tensor:
     if order is Order.COLUMNS:
         return tokens.reshape(batch, width, height, channels).transpose(1, 2)
     if order is not Order.ROWS:
-        tokens = tokens[:, torch.argsort(_diagonal(order, height, width)).to(tokens.device)]
+        tokens = tokens[:, torch.argsort(diagonal(order, height, width)).to(tokens.device)]
     return tokens.reshape(batch, height, width, channels)
+
+
+def diagonal(order: Order, height: int, width: int) -> Tensor:
+    """Row-major indices of the pixels, diagonal after diagonal, from the top within each."""
+    # In a graph for any size there is no number to remember them by.
+    return (_diagonal.__wrapped__ if torch.compiler.is_exporting() else _diagonal)(order, height, width)
 
 
 @lru_cache(maxsize=32)

@@ -1,6 +1,5 @@
 """Multi-modal fusion module (Sect. 3.5, eq. 15-18): features meet the raw images, the object masks and the text."""
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,17 +31,19 @@ class Text:
         """Move the real tokens to the front, in their order, and zero the rest."""
         if real is None:
             real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        order = torch.argsort((~real).to(torch.uint8), dim=1, stable=True)
+        # No two are equal, so that any sort keeps their order.
+        position = torch.arange(real.shape[1], device=real.device)
+        order = torch.argsort(torch.where(real, position, position + real.shape[1]), dim=1)
         hidden = ~real.gather(1, order)
         tokens = _take(tokens, order).masked_fill(hidden[..., None], 0)
         return Text(tokens, hidden)
 
     def order_with_padding_first(self) -> tuple[Tensor, Tensor]:
         """(B, T) indices that move the padding to the front, and those that undo it."""
-        n_tokens = self.hidden.shape[1]
-        position = torch.arange(n_tokens, device=self.hidden.device)
-        n_hidden = self.hidden.sum(dim=1, keepdim=True)
-        return (position - n_hidden) % n_tokens, (position + n_hidden) % n_tokens
+        position = torch.arange(self.hidden.shape[1], device=self.hidden.device)
+        n_hidden, n_real = (which.sum(dim=1, keepdim=True) for which in (self.hidden, ~self.hidden))
+        there = torch.where(position < n_hidden, position + n_real, position - n_hidden)
+        return there, torch.where(position < n_real, position + n_hidden, position - n_real)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 def convolve_exactly(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """The same in x's own type: of images, bfloat16 would keep 8 bits, and PAN has 11."""
-    if not torch.amp.is_autocast_available(x.device.type):
+    if not torch.amp.is_autocast_available(x.device.type) or not torch.is_autocast_enabled(x.device.type):
         return convolve(conv, x)
     with torch.autocast(x.device.type, enabled=False):
         return convolve(conv, x)
@@ -134,7 +135,11 @@ class TextExchange(nn.Module):
         pixels = pooled.reshape(batch, -1, channels)
         seen = torch.zeros(pixels.shape[:2], dtype=torch.bool, device=pooled.device)
         n_text, n_pixels = text.hidden.shape[1], pixels.shape[1]
-        louder = None if self.window is None else math.log(n_pixels / self.window**2)
+        louder = None
+        if self.window is not None:
+            # A tensor, since in a graph for any size the number of pixels is none.
+            counts = pixels.new_full((n_text,), n_pixels / self.window**2, dtype=torch.float64)
+            louder = counts.log().to(pooled.dtype)
         if self.text_first:
             order, undo = text.order_with_padding_first()
             tokens = torch.cat((_take(text.tokens, order), pixels), dim=1)
@@ -147,13 +152,11 @@ class TextExchange(nn.Module):
             pixels, words = tokens.split((n_pixels, n_text), dim=1)
         return pixels.reshape(batch, height, width, channels), replace(text, tokens=words)
 
-    def _mix(self, tokens: Tensor, hidden: Tensor, length: int, louder: float | None, first: int) -> Tensor:
+    def _mix(self, tokens: Tensor, hidden: Tensor, length: int, louder: Tensor | None, first: int) -> Tensor:
         """`length` image tokens, and text tokens from `first` on, of which each counts e^louder times."""
-        shift = None
         if louder is not None:
-            shift = tokens.new_zeros(tokens.shape[1])
-            shift[first : first + tokens.shape[1] - length] = louder
-        tokens = tokens + self.spatial(self.spatial_norm(tokens), hidden, length, louder=shift)
+            louder = F.pad(louder, (first, length - first))
+        tokens = tokens + self.spatial(self.spatial_norm(tokens), hidden, length, louder=louder)
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
@@ -220,9 +223,14 @@ class ModalFusion(nn.Module):
         The mean about a pixel is that of a square of pooled pixels, moved to lie within the map, and bilinear between
         their centres: a map no larger than the window, as a training crop is, has one gate.
         """
-        if self.gate_side is None or max(features.shape[1:3]) <= self.gate_side * self.pool:
+        if self.gate_side is None or self._has_one_gate(features):
             return F.gelu(features.mean(dim=(1, 2), keepdim=True))
         return _enlarged(self._gate_of(pool(features, self.pool)), features)
+
+    def _has_one_gate(self, features: Tensor) -> bool:
+        """Whether all pixels have the same mean; never in a graph for any size."""
+        assert self.gate_side is not None
+        return not torch.compiler.is_exporting() and max(features.shape[1:3]) <= self.gate_side * self.pool
 
     def _masked(self, conv: nn.Conv2d, objects: Objects, like: Tensor) -> Tensor:
         """(B, H, W, C), the mask's convolution, of the objects that have a channel."""
@@ -277,7 +285,7 @@ def box_mean(x: Tensor, side: int) -> Tensor:
     """
     for dim in (1, 2):
         length = x.shape[dim]
-        width = min(side, length)
+        width = torch.sym_min(side, length)
         sums = F.pad(x.cumsum(dim), (0, 0) * (3 - dim) + (1, 0))
         first = (torch.arange(length, device=x.device) - width // 2).clamp(0, length - width)
         x = (sums.index_select(dim, first + width) - sums.index_select(dim, first)) / width

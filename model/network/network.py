@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rwkvfusion.kernels import fused
 from rwkvfusion.model.network.config import NetworkConfig, preset
-from rwkvfusion.model.network.emphasis import stand_out
+from rwkvfusion.model.network.emphasis import stand_out, stand_out_all
 from rwkvfusion.model.network.layers import BRWKV, SMALL
 from rwkvfusion.model.network.mfm import ModalFusion, Objects, Text, convolve, convolve_exactly, pool
 
@@ -164,18 +164,27 @@ class RWKVFusion(nn.Module):
         """
         self._check(images, mask, text, text_mask)
         height, width = max(image.shape[2] for image in images), max(image.shape[3] for image in images)
-        upsampled = [_resize(image, height, width) for image in images]
-        right, below = -width % self.config.multiple, -height % self.config.multiple
-        stack = F.pad(torch.cat(upsampled, dim=1), (0, right, 0, below), mode="replicate").permute(0, 2, 3, 1)
+        return self.fuse([resize(image, height, width) for image in images], mask, text, text_mask)
+
+    def fuse(self, images: list[Tensor], mask: Tensor | None, text: Tensor | None, text_mask: Tensor | None) -> Tensor:
+        """`forward` of modalities that have one size; nothing is checked."""
+        height, width = images[0].shape[2:]
+        # Written so that a graph for any size sees that what it has is a multiple.
+        step = self.config.multiple
+        below, right = ((size + step - 1) // step * step - size for size in (height, width))
+        stack = F.pad(torch.cat(images, dim=1), (0, right, 0, below), mode="replicate").permute(0, 2, 3, 1)
         stack = stack.contiguous()  # channels last from here to the end
         objects = self._objects(mask, stack, (0, right, 0, below))
         features = self._decode(*self._encode(stack, objects, self._text(text, text_mask, stack)))
-        out = convolve_exactly(self.head, features).permute(0, 3, 1, 2)[:, :, :height, :width]
-        image = self._image(out, upsampled)
+        out = convolve_exactly(self.head, features).permute(0, 3, 1, 2).narrow(2, 0, height).narrow(3, 0, width)
+        image = self._image(out, images)
         # Not in training: the losses hold the image to its sources, and the network would learn to take it back.
         if self.training or objects is None or not self.config.object_lift:
             return image
-        return stand_out(image, objects.indices[:, :height, :width], self.config.object_lift)
+        indices = objects.indices.narrow(1, 0, height).narrow(2, 0, width)
+        if torch.compiler.is_exporting():
+            return stand_out_all(image, indices, self.config.object_lift, self.config.max_objects)
+        return stand_out(image, indices, self.config.object_lift)
 
     def _encode(
         self, images: Tensor, objects: Objects | None, text: Text
@@ -283,7 +292,8 @@ def _sharpness(images: Tensor) -> Tensor:
     return torch.log(variance + _NOISE**2).reshape(images.shape)
 
 
-def _resize(image: Tensor, height: int, width: int) -> Tensor:
-    if image.shape[2:] == (height, width):
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """(B, C, h, w) to (B, C, height, width), bicubic."""
+    if not torch.compiler.is_exporting() and image.shape[2:] == (height, width):
         return image
     return F.interpolate(image, size=(height, width), mode="bicubic", align_corners=False)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rwkvfusion.model.metrics.baselines import sharpening_baselines
 from rwkvfusion.model.metrics.sharpening import ergas, q2n, sam
-from rwkvfusion.model.network.network import _resize
+from rwkvfusion.model.network.network import resize
 from rwkvfusion.stages.source.scenes.sensors import degrade
 
 Array = npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ def test_gsa_of_one_band_is_the_method_step_by_step() -> None:
 def test_bicubic_is_what_the_network_adds_to(dtype: type) -> None:
     low: npt.NDArray[Any] = (250 * np.random.default_rng(1).random((9, 7, 3))).astype(dtype)
     planes = torch.from_numpy(low.astype(np.float64)).permute(2, 0, 1)[None]
-    expected = _resize(planes, 27, 21)[0].permute(1, 2, 0).numpy()
+    expected = resize(planes, 27, 21)[0].permute(1, 2, 0).numpy()
     got = sharpening_baselines(np.ones((27, 21, 1)), low, ratio=3)
     np.testing.assert_array_equal(got["bicubic"], expected)
     # A flat sharp picture says nothing.

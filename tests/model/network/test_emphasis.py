@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rwkvfusion.model.network.config import NetworkConfig, preset
-from rwkvfusion.model.network.emphasis import _spread, stand_out
+from rwkvfusion.model.network.emphasis import _spread, stand_out, stand_out_all
 from rwkvfusion.model.network.network import RWKVFusion
 
 LIFT = 0.12
@@ -105,3 +105,12 @@ def test_a_network_with_a_lift_changes_bright_objects_alone(size: tuple[int, int
 def test_a_lift_is_a_part() -> None:
     with pytest.raises(ValueError, match="object_lift"):
         replace(preset("vif"), object_lift=1.5)
+
+
+def test_the_form_for_graphs_gives_the_same() -> None:
+    torch.manual_seed(0)
+    image, objects = scene()
+    objects[0, 8:32, 20:22] = 4
+    noisy = torch.cat((image, image + 0.2 * torch.rand_like(image)), 1)
+    for indices in (objects, torch.zeros_like(objects), torch.ones_like(objects), torch.randint(0, 21, objects.shape)):
+        torch.testing.assert_close(stand_out_all(noisy, indices, 1.0, 20), stand_out(noisy, indices, 1.0))

@@ -185,7 +185,7 @@ def test_serve(place: Path, bare: Path, registered: RegisteredVersion, cells: di
             status, answer = post(url, parquet(rows), PARQUET)
             assert status == 400
             assert words in answer
-        lines = re.findall(r"^    (?:printf|python -c|curl) .*$", SECTION, re.MULTILINE)
+        lines = re.findall(r"^    .*\bpair\.(?:json|parquet).*$", SECTION, re.MULTILINE)
         assert sum("curl" in line for line in lines) == 2
         for line in lines:
             (place / "fused_by_curl.png").unlink(missing_ok=True)

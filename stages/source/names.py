@@ -34,6 +34,7 @@ VISIBLE, INFRARED = TASKS["vif"].orders[0]
 _VISIBLE = frozenset({"vi", "vis", "visible", "rgb", "visual"})
 _INFRARED = frozenset({"ir", "inf", "infrared", "thermal", "lwir", "tir", "swir"})
 _LOOKED_AT = 5
+_SAMPLES = 128
 _COLOURED = 4.0
 """Mean difference of a picture's channels, of 255, from which it shows colour: JPEG gives grey pictures less."""
 
@@ -51,6 +52,17 @@ def colours_swapped(visible: Image, infrared: Image) -> bool:
     return infrared.channels == 3 and _shows_colour(infrared) and not (visible.channels == 3 and _shows_colour(visible))
 
 
+def why_arrays_swapped(
+    visible: np.ndarray, infrared: np.ndarray, visible_path: str | None = None, infrared_path: str | None = None
+) -> str | None:
+    """`why_swapped` of decoded pictures, (H, W) or (H, W, C), and the paths of the files that they are of, if any."""
+    if visible_path and infrared_path and names_swapped(visible_path, infrared_path):
+        return _by_names(visible_path, infrared_path)
+    if _is_coloured(infrared) and not _is_coloured(visible):
+        return _by_colours(visible_path or "one picture", infrared_path or "the other")
+    return None
+
+
 def pairs_swapped(read: Callable[[PairRef], Sample], pairs: Sequence[PairRef]) -> str | None:
     """Why most of a source's pairs seem to be swapped, by all names and a few pictures; None where they do not."""
     files = [{file.role: file.name for file in pair.files} for pair in pairs]
@@ -58,7 +70,7 @@ def pairs_swapped(read: Callable[[PairRef], Sample], pairs: Sequence[PairRef]) -
     by_name = [one for one in named if names_swapped(one[VISIBLE], one[INFRARED])]
     if 2 * len(by_name) > len(named):
         first = by_name[0]
-        return f"by their names, {first[VISIBLE]} is the infrared picture and {first[INFRARED]} the visible one"
+        return _by_names(first[VISIBLE], first[INFRARED])
     reasons: list[str | None] = []
     for pair in pairs[:: max(len(pairs) // _LOOKED_AT, 1)] if named else ():
         sample = read(pair)
@@ -72,10 +84,18 @@ def pairs_swapped(read: Callable[[PairRef], Sample], pairs: Sequence[PairRef]) -
 def why_swapped(visible: Image, infrared: Image) -> str | None:
     """Why the two pictures seem to be given for each other; None where nothing says so."""
     if names_swapped(visible.path, infrared.path):
-        return f"by their names, {visible.path} is the infrared picture and {infrared.path} the visible one"
+        return _by_names(visible.path, infrared.path)
     if colours_swapped(visible, infrared):
-        return f"{visible.path}, given as visible, is grey, and {infrared.path}, given as infrared, is coloured"
+        return _by_colours(visible.path, infrared.path)
     return None
+
+
+def _by_names(visible: str, infrared: str) -> str:
+    return f"by their names, {visible} is the infrared picture and {infrared} the visible one"
+
+
+def _by_colours(visible: str, infrared: str) -> str:
+    return f"{visible}, given as visible, is grey, and {infrared}, given as infrared, is coloured"
 
 
 def _words(path: str) -> set[str]:
@@ -84,8 +104,16 @@ def _words(path: str) -> set[str]:
 
 def _shows_colour(image: Image) -> bool:
     try:
-        pixels = decode(image.data)[::4, ::4].astype(np.float32)
+        return _is_coloured(decode(image.data))
     except ImageError:
         return False
+
+
+def _is_coloured(values: np.ndarray) -> bool:
+    if values.ndim != 3 or values.shape[2] != 3:
+        return False
+    # Of a large picture as much as of a small one tells it.
+    step = max(min(values.shape[:2]) // _SAMPLES, 4)
+    pixels = values[::step, ::step].astype(np.float32)
     scale = 255 / max(float(pixels.max()), 1e-6)
     return float((pixels.max(axis=2) - pixels.min(axis=2)).mean()) * min(scale, 1.0) >= _COLOURED

@@ -142,7 +142,7 @@ def test_pictures_that_do_not_fit_are_named(fuser: Fuser, images: dict[str, np.n
 
 def test_guidance_that_does_not_fit_is_named(fuser: Fuser) -> None:
     images = {"visible": scene(1), "infrared": scene(2)}
-    with pytest.raises(FuserError, match="mask is 64x48, the fused picture 128x96"):
+    with pytest.raises(FuserError, match="mask is 64x48 and the fused picture 128x96"):
         fuser.fuse(images, np.zeros((48, 64), np.uint8))
     with pytest.raises(FuserError, match="tokens, 16"):
         fuser.fuse(images, None, np.zeros((3, 32), np.float16))

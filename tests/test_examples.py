@@ -49,7 +49,7 @@ def commands(text: str) -> list[str]:
 
 TEXTS = [README.read_text(), main.help or "", *(main.get_command(None, name).help for name in COMMANDS)]
 EXAMPLES = list(dict.fromkeys(line for text in TEXTS for line in commands(text)))
-_WORKERS = re.compile(r"rwkvfusion (demo|ablate|(prepare|train) (?!.*(--dry-run|guidance=full)))")
+_WORKERS = re.compile(r"rwkvfusion (demo|ablate|fuse .*--ray|(prepare|train) (?!.*(--dry-run|guidance=full)))")
 SLOW = {line for line in EXAMPLES if _WORKERS.match(line)}
 """Those that start workers."""
 

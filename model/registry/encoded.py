@@ -20,7 +20,7 @@ from rwkvfusion.infra.pictures.units import EVERY, Picture, odd_words, parse_sca
 from rwkvfusion.model.fusing.fuser import Fuser, FuserError, check_shape
 from rwkvfusion.model.fusing.tiles import Tile
 from rwkvfusion.model.registry.captions import encoder_of
-from rwkvfusion.stages.source.names import INFRARED, VISIBLE, why_arrays_swapped
+from rwkvfusion.stages.dataset.swapped import INFRARED, VISIBLE, why_arrays_swapped
 
 MADE_BY = "rwkvfusion weights_sha256"
 """Text chunk of a fused PNG: of the model that made it."""

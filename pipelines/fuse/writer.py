@@ -21,9 +21,9 @@ from rwkvfusion.pipelines.fuse.record import File, Fused, Guidance, Model, Outpu
 from rwkvfusion.pipelines.parallel import default_jobs, in_order
 from rwkvfusion.stages.dataset.dataset import Shard
 from rwkvfusion.stages.dataset.sample import Image, Sample
+from rwkvfusion.stages.dataset.swapped import INFRARED, VISIBLE, why_swapped
 from rwkvfusion.stages.dataset.task import SHARPENING_TASKS
 from rwkvfusion.stages.source.files import check_orientation, open_picture
-from rwkvfusion.stages.source.names import INFRARED, VISIBLE, why_swapped
 
 ADVICE = "set --scale {role}=VALUE, LOW-HIGH or pLOW-pHIGH"
 

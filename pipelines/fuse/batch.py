@@ -10,7 +10,7 @@ import json
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -31,6 +31,7 @@ from rwkvfusion.model.registry.find import ModelSource
 from rwkvfusion.pipelines.cluster import Cluster, connect, polled
 from rwkvfusion.pipelines.console import Bar, say
 from rwkvfusion.pipelines.fuse.guide import FuseError
+from rwkvfusion.pipelines.fuse.listing import ListShard, row_of, shard_of
 from rwkvfusion.pipelines.fuse.record import Fused, Model, Output, Pair
 from rwkvfusion.pipelines.fuse.writer import (
     Findings,
@@ -45,8 +46,7 @@ from rwkvfusion.pipelines.isolate import SHARD_TRIES, Death, each_alone
 from rwkvfusion.pipelines.parallel import MOST_JOBS
 from rwkvfusion.pipelines.ray_data import cause, operator, quiet
 from rwkvfusion.pipelines.ray_job import check_output
-from rwkvfusion.stages.dataset.dataset import Dataset, Shard
-from rwkvfusion.stages.dataset.manifest import Manifest
+from rwkvfusion.stages.dataset.dataset import Dataset
 
 
 def fuse_on_ray(
@@ -61,19 +61,18 @@ def fuse_on_ray(
         cluster = stack.enter_context(connect(address))
         for option, value in (("--dataset", url), ("--output", out)):
             check_output(option, value, hosts=cluster.hosts)
-        rows = [
-            {"index": index, "manifest": shard.manifest.to_json().decode(), "keys": list(shard.keys)}
-            for index, shard in enumerate(selected.shards)
-        ]
+        rows = [row_of(index, shard) for index, shard in enumerate(selected.shards)]
         worker = Worker.of(cluster, output)
         say(f"{len(rows)} shards; {min(worker.most, len(rows))} x {worker} on {cluster}")
         board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
         stack.callback(ray.kill, board)
         heard = Heard(on_picture or (lambda *_: None), len(selected))
         try:
-            named = list(_named(rows, selected.store, heard))
+            named, lost = _named(rows, selected.store)
+            heard.tell(None, heard.total)
+            for index, skipped in lost.items():
+                heard.hear(index, skipped)
             if named:
-                heard.tell(None, heard.total)
                 with polled(board, heard):
                     job = (ray.put(ModelFiles.of(model)), selected.store, Store(out), output, worker, board)
                     _fuse(named, job, heard)
@@ -82,22 +81,23 @@ def fuse_on_ray(
     return heard.summary()
 
 
-def _named(rows: Sequence[dict[str, Any]], store: Store, heard: Heard) -> Iterator[dict[str, Any]]:
-    """The rows of shards that can be read, with what each picture is called; `heard` hears of the others."""
-    listed: dict[int, list[dict[str, str]]] = {}
+def _named(rows: Sequence[dict[str, Any]], store: Store) -> tuple[list[dict[str, Any]], dict[int, list[Skipped]]]:
+    """The rows of shards that can be read, with what each picture is called; and the samples of the others, by row."""
+    listed: dict[int, dict[str, Any]] = {}
     names = operator(_blocks(rows), ListShard, (store,), "list", num_cpus=1)
     with Bar("samples", len(rows), "shard") as bar:
         for row in names.iter_rows():
-            listed[row["index"]] = json.loads(row["pairs"])
+            listed[row["index"]] = json.loads(row["listed"])
             bar.advance()
-    stems = Stems()
+    stems, named, lost = Stems(), list[dict[str, Any]](), dict[int, list[Skipped]]()
     for row in rows:
-        pairs = listed[row["index"]]
-        if lost := [Skipped(**one) for one in pairs if "reason" in one]:
-            heard.hear(row["index"], lost)
+        found = listed[row["index"]]
+        if "error" in found:
+            lost[row["index"]] = [Skipped(key, found["error"]) for key in row["keys"]]
         else:
-            named = {one["key"]: stems.of(Pair(one["name"], one["key"])) for one in pairs}
-            yield row | {"stems": json.dumps(named)}
+            names = {key: stems.of(Pair(stem, key)) for key, stem in found["stems"].items()}
+            named.append(row | {"stems": json.dumps(names)})
+    return named, lost
 
 
 def _fuse(rows: Sequence[dict[str, Any]], job: tuple[Any, ...], heard: Heard) -> None:
@@ -164,21 +164,6 @@ class ModelFiles:
         return Model(fuser, self.source, str(fuser.weights_sha256), self.scales, self.tile)
 
 
-class ListShard:
-    """What the samples of a shard are called, and of one that cannot be read why."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([{"index": row["index"], "pairs": self.names(row)} for row in rows.to_pylist()])
-
-    def names(self, row: dict[str, Any]) -> str:
-        pairs = pairs_of(_shard(self.store, row))
-        names = [{"name": one.name, "key": one.key} if isinstance(one, Pair) else asdict(one) for one in pairs]
-        return json.dumps(names)
-
-
 class FuseShard:
     """An actor: it has the model, and fuses shard after shard.
 
@@ -214,7 +199,7 @@ class FuseShard:
         stems = json.loads(row["stems"])
         pairs = [
             replace(one, stem=stems[one.key]) if isinstance(one, Pair) else one
-            for one in pairs_of(_shard(self.store, row))
+            for one in pairs_of(shard_of(self.store, row))
         ]
         if ray.get(self.board.begin.remote(index)) < SHARD_TRIES:
             writer = self.writer(self.model)
@@ -240,10 +225,6 @@ def _alone(
         return summary.written[0] if summary.written else summary.skipped[0]
 
     return fuse
-
-
-def _shard(store: Store, row: dict[str, Any]) -> Shard:
-    return Shard(store, Manifest.from_json(row["manifest"].encode(), "manifest"), tuple(row["keys"]))
 
 
 class Board:

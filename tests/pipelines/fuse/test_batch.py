@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -40,6 +41,33 @@ def without_time(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_what_is_there_is_kept_the_rest_made_and_what_is_damaged_told(model: Path, tmp_path: Path) -> None:
+    data, here, out = tmp_path / "data", tmp_path / "here", tmp_path / "ray"
+    write_dataset(data, pairs(6, 2))
+    words = ["fuse", "--model", model, "--dataset", data]
+    assert run(*words, "-o", here).exit_code == 0
+    out.mkdir()
+    for name in ("pair-0001.png", "pair-0001.json", "pair-0002.json"):
+        shutil.copy(here / name, out)
+    (data / "train-000002.tar").write_bytes(b"short")
+    done = run(*words, "--ray", "local", "-o", out, "--json")
+    assert done.exit_code == 3, done.output
+    said = json.loads(done.stdout)
+    # A record without its picture is none.
+    assert [(Path(one["url"]).name, one["kept"]) for one in said["written"]] == [
+        ("visible.png", False), ("pair-0001.png", True), ("pair-0002.png", False), ("pair-0003.png", False),
+    ]  # fmt: skip
+    assert [one["name"] for one in said["skipped"]] == ["pair-0004", "pair-0005"]
+    assert "3 shards; 1 x " in done.stderr
+    assert "skipped pair-0005: " in done.stderr
+    for name in ("visible", "pair-0001", "pair-0002", "pair-0003"):
+        assert (out / f"{name}.png").read_bytes() == (here / f"{name}.png").read_bytes()
+        assert without_time(out / f"{name}.json") == without_time(here / f"{name}.json")
+    assert len(pictures(out)) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
 def test_a_prepared_dataset_is_as_its_files_with_the_same_guidance(model: Path, tmp_path: Path) -> None:
     raw = write_pairs(tmp_path / "raw", [f"{i:05d}D" for i in range(3)])
     sets = ["source.layout=msrs", f"source.root={raw}", f"output={tmp_path}", "shard.pairs=2",
@@ -49,26 +77,11 @@ def test_a_prepared_dataset_is_as_its_files_with_the_same_guidance(model: Path, 
     files = ["--a", raw / "train/vi", "--b", raw / "train/ir", "--guidance", "builtin", "-o", tmp_path / "files"]
     assert run("fuse", "--model", model, *files).exit_code == 0
     assert run("fuse", "--model", model, "--dataset", data, "-o", tmp_path / "here").exit_code == 0
-    words = ["fuse", "--model", model, "--dataset", data, "--ray", "local", "-o", out, "--json"]
-    done = run(*words)
+    done = run("fuse", "--model", model, "--dataset", data, "--ray", "local", "-o", out)
     assert done.exit_code == 0, done.output
     assert "2 shards; " in done.stderr
     assert sorted(pictures(out)) == ["00000D.png", "00001D.png", "00002D.png"]
     assert pictures(out) == pictures(tmp_path / "files") == pictures(tmp_path / "here")
-    for name in ("00000D.json", "00002D.json"):
-        assert without_time(out / name) == without_time(tmp_path / "here" / name)
-    # What is there is kept, one that is not is made again; a shard that is damaged is told, and the rest goes on.
-    (out / "00001D.png").unlink()
-    again = json.loads(run(*words).stdout)
-    assert [(one["name"], one["kept"]) for one in again["written"]] == [
-        ("00000D", True), ("00001D", False), ("00002D", True),
-    ]  # fmt: skip
-    assert pictures(out) == pictures(tmp_path / "here")
-    (data / "train-000001.tar").write_bytes(b"short")
-    torn = run(*words)
-    assert torn.exit_code == 3
-    assert [one["name"] for one in json.loads(torn.stdout)["skipped"]] == ["00002d"]
-    assert "skipped 00002d: " in torn.stderr
 
 
 def test_a_worker_takes_a_card_or_the_cores_that_it_has_use_for() -> None:

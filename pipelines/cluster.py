@@ -25,6 +25,8 @@ from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.pipelines.console import Stderr, phase
 from rwkvfusion.pipelines.interrupt import is_ending, restore_handlers
 
+LOCAL = "local"
+"""The address of a Ray of our own."""
 _ANSWER_SECONDS = 10
 _POLL_SECONDS = 0.5
 _MOST_PATH = 40
@@ -37,12 +39,16 @@ class ClusterError(RwkvFusionError):
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a job may count on: logical CPUs and GPUs, whether the cluster is our own, and of how many machines."""
+    """What a job may count on: logical CPUs and GPUs, whether the cluster is our own, and of how many machines.
+
+    `node_cpus`: logical CPUs of the smallest node that has any.
+    """
 
     cpus: float
     gpus: float
     local: bool
     hosts: int = 1
+    node_cpus: float = 1
 
     def __str__(self) -> str:
         where = "a Ray of its own on this machine" if self.local else "the Ray cluster"
@@ -66,15 +72,17 @@ _own = False
 def connect(address: str | None = None, *, cpus: float = 0) -> Iterator[Cluster]:
     """Connect to `address`, else `RAY_ADDRESS`, else a Ray this process already has, else start a local one.
 
-    A local Ray gets at least `cpus` logical CPUs: Ray Data waits for ever, silently, where its actors together
-    ask for more than there are. It is shut down at the end; a cluster of others is only left. ClusterError where
-    there is none.
+    The address `local` always means one of our own. Such a Ray gets at least `cpus` logical CPUs: Ray Data waits for
+    ever, silently, where its actors together ask for more than there are. It is shut down at the end; a cluster of
+    others is only left. ClusterError where there is none.
     """
     global _own
     if ray.is_initialized():
         yield _describe(local=_own)
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    if address == LOCAL:
+        address = None
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
@@ -198,8 +206,10 @@ def _stderr_muted() -> Iterator[None]:
 
 def _describe(*, local: bool) -> Cluster:
     total = ray.cluster_resources()
-    hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    return Cluster(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), local=local, hosts=len(hosts))
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    hosts = {node["NodeManagerAddress"] for node in nodes}
+    least = min((node["Resources"]["CPU"] for node in nodes if node["Resources"].get("CPU")), default=1)
+    return Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0), local, len(hosts), least)
 
 
 @contextmanager

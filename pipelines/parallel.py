@@ -11,12 +11,16 @@ from rwkvfusion.infra.cores import usable_cores
 
 T = TypeVar("T")
 
-_MOST_JOBS = 8
+MOST_JOBS = 8
+"""Of one process, where nobody says how many."""
 
 
-def default_jobs(device: str = "cpu") -> int:
-    """As many pictures at once as cores, for one thread a picture wastes the least; on a GPU one."""
-    return 1 if device.startswith("cuda") else min(usable_cores(), _MOST_JOBS)
+def default_jobs(device: str = "cpu", cores: int | None = None) -> int:
+    """As many pictures at once as cores, for one thread a picture wastes the least; on a GPU one.
+
+    `cores`: of this process; None: all that it may use.
+    """
+    return 1 if device.startswith("cuda") else min(cores or usable_cores(), MOST_JOBS)
 
 
 def in_order(work: Callable[..., T], items: Iterable[tuple[object, ...]], jobs: int) -> Iterator[T]:

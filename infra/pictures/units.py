@@ -202,7 +202,7 @@ def unit_of(values: np.ndarray, scale: Scale | None = None) -> Unit:
     if values.dtype in (np.uint8, np.uint16, np.int16):
         return Unit(float(np.iinfo(values.dtype).max))
     if values.dtype.kind != "f":
-        raise UnitError(f"{values.dtype}; a picture is of 8 or 16 bits, or of floats")
+        raise UnitError(f"{values.dtype}, of which nothing says which value counts as 1")
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):
         raise UnitError(f"floats from {low:g} to {high:g}, and nothing says which value counts as 1")

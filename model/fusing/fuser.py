@@ -34,7 +34,8 @@ FORMAT_VERSION = 1
 VERSION = "1"
 """Of the code that fuses; it is raised whenever a picture of the same weights can change."""
 ADVICE = (
-    "say which value does here (--scale {role}=VALUE; of a served model the column scale; of a dataset source.scale)"
+    'say which value does here (--scale {role}=VALUE; of a loaded model scale="{role}=VALUE", of a served one the'
+    " column scale; of a dataset source.scale)"
 )
 """For pictures without a unit."""
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -149,22 +150,26 @@ class Fuser:
             raise FuserError(f"no model in {folder}: {' and '.join(missing)} missing")
         try:
             config = FuserConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+            if new := sorted(set(config.network) - {field.name for field in dataclasses.fields(NetworkConfig)}):
+                raise _of_newer(folder, f"network.{new[0]}")
             network = RWKVFusion(NetworkConfig(**config.network))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "file"
             if first["type"] == "extra_forbidden" or where == "version":
-                raise FuserError(
-                    f"{folder / CONFIG} is of a newer rwkvfusion, which this one does not read ({where}): update it"
-                ) from None
-            raise FuserError(f"{folder / CONFIG} is not a fuser's config: {where}: {first['msg']}") from None
+                raise _of_newer(folder, where) from None
+            raise _no_config(folder, f"{where}: {first['msg']}") from None
+        except FuserError:
+            raise
         except (TypeError, ValueError) as error:
-            raise FuserError(f"{folder / CONFIG} is not a fuser's config: {error}") from None
+            raise _no_config(folder, " ".join(str(error).split())) from None
         try:
             network.load_state_dict(load_file(folder / WEIGHTS))
         except (SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise FuserError(f"{folder / WEIGHTS} does not hold this network's weights: {reason}") from None
+            raise FuserError(
+                f"{folder / WEIGHTS} does not hold this network's weights: {reason}; bring the file here again"
+            ) from None
         fuser = cls(network.to(device), config)
         fuser.weights_sha256 = sha256((folder / WEIGHTS).read_bytes())
         return fuser
@@ -198,6 +203,8 @@ class Fuser:
             FuserError: roles, channels, types or sizes that do not fit, values that cannot be in the model's unit; the
                 message names them.
         """
+        for role, values in images.items():
+            check_shape(role, values)
         pictures = {role: Picture(role, values, (scales or {}).get(role)) for role, values in images.items()}
         return self.fuse_pictures(self.measure(pictures)[0], mask, text, tile)
 
@@ -235,10 +242,15 @@ class Fuser:
         measured, odd = {}, {}
         for role, picture in pictures.items():
             own = self.own_scale(role)
+            name = role if picture.name == role else f"{printable(picture.name)} ({role})"
+            kind = picture.values.dtype.kind
+            if kind not in "iuf":
+                raise FuserError(f"{name} holds {picture.values.dtype}: give integers or floats")
+            if kind == "f" and not np.isfinite(picture.values).all():
+                raise FuserError(f"{name} holds floats that are not finite: fill them from their neighbours")
             try:
                 measured[role], part = measure(picture, role, declared, own, display=self.config.luma_only)
             except UnitError as error:
-                name = role if picture.name == role else f"{printable(picture.name)} ({role})"
                 raise FuserError(f"{name} holds {error}: {advice.format(role=role)}") from None
             if part is not None:
                 odd[role] = part
@@ -362,17 +374,22 @@ class Fuser:
             )
         channels = self.network.config.in_channels
         for (role, image), expected in zip(selected.items(), channels, strict=True):
+            check_shape(role, image)
             if image.ndim == 2:
                 image = selected[role] = image[:, :, None]
-            if image.ndim != 3 or 0 in image.shape:
-                raise FuserError(f"{role} is not a picture of (H, W, C): its shape is {image.shape}")
             allowed = (1, 3) if self.config.luma_only else (expected,)
             if image.shape[2] not in allowed:
-                order = " + ".join(self.config.roles)
                 given = sorted(1 if one.ndim == 2 else one.shape[2] for one in images.values())
-                swapped = f": are they swapped? their order is {order}" if given == sorted(channels) else ""
+                if given == sorted(channels):
+                    advice = f"are they swapped? their order is {' + '.join(self.config.roles)}"
+                elif image.shape[0] in allowed:
+                    advice = "channels come last, (H, W, C), so transpose it"
+                elif self.config.luma_only:
+                    advice = "give it in grey or RGB"
+                else:
+                    advice = f"give {'one band' if expected == 1 else f'{expected} bands'}, as in training"
                 raise FuserError(
-                    f"{role} has {image.shape[2]} channels, this model takes {' or '.join(map(str, allowed))}{swapped}"
+                    f"{role} has {image.shape[2]} channels, this model takes {' or '.join(map(str, allowed))}: {advice}"
                 )
         return selected
 
@@ -380,12 +397,18 @@ class Fuser:
         self, mask: np.ndarray | None, text: np.ndarray | None, height: int, width: int
     ) -> tuple[Tensor | None, Tensor | None]:
         if mask is not None and mask.shape != (height, width):
-            raise FuserError(f"the mask is {_by(mask.shape)}, the fused picture {_by((height, width))}")
+            raise FuserError(
+                f"the mask is {_by(mask.shape)} and the fused picture {_by((height, width))}: sizes must be equal"
+            )
         if mask is not None and mask.dtype.kind not in "bui":
-            raise FuserError(f"the mask holds object indices, not {mask.dtype}")
+            raise FuserError(f"the mask holds {mask.dtype}: give whole numbers, the index of an object at each pixel")
         text_width = self.network.config.text_width
         if text is not None and (text.ndim != 2 or text.shape[1] != text_width):
-            raise FuserError(f"the text is of shape {text.shape}, this model takes (tokens, {text_width})")
+            raise FuserError(
+                f"the text is of shape {text.shape}, this model takes (tokens, {text_width}): encode it as in training"
+            )
+        if text is not None and not (text.dtype.kind in "iuf" and np.isfinite(text).all()):
+            raise FuserError("the text holds what is not finite numbers: encode it as in training")
         device = next(self.network.parameters()).device
         objects = None if mask is None else torch.from_numpy(mask.astype(np.int64))[None].to(device)
         tokens = None if text is None or not len(text) else torch.from_numpy(text.astype(np.float32))[None].to(device)
@@ -403,8 +426,26 @@ class Fuser:
             batch.append(image[None, :, rows, columns].to(device))
         fused = self.network(batch, None if mask is None else mask[:, window[0], window[1]], text)[0].float().cpu()
         if not bool(torch.isfinite(fused).all()):
-            raise NotFiniteError("the network gave values that are not finite: its weights are damaged")
+            raise NotFiniteError(
+                "the network gave values that are not finite: its weights are damaged, so bring its files here again"
+            )
         return np.asarray(fused)
+
+
+def check_shape(role: str, values: np.ndarray) -> None:
+    """FuserError where `values` are not (H, W) or (H, W, C), or none."""
+    if values.ndim not in (2, 3) or 0 in values.shape:
+        advice = "give several in a list" if values.ndim == 4 else "give one with these axes, and at least one pixel"
+        raise FuserError(f"{role} is no picture of (H, W) or (H, W, C), but of shape {values.shape}: {advice}")
+
+
+def _of_newer(folder: Path, field: str) -> FuserError:
+    return FuserError(f"{folder / CONFIG} is of a newer rwkvfusion, which this one does not read ({field}): update it")
+
+
+def _no_config(folder: Path, why: str) -> FuserError:
+    advice = "update rwkvfusion if the model is of a newer one, else bring the file here again"
+    return FuserError(f"{folder / CONFIG} is not a fuser's config: {why}; {advice}")
 
 
 def guidance_of(sample: Sample | None) -> tuple[np.ndarray | None, np.ndarray | None]:

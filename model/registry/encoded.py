@@ -12,14 +12,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from rwkvfusion.infra.pictures.decode import decode_indices, describe
+from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.pictures.decode import ImageError, decode_indices, describe
 from rwkvfusion.infra.pictures.emptiness import apart, filled, holds
 from rwkvfusion.infra.pictures.encode import QUALITY, encode_picture, with_text
 from rwkvfusion.infra.pictures.units import EVERY, Picture, odd_words, parse_scales
-from rwkvfusion.model.fusing.fuser import Fuser, FuserError
+from rwkvfusion.model.fusing.fuser import Fuser, FuserError, check_shape
 from rwkvfusion.model.fusing.tiles import Tile
 from rwkvfusion.model.names import MADE_BY as MADE_BY
 from rwkvfusion.model.registry.captions import encoder_of
+from rwkvfusion.stages.dataset.swapped import INFRARED, VISIBLE, why_arrays_swapped
 
 CAPTION = "caption"
 """Of the served model: the column of a row's caption as a text."""
@@ -29,6 +31,10 @@ COLUMN = "scale"
 
 class UnitWarning(UserWarning):
     """Values that hardly have the unit they are taken to have."""
+
+
+class SwappedWarning(UserWarning):
+    """Pictures that seem to be given for each other."""
 
 
 class EmptyWarning(UserWarning):
@@ -56,7 +62,7 @@ def fuse_row(fuser: Fuser, row: Mapping[str, Any]) -> bytes:
     fused = fuse_encoded(
         fuser,
         cells,
-        None if mask is None else decode_indices(mask),
+        None if mask is None else indices_of(mask),
         tokens,
         scale if isinstance(scale, str) else None,
     )
@@ -80,23 +86,35 @@ def fuse_encoded(
     text: np.ndarray | None = None,
     scale: str | None = None,
 ) -> np.ndarray:
-    """`fuse_decoded` of encoded `pictures` by role; ImageError for damaged ones."""
-    return fuse_decoded(fuser, {role: Decoded.of(data) for role, data in pictures.items()}, mask, text, scale)
+    """`fuse_decoded` of encoded `pictures` by role; ImageError names a damaged one."""
+    return fuse_decoded(fuser, {role: Decoded.of(data, role) for role, data in pictures.items()}, mask, text, scale)
+
+
+def indices_of(mask: bytes, name: str = "the mask") -> np.ndarray:
+    """(H, W) of an encoded mask, called `name` in ImageError."""
+    try:
+        return decode_indices(mask)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from None
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture's values (H, W, C), and what its file says of them: see `ImageInfo`."""
+    """A picture's values (H, W, C), and what its file says of them: see `ImageInfo`; `path`: of the file, if known."""
 
     values: np.ndarray
     white: float | None = None
     nodata: float | None = None
+    path: str | None = None
 
     @classmethod
-    def of(cls, data: bytes) -> Self:
-        """Of an encoded picture; ImageError where it is damaged."""
-        info, values = describe(data)
-        return cls(values, info.white, info.nodata)
+    def of(cls, data: bytes, name: str, path: str | None = None) -> Self:
+        """Of an encoded picture; ImageError, which calls it `name`, where it is damaged."""
+        try:
+            info, values = describe(data)
+        except ImageError as error:
+            raise ImageError(f"{name}: {error}") from None
+        return cls(values, info.white, info.nodata, path)
 
 
 def fuse_decoded(
@@ -109,13 +127,18 @@ def fuse_decoded(
 ) -> np.ndarray:
     """`Fuser.fuse` of `pictures` by role; `scale`: e.g. "1023", or "visible=255 infrared=20000-24000".
 
-    FuserError as there, and for a scale that is none. UnitWarning where nothing is declared and 16 bits use a small
+    FuserError as there, and for a scale that is none. SwappedWarning where visible and infrared seem to be given for
+    each other. UnitWarning where nothing is declared and 16 bits use a small
     part of their range, or values clearly exceed the model's own scale.
 
     What a TIFF's nodata says is empty changes no other pixel. A sharpening model's result is empty there too, told by
     the number of the picture that is sharpened; EmptyWarning where it cannot be told.
     """
     images = {role: picture.values for role, picture in pictures.items()}
+    for role, values in images.items():
+        check_shape(role, values)
+    if images.keys() >= {VISIBLE, INFRARED}:
+        _warn_of_swapped(pictures[VISIBLE], pictures[INFRARED])
     numbers = {role: picture.nodata for role, picture in pictures.items() if picture.nodata is not None}
     empty = {role: is_empty for role, number in numbers.items() if (is_empty := images[role] == number).any()}
     # No valid pixel may depend on the value that stands for empty.
@@ -151,8 +174,14 @@ def fuse_decoded(
     return fused
 
 
+def _warn_of_swapped(visible: Decoded, infrared: Decoded) -> None:
+    if why := why_arrays_swapped(visible.values, infrared.values, visible.path, infrared.path):
+        warnings.warn(f"are visible and infrared swapped? {printable(why)}", SwappedWarning, stacklevel=4)
+
+
 def _text(data: bytes) -> np.ndarray:
     try:
         return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
-    except (ValueError, EOFError, OSError) as error:
-        raise FuserError(f"the text is not a .npy array of plain numbers: {error}") from None
+    except (ValueError, EOFError, OSError):
+        # What numpy says of it advises to load pickles.
+        raise FuserError("the text is not a .npy array of plain numbers, as numpy.save writes it") from None

@@ -95,7 +95,7 @@ def _registered(uri: str, where: str) -> ModelSource:
 def _check_there(uri: str, where: str, *, was_known: bool) -> None:
     """Errors as of `resolve`; soon, where what is meant `was_known` before."""
     if where.startswith(SQLITE) and not Path(where.removeprefix(SQLITE)).is_file():
-        raise ServingError(f"no model {uri}: there is no registry at {where}. {_how_to_get_one()}")
+        raise ServingError(f"no model {uri}: there is no registry at {where}; {_how_to_get_one()}")
     server = urlsplit(where)
     if was_known and server.hostname and server.scheme in ("http", "https") and server.scheme not in getproxies():
         port = server.port or (443 if server.scheme == "https" else 80)
@@ -141,7 +141,10 @@ def _downloaded(client: MlflowClient, source: ModelSource) -> Path:
     try:
         location = _location(client, source)
     except MlflowException as error:
-        raise ServingError(f"the files of {source.uri} cannot be read: {error}") from None
+        raise ServingError(
+            f"no model {source.uri}: {str(error).rstrip('.')}; a model is runs:/RUN_ID/model or models:/NAME@ALIAS in"
+            f" the registry at {redacted(client.tracking_uri)}"
+        ) from None
     place = urlsplit(location)
     if place.scheme in ("", "file") and not Path(unquote(place.path)).exists():
         raise ServingError(
@@ -195,7 +198,7 @@ def _version(client: MlflowClient, uri: str) -> Any:
     separator = "@" if "@" in rest else "/"
     name, is_named, which = rest.rpartition(separator)
     if not is_named:
-        raise ServingError(f"{uri} names no version: add @ALIAS or /VERSION. {_known(client)}")
+        raise ServingError(f"{uri} names no version: add @ALIAS or /VERSION; {_known(client, rest)}")
     try:
         return (client.get_model_version_by_alias if separator == "@" else client.get_model_version)(name, which)
     except MlflowException:
@@ -207,17 +210,19 @@ def _known(client: MlflowClient, name: str | None = None) -> str:
     models = {model.name: model for model in client.search_registered_models()}
     where = client.tracking_uri
     if not models:
-        return f"the registry at {redacted(where)} has no model yet. {_how_to_get_one()}"
+        return f"the registry at {redacted(where)} has no model yet; {_how_to_get_one()}"
     if name not in models:
-        return f"the registry at {redacted(where)} has {', '.join(sorted(models))}"
+        names = ", ".join(sorted(models))
+        return f"the registry at {redacted(where)} has {names}: name one of these, or another registry"
     versions = sorted(int(v.version) for v in client.search_model_versions(f"name = '{name}'"))
     aliases = ", ".join(f"@{alias} (version {v})" for alias, v in sorted(models[name].aliases.items()))
-    return f"{name} has versions {', '.join(map(str, versions)) or 'none'} and aliases {aliases or 'none'}"
+    known = f"{name} has versions {', '.join(map(str, versions)) or 'none'} and aliases {aliases or 'none'}"
+    return f"{known}: name one of these" if versions else known
 
 
 def _how_to_get_one() -> str:
     return (
-        "Set MLFLOW_TRACKING_URI or --tracking-uri to the registry you mean, or make a model: `rwkvfusion train"
+        "set MLFLOW_TRACKING_URI or --tracking-uri to the registry you mean, or make a model: `rwkvfusion train"
         " train_vif_small.yaml --set data.url=DATASET` on a dataset of `rwkvfusion prepare`, or `rwkvfusion demo`,"
         " which needs no data and says at its end how its model is called"
     )

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 import numpy as np
 import torch
 
-from rwkvfusion.infra.pictures.decode import decode_indices, from_pillow
+from rwkvfusion.infra.pictures.decode import from_pillow
 from rwkvfusion.infra.storage import split_file
 from rwkvfusion.model.fusing.fuser import Fuser, FuserError
 from rwkvfusion.model.fusing.tiles import Tile
 from rwkvfusion.model.names import CHAMPION
 from rwkvfusion.model.registry.captions import encoder_of
-from rwkvfusion.model.registry.encoded import Decoded, encode_fused, fuse_decoded
+from rwkvfusion.model.registry.encoded import Decoded, encode_fused, fuse_decoded, indices_of
 from rwkvfusion.model.registry.find import ModelSource, resolve
 
 if TYPE_CHECKING:
@@ -97,6 +97,9 @@ class LoadedModel:
 
         Raises:
             RwkvFusionError: pictures that do not fit the model or each other, or are damaged; the message says which.
+
+        Warns of pictures that seem to be given for each other, and of values that hardly have the unit they are taken
+        to have.
         """
         if pictures and isinstance(pictures[0], list | tuple):
             scenes = _scenes(pictures, mask, caption, out)
@@ -154,9 +157,10 @@ def _read(path: Any) -> bytes:
 
 def _decoded(role: str, picture: Any) -> Decoded:
     if _is_path(picture):
-        picture = _read(picture)
+        path = os.fspath(picture)
+        return Decoded.of(_read(path), path, path)
     if isinstance(picture, bytes | bytearray | memoryview):
-        return Decoded.of(bytes(picture))
+        return Decoded.of(bytes(picture), role)
     if _is_pillow(picture):
         return Decoded(from_pillow(picture))
     if not isinstance(picture, np.ndarray):
@@ -166,14 +170,14 @@ def _decoded(role: str, picture: Any) -> Decoded:
 
 def _indices(mask: Any) -> np.ndarray:
     if _is_path(mask):
-        mask = _read(mask)
+        return indices_of(_read(mask), os.fspath(mask))
     if isinstance(mask, bytes | bytearray | memoryview):
-        return decode_indices(bytes(mask))
+        return indices_of(bytes(mask))
     array = np.asarray(mask)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim != 2:
-        raise FuserError(f"a mask is (H, W) of object indices, not {_kind(mask)} of shape {array.shape}")
+        raise FuserError(f"the mask is of shape {array.shape}: give (H, W), the index of an object at each pixel")
     return array
 
 

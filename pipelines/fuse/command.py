@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ _PAIR, _FOLDERS, _DATASET = "a pair A B", "two folders", "a dataset"
 _USED = {
     _PAIR: ("pair", "guidance", "scales", "extension"),
     _FOLDERS: ("folder_a", "folder_b", "guidance", "scales", "extension", "jobs"),
-    _DATASET: ("dataset", "splits", "allow_incomplete", "extension", "jobs"),
+    _DATASET: ("dataset", "splits", "limit", "allow_incomplete", "ray", "extension", "jobs"),
 }
 
 
@@ -66,6 +67,13 @@ def _tile_of(_: click.Context, parameter: click.Parameter, text: str) -> Tile:
     "--dataset", metavar="URL", help="A prepared dataset: each sample is fused with its own caption and masks."
 )
 @click.option("--split", "splits", multiple=True, help="With --dataset: this split only; may be given many times.")
+@click.option("--limit", type=click.IntRange(1), help="With --dataset: at most N samples, evenly spread.")
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="With --dataset: the Ray whose machines share the work, HOST:PORT or auto; local: one of our own on this"
+    " machine, with a process for each GPU.  [default: RAY_ADDRESS; without, this process does it]",
+)
 @click.option(
     "--guidance",
     type=click.Choice(["none", "builtin"]),
@@ -103,7 +111,11 @@ def _tile_of(_: click.Context, parameter: click.Parameter, text: str) -> Tile:
 @click.option("--quality", type=click.IntRange(1, 100), help=f"Of jpg.  [default: {QUALITY}]")
 @click.option("--no-json", "no_records", is_flag=True, help="Write no record beside each picture.")
 @click.option("--overwrite", is_flag=True, help="Make finished pictures again.")
-@click.option("--jobs", type=click.IntRange(1), help="Pairs at once; the result is the same.  [default: CPU cores]")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    help="Pairs at once, on Ray in each process; the result is the same.  [default: CPU cores]",
+)
 @JSON
 @click.pass_context
 def fuse(
@@ -114,6 +126,8 @@ def fuse(
     folder_b: str | None,
     dataset: str | None,
     splits: tuple[str, ...],
+    limit: int | None,
+    ray: str | None,
     guidance: Literal["none", "builtin"],
     allow_incomplete: bool,
     scales: dict[str, Scale],
@@ -141,6 +155,7 @@ def fuse(
     rwkvfusion fuse VISIBLE.png THERMAL.png --scale infrared=20000-24000 -o fused.png
     rwkvfusion fuse --model models:/rwkvfusion-pansharpening@candidate PAN.tif MS.tif -o OUT.tif
     rwkvfusion fuse --dataset out/msrs --split test -o fused
+    rwkvfusion fuse --dataset out/msrs --ray local -o batch
     """
     n_forms = sum((bool(pair), folder_a is not None or folder_b is not None, dataset is not None))
     if n_forms != 1 or (folder_a is None) != (folder_b is None):
@@ -155,7 +170,6 @@ def fuse(
         from rwkvfusion.pipelines.console import answer, phase, say
         from rwkvfusion.pipelines.fuse.record import Output
         from rwkvfusion.pipelines.fuse.run import PictureProgress, fuse_dataset, fuse_folders, fuse_pair, open_model
-        from rwkvfusion.pipelines.parallel import default_jobs
     with phase("loading the model"):
         fuser = open_model(model, tracking=tracking_uri, scales=scales, tile=tile)
     how = Output(
@@ -163,7 +177,7 @@ def fuse(
         quality=quality or QUALITY,
         records=not no_records,
         overwrite=overwrite,
-        jobs=jobs or default_jobs(str(next(fuser.fuser.network.parameters()).device)),
+        jobs=jobs,
     )
     if pair:
         summary = fuse_pair(fuser, pair, output, guidance, how)
@@ -177,7 +191,9 @@ def fuse(
                     splits or None,
                     on_picture=progress,
                     output=how,
+                    limit=limit,
                     allow_incomplete=allow_incomplete,
+                    ray=ray or os.environ.get("RAY_ADDRESS"),
                 )
             else:
                 roles = [names[0] for names in fuser.fuser.config.places]

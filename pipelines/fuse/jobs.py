@@ -17,11 +17,17 @@ _SHARE_OF_MEMORY = 0.5
 
 
 class Room:
-    """What the network may work on at once: `jobs` pictures, and less of large ones. One is always let in."""
+    """What the network may work on at once: `jobs` pictures, and less of large ones. One is always let in.
 
-    def __init__(self, jobs: int) -> None:
+    `cores`: of the machine's, those of this process, which has as large a part of its memory; None: all.
+    """
+
+    def __init__(self, jobs: int, cores: int | None = None) -> None:
         self.jobs = jobs
-        self._pixels = psutil.virtual_memory().available * _SHARE_OF_MEMORY / _BYTES_PER_PIXEL
+        there = usable_cores()
+        self._cores = cores or there
+        share = _SHARE_OF_MEMORY * min(self._cores / there, 1.0)
+        self._pixels = psutil.virtual_memory().available * share / _BYTES_PER_PIXEL
         self._taken = 0
         self._threads = torch.get_num_threads()
         self._change = threading.Condition()
@@ -37,7 +43,7 @@ class Room:
         with self._change:
             self._change.wait_for(lambda: not self._taken or self._taken + pixels <= self._pixels)
             self._taken += pixels
-        torch.set_num_threads(max(1, usable_cores() // max(1, min(self.jobs, int(self._pixels / pixels)))))
+        torch.set_num_threads(max(1, self._cores // max(1, min(self.jobs, int(self._pixels / pixels)))))
         try:
             yield
         finally:

@@ -47,19 +47,21 @@ class Output:
     """Whether a JSON of what made it lies beside each picture; without, no picture is known to be finished."""
     overwrite: bool = False
     """Whether finished pictures are made again."""
-    jobs: int = 1
-    """Pairs at once."""
+    jobs: int | None = None
+    """Pairs at once in one process; None: as many as suit it."""
 
 
 @dataclass(frozen=True)
 class Pair:
     """What one fused picture is made of: files by role, in the model's order, or a prepared sample.
 
-    `name`: what the fused picture is called; `key`: what else, where another picture of the run has that name.
+    `name`: what the fused picture is called; `key`: what else, where another picture of the run has that name; `stem`:
+    of its files, where that is settled.
     """
 
     name: str
     key: str = "pair"
+    stem: str | None = None
     files: Mapping[str, File] = field(default_factory=dict)
     sample: Sample | None = None
 
@@ -78,7 +80,7 @@ class Fused:
     seconds: float
     kept: bool = False
     notes: tuple[str, ...] = ()
-    """What a person should know of how it was result."""
+    """What a person should know of how it was made."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`fuse`: a model's pictures of one pair, of two folders, or of a prepared dataset. Needs no Ray.
+"""`fuse`: a model's pictures of one pair, of two folders, or of a prepared dataset. Only the last can use Ray.
 
 Each picture `NAME.png` (TIFF where it has other than 1 or 3 bands, or the format asked for) lies beside `NAME.json`:
 model, sources, guidance, hashes; by it, a picture that is finished is not made again. A pair that cannot be fused is
@@ -8,7 +8,7 @@ skipped with its reason; the others go on.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import Literal, Self
 
 import torch
 
-from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.encode import FORMATS
 from rwkvfusion.infra.pictures.units import EVERY, Scale
 from rwkvfusion.infra.storage import Store, split_file
@@ -26,7 +26,7 @@ from rwkvfusion.model.registry.find import resolve
 from rwkvfusion.pipelines.console import Bar, say
 from rwkvfusion.pipelines.fuse.guide import FuseError
 from rwkvfusion.pipelines.fuse.record import Fused, Model, Output, Pair
-from rwkvfusion.pipelines.fuse.writer import FuseSummary, OnPicture, PictureWriter, Skipped
+from rwkvfusion.pipelines.fuse.writer import FuseSummary, OnPicture, PictureWriter, Skipped, pairs_of
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.source.files import SourceError
 from rwkvfusion.stages.source.pairing import pair_folders
@@ -132,16 +132,26 @@ def fuse_dataset(
     on_picture: OnPicture | None = None,
     output: Output = Output(),  # noqa: B008
     *,
+    limit: int | None = None,
     allow_incomplete: bool = False,
+    ray: str | None = None,
 ) -> FuseSummary:
     """Fuse the committed samples of the dataset at `url` with their own masks and texts, to `{out}/{stem}.{format}`.
 
     The stem is that of the first modality's file in the source, so that the pictures can be set beside it; where two
-    samples share one, the later gets its key. DatasetError for splits or keys that are not there, and for a
-    dataset that lacks planned shards, unless that is allowed.
+    samples share one, the later gets its key. `limit`: of the samples, evenly spread. `ray`: the address of the Ray
+    whose machines share the work (see `cluster.connect`), with the same pictures; None: this process does it.
+    DatasetError for splits or keys that are not there, and for a dataset that lacks planned shards, unless that is
+    allowed; with Ray also ClusterError, LostOutputError, and FuseError where the job fails as a whole.
     """
-    selected = Dataset.open(url, allow_incomplete=allow_incomplete).select(splits, keys)
-    return PictureWriter(model, Store(out), "sample", output).run(_committed(selected), len(selected), on_picture)
+    selected = Dataset.open(url, allow_incomplete=allow_incomplete).select(splits, keys, limit)
+    if ray is not None:
+        # Slow to import, and one process does without.
+        from rwkvfusion.pipelines.fuse.batch import fuse_on_ray
+
+        return fuse_on_ray(model, url, selected, out, output, on_picture, ray)
+    pairs = (pair for shard in selected.shards for pair in pairs_of(shard))
+    return PictureWriter(model, Store(out), "sample", output).run(pairs, len(selected), on_picture)
 
 
 class PictureProgress:
@@ -168,15 +178,3 @@ class PictureProgress:
                 say(f"{printable(result.name)}: {printable(note)}")
         if result is not None:
             self._bar.advance(worked=isinstance(result, Fused) and not result.kept)
-
-
-def _committed(dataset: Dataset) -> Iterator[Pair | Skipped]:
-    """Each selected sample; those of a damaged shard are skipped with what is wrong with it."""
-    for shard in dataset.shards:
-        try:
-            samples = shard.read()
-        except RwkvFusionError as error:
-            yield from (Skipped(key, str(error)) for key in shard.keys)
-            continue
-        for sample in samples:
-            yield Pair(sample.stem, sample.key, sample=sample)

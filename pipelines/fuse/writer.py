@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, count
 
 from rwkvfusion.infra.errors import RwkvFusionError, printable
@@ -18,11 +18,12 @@ from rwkvfusion.model.registry.encoded import encode_fused
 from rwkvfusion.pipelines.fuse.guide import FuseError, Guide
 from rwkvfusion.pipelines.fuse.jobs import Room
 from rwkvfusion.pipelines.fuse.record import File, Fused, Guidance, Model, Output, Pair, Records, Result, files_beside
-from rwkvfusion.pipelines.parallel import in_order
+from rwkvfusion.pipelines.parallel import default_jobs, in_order
+from rwkvfusion.stages.dataset.dataset import Shard
 from rwkvfusion.stages.dataset.sample import Image, Sample
+from rwkvfusion.stages.dataset.swapped import INFRARED, VISIBLE, why_swapped
 from rwkvfusion.stages.dataset.task import SHARPENING_TASKS
 from rwkvfusion.stages.source.files import check_orientation, open_picture
-from rwkvfusion.stages.source.names import INFRARED, VISIBLE, why_swapped
 
 ADVICE = "set --scale {role}=VALUE, LOW-HIGH or pLOW-pHIGH"
 
@@ -61,30 +62,75 @@ OnPicture = Callable[[Fused | Skipped | None, int], None]
 """Called with what came of each pair, and the number of all; with None at the start."""
 
 
-class PictureWriter:
-    """Writes `{stem}.{extension}` and then `{stem}.json` to `store`; a pair that cannot be fused is skipped."""
+@dataclass
+class Findings:
+    """What is odd of the pairs of a run, for the warnings at its end."""
 
-    def __init__(self, model: Model, store: Store, guidance: Guidance, output: Output) -> None:
+    swapped: list[str] = field(default_factory=list)
+    """What tells, of some, that visible and infrared are given for each other."""
+    odd: dict[str, list[float]] = field(default_factory=dict)
+    """By role, the parts of their range that values use where that is odd."""
+
+    def warnings(self, n_pairs: int) -> tuple[str, ...]:
+        """In words, for a person; `n_pairs`: of the run."""
+        odd = _odd_lines(self.odd, n_pairs)
+        if not self.swapped:
+            return odd
+        pairs = "" if n_pairs == 1 else f" ({len(self.swapped)} of {n_pairs} pairs)"
+        return (f"are visible and infrared swapped{pairs}? {printable(min(self.swapped))}", *odd)
+
+
+class Stems:
+    """What the files of a run's pictures are called: no two alike."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._used)
+
+    def of(self, pair: Pair) -> str:
+        """A stem that no pair before has: what is settled of the pair, its name, its key, or both with a number."""
+        name, key = pair.name, pair.key
+        stems = chain((pair.stem, name, key, f"{name}-{key}"), (f"{name}-{key}-{number}" for number in count(2)))
+        stem = next(stem for stem in stems if stem and stem not in self._used)
+        self._used.add(stem)
+        return stem
+
+
+class PictureWriter:
+    """Writes `{stem}.{extension}` and then `{stem}.json` to `store`; a pair that cannot be fused is skipped.
+
+    `cores`: of the machine's, those of this process; None: all.
+    """
+
+    def __init__(
+        self, model: Model, store: Store, guidance: Guidance, output: Output, cores: int | None = None
+    ) -> None:
         self.model, self.store, self.output = model, store, output
+        self.findings = Findings()
         self._records = Records(model, store, guidance, output)
         self._guide = Guide(model.fuser) if guidance == "builtin" else None
-        self._room = Room(output.jobs)
-        self._used: set[str] = set()
-        self._swapped: list[str] = []
-        self._odd: dict[str, list[float]] = {}
+        device = str(next(model.fuser.network.parameters()).device)
+        self._jobs = output.jobs or default_jobs(device, cores)
+        self._room = Room(self._jobs, cores)
+        self._stems = Stems()
 
     def run(self, pairs: Iterable[Pair | Skipped], total: int, on_picture: OnPicture | None = None) -> FuseSummary:
         """Fuse the pairs, several at once, and tell of them in order; what is skipped already is passed on."""
         tell = on_picture or (lambda *_: None)
         tell(None, total)
         written, skipped = [], []
-        for result in in_order(self._one, ((pair, self._free_stem(pair)) for pair in pairs), self.output.jobs):
+        for result in in_order(self._one, ((pair, self._stem(pair)) for pair in pairs), self._jobs):
             if isinstance(result, Fused):
                 written.append(result)
             else:
                 skipped.append(result)
             tell(result, total)
-        return FuseSummary(tuple(written), tuple(skipped), self._warnings())
+        return FuseSummary(tuple(written), tuple(skipped), self.findings.warnings(len(self._stems)))
+
+    def _stem(self, pair: Pair | Skipped) -> str:
+        return "" if isinstance(pair, Skipped) else self._stems.of(pair)
 
     def _one(self, pair: Pair | Skipped, stem: str) -> Fused | Skipped:
         if isinstance(pair, Skipped):
@@ -157,30 +203,21 @@ class PictureWriter:
     def _note(self, odd: Mapping[str, float]) -> None:
         """Keep what is to be said of values that use too little or too much of their range."""
         for role, part in odd.items():
-            self._odd.setdefault(role, []).append(part)
+            self.findings.odd.setdefault(role, []).append(part)
 
     def _note_swapped(self, images: Sequence[Image]) -> None:
         """Keep what tells that visible and infrared are given for each other."""
         roles = {image.role: image for image in images}
         if VISIBLE in roles and INFRARED in roles and (why := why_swapped(roles[VISIBLE], roles[INFRARED])):
-            self._swapped.append(why)
+            self.findings.swapped.append(why)
 
-    def _warnings(self) -> tuple[str, ...]:
-        odd = _odd_lines(self._odd, len(self._used))
-        if not self._swapped:
-            return odd
-        pairs = "" if len(self._used) == 1 else f" ({len(self._swapped)} of {len(self._used)} pairs)"
-        return (f"are visible and infrared swapped{pairs}? {printable(min(self._swapped))}", *odd)
 
-    def _free_stem(self, pair: Pair | Skipped) -> str:
-        """A stem that no picture of this run has."""
-        if isinstance(pair, Skipped):
-            return ""
-        name, key = pair.name, pair.key
-        stems = chain((name, key, f"{name}-{key}"), (f"{name}-{key}-{number}" for number in count(2)))
-        stem = next(stem for stem in stems if stem and stem not in self._used)
-        self._used.add(stem)
-        return stem
+def pairs_of(shard: Shard) -> list[Pair | Skipped]:
+    """The selected samples of the shard; where it is damaged, each is skipped with what is wrong with it."""
+    try:
+        return [Pair(sample.stem, sample.key, sample=sample) for sample in shard.read()]
+    except RwkvFusionError as error:
+        return [Skipped(key, str(error)) for key in shard.keys]
 
 
 def is_tiff(name: str) -> bool:

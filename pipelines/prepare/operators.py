@@ -17,7 +17,7 @@ from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.pipelines.prepare.isolate import Attempts, Death, each_alone
+from rwkvfusion.pipelines.isolate import Attempts, Death, each_alone
 from rwkvfusion.pipelines.prepare.plan import planned_pairs
 from rwkvfusion.pipelines.prepare.progress import READ, Teller
 from rwkvfusion.stages.dataset.commit import commit_shard

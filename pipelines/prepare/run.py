@@ -7,44 +7,32 @@ pool of actors, so that captioning of one shard and masking of another overlap; 
 from __future__ import annotations
 
 import json
-import logging
-import re
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.exceptions import RayError, RayTaskError
-from ray.util.annotations import RayDeprecationWarning
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence, Lease
 from rwkvfusion.pipelines.cluster import Cluster, ClusterError, connect
+from rwkvfusion.pipelines.isolate import forget_attempts
 from rwkvfusion.pipelines.prepare.card import finish_dataset, narrow_of, scale_setting
-from rwkvfusion.pipelines.prepare.isolate import forget_attempts
 from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.packing import Pool, packing_lines
 from rwkvfusion.pipelines.prepare.plan import Job
 from rwkvfusion.pipelines.prepare.progress import COMMIT, READ, counted
+from rwkvfusion.pipelines.ray_data import cause, operator, quiet
 from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.stages.dataset.commit import clear_orphans, retire
 from rwkvfusion.stages.dataset.manifest import FACTS, Manifest, StageRecord
 
-MAX_RETRIES = 6
-"""Times a dead worker's task is given to another one; Ray's own default is for ever. More than the tries after which a
-shard's samples are worked on one by one: workers also die for no fault of a sample."""
 MAX_FAILURES = 3
 """Times in a row that the whole pipeline may fail as a part of the cluster is lost, with no shard made in between."""
-MAX_RESTARTS = 20
-"""Times an actor is started anew in its life, which is that of the job."""
-
-_OURS = re.compile(r"^rwkvfusion(\.\w+)+: ")
-_RAISED = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception)\b")
 
 
 class PrepareError(RwkvFusionError):
@@ -162,15 +150,15 @@ def _make_pending(
                         left.discard(manifest.shard)
                         yield manifest, records
         except RayTaskError as error:
-            raise PrepareError(_cause(error)) from error
+            raise PrepareError(cause(error)) from error
         except (RayError, ConnectionError, ClusterError) as error:
             if isinstance(error, ClusterError) and not begun:
                 raise
             failures += 1
             if failures > MAX_FAILURES:
-                raise PrepareError(f"{_cause(error)} ({failures} times in a row, and no shard in between)") from error
+                raise PrepareError(f"{cause(error)} ({failures} times in a row, and no shard in between)") from error
             lease.check()
-            say(f"a part of Ray died: {_cause(error)[:200]}\nresuming with what is not committed")
+            say(f"a part of Ray died: {cause(error)[:200]}\nresuming with what is not committed")
             job = job.again()
             # Shards that are committed now but came back in no row: the rows were lost on the way.
             for name in sorted(left - {shard.name for shard in job.pending}):
@@ -180,7 +168,7 @@ def _make_pending(
 
 def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally: Any = None) -> Dataset:
     """The Ray Data plan of `job`: an operator a stage, an actor pool where it has something to make."""
-    _quiet()
+    quiet()
     target = Target(
         job.store,
         job.dataset,
@@ -199,13 +187,13 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally:
     if cluster.local:
         tasks["compute"] = TaskPoolStrategy(size=min(cluster.cores, len(rows)))
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    dataset = _operator(dataset, ReadPairs, (job.recipe.source, target), READ, **tasks)
+    dataset = operator(dataset, ReadPairs, (job.recipe.source, target), READ, **tasks)
     for pool, print_ in zip(pools, job.fingerprints, strict=True):
         arguments = (pool.stage, print_, target)
         if pool.max_actors == 0:
-            dataset = _operator(dataset, RunStage, arguments, pool.stage.name, **tasks)
+            dataset = operator(dataset, RunStage, arguments, pool.stage.name, **tasks)
             continue
-        dataset = _operator(
+        dataset = operator(
             dataset,
             RunStage,
             (*arguments, True),
@@ -213,41 +201,5 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally:
             compute=ActorPoolStrategy(min_size=pool.min_actors, max_size=pool.max_actors),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=MAX_RETRIES,
         )
-    return _operator(dataset, CommitShard, (target,), COMMIT, **tasks)
-
-
-def _operator(dataset: Dataset, operator: type, args: tuple[Any, ...], name: str, **options: Any) -> Dataset:
-    """A Ray Data operator that shows as `name` on the dashboard: tasks, or an actor pool where `compute` is one."""
-    if isinstance(options.get("compute"), ActorPoolStrategy):
-        actor = type(name, (operator,), {})
-        return dataset.map_batches(actor, fn_constructor_args=args, batch_size=1, batch_format="pyarrow", **options)
-    call = operator(*args)
-
-    def task(rows: pa.Table) -> pa.Table:
-        result: pa.Table = call(rows)
-        return result
-
-    task.__name__ = name
-    return dataset.map_batches(task, batch_size=1, batch_format="pyarrow", max_retries=MAX_RETRIES, **options)
-
-
-def _quiet() -> None:
-    """Our own progress is shown, not that of Ray Data's operators."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # What fails reaches us as an exception, and its message the user.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    # The cap on retries goes through arguments that Ray keeps until 2.64; the package is pinned below that.
-    warnings.filterwarnings("ignore", category=RayDeprecationWarning)
-
-
-def _cause(error: BaseException) -> str:
-    """The line of Ray's wrapped tracebacks that says what happened; of our own errors the message alone."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    raised = [line for line in lines if _RAISED.match(line) and not line.startswith("ray.")]
-    ours = [re.sub(_OURS, "", line) for line in lines if _OURS.match(line)]
-    return [type(error).__name__, *lines, *raised, *ours][-1]
+    return operator(dataset, CommitShard, (target,), COMMIT, **tasks)

@@ -6,7 +6,7 @@
     {root}/{dataset}/_plan/shards.json                 the shards that it is to have, written before the first is made
     {root}/{dataset}/_plan/picture_hashes.json         a cache of stages.source.splits
     {root}/{dataset}/_cache/{stage}/..                 what single stages have computed (stages.guidance.cache)
-    {root}/{dataset}/_lease/..  _attempts/..           of the job that writes (infra.lease, pipelines.prepare.isolate)
+    {root}/{dataset}/_lease/..  _attempts/..           of the job that writes (infra.lease, pipelines.isolate)
     {root}/{dataset}/dataset.json  sizes.json  README.md  what the whole holds, for other readers and for people
     {root}/{dataset}/gallery/..                        to look at it, where `view` was asked to write one there
 

@@ -1,4 +1,4 @@
-"""What the names of files say: their words, and whether visible and infrared were swapped."""
+"""What the names of files say: their words, and whether visible and infrared of a whole source were swapped."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from rwkvfusion.infra.pictures.decode import ImageError, decode
-from rwkvfusion.stages.dataset.sample import Image, Sample
-from rwkvfusion.stages.dataset.task import TASKS
+from rwkvfusion.stages.dataset.sample import Sample
+from rwkvfusion.stages.dataset.swapped import INFRARED, VISIBLE, names_swapped, swapped_by_names, why_swapped
 
 if TYPE_CHECKING:
     from rwkvfusion.stages.source.pair import PairRef
@@ -30,25 +27,7 @@ def words(name: str) -> frozenset[str]:
     return frozenset(word.lower() for word in (*parts, *(word.rstrip("0123456789") for word in parts)) if word)
 
 
-VISIBLE, INFRARED = TASKS["vif"].orders[0]
-_VISIBLE = frozenset({"vi", "vis", "visible", "rgb", "visual"})
-_INFRARED = frozenset({"ir", "inf", "infrared", "thermal", "lwir", "tir", "swir"})
 _LOOKED_AT = 5
-_COLOURED = 4.0
-"""Mean difference of a picture's channels, of 255, from which it shows colour: JPEG gives grey pictures less."""
-
-
-def names_swapped(visible: str, infrared: str) -> bool:
-    """Whether the files' names, with their folders, say it: `ir/1.png` for visible and `vi/1.png` for infrared."""
-    first, second = _words(visible), _words(infrared)
-    first, second = first - second, second - first
-    is_swapped = bool(first & _INFRARED) and bool(second & _VISIBLE)
-    return is_swapped and not (first & _VISIBLE or second & _INFRARED)
-
-
-def colours_swapped(visible: Image, infrared: Image) -> bool:
-    """Whether the picture given as visible is grey and the one given as infrared is coloured."""
-    return infrared.channels == 3 and _shows_colour(infrared) and not (visible.channels == 3 and _shows_colour(visible))
 
 
 def pairs_swapped(read: Callable[[PairRef], Sample], pairs: Sequence[PairRef]) -> str | None:
@@ -58,7 +37,7 @@ def pairs_swapped(read: Callable[[PairRef], Sample], pairs: Sequence[PairRef]) -
     by_name = [one for one in named if names_swapped(one[VISIBLE], one[INFRARED])]
     if 2 * len(by_name) > len(named):
         first = by_name[0]
-        return f"by their names, {first[VISIBLE]} is the infrared picture and {first[INFRARED]} the visible one"
+        return swapped_by_names(first[VISIBLE], first[INFRARED])
     reasons: list[str | None] = []
     for pair in pairs[:: max(len(pairs) // _LOOKED_AT, 1)] if named else ():
         sample = read(pair)
@@ -67,25 +46,3 @@ def pairs_swapped(read: Callable[[PairRef], Sample], pairs: Sequence[PairRef]) -
             reasons.append(why_swapped(images[VISIBLE], images[INFRARED]))
     swapped = [why for why in reasons if why is not None]
     return swapped[0] if 2 * len(swapped) > len(reasons) else None
-
-
-def why_swapped(visible: Image, infrared: Image) -> str | None:
-    """Why the two pictures seem to be given for each other; None where nothing says so."""
-    if names_swapped(visible.path, infrared.path):
-        return f"by their names, {visible.path} is the infrared picture and {infrared.path} the visible one"
-    if colours_swapped(visible, infrared):
-        return f"{visible.path}, given as visible, is grey, and {infrared.path}, given as infrared, is coloured"
-    return None
-
-
-def _words(path: str) -> set[str]:
-    return set(re.findall(r"[a-z]+", path.lower()))
-
-
-def _shows_colour(image: Image) -> bool:
-    try:
-        pixels = decode(image.data)[::4, ::4].astype(np.float32)
-    except ImageError:
-        return False
-    scale = 255 / max(float(pixels.max()), 1e-6)
-    return float((pixels.max(axis=2) - pixels.min(axis=2)).mean()) * min(scale, 1.0) >= _COLOURED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from rwkvfusion.pipelines.prepare.isolate import Attempts
+from rwkvfusion.pipelines.isolate import Attempts
 from rwkvfusion.pipelines.prepare.operators import RunStage
 from rwkvfusion.stages.dataset.sample import Sample, from_table
 from rwkvfusion.stages.guidance.row import read_columns

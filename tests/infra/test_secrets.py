@@ -73,7 +73,7 @@ def test_nothing_that_runs_code_from_data_is_called() -> None:
     # What is pickled goes from one of our processes to another, by pipe or by Ray, and is never stored.
     running = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
     assert {file for name, file in imported() if name in running} == {
-        "pipelines/prepare/isolate.py",
+        "pipelines/isolate.py",
         "pipelines/prepare/operators.py",
     }
     # Nobody takes these by a name of their own, which the rules above would not see.

@@ -131,8 +131,8 @@ def test_saved_and_loaded_is_the_same_fuser(fuser: Fuser, tmp_path: Path) -> Non
         ({"visible": scene(1), "infrared": scene(2, channels=2)}, "infrared has 2 channels"),
         ({"visible": scene(1), "infrared": scene(2) * 1.0}, "infrared holds floats from .* to 2"),
         ({"visible": scene(1), "infrared": scene(2).astype(np.int32)}, "infrared holds int32"),
-        ({"visible": scene(1), "infrared": np.full((96, 128), np.nan)}, "infrared holds floats from nan"),
-        ({"visible": scene(1), "infrared": np.zeros((0, 5, 3), np.uint8)}, "not a picture"),
+        ({"visible": scene(1), "infrared": np.full((96, 128), np.nan)}, "infrared holds floats that are not finite"),
+        ({"visible": scene(1), "infrared": np.zeros((0, 5, 3), np.uint8)}, "infrared is no picture of"),
     ],
 )
 def test_pictures_that_do_not_fit_are_named(fuser: Fuser, images: dict[str, np.ndarray], message: str) -> None:
@@ -142,7 +142,7 @@ def test_pictures_that_do_not_fit_are_named(fuser: Fuser, images: dict[str, np.n
 
 def test_guidance_that_does_not_fit_is_named(fuser: Fuser) -> None:
     images = {"visible": scene(1), "infrared": scene(2)}
-    with pytest.raises(FuserError, match="mask is 64x48, the fused picture 128x96"):
+    with pytest.raises(FuserError, match="mask is 64x48 and the fused picture 128x96"):
         fuser.fuse(images, np.zeros((48, 64), np.uint8))
     with pytest.raises(FuserError, match="tokens, 16"):
         fuser.fuse(images, None, np.zeros((3, 32), np.float16))

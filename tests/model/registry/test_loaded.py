@@ -1,9 +1,8 @@
-"""`rwkvfusion.load`: every kind of picture in and the same out, the cache, and one sentence for what is wrong."""
+"""`rwkvfusion.load`: every kind of picture in and the same out, and the cache."""
 
 from __future__ import annotations
 
 import io
-import json
 import subprocess
 import sys
 import threading
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from made_fusers import luma_fuser, pan_fuser
+from made_fusers import luma_fuser
 from PIL import Image
 
 import rwkvfusion
-from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_picture, text_of
 from rwkvfusion.infra.reach import UnreachableError
@@ -177,66 +175,6 @@ def test_threads_and_many_calls(fuse: LoadedModel) -> None:
         thread.join()
     assert not wrong
     assert psutil.Process().memory_info().rss - before < 16 * 2**20
-
-
-WRONG: list[tuple[Any, dict[str, Any], str]] = [
-    ((picture(1),), {}, "this model fuses visible \\+ infrared: give it 2 pictures"),
-    ((picture(1, 2), picture(2)), {}, "visible has 2 channels, this model takes 1 or 3"),
-    ((picture(1), picture(2)[:9]), {}, "infrared is 53x9 and visible is 53x37: sizes must be equal"),
-    ((picture(1), 7), {}, "infrared is an array, the bytes of a file, a Pillow image or a path, not int"),
-    (("a.png", "b.png"), {}, "what is fused of files goes to a file: add out="),
-    ((b"none", picture(2)), {}, "not a picture in a format we read"),
-    ((picture(1).astype(np.int64), picture(2)), {}, "visible holds int64; a picture is of 8 or 16 bits"),
-    ((picture(1), picture(2)), {"mask": np.ones((3, 3), np.uint8)}, "the mask is 3x3, the fused picture 53x37"),
-    ((picture(1), picture(2)), {"mask": "nowhere.png"}, "nowhere.png"),
-    ((picture(1), picture(2)), {"caption": 3}, "a caption is a text, or an array"),
-    ((picture(1), picture(2)), {"scale": "depth=3"}, "there is no 'depth' here, but visible, infrared"),
-    (([picture(1)], [picture(2), picture(2)]), {}, "of a batch all are lists of one length: the first has 1"),
-]
-
-
-@pytest.mark.parametrize(("pictures", "more", "message"), WRONG)
-def test_what_is_wrong_is_one_sentence(fuse: LoadedModel, pictures: Any, more: Any, message: str) -> None:
-    with pytest.raises(RwkvFusionError, match=message) as raised:
-        fuse(*pictures, **more)
-    assert "\n" not in str(raised.value)
-
-
-def test_swapped_pictures_of_a_sharpening_model_are_named(tmp_path: Path) -> None:
-    pan_fuser().save(tmp_path)
-    fuse = rwkvfusion.load(str(tmp_path))
-    pan, ms = picture(1, 1, np.uint16)[:32, :32], picture(2, 4, np.uint16)[:8, :8]
-    assert fuse(pan // 64, ms // 64).shape == (32, 32, 4)
-    with pytest.raises(RwkvFusionError, match=r"pan has 4 channels, this model takes 1.*swapped"):
-        fuse(ms // 64, pan // 64)
-
-
-@pytest.mark.parametrize(
-    ("model", "more", "message"),
-    [
-        ("models:/nothing@champion", {}, "there is no registry"),
-        ("nothing", {}, "models:/nothing@champion"),
-        ("./nowhere/at/all", {}, "there is no such folder"),
-        ("FOLDER", {"device": "gpu"}, "there is no device 'gpu': say cpu, cuda or cuda:1"),
-        ("FOLDER", {"device": "cuda:99"}, "GPUs that torch can use, and no cuda:99"),
-    ],
-)
-def test_no_such_model(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, more: dict[str, str], message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(RwkvFusionError, match=message):
-        rwkvfusion.load(str(folder) if model == "FOLDER" else model, **more)
-
-
-def test_a_model_of_a_newer_format_asks_for_an_update(folder: Path, tmp_path: Path) -> None:
-    for change in ({"version": 2}, {"hologram": True}):
-        Fuser.load(folder).save(tmp_path)
-        config = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(RwkvFusionError, match=r"is of a newer rwkvfusion.*update it"):
-            rwkvfusion.load(str(tmp_path))
 
 
 MEANING = Meaning("tiny", "3", "0123", 1_700_000_000_000, "")

@@ -181,7 +181,10 @@ def test_serve(place: Path, bare: Path, registered: RegisteredVersion, cells: di
         assert wrong["fused"] is None
         assert "damaged picture" in wrong["error"]
         assert base64.b64decode(guided["fused"]) != wanted
-        for rows, words in (({"visible": cells["visible"]}, "infrared"), (broken, "nothing can be fused: damaged")):
+        for rows, words in (
+            ({"visible": cells["visible"]}, "infrared"),
+            (broken, "nothing can be fused: infrared: damaged"),
+        ):
             status, answer = post(url, parquet(rows), PARQUET)
             assert status == 400
             assert words in answer

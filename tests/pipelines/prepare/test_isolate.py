@@ -16,8 +16,8 @@ from operators import died, run_stage
 
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.storage import Store
+from rwkvfusion.pipelines.isolate import SHARD_TRIES, Attempts, Death, IsolateError, each_alone
 from rwkvfusion.pipelines.prepare import operators as prepare_operators
-from rwkvfusion.pipelines.prepare.isolate import SHARD_TRIES, Attempts, Death, IsolateError, each_alone
 from rwkvfusion.pipelines.prepare.operators import ReadPairs, RunStage, Target
 from rwkvfusion.pipelines.prepare.plan import ShardPlan
 from rwkvfusion.stages.dataset.sample import Box, Sample

@@ -19,8 +19,8 @@ from rwkvfusion.model.training.survey import TrainingSet
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.evaluate.run import select_samples
 from rwkvfusion.pipelines.gallery.run import view
+from rwkvfusion.pipelines.isolate import Attempts
 from rwkvfusion.pipelines.prepare.card import finish_dataset
-from rwkvfusion.pipelines.prepare.isolate import Attempts
 from rwkvfusion.pipelines.prepare.plan import Job, plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.prepare.run import prepare

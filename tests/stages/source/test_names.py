@@ -10,9 +10,10 @@ from made import scene
 from PIL import Image as Pil
 
 from rwkvfusion.infra.pictures.encode import encode_png
+from rwkvfusion.stages.dataset.swapped import colours_swapped, names_swapped
 from rwkvfusion.stages.source.config import SourceConfig
 from rwkvfusion.stages.source.files import open_picture
-from rwkvfusion.stages.source.names import colours_swapped, names_swapped, pairs_swapped
+from rwkvfusion.stages.source.names import pairs_swapped
 from rwkvfusion.stages.source.source import Source
 
 

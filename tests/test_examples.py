@@ -32,6 +32,7 @@ from rwkvfusion.model.metrics import lpips
 from rwkvfusion.model.names import HASH, MADE_BY, WEIGHTS
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import COMMANDS, main
+from rwkvfusion.pipelines.options import NOT_PROMOTED
 from rwkvfusion.pipelines.registry.entry import Verdict
 from rwkvfusion.pipelines.registry.history import History
 from rwkvfusion.stages.dataset.sample import Sample
@@ -178,6 +179,8 @@ def words(line: str, folder: Path, tiny_models: dict[str, str]) -> list[str]:
         return [*arguments, "--steps", "2"]
     if arguments[0] in ("train", "ablate"):
         sets = SHORT
+    elif arguments[0] == "retrain":
+        sets = ["init=scratch", "train.register.measure=0", *(f"train.{one}" for one in SHORT)]
     elif "guidance=full" in line:
         sets = [f"{name}={value}" for name, value in tiny_models.items()]
     if arguments[0] == "ablate":
@@ -201,5 +204,12 @@ def test_an_example_does_what_it_says(
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(lpips, "VGG16", Checkpoint("vgg16.pth", option="--lpips"))
-    result = CliRunner().invoke(main, words(line, folder, tiny_models))
+    arguments = words(line, folder, tiny_models)
+    result = CliRunner().invoke(main, arguments)
+    if arguments[0] == "retrain":
+        # The first call says what is to be pinned; two pairs are too few to promote anything.
+        (pin,) = re.findall("it is ([0-9a-f]{64}) now", result.output)
+        result = CliRunner().invoke(main, [*arguments, "--set", f"promote.sets.msrs.fingerprint={pin}"])
+        assert result.exit_code == NOT_PROMOTED, result.output
+        return
     assert result.exit_code == 0, result.output

@@ -68,7 +68,7 @@ def fuse_on_ray(
         stack.callback(ray.kill, board)
         heard = Heard(on_picture or (lambda *_: None), len(selected))
         try:
-            named, lost = _named(rows, selected.store)
+            named, lost = _named(rows, selected.store, worker)
             heard.tell(None, heard.total)
             for index, skipped in lost.items():
                 heard.hear(index, skipped)
@@ -81,12 +81,14 @@ def fuse_on_ray(
     return heard.summary()
 
 
-def _named(rows: Sequence[dict[str, Any]], store: Store) -> tuple[list[dict[str, Any]], dict[int, list[Skipped]]]:
+def _named(
+    rows: Sequence[dict[str, Any]], store: Store, worker: Worker
+) -> tuple[list[dict[str, Any]], dict[int, list[Skipped]]]:
     """The rows of shards that can be read, with what each picture is called; and the samples of the others, by row."""
     listed: dict[int, dict[str, Any]] = {}
-    names = operator(_blocks(rows), ListShard, (store,), "list", num_cpus=1)
+    tasks = operator(_blocks(rows), ListShard, (store,), "list", num_cpus=min(worker.cpus, 1))
     with Bar("samples", len(rows), "shard") as bar:
-        for row in names.iter_rows():
+        for row in tasks.iter_rows():
             listed[row["index"]] = json.loads(row["listed"])
             bar.advance()
     stems, named, lost = Stems(), list[dict[str, Any]](), dict[int, list[Skipped]]()
@@ -125,7 +127,7 @@ def _blocks(rows: Sequence[dict[str, Any]]) -> ray.data.Dataset:
 class Worker:
     """What an actor takes, and of how many there is room."""
 
-    cpus: int
+    cpus: float
     gpus: int
     most: int
 
@@ -134,11 +136,12 @@ class Worker:
         """A card each where there are any; else as many cores of a machine as one process has use for."""
         if cluster.gpus >= 1:
             return cls(1 if cluster.cpus >= cluster.gpus else 0, 1, int(cluster.gpus))
-        cpus = max(1, min(output.jobs or MOST_JOBS, cluster.cores, int(cluster.node_cpus)))
-        return cls(cpus, 0, max(1, cluster.cores // cpus))
+        cpus = min(output.jobs or MOST_JOBS, max(cluster.cores, 1), cluster.node_cpus)
+        cpus = int(cpus) if cpus >= 1 else cpus
+        return cls(cpus, 0, max(1, int(cluster.cores / cpus)))
 
     def __str__(self) -> str:
-        return f"{self.cpus} CPU" + (f" + {self.gpus} GPU" if self.gpus else "")
+        return f"{self.cpus:g} CPU" + (f" + {self.gpus} GPU" if self.gpus else "")
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,9 @@ class FuseShard:
     ) -> None:
         self.files, self.store, self.board = files, store, board
         self.device = "cuda" if worker.gpus else "cpu"
-        self.writer = partial(PictureWriter, store=out, guidance="sample", output=output, cores=worker.cpus or 1)
+        self.writer = partial(
+            PictureWriter, store=out, guidance="sample", output=output, cores=max(1, int(worker.cpus))
+        )
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self.fuse(row) for row in rows.to_pylist()])

@@ -76,7 +76,7 @@ def test_no_model_anywhere_leads_on(tmp_path: Path) -> None:
     assert not (tmp_path / "none.db").exists()
     empty: Any = SimpleNamespace(tracking_uri="https://u:secret@host", search_registered_models=lambda: [])
     words = _known(empty, "a")
-    assert words.startswith("the registry at https://u:***@host has no model yet. Set MLFLOW_TRACKING_URI")
+    assert words.startswith("the registry at https://u:***@host has no model yet; set MLFLOW_TRACKING_URI")
     assert "rwkvfusion train train_vif_small.yaml" in words
 
 
@@ -287,7 +287,7 @@ def test_resolving_models(
         ("models:/tiny/9", "tiny has versions 1 "),
         ("models:/other@champion", " has tiny"),
         ("models:/tiny", "add @ALIAS or /VERSION"),
-        ("runs:/0123/model", "cannot be read"),
+        ("runs:/0123/model", "Run with id=0123 not found; a model is runs:/RUN_ID/model"),
         ("nowhere", "no such folder"),
         (".", "holds no model.safetensors"),
     ],
@@ -300,7 +300,7 @@ def test_what_is_not_there_is_said(registered: RegisteredVersion, elsewhere: Pat
 def test_no_registry_is_made_by_looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ServingError, match="Set MLFLOW_TRACKING_URI"):
+    with pytest.raises(ServingError, match="; set MLFLOW_TRACKING_URI"):
         resolve("models:/tiny@champion")
     assert not list(tmp_path.iterdir())
 

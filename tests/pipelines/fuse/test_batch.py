@@ -90,7 +90,7 @@ def test_a_worker_takes_a_card_or_the_cores_that_it_has_use_for() -> None:
         "the same, two at once": (Cluster(128, 0, False, 4, 32), Output(jobs=2), Worker(2, 0, 64)),
         "more at once than a node has cores": (Cluster(4, 0, False, 2, 2), Output(jobs=9), Worker(2, 0, 2)),
         "two nodes on one machine": (Cluster(2, 0, False, 1, 1), Output(), Worker(1, 0, 2)),
-        "less than a core": (Cluster(0.5, 0, False, 1, 0.5), Output(), Worker(1, 0, 1)),
+        "less than a core": (Cluster(0.5, 0, False, 1, 0.5), Output(), Worker(0.5, 0, 1)),
         "cards": (Cluster(64, 8, False, 2, 32), Output(), Worker(1, 1, 8)),
         "cards on machines that offer no cores": (Cluster(0, 2, False, 1), Output(), Worker(0, 1, 2)),
     }

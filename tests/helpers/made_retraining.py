@@ -28,8 +28,11 @@ def write_halves(root: Path, seeds: Iterable[int], split: str = "train", *, fain
             Image.fromarray(np.where(has, shown, 128).astype(np.uint8).squeeze()).save(path)
 
 
-def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Of `retrain`: datasets grow (train) and held (test), a model that is judged by SF alone, within wide limits."""
+def recipe(folder: Path, tracking: str | None = None, **changes: Any) -> dict[str, Any]:
+    """Of `retrain`: datasets grow (train) and held (test), a model that is judged by SF alone, within wide limits.
+
+    MLflow is at `tracking`, or a file.
+    """
     prepare = {
         name: {
             "source": {"layout": "msrs", "root": str(folder / "raw" / name)},
@@ -43,7 +46,7 @@ def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
         "optim": {"warmup": 2, "lr": 4e-3, "ema": 0.9},
         "steps": STEPS, "log_every": 2, "checkpoint_every": 4, "validate": {"every": 0},
         "register": {"measure": 0},
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, "output": str(folder / "train"),
+        "tracking": {"uri": tracking or f"sqlite:///{folder}/mlflow.db"}, "output": str(folder / "train"),
     }  # fmt: skip
     promote = {
         "name": NAME, "sets": {"held": {"url": str(folder / "out/held"), "splits": ["test"]}},

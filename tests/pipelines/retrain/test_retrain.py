@@ -67,9 +67,8 @@ def pin(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def registry(folder: Path) -> tuple[dict[str, str], list[tuple[str, str | None, str | None]]]:
+def registry(uri: str) -> tuple[dict[str, str], list[tuple[str, str | None, str | None]]]:
     """The weights of each version, and verdict, version and champion of each entry of the history."""
-    uri = f"sqlite:///{folder}/mlflow.db"
     history = History.find(uri, NAME, "champion")
     versions = MlflowClient(uri, uri).search_model_versions(f"name = '{NAME}'")
     entries = [] if history is None else [(str(one.verdict), one.version, one.after) for one in history.proofs]
@@ -117,7 +116,7 @@ def test_new_pairs_are_prepared_trained_on_and_judged_once(
         # Another gate judges the same version again.
         stricter = load_recipe(str(path), RetrainRecipe, ["promote.gate.loss=50"])
         assert retrain(stricter, say=said.append).end is End.PROMOTED
-    assert registry(tmp_path)[1] == [("promoted", "1", "1")]
+    assert registry(f"sqlite:///{tmp_path}/mlflow.db")[1] == [("promoted", "1", "1")]
 
 
 def test_a_failure_is_told_and_too_much_in_quarantine_is_not_trained_on(
@@ -248,7 +247,12 @@ def test_a_death_at_any_point_changes_nothing_in_the_end(local_ray: None, tmp_pa
         # Killed last once all was told: there is nothing left to say.
         assert process.returncode == (5 if points else 0), (folder / "log").read_text()
         cycle = json.loads((folder / "state" / NAME / run.CYCLE).read_text())
-        ends[name] = (*registry(folder), cycle["champion"], bool(cycle["told"]), len(out.splitlines()))
+        ends[name] = (
+            *registry(f"sqlite:///{folder}/mlflow.db"),
+            cycle["champion"],
+            bool(cycle["told"]),
+            len(out.splitlines()),
+        )
     assert ends["killed"] == ends["straight"]
     weights, entries, *_ = ends["straight"]
     assert list(weights) == ["1"]
@@ -257,11 +261,15 @@ def test_a_death_at_any_point_changes_nothing_in_the_end(local_ray: None, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_three_runs_in_a_row_and_two_at_once_by_the_command_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["file", pytest.param("server", marks=pytest.mark.mlflow)])
+def test_three_runs_in_a_row_and_two_at_once_by_the_command_line(
+    tmp_path: Path, where: str, request: pytest.FixtureRequest
+) -> None:
     """The first model, a better one of new pairs, nothing new, and one that learnt from pairs of no contrast."""
     write_halves(tmp_path / "raw/grow", range(4))
     write_halves(tmp_path / "raw/held", range(100, 112), "test")
-    path = write_recipe(tmp_path, recipe(tmp_path))
+    uri = f"sqlite:///{tmp_path}/mlflow.db" if where == "file" else request.getfixturevalue("mlflow_server").uri
+    path = write_recipe(tmp_path, recipe(tmp_path, uri))
 
     def call(expected: int) -> str:
         process = command(*CLI, str(path), folder=tmp_path)
@@ -293,7 +301,7 @@ def test_three_runs_in_a_row_and_two_at_once_by_the_command_line(tmp_path: Path)
         file.unlink()
     write_halves(tmp_path / "raw/grow", range(12), faint=True)
     assert ": not promoted: version 3: " in call(4)
-    weights, entries = registry(tmp_path)
+    weights, entries = registry(uri)
     assert [one[2] for one in entries] == ["1", "2", "2"]
     assert len(set(weights.values())) == 3
     assert "nothing new: version 3 is of this data" in call(5)

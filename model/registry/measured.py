@@ -1,6 +1,6 @@
 """What a model costs those who use it: start-up, the time of a picture and memory, in a process of its own.
 
-`python -m` this module is that process: `rwkvfusion.load` on the CPU, encoded pictures in and a PNG out.
+`python -m` this module is that process: on the CPU, encoded pictures in and a PNG out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
@@ -23,6 +23,8 @@ import numpy as np
 from rwkvfusion.infra.cores import usable_cores
 from rwkvfusion.infra.errors import RwkvFusionError
 
+LOAD, PYFUNC = "rwkvfusion.load", "pyfunc"
+"""Ways to use a model; the second is what MLflow's servers do with each request."""
 _STARTING_SECONDS = 120.0
 _LEAST = 5
 """Calls, however long they take."""
@@ -54,17 +56,17 @@ class Costs:
     load: float | None
 
 
-def measure(folder: Path, pictures: Sequence[bytes], seconds: float) -> Costs:
+def measure(folder: Path, pictures: Sequence[bytes], seconds: float, way: str = LOAD) -> Costs:
     """Fuse encoded `pictures`, in the order of the model's roles, with the model in `folder`, again and again.
 
-    `seconds`: for how long, after the first; five times at least. MeasureError where that fails, or takes two minutes
-    more.
+    `way`: LOAD or PYFUNC. `seconds`: for how long, after the first; five times at least. MeasureError where that
+    fails, or takes two minutes more.
     """
     with tempfile.TemporaryDirectory(prefix="rwkvfusion-measure-") as scratch:
         files = [Path(scratch) / str(place) for place in range(len(pictures))]
         for file, data in zip(files, pictures, strict=True):
             file.write_bytes(data)
-        command = [sys.executable, "-m", __spec__.name, str(folder), str(seconds), *map(str, files)]
+        command = [sys.executable, "-m", __spec__.name, way, str(folder), str(seconds), *map(str, files)]
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         begin = time.perf_counter()
         with (Path(scratch) / "said").open("w+") as said:
@@ -87,11 +89,27 @@ def measure(folder: Path, pictures: Sequence[bytes], seconds: float) -> Costs:
     return Costs(start_up, **json.loads(answer), cores=usable_cores(), load=load)
 
 
-def _answers(folder: str, seconds: str, *files: str) -> Iterator[dict[str, Any]]:
-    """Nothing once the first picture is fused, then `Costs` without `start_up`."""
+def _loaded(folder: str) -> Callable[..., Any]:
     import rwkvfusion
 
-    fuse = rwkvfusion.load(folder, device="cpu")
+    return rwkvfusion.load(folder, device="cpu")
+
+
+def _pyfunc(folder: str) -> Callable[..., Any]:
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+    from mlflow.pyfunc import PythonModelContext
+
+    from rwkvfusion.model.registry.pyfunc_model import FuserModel
+
+    model, context = FuserModel(), PythonModelContext({"fuser": folder}, None)
+    model.load_context(context)
+    roles = [names[0] for names in model.fuser.config.places]
+    return lambda *pictures: model.predict(context, pd.DataFrame([dict(zip(roles, pictures, strict=True))]))
+
+
+def _answers(way: str, folder: str, seconds: str, *files: str) -> Iterator[dict[str, Any]]:
+    """Nothing once the first picture is fused, then `Costs` without `start_up`."""
+    fuse = _loaded(folder) if way == LOAD else _pyfunc(folder)
     pictures = [Path(file).read_bytes() for file in files]
     fuse(*pictures)
     yield {}

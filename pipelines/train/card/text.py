@@ -15,7 +15,7 @@ from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.metrics.paired import ALPHA
 from rwkvfusion.model.names import CHAMPION
 from rwkvfusion.model.network.complexity import parameters
-from rwkvfusion.model.registry.measured import Costs
+from rwkvfusion.model.registry.measured import PYFUNC, Costs
 from rwkvfusion.model.training.survey import Seen
 from rwkvfusion.pipelines.evaluate.report.terminal import described, pairs
 from rwkvfusion.pipelines.train.card.examples import Example
@@ -45,7 +45,7 @@ class Facts:
         scores: of the end. report: `results.json` of its evaluation; empty where nothing was scored.
         seen: what the scored pairs are like.
         examples: pictures of pairs.
-        costs: of a picture of height and width `size`; None where it was not measured.
+        costs: of a picture of height and width `size`, by the way to use the model; none where it was not measured.
         notes: what a person should know besides.
     """
 
@@ -58,7 +58,7 @@ class Facts:
     report: Mapping[str, Any]
     seen: Seen | None
     examples: Sequence[Example]
-    costs: Costs | None
+    costs: Mapping[str, Costs]
     size: tuple[int, int]
     notes: Sequence[str] = ()
 
@@ -293,24 +293,29 @@ def _examples(facts: Facts) -> Iterator[str]:
 
 
 def _costs(facts: Facts) -> Iterator[str]:
-    costs = facts.costs
-    if costs is None:
+    if not facts.costs:
         yield "It was not measured (`register.measure`)."
         yield ""
         return
-    peak = "not known" if costs.peak is None else f"{costs.peak / _MIB:,.0f} MiB"
-    heads = ("picture", "start-up", "p50", "p95", "peak memory")
-    cells = (f"{_by(facts.size)}", f"{costs.start_up:.2f} s", _time(costs.p50), _time(costs.p95), peak)
-    yield from _table(heads, [cells])
+    heads = ("way", "picture", "start-up", "p50", "p95", "pictures", "peak memory", "load before")
+    rows = [
+        (
+            f"`{way}`", _by(facts.size), f"{costs.start_up:.2f} s", _time(costs.p50), _time(costs.p95),
+            str(costs.calls),
+            "not known" if costs.peak is None else f"{costs.peak / _MIB:,.0f} MiB",
+            "not known" if costs.load is None else f"{costs.load:.1f}",
+        )
+        for way, costs in facts.costs.items()
+    ]  # fmt: skip
+    yield from _table(heads, rows)
     yield ""
-    load = "What else the machine did is not known."
-    if costs.load is not None:
-        load = f"The machine's load before it began was {costs.load:.1f} on {costs.cores} cores."
-    threads = "1 thread" if costs.threads == 1 else f"{costs.threads} threads"
+    one = next(iter(facts.costs.values()))
+    threads = "1 thread" if one.threads == 1 else f"{one.threads} threads"
     yield (
-        f"`rwkvfusion.load` in a process of its own on the CPU ({costs.processor}, {threads}), encoded pictures in, PNG"
-        f" out, without guidance. Start-up is from the start of the process, imports and all, to its first picture; p50"
-        f" and p95 are of {costs.calls} pictures after it; memory is that of the whole process. {load}"
+        f"Each in a process of its own on the CPU ({one.processor}, {one.cores} cores, {threads}), encoded pictures in,"
+        f" PNG out, without guidance; `{PYFUNC}` is what MLflow's servers do with a request. Start-up is from the start"
+        " of the process, imports and all, to its first picture; p50 and p95 are of the pictures after it; memory is"
+        " that of the whole process; load is the machine's own in the minute before."
     )
     yield ""
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 from rwkvfusion.infra.errors import redacted
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import Fuser
-from rwkvfusion.model.registry.measured import Costs, measure
+from rwkvfusion.model.registry.measured import LOAD, PYFUNC, Costs, measure
 from rwkvfusion.model.training.survey import Seen
 from rwkvfusion.pipelines.evaluate.cases.samples import DatasetCases, Selected
 from rwkvfusion.pipelines.evaluate.report.documents import JSON
@@ -69,7 +69,7 @@ def write_card(
         report=json.loads(store.read(f"{EVALUATION}/{JSON}")) if is_scored else {},
         seen=seen,
         examples=examples or [],
-        costs=costs,
+        costs=costs or {},
         size=max((image.height, image.width) for image in plan.survey.example.images),
         notes=notes,
     )
@@ -119,6 +119,6 @@ def _seen(plan: TrainPlan) -> Seen:
     return Seen.of(sample for one in final_selection(plan.recipe.data) for sample in one.dataset.samples())
 
 
-def _costs(fuser_folder: Path, plan: TrainPlan) -> Costs | None:
-    seconds = plan.recipe.register_as.measure
-    return measure(fuser_folder, [image.data for image in plan.survey.example.images], seconds) if seconds else None
+def _costs(fuser_folder: Path, plan: TrainPlan) -> dict[str, Costs]:
+    seconds, pictures = plan.recipe.register_as.measure, [image.data for image in plan.survey.example.images]
+    return {way: measure(fuser_folder, pictures, seconds / 2, way) for way in (LOAD, PYFUNC)} if seconds else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -100,10 +101,10 @@ def test_new_pairs_are_prepared_trained_on_and_judged_once(
     assert f"{NAME}: promoted: version 1 is the champion (not below the trivial answers in SF); " in first.line
     with monkeypatch.context() as patched:
         without_ray(patched)
-        start = time.monotonic()
+        start = time.process_time()
         done = CliRunner().invoke(main, ["retrain", str(path), "--json"])
         assert done.exit_code == 5, done.output
-        assert time.monotonic() - start < 20
+        assert time.process_time() - start < 20
         assert json.loads(done.stdout)["end"] == "nothing new"
         assert CliRunner().invoke(main, ["--tolerant", "retrain", str(path)]).exit_code == 0
         # A verdict that was reached but not told, as where the process died in between, is told once more.
@@ -220,6 +221,12 @@ def died(process: subprocess.Popen[str]) -> bool:
     return process.wait() == -9
 
 
+def cpu_seconds() -> float:
+    """Of all processes that were started and are over: unlike a clock's, they do not count what else the machine does."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 CLI = ("-m", "rwkvfusion.pipelines.cli", "retrain")
 
 
@@ -294,9 +301,9 @@ def test_three_runs_in_a_row_and_two_at_once_by_the_command_line(
     assert (slow.returncode, out.count("\n")) == (0, 1)
     assert ": promoted: version 2 is the champion, before version 1 (SF wins" in out
     assert "8 pairs of grow prepared" in out or "12 pairs of grow prepared" in out
-    begun = time.monotonic()
+    begun = cpu_seconds()
     assert ": nothing new: version 2 is of this data (promoted); version 2 is the champion" in call(5)
-    assert time.monotonic() - begun < 20
+    assert cpu_seconds() - begun < 20
     for file in (tmp_path / "raw/grow/train").glob("*/*.png"):
         file.unlink()
     write_halves(tmp_path / "raw/grow", range(12), faint=True)

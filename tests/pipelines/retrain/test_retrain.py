@@ -222,7 +222,7 @@ def died(process: subprocess.Popen[str]) -> bool:
 
 
 def cpu_seconds() -> float:
-    """Of all processes that were started and are over: unlike a clock's, they do not count what else the machine does."""
+    """Of all processes that were started and are over. A clock would count what else the machine does."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from rwkvfusion.infra import reach as module
 from rwkvfusion.infra.reach import reach
 from rwkvfusion.infra.tracking import TrackingError, check_artifacts
+from rwkvfusion.model.registry import find
 from rwkvfusion.model.registry.find import ServingError, resolve
 from rwkvfusion.pipelines.cli import main
 
@@ -128,7 +129,7 @@ def test_every_command_that_needs_mlflow_says_that_it_is_away(
 
     url = write_dataset(tmp_path / "set", pairs(1, 1), split="train")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "GIVE_UP_SECONDS", 1.0)
+    monkeypatch.setattr(find, "GIVE_UP_SECONDS", 1.0)
     monkeypatch.setattr(module.reach, "__kwdefaults__", module.reach.__kwdefaults__ | {"give_up_seconds": 1.0})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     done = CliRunner().invoke(main, [word.replace("URL", url) for word in command])

@@ -128,7 +128,7 @@ def test_what_exceptions_show_holds_no_secret(tmp_path: Path) -> None:
         start_run(f"http://me:a/{PASSWORD}@127.0.0.1:9", "x", "r", {}, {})
     assert PASSWORD not in "".join(traceback.format_exception(refused.value))
     with pytest.raises(TrackingError, match=r"me:\*\*\*@h/x: No module named|MLflow at"):
-        start_run(f"postgresql://me:{PASSWORD}@h/x", "x", "r", {}, {})
+        start_run(f"mysql://me:{PASSWORD}@h/x", "x", "r", {}, {})
     # An error that is none of ours, in a command.
     code = (
         "from rwkvfusion.pipelines.cli import main\n"
@@ -193,7 +193,8 @@ def test_commands_that_fail_and_that_do_not_tell_no_secret(tmp_path: Path) -> No
     ]
     # What is said of an MLflow that is not there does not depend on how long it is waited for.
     impatient = (
-        "from rwkvfusion.infra.reach import reach; reach.__kwdefaults__['give_up_seconds'] = 8\n"
+        "from rwkvfusion.infra import reach as module\n"
+        "module.GIVE_UP_SECONDS = module.reach.__kwdefaults__['give_up_seconds'] = 8\n"
         "from rwkvfusion.pipelines.cli import main; main()"
     )
     running = [

@@ -9,23 +9,40 @@ from typing import Any
 import numpy as np
 import yaml
 from made import scene
+from made_datasets import pair, picture
 from PIL import Image
+
+from rwkvfusion.stages.dataset.sample import Sample
 
 NAME = "rwkvfusion-vif"
 STEPS = 20
 
 
+def halves(seed: int, *, faint: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Visible (48, 64, 3) and infrared (48, 64, 1), grey where the other has its half; `faint`: hardly to be seen."""
+    is_left = np.broadcast_to(np.arange(64)[None, :, None] < 32, (48, 64, 1))
+    seen = is_left if seed % 2 else ~is_left
+    arrays = scene(seed, 48, 64), scene(seed + 1000, 48, 64, channels=1)
+    shown = [120 + array // 16 if faint else array for array in arrays]
+    visible, infrared = (
+        np.where(has, array, 128).astype(np.uint8) for array, has in zip(shown, (seen, ~seen), strict=True)
+    )
+    return visible, infrared
+
+
+def half(seed: int) -> Sample:
+    """`halves` as a sample."""
+    images = (picture(role, array) for role, array in zip(("visible", "infrared"), halves(seed), strict=True))
+    return pair(seed).replace(images=tuple(images), mask=None, text=None)
+
+
 def write_halves(root: Path, seeds: Iterable[int], split: str = "train", *, faint: bool = False) -> None:
-    """Pairs in the layout of MSRS, grey where the other one has its half; `faint`: hardly to be seen."""
+    """`halves` in the layout of MSRS."""
     for seed in seeds:
-        visible, infrared = scene(seed, 48, 64), scene(seed + 1000, 48, 64, channels=1)
-        is_left = np.broadcast_to(np.arange(64)[None, :, None] < 32, (48, 64, 1))
-        seen = is_left if seed % 2 else ~is_left
-        for folder, array, has in (("vi", visible, seen), ("ir", infrared, ~seen)):
+        for folder, array in zip(("vi", "ir"), halves(seed, faint=faint), strict=True):
             path = root / split / folder / f"{'faint' if faint else 'half'}-{seed:03d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            shown = 120 + array // 16 if faint else array
-            Image.fromarray(np.where(has, shown, 128).astype(np.uint8).squeeze()).save(path)
+            Image.fromarray(array.squeeze()).save(path)
 
 
 def recipe(folder: Path, tracking: str | None = None, **changes: Any) -> dict[str, Any]:

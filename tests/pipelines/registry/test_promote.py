@@ -213,10 +213,10 @@ def test_pixels_that_are_not_finite_clipped_or_of_tiles_are_refused(registry: Re
 def test_costs_beyond_the_champions_are_refused(registry: Registry, make_recipe: Make) -> None:
     registry.add(fuser(GRAINY), "champion")
     registry.add(fuser(GRAINIER, width=24), "candidate")
-    found = judge(registry, make_recipe(costs={"time": 0.001, "memory": None, "parameters": 1.5}))
+    found = judge(registry, make_recipe(costs={"time": 0.001, "memory": 0.001, "parameters": 1.5}))
     assert registry.champion == "1"
     beyond = [reason.split()[0] for reason in found.reasons if "times the champion's" in reason]
-    assert beyond == ["parameters", "time"]
+    assert beyond == ["parameters", "time", "memory"]
 
 
 def cli(registry: Registry, *words: str) -> Result:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import psutil
 import pytest
 import yaml
 from click.testing import CliRunner
-from made_retraining import NAME, recipe, write_halves, write_recipe
+from made_datasets import write_dataset
+from made_retraining import NAME, half, recipe, write_halves, write_recipe
 from mlflow import MlflowClient
 from retrain_killed import POINTS
 
@@ -29,6 +30,7 @@ from rwkvfusion.pipelines.registry.history import History
 from rwkvfusion.pipelines.retrain import run
 from rwkvfusion.pipelines.retrain.recipe import RetrainRecipe
 from rwkvfusion.pipelines.retrain.run import End, RetrainError, Retraining, retrain
+from rwkvfusion.stages.dataset.dataset import Dataset
 
 KILLED = Path(__file__).parents[2] / "helpers" / "retrain_killed.py"
 
@@ -68,6 +70,15 @@ def pin(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def held_already(folder: Path, seeds: Iterable[int]) -> dict[str, Any]:
+    """The recipe with a pinned dataset that is there, and that it does not prepare."""
+    url = write_dataset(folder / "out/held", [[half(seed).replace(split="test") for seed in seeds]], split="test")
+    values = recipe(folder)
+    del values["prepare"]["held"]
+    values["promote"]["sets"]["held"]["fingerprint"] = Dataset.open(url).fingerprint
+    return values
+
+
 def registry(uri: str) -> tuple[dict[str, str], list[tuple[str, str | None, str | None]]]:
     """The weights of each version, and verdict, version and champion of each entry of the history."""
     history = History.find(uri, NAME, "champion")
@@ -89,9 +100,8 @@ def test_new_pairs_are_prepared_trained_on_and_judged_once(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: tuple[str, list[dict[str, Any]]]
 ) -> None:
     write_halves(tmp_path / "raw/grow", range(4))
-    write_halves(tmp_path / "raw/held", range(100, 108), "test")
     url, posted = hook
-    values = pin(tmp_path, recipe(tmp_path))
+    values = held_already(tmp_path, range(100, 108))
     path = write_recipe(tmp_path, values)
     said: list[str] = []
     first = retrain(load_recipe(str(path), RetrainRecipe, [f"webhook={url}"]), say=said.append)
@@ -124,10 +134,9 @@ def test_a_failure_is_told_and_too_much_in_quarantine_is_not_trained_on(
     local_ray: None, tmp_path: Path, hook: tuple[str, list[dict[str, Any]]]
 ) -> None:
     write_halves(tmp_path / "raw/grow", range(2))
-    write_halves(tmp_path / "raw/held", range(100, 102), "test")
     (tmp_path / "raw/grow/train/ir/half-001.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     url, posted = hook
-    loaded = RetrainRecipe.model_validate(recipe(tmp_path, webhook=url))
+    loaded = RetrainRecipe.model_validate(held_already(tmp_path, range(100, 102)) | {"webhook": url})
     for _ in range(2):
         with pytest.raises(RetrainError, match=r"grow: 1 pairs are in quarantine beside 1 good ones"):
             retrain(loaded, say=lambda _: None)

@@ -46,6 +46,7 @@ def values(folder: Path, url: str, output: str, **changes: Any) -> dict[str, Any
         "workers": 2,
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
         "output": output,
+        "register": {"measure": 0},
     }
     return given | changes
 

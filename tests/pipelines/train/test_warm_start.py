@@ -31,6 +31,7 @@ def recipe(folder: Path, url: str, **changes: Any) -> TrainRecipe:
         "network": {"width": 8, "levels": [1], "channel_factors": [1]},
         "steps": 4, "log_every": 1, "checkpoint_every": 2,
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}, "output": str(folder / "train"),
+        "register": {"measure": 0},
     }  # fmt: skip
     return TrainRecipe.model_validate(values | changes)
 

@@ -1,9 +1,14 @@
-"""How this process's allocator treats memory that is freed, which decides how often the kernel must clear pages."""
+"""How this process treats memory that is freed: what its allocator keeps, which decides how often the kernel must clear
+pages, and when Python looks for garbage."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 # mallopt(3), of glibc alone.
@@ -25,3 +30,18 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_ARENA_MAX, 1))
     return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+@contextmanager
+def uncollected(module: str) -> Iterator[None]:
+    """Around the first import of a large `module`: of its many objects none is garbage, and looking for it takes half a
+    second. Where it is imported already nothing happens."""
+    is_first = module not in sys.modules
+    if is_first:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if is_first:
+            gc.freeze()
+            gc.enable()

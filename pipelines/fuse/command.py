@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from rwkvfusion.infra.errors import printable
-from rwkvfusion.infra.memory import keep_freed_memory
+from rwkvfusion.infra.memory import keep_freed_memory, uncollected
 from rwkvfusion.infra.pictures.encode import FORMATS, LOSSY, QUALITY
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, JSON, check_form, scales_of
@@ -27,20 +24,6 @@ _USED = {
     _FOLDERS: ("folder_a", "folder_b", "guidance", "scales", "extension", "jobs"),
     _DATASET: ("dataset", "splits", "limit", "allow_incomplete", "ray", "extension", "jobs"),
 }
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """For the first import of torch: of its many objects none is garbage, and looking for it takes half a second."""
-    is_first = "torch" not in sys.modules
-    if is_first:
-        gc.disable()
-    try:
-        yield
-    finally:
-        if is_first:
-            gc.freeze()
-            gc.enable()
 
 
 def _tile_of(_: click.Context, parameter: click.Parameter, text: str) -> Tile:
@@ -166,7 +149,7 @@ def fuse(
     if quality is not None and not is_jpeg:
         raise click.UsageError("--quality is of jpg: give --format jpg or -o OUT.jpg, or leave it out")
     keep_freed_memory()
-    with _uncollected():
+    with uncollected("torch"):
         from rwkvfusion.pipelines.console import answer, phase, say
         from rwkvfusion.pipelines.fuse.record import Output
         from rwkvfusion.pipelines.fuse.run import PictureProgress, fuse_dataset, fuse_folders, fuse_pair, open_model

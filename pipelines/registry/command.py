@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rwkvfusion.infra.memory import uncollected
 from rwkvfusion.model.names import CHAMPION
 from rwkvfusion.pipelines.console import answer
 from rwkvfusion.pipelines.options import JSON, NOT_PROMOTED, SET
@@ -102,7 +103,8 @@ def rollback(name: str, to: str | None, alias: str, tracking_uri: str | None, as
     from rwkvfusion.pipelines.registry.rollback import rollback as run_rollback
 
     check_tracking(tracking_uri)
-    entry = run_rollback(name, alias, to, tracking_uri)
+    with uncollected("mlflow"):
+        entry = run_rollback(name, alias, to, tracking_uri)
     answer(entry.model_dump(mode="json"), told(entry), as_json=as_json)
 
 
@@ -142,7 +144,8 @@ def _why(name: str, alias: str, version: str, tracking: str | None, *, as_json: 
     from rwkvfusion.pipelines.registry.entry import told
     from rwkvfusion.pipelines.registry.rollback import why
 
-    champion, entries = why(name, alias, version, tracking)
+    with uncollected("mlflow"):
+        champion, entries = why(name, alias, version, tracking)
     lines = [line for entry in entries for line in told(entry)]
     lines += [] if entries else [f"version {version} of {name} was never judged"]
     lines.append(f"@{alias} is nowhere" if champion is None else f"@{alias} is version {champion}")

@@ -133,6 +133,7 @@ def cached_of(folder: Path) -> set[tuple[str, str]]:
     return {(path.parent.name.partition("-")[0], path.stem) for path in folder.glob("_cache/*/*.arrow")}
 
 
+@pytest.mark.slow
 def test_a_killed_prepare_resumes_from_its_cache(left: Left, local_ray: None) -> None:
     folder = left.root / "killed" / "msrs"
     cached = cached_of(folder)
@@ -189,6 +190,7 @@ def test_a_finished_training_is_not_repeated(left: Left, recipe: str) -> None:
     assert {name: again[name] for name in same} == {name: before[name] for name in same}
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_from_its_checkpoint_in_its_run(left: Left, local_ray: None) -> None:
     (job,) = (json.loads(path.read_text()) for path in left.root.glob("killed/train/*/job.json"))
     result = left.run("train", "train-street.yaml", "--set", "output=killed/train", "--set", "register.name=resumed")

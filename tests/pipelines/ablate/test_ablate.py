@@ -173,6 +173,7 @@ def by_hand(fuser: Fuser, url: str, kind: str) -> float:
     return float(np.mean(found))
 
 
+@pytest.mark.slow
 def test_guidance_that_no_pair_has_is_said(url: str, tmp_path: Path) -> None:
     outcome = ablate(planned(url, [], n_seeds=1, pairs=1, guidances=("none", "other")), tmp_path, say=lambda _: None)
     assert "no other pair has a mask" in outcome.failed["base, seed 0"]
@@ -181,6 +182,7 @@ def test_guidance_that_no_pair_has_is_said(url: str, tmp_path: Path) -> None:
     assert "'both': there is none, text, mask, all, other, empty" in result.output
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again_and_a_study_grows(done: tuple[Path, Outcome], url: str) -> None:
     folder, first = done
     before = state(folder)

@@ -239,6 +239,7 @@ def _in_python(code: str, path: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_stand_ins_for_torchvision_leave_no_trace(tmp_path: Path) -> None:
     if importlib.util.find_spec("torchvision") is None:
         wanted = "0 rwkvfusion.stages.guidance.pretrained.sam ModuleNotFoundError\nFalse\n"

@@ -61,8 +61,8 @@ def test_one_of_many_gets_it_and_the_others_hear_who(store: Store) -> None:
 
 
 def test_it_is_renewed_while_it_is_open(store: Store) -> None:
-    with Lease(store, "long", seconds=0.6):
-        time.sleep(1.5)
+    with Lease(store, "long", seconds=1.8):
+        time.sleep(4.5)
         with pytest.raises(LeaseError, match="long"), Lease(store, "other"):
             pass
 

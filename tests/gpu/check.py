@@ -16,7 +16,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parents[1] / "infra"))
+from checkout import lay_out  # noqa: E402 - the package is not importable before
 
 
 class Report:
@@ -41,17 +43,6 @@ class Report:
     @property
     def ok(self) -> bool:
         return all(part["ok"] for part in self.parts.values())
-
-
-def lay_out(folder: Path) -> None:
-    """The package as a namespace, without installing it; the kernels are copied, so that nothing is built in them."""
-    package = folder / "rwkvfusion"
-    package.mkdir()
-    for name in ("infra", "model", "stages"):
-        (package / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "kernels", package / "kernels", ignore=shutil.ignore_patterns("*.fatbin", "__pycache__"))
-    sys.path[:0] = [str(folder), str(ROOT / "tests" / "gpu")]
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(ROOT / "tests" / "gpu")])
 
 
 def build(folder: Path, nvcc: str | None) -> dict[str, object]:
@@ -157,6 +148,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lay_out(folder)
+        os.environ["PYTHONPATH"] += os.pathsep + str(HERE)
         report.run("machine", machine)
         report.run("build", lambda: build(folder, nvcc))
         if report.ok:

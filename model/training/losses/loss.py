@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property, reduce
 from operator import add
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rwkvfusion.model.training.losses import paper
 from rwkvfusion.model.training.losses.anchors import anchor
-from rwkvfusion.model.training.losses.config import TERMS, LossConfig
 from rwkvfusion.model.training.losses.filters import edges, steepest
 from rwkvfusion.model.training.losses.objects import standing_out
 from rwkvfusion.model.training.losses.perception import qabf, qcb
+from rwkvfusion.model.training.losses.presets import TERMS
 from rwkvfusion.model.training.losses.similarity import ssim7, vif
+
+if TYPE_CHECKING:
+    from rwkvfusion.model.training.losses.config import LossConfig
 
 Terms = dict[str, Tensor]
 

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +44,7 @@ class Recipe:
     loss: dict[str, float] = field(default_factory=dict)
     crop: int = 128
     """Side of the squares in pixels."""
-    batch: int = 16
+    batch: int = 8
     lr: float = 1.5e-3
     final_lr: float = 0.01
     """Of the last step, as a part of `lr`: half a cosine, after a rise over the first hundredth."""
@@ -67,6 +68,8 @@ MOMENTS = 10
 """How often the samples that are held out are looked at, and the averaged weights of then kept."""
 _LOGS = 200
 _WARM_UP = 0.01
+_BEFORE_CAPTURE = 3
+"""Steps in which libraries choose how to compute."""
 
 
 class Pictures:
@@ -239,6 +242,7 @@ class Training:
         self._drawn: dict[str, Tensor] = {}
         self._out: dict[str, Tensor] = {}
         self._graph: Any = None
+        self._made = 0
 
     # One step.
 
@@ -251,12 +255,13 @@ class Training:
                 self._drawn[key] = tensor.to(self.device)
             else:
                 self._drawn[key].copy_(tensor, non_blocking=True)
-        if self.device.type == "cuda" and self._graph is None and self.done >= 3:
+        if self._graph is None and self.device.type == "cuda" and self._made >= _BEFORE_CAPTURE:
             self._capture()
-        elif self._graph is None:
+        if self._graph is None:
             self._out = self._differentiate()
-        if self._graph is not None:
+        else:
             self._graph.replay()
+        self._made += 1
         grads = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         torch._foreach_mul_(grads, (recipe.clip / (norm + 1e-6)).clamp(max=1))
@@ -287,9 +292,13 @@ class Training:
             ]
         for parameter in self.parameters.values():
             parameter.grad = None
-        fused = self.network(images, mask, text, real)
-        loss, terms = training_loss(fused, images, self.loss, mask=mask, target=target)
+        with _short_products():
+            fused = self.network(images, mask, text, real)
+        held = fused.detach().requires_grad_()
+        loss, terms = training_loss(held, images, self.loss, mask=mask, target=target)
         loss.backward()
+        with _short_products():
+            fused.backward(held.grad)
         for parameter in self.parameters.values():
             if parameter.grad is not None:
                 parameter.grad.nan_to_num_(0, 0, 0)
@@ -374,6 +383,17 @@ class Training:
 
     def _on_device(self, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
         return {name: torch.from_numpy(arrays[name].copy()).to(self.device) for name in self.parameters}
+
+
+@contextmanager
+def _short_products() -> Iterator[None]:
+    """TF32 within: for the network, whose layers are wide; the variances of the losses need all of float32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:

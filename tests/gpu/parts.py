@@ -72,7 +72,9 @@ def long_sequence() -> dict[str, float]:
     errors = {
         name: cases.relative(a, b.cpu()) for name, (a, b) in zip(("y", "gk", "gv", "g_lam", "g_u"), pairs, strict=True)
     }
-    require(max(errors.values()) <= LIMIT, f"{errors}")
+    # The gradient of lam is a sum of 300,000 products of both signs.
+    bounds = dict.fromkeys(errors, LIMIT) | {"g_lam": 2 * LIMIT}
+    require(all(error <= bounds[name] for name, error in errors.items()), f"{errors}")
     return errors
 
 
@@ -182,7 +184,7 @@ def training() -> dict[str, float | str]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     require(all(map(torch.isfinite, torch.tensor(losses))) and losses[-1] < losses[0], f"{losses}")
     return {"first_loss": losses[0], "last_loss": losses[-1]}
 

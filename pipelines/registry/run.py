@@ -165,9 +165,11 @@ def _candidate(own: Shipped, recipe: PromoteRecipe, sets: dict[str, PinnedSet], 
     if dry_run:
         version = version_of(own, recipe.name, where)
     else:
-        first = next(iter(sets.values())).selected.dataset.select(limit=1)
+        sample = next(iter(next(iter(sets.values())).selected.dataset.select(limit=1).samples()))
+        # One that does not fit shall not become the candidate.
+        open_model(own.name).fuser.fuse_sample(sample)
         with phase("registering the model"):
-            version = register(own, recipe.name, recipe.candidate, next(iter(first.samples())), where)
+            version = register(own, recipe.name, recipe.candidate, sample, where)
     return open_model(own.name if version is None else f"models:/{recipe.name}/{version}", tracking=where)
 
 

@@ -160,7 +160,7 @@ def test_a_folder_of_its_name_is_named_as_a_path(
     with pytest.warns(UserWarning, match="vif is the model that comes with the package; the folder here is ./vif"):
         assert resolve("vif").folder == root / "vif"
     assert resolve("./vif").folder.resolve() == tmp_path / "vif"
-    with pytest.raises(ServingError, match="no model at vid: .*`rwkvfusion models` lists those that come with"):
+    with pytest.raises(ServingError, match=r"no model at vid: .*`rwkvfusion models` lists those that come with"):
         resolve("vid")
 
 

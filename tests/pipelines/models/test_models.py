@@ -46,7 +46,7 @@ def test_the_table_fits_and_has_every_score(root: Path, width: int, monkeypatch:
     heads = [row.split() for row in block if row.split()[:1] in (["MI"], ["Qcv"], ["SSIM"], ["Qcb"])]
     assert len(heads) == (1 if width == 120 else 2)
     assert [name for head in heads for name in head] == [*SCORES["MSRS, 30 pairs"]]
-    assert [row.split()[1] for row in block if row.startswith("vif ")][0] == "3.610"
+    assert next(row.split()[1] for row in block if row.startswith("vif ")) == "3.610"
     assert "3.310-3.910" in block[3]
     assert "151-211" in "\n".join(block)
     assert "  made by: made for a test" in rows

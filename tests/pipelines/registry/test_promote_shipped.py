@@ -78,7 +78,7 @@ def test_it_is_the_first_champion_and_is_beaten_and_comes_back(
     # The same again finds it, and registers nothing.
     again = judge(registry.uri, make_recipe(), model="vif")
     assert (again.version, again.judged, again.is_promoted) == ("1", False, True)
-    # Then it is a champion like any other: a better one takes its place, it does not win back, and a rollback goes to it.
+    # Then it is a champion like any other: a better one takes its place, it does not win back, a rollback goes to it.
     registry.add(fuser(GRAINIER), "candidate")
     assert judge(registry.uri, make_recipe()).after == "2"
     back = judge(registry.uri, make_recipe(gate={"metrics": ["AG"], "loss": 0.001}), model="vif")

@@ -183,6 +183,7 @@ def test_of_two_at_once_the_second_fails_soon_and_says_who_works(
     assert len(ends) == 1
 
 
+@pytest.mark.slow
 def test_a_training_starts_from_a_model_that_comes_with_the_package(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

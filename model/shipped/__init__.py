@@ -8,6 +8,7 @@ scores.json                     what `rwkvfusion models` shows of it: `Facts`
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,8 @@ from rwkvfusion.stages.dataset.task import TASKS, Task
 ROOT = Path(__file__).parent
 """Where their folders are; of these the code that a registered model brings has none."""
 CARD, SCORES = "README.md", "scores.json"
+_NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")
+"""URIs and paths are none."""
 
 
 class ShippedError(RwkvFusionError):
@@ -94,8 +97,8 @@ def shipped() -> dict[str, Shipped]:
 
 def find(name: str) -> Shipped | None:
     """The one of that name, if there is one."""
-    # A URI is no name, and is not looked for among files.
-    return None if set(name) & set(":/\\") else shipped().get(name)
+    is_there = _NAME.fullmatch(name) is not None and (ROOT / name / WEIGHTS).is_file()
+    return Shipped(name, ROOT / name) if is_there else None
 
 
 def get(name: str) -> Shipped:

@@ -74,7 +74,8 @@ class Shipped:
         try:
             return Facts.model_validate_json((self.folder / SCORES).read_bytes())
         except (OSError, ValidationError) as error:
-            raise ShippedError(f"{self.folder / SCORES} is damaged, install the package anew: {error}") from None
+            reason = " ".join(str(error).split())
+            raise ShippedError(f"{self.folder / SCORES} is damaged, install the package anew: {reason}") from None
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -67,6 +67,11 @@ def tracking_uri(uri: str | None = None) -> str:
     return uri
 
 
+def is_there(uri: str) -> bool:
+    """Whether `uri`, of `tracking_uri`, is anything but an SQLite file that MLflow would make by being asked."""
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).is_file()
+
+
 @contextmanager
 def using(uri: str) -> Iterator[MlflowClient]:
     """A client of `uri`, which is also MLflow's own tracking and registry URI inside the block.

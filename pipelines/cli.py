@@ -28,6 +28,7 @@ COMMANDS = {
     "retrain": ("retrain.command", "Prepare what is new, train, and promote the model if it is better."),
     "lineage": ("registry.command", "Say what a fused picture comes from: model, run, data, guidance."),
     "ablate": ("ablate.command", "Train variants of a recipe side by side: what each change is worth."),
+    "models": ("models.command", "Show the models that come with the package: scores, speed, licence."),
     "fuse": ("fuse.command", "Fuse one pair, two folders, or a prepared dataset with a model."),
     "export": ("export.command", "Write a model as one file for other programs: ONNX, or torch's own."),
     "evaluate": ("evaluate.command", "Score fused pictures, or models on a prepared dataset."),
@@ -86,10 +87,10 @@ def main(tolerant: bool) -> None:
     """Image fusion guided by captions and object masks: make training data, train, register, fuse.
 
     \b
-    Start here:    rwkvfusion demo
+    Fuse a pair:   rwkvfusion fuse A.png B.png -o OUT.png
+    See it all:    rwkvfusion demo
     Your pairs:    rwkvfusion prepare vif.yaml --set source.layout=tno --set source.root=DIR
     Train:         rwkvfusion train train_vif_small.yaml --set data.url=out/tno
-    Use:           rwkvfusion fuse --model models:/rwkvfusion-vif@candidate A.png B.png -o OUT.png
     """
     redact_tracebacks()
 

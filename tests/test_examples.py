@@ -20,6 +20,8 @@ import torch
 from click.testing import CliRunner
 from made import scene, write_pairs
 from made_datasets import pair, write_dataset
+from made_fusers import luma_fuser
+from made_shipped import ROOT, ship
 from rasterio.transform import from_origin
 from scipy.io import savemat
 
@@ -125,6 +127,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_dataset(root / "out" / "wv3", [[wv3]], "pansharpening", "test_full")
     random_vgg.save(root / "vgg16.pth")
     _register(root)
+    # Those that come with the package. The first is in the registry too, where it is the champion.
+    ship(root / "package", "vif", Fuser.load(root / "runs" / "last"))
+    ship(root / "package", "vif-tiny", luma_fuser())
     made_by = {MADE_BY: sha256((root / "runs" / "last" / WEIGHTS).read_bytes())}
     (root / "FUSED.png").write_bytes(with_text((root / "A.png").read_bytes(), made_by))
     return root
@@ -204,6 +209,7 @@ def test_an_example_does_what_it_says(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(ROOT, folder / "package")
     monkeypatch.setattr(lpips, "VGG16", Checkpoint("vgg16.pth", option="--lpips"))
     arguments = words(line, folder, tiny_models)
     result = CliRunner().invoke(main, arguments)

@@ -31,7 +31,8 @@ ROOMS = {
     "model.metrics": (),
     "model.fusing": ("model.network",),
     "model.training": ("model.network", "model.fusing"),
-    "model.registry": ("model.fusing",),
+    "model.shipped": (),
+    "model.registry": ("model.fusing", "model.shipped"),
     "model.package": ("model.registry",),
     "pipelines.prepare": (),
     "pipelines.fuse": (),
@@ -42,6 +43,7 @@ ROOMS = {
     "pipelines.retrain": ("pipelines.prepare", "pipelines.train", "pipelines.registry"),
     "pipelines.gallery": (),
     "pipelines.export": (),
+    "pipelines.models": (),
     "pipelines.doctor": ("pipelines.train",),
     "pipelines.demo": ("pipelines.prepare", "pipelines.train", "pipelines.fuse", "pipelines.evaluate"),
 }

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_fusers import luma_fuser
+from made_shipped import ship
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -30,6 +32,7 @@ def built(tmp_path: Path, path: str, **environment: str) -> Path:
     for name in ("infra", "kernels", "model", "pipelines", "stages"):
         products = shutil.ignore_patterns("*.so", "*.fatbin", "__pycache__")
         shutil.copytree(ROOT / name, source / name, ignore=products)
+    ship(source / "model/shipped", "made", luma_fuser())
     command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-w", str(wheels)]
     clean = {name: value for name, value in os.environ.items() if name not in ("CXX", "RWKVFUSION_BUILD")}
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, env=clean | environment | {"PATH": path})
@@ -39,6 +42,9 @@ def built(tmp_path: Path, path: str, **environment: str) -> Path:
     assert "-py3-none-linux_" in wheel.name or sys.platform != "linux"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
+    for path in (source / "model/shipped").glob("*/*"):
+        packed = installed / "rwkvfusion" / path.relative_to(source)
+        assert packed.read_bytes() == path.read_bytes()
     return installed
 
 

@@ -264,7 +264,8 @@ def test_a_model_is_resolved_by_its_run_and_by_its_files(left: Left, tmp_path: P
 
 
 def test_finished_pictures_are_recognised(left: Left) -> None:
-    summary = left.run("fuse", "--dataset", "sets/msrs", "--split", "test", "-o", "fused/set")
+    words = ["--model", "models:/rwkvfusion-vif@candidate", "--dataset", "sets/msrs", "--split", "test"]
+    summary = left.run("fuse", *words, "-o", "fused/set")
     version = CliRunner().invoke(main, ["--version"]).stdout.split()[-1]
     # The version is part of a picture's record: another one fuses again.
     assert [one["kept"] for one in summary["written"]] == [version == left.facts["version"]] * 2

@@ -1,8 +1,8 @@
-"""Image fusion by models that are registered in MLflow or lie in a folder.
+"""Image fusion by models that come with the package, are registered in MLflow, or lie in a folder.
 
     import rwkvfusion
 
-    fuse = rwkvfusion.load("models:/rwkvfusion-vif@champion")
+    fuse = rwkvfusion.load("vif")
     fused = fuse(visible, infrared)
 
 `rwkvfusion.load` says what it takes. Importing this imports nothing else.
@@ -33,8 +33,9 @@ def load(model: str, *, device: str = "auto", tracking_uri: str | None = None) -
     registry gives no answer, the model is the one that was last found under this name, with a warning.
 
     Args:
-        model: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN_ID/model`, a folder or any fsspec URL of one;
-            or the NAME of a registered model, which means its `@champion`.
+        model: the NAME of a model that comes with the package (`rwkvfusion models` lists them), which needs neither
+            registry nor network; `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN_ID/model`, a folder or any
+            fsspec URL of one; or another NAME, of a registered model, which means its `@champion`.
         device: `cpu`, `cuda`, `cuda:1` ...; `auto`: the GPU where there is one.
         tracking_uri: the MLflow to ask. None: `MLFLOW_TRACKING_URI`, else the file `mlflow.db` in this folder.
 

@@ -1,4 +1,7 @@
-"""The fuser behind a URI: in MLflow's registry, in a run, or in a folder. Its files are brought here, and proved."""
+"""The fuser behind a URI: one that comes with the package, in MLflow's registry, in a run, or in a folder.
+
+Its files are brought here, and proved.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from urllib.request import getproxies
 from rwkvfusion.infra.errors import RwkvFusionError, redacted
 from rwkvfusion.infra.reach import GIVE_UP_SECONDS, UnreachableError, reach
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.infra.tracking import SQLITE, tracking_uri, using
+from rwkvfusion.infra.tracking import is_there, tracking_uri, using
+from rwkvfusion.model import shipped
 from rwkvfusion.model.fusing.fuser import CONFIG, WEIGHTS
 from rwkvfusion.model.names import HASH
 from rwkvfusion.model.registry.cache import Cached, CacheWarning, Meaning
@@ -57,7 +61,8 @@ def resolve(uri: str, tracking: str | None = None) -> ModelSource:
     """Find the fuser behind `uri`, and bring its files here where they are elsewhere.
 
     Args:
-        uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/m-ID`, `runs:/RUN_ID/model`, or a folder (local or
+        uri: the NAME of one that comes with the package, for which nothing but its files is needed;
+            `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/m-ID`, `runs:/RUN_ID/model`; or a folder (local or
             any fsspec URL) with the fuser's two files, itself or as a logged model.
         tracking: the MLflow to ask; see `tracking_uri` for what None means.
 
@@ -65,12 +70,21 @@ def resolve(uri: str, tracking: str | None = None) -> ModelSource:
         ServingError: there is no such model, version or alias; the message lists those there are.
         TrackingError: MLflow cannot be reached, and what `uri` means was never known here (else it is what it was,
             with CacheWarning).
+
+    Warns of a folder of a model here that has the NAME of one that comes with the package, and is not meant.
     """
+    if (own := shipped.find(uri)) is not None:
+        if Path(uri, WEIGHTS).is_file():
+            warnings.warn(f"{uri} is the model that comes with the package; the folder here is ./{uri}", stacklevel=3)
+        return ModelSource(own.folder, uri)
     if uri.startswith(("models:/", "runs:/")):
         return _registered(uri, tracking_uri(tracking))
     store = Store(uri)
     if not store.isdir():
-        raise ServingError(f"no model at {uri}: there is no such folder (models of a registry are models:/NAME@ALIAS)")
+        raise ServingError(
+            f"no model at {uri}: there is no such folder (models of a registry are models:/NAME@ALIAS; `rwkvfusion"
+            " models` lists those that come with the package)"
+        )
     folder = _fuser_folder(store.files(), uri)
     local = Path(store.url) / folder
     return ModelSource(local if local.is_dir() else _copied(store.join(folder) if folder else store.url), uri)
@@ -94,7 +108,7 @@ def _registered(uri: str, where: str) -> ModelSource:
 
 def _check_there(uri: str, where: str, *, was_known: bool) -> None:
     """Errors as of `resolve`; soon, where what is meant `was_known` before."""
-    if where.startswith(SQLITE) and not Path(where.removeprefix(SQLITE)).is_file():
+    if not is_there(where):
         raise ServingError(f"no model {uri}: there is no registry at {where}; {_how_to_get_one()}")
     server = urlsplit(where)
     if was_known and server.hostname and server.scheme in ("http", "https") and server.scheme not in getproxies():
@@ -222,9 +236,10 @@ def _known(client: MlflowClient, name: str | None = None) -> str:
 
 def _how_to_get_one() -> str:
     return (
-        "set MLFLOW_TRACKING_URI or --tracking-uri to the registry you mean, or make a model: `rwkvfusion train"
-        " train_vif_small.yaml --set data.url=DATASET` on a dataset of `rwkvfusion prepare`, or `rwkvfusion demo`,"
-        " which needs no data and says at its end how its model is called"
+        "set MLFLOW_TRACKING_URI or --tracking-uri to the registry you mean, take a model that comes with the package"
+        " (`rwkvfusion models`), or make one: `rwkvfusion train train_vif_small.yaml --set data.url=DATASET` on a"
+        " dataset of `rwkvfusion prepare`, or `rwkvfusion demo`, which needs no data and says at its end how its model"
+        " is called"
     )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from rwkvfusion.infra.pictures.decode import from_pillow
 from rwkvfusion.infra.storage import split_file
+from rwkvfusion.model import shipped
 from rwkvfusion.model.fusing.fuser import Fuser, FuserError
 from rwkvfusion.model.fusing.tiles import Tile
 from rwkvfusion.model.names import CHAMPION
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 def load(model: str, *, device: str = "auto", tracking_uri: str | None = None) -> LoadedModel:
     """See `rwkvfusion.load`."""
-    is_name = not any(mark in model for mark in ":/\\") and not Path(model).exists()
+    is_name = not any(mark in model for mark in ":/\\") and shipped.find(model) is None and not Path(model).exists()
     source = resolve(f"models:/{model}@{CHAMPION}" if is_name else model, tracking_uri)
     return LoadedModel(Fuser.load(source.folder, _device(device)), source)
 

@@ -57,13 +57,14 @@ def doctor(
 ) -> None:
     """Say what this machine has: versions, devices, the operator's back end, storage; or what the networks cost.
 
-    NETWORK is a task (vif, mif, mef, mff, pansharpening or wv3, hmif or pavia), a training recipe, or a model.
+    NETWORK is a model (NAME of one of `rwkvfusion models`, or as in `fuse`), a training recipe, or a task (vif, mif,
+    mef, mff, pansharpening or wv3, hmif or pavia) whose name no model has.
 
     \b
     rwkvfusion doctor
     rwkvfusion doctor --complexity
     rwkvfusion doctor --complexity train_vif.yaml --set network.width=48 --size 1024x768
-    rwkvfusion doctor --model models:/rwkvfusion-vif@candidate
+    rwkvfusion doctor --model vif
     """
     what = measured or counted
     if measured and counted:

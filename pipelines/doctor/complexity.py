@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.model import shipped
 from rwkvfusion.model.network import complexity, measured
 from rwkvfusion.model.network.complexity import PAPER_SIZE as PAPER_SIZE
 from rwkvfusion.model.network.config import NetworkConfig, preset
@@ -40,7 +41,9 @@ class Network:
 
 
 def networks(what: str | None, overrides: Sequence[str] = ()) -> list[Network]:
-    """The networks of `what`: a task or its alias, a training recipe (with `overrides`), or a model; None: every task.
+    """The networks of `what`: a model, a task or its alias, or a training recipe (with `overrides`); None: every task.
+
+    A model that comes with the package is meant before the task whose name it has.
 
     DoctorError for what is none of these; RecipeError, ServingError and errors of its dataset for one that is wrong.
     """
@@ -51,10 +54,10 @@ def networks(what: str | None, overrides: Sequence[str] = ()) -> list[Network]:
         return [_of_recipe(what, overrides)]
     if overrides:
         raise DoctorError(f"--set is for a recipe, and {what} is none")
+    if ":/" in what or shipped.find(what) is not None or (task not in TASKS and Path(what).is_dir()):
+        return [_of_model(what)]
     if task in TASKS:
         return [Network(task, task, preset(task))]
-    if ":/" in what or Path(what).is_dir():
-        return [_of_model(what)]
     raise DoctorError(
         f"no network for {what!r}: name a task ({', '.join((*TASKS, *_ALIASES))}), a training recipe or a model"
     )

@@ -12,10 +12,9 @@ from rwkvfusion.pipelines.ray_job import check_output
 @click.command()
 @click.option(
     "--model",
-    default="models:/rwkvfusion-vif@candidate",
-    show_default=True,
+    required=True,
     metavar="URI",
-    help="As of `fuse`: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/PATH, or a folder.",
+    help="As of `fuse`: NAME of one of `rwkvfusion models`, models:/NAME@ALIAS, runs:/RUN/PATH, or a folder.",
 )
 @click.option("--tracking-uri", metavar="URI", help="MLflow to ask for the model; default as MLflow's own.")
 @click.option("-o", "--output", required=True, help="OUT.onnx, or OUT.pt2 for torch.export.load; a path or URL.")
@@ -31,7 +30,7 @@ def export(model: str, tracking_uri: str | None, output: str, as_json: bool) -> 
     An ONNX file needs `pip install 'rwkvfusion[onnx]'` to be made, and ONNX Runtime alone to be run.
 
     \b
-    rwkvfusion export --model models:/rwkvfusion-vif@candidate -o vif.onnx
+    rwkvfusion export --model vif -o vif.onnx
     """
     check_output("--output", output)
     from rwkvfusion.pipelines.export.run import export_model

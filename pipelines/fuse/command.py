@@ -39,10 +39,9 @@ def _tile_of(_: click.Context, parameter: click.Parameter, text: str) -> Tile:
 @click.argument("pair", nargs=-1, metavar="[A B]")
 @click.option(
     "--model",
-    default="models:/rwkvfusion-vif@candidate",
-    show_default=True,
     metavar="URI",
-    help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/PATH, or a folder with model.safetensors.",
+    help="NAME of one of `rwkvfusion models`, models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/PATH, or a folder"
+    " with model.safetensors.  [default: vif; with --dataset the NAME that its task has]",
 )
 @click.option("--a", "folder_a", metavar="DIR", help="Folder of the model's first modality (with --b).")
 @click.option("--b", "folder_b", metavar="DIR", help="Folder of its second modality; pairs have the same file stem.")
@@ -83,7 +82,7 @@ def _tile_of(_: click.Context, parameter: click.Parameter, text: str) -> Tile:
     help="What the network sees at once: a side in pixels, WIDTHxHEIGHT, extent (what it was trained on), whole (as far"
     " as the memory goes), or auto, whichever of the last two suits it. Tiles overlap and blend.",
 )
-@click.option("--tracking-uri", metavar="URI", help="MLflow to ask for the model; default as MLflow's own.")
+@click.option("--tracking-uri", metavar="URI", help="MLflow to ask for a --model; default as MLflow's own.")
 @click.option("-o", "--output", required=True, help="OUT.png for one pair, else a folder or URL.")
 @click.option(
     "--format",
@@ -104,7 +103,7 @@ def _tile_of(_: click.Context, parameter: click.Parameter, text: str) -> Tile:
 def fuse(
     context: click.Context,
     pair: tuple[str, ...],
-    model: str,
+    model: str | None,
     folder_a: str | None,
     folder_b: str | None,
     dataset: str | None,
@@ -124,7 +123,7 @@ def fuse(
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Fuse one pair, two folders, or a prepared dataset with a registered model.
+    """Fuse one pair, two folders, or a prepared dataset with a model: one that comes with the package, or any other.
 
     Up to 2^30 pixels; colour is kept. Each lies beside a JSON of what made it. One whose JSON says that it was
     made of the same sources by the same model in the same way is not made again; without JSONs (--no-json) all are.
@@ -135,6 +134,7 @@ def fuse(
     \b
     rwkvfusion fuse VISIBLE.png INFRARED.png -o fused.png
     rwkvfusion fuse --a DIR/vi --b DIR/ir -o tif --format tif
+    rwkvfusion fuse --model vif-tiny VISIBLE.png INFRARED.png -o fused.png
     rwkvfusion fuse VISIBLE.png THERMAL.png --scale infrared=20000-24000 -o fused.png
     rwkvfusion fuse --model models:/rwkvfusion-pansharpening@candidate PAN.tif MS.tif -o OUT.tif
     rwkvfusion fuse --dataset out/msrs --split test -o fused
@@ -143,6 +143,8 @@ def fuse(
     n_forms = sum((bool(pair), folder_a is not None or folder_b is not None, dataset is not None))
     if n_forms != 1 or (folder_a is None) != (folder_b is None):
         raise click.UsageError("give either a pair A B, or --a DIR and --b DIR, or --dataset URL")
+    if model is None and tracking_uri is not None:
+        raise click.UsageError("--tracking-uri is for a --model of a registry: without it has no effect")
     check_output("--output", output)
     check_form(context, _USED, _PAIR if pair else _FOLDERS if dataset is None else _DATASET)
     is_jpeg = (extension or output.rpartition(".")[2]).lower() in LOSSY
@@ -152,8 +154,16 @@ def fuse(
     with uncollected("torch"):
         from rwkvfusion.pipelines.console import answer, phase, say
         from rwkvfusion.pipelines.fuse.record import Output
-        from rwkvfusion.pipelines.fuse.run import PictureProgress, fuse_dataset, fuse_folders, fuse_pair, open_model
+        from rwkvfusion.pipelines.fuse.run import (
+            PictureProgress,
+            default_model,
+            fuse_dataset,
+            fuse_folders,
+            fuse_pair,
+            open_model,
+        )
     with phase("loading the model"):
+        model = model or default_model(dataset, allow_incomplete=allow_incomplete)
         fuser = open_model(model, tracking=tracking_uri, scales=scales, tile=tile)
     how = Output(
         format=extension,

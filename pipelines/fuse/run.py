@@ -20,6 +20,7 @@ from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.encode import FORMATS
 from rwkvfusion.infra.pictures.units import EVERY, Scale
 from rwkvfusion.infra.storage import Store, split_file
+from rwkvfusion.model import shipped
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.fusing.tiles import Tile
 from rwkvfusion.model.registry.find import resolve
@@ -43,6 +44,20 @@ __all__ = [
 ]
 
 RawGuidance = Literal["none", "builtin"]
+
+
+def default_model(dataset: str | None = None, *, allow_incomplete: bool = False) -> str:
+    """The name of the model that comes with the package for pairs of which nothing is said, or for `dataset`.
+
+    FuseError where it has none for all pairs of that task; DatasetError as of `Dataset.open`.
+    """
+    tasks = ("vif",) if dataset is None else Dataset.open(dataset, allow_incomplete=allow_incomplete).tasks
+    # What is for one sensor has its name in addition, and has to be asked for.
+    if len(tasks) == 1 and shipped.find(tasks[0]) is not None:
+        return tasks[0]
+    of_tasks = ", ".join(name for name, one in shipped.shipped().items() if one.config["task"] in tasks)
+    known = f" (for some pairs: {of_tasks})" if of_tasks else ""
+    raise FuseError(f"no model that comes with the package is for all of {' and '.join(tasks)}{known}: give --model")
 
 
 def open_model(

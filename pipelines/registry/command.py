@@ -25,6 +25,9 @@ _TRACKING = click.option(
 
 @click.command()
 @click.argument("recipe")
+@click.option(
+    "--model", metavar="NAME", help="Judge this one of `rwkvfusion models`: it is registered as @candidate first."
+)
 @click.option("--dry-run", is_flag=True, help="Judge, but move nothing and write no history.")
 @click.option("--why", "version", metavar="VERSION", help="What the history says of a version; RECIPE may be a NAME.")
 @click.option("--report", metavar="DIR", help="Write the report here too; a later call computes only what has changed.")
@@ -33,6 +36,7 @@ _TRACKING = click.option(
 @JSON
 def promote(
     recipe: str,
+    model: str | None,
     dry_run: bool,
     version: str | None,
     report: str | None,
@@ -55,14 +59,17 @@ def promote(
 
     \b
     rwkvfusion promote promote_vif.yaml --dry-run
+    rwkvfusion promote promote_vif.yaml --model vif --dry-run
     rwkvfusion promote rwkvfusion-vif --why 1
     """
     from rwkvfusion.pipelines.recipe import load_recipe
     from rwkvfusion.pipelines.registry.recipe import PromoteRecipe
 
     if version is not None:
-        if dry_run or report:
-            raise click.UsageError("--dry-run and --report are for a judgement: with --why they have no effect")
+        if dry_run or report or model:
+            raise click.UsageError(
+                "--model, --dry-run and --report are for a judgement: with --why they have no effect"
+            )
         name, alias = recipe, CHAMPION
         if _is_recipe(recipe):
             loaded = load_recipe(recipe, PromoteRecipe, overrides)
@@ -79,7 +86,7 @@ def promote(
     check_tracking(tracking_uri)
     loaded = load_recipe(recipe, PromoteRecipe, overrides)
     keep_freed_memory()
-    result = run_promote(loaded, dry_run=dry_run, report_url=report, tracking=tracking_uri)
+    result = run_promote(loaded, model=model, dry_run=dry_run, report_url=report, tracking=tracking_uri)
     answer(result, _lines(result), as_json=as_json)
     sys.exit(0 if result.is_promoted else NOT_PROMOTED)
 
@@ -117,7 +124,8 @@ def lineage(picture: str, shards: bool, tracking_uri: str | None, as_json: bool)
     """Say what a fused picture comes from, and whether that is still there as it was.
 
     A PNG that this package has written names the SHA-256 of the model's weights; of another format, the JSON beside the
-    picture does, which may be given in its place. From there: the versions in the registry, with their aliases and
+    picture does, which may be given in its place. From there: the model that comes with the package and has them, or
+    the versions in the registry, with their aliases and
     verdicts; the run, with commit and recipe; the datasets that it was trained, validated and scored on, with their
     fingerprints and shards; the methods of their guidance, with the weights of each. --json has all of it.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,7 +23,7 @@ from rwkvfusion.infra.errors import redacted
 from rwkvfusion.infra.lease import Lease, LeaseError
 from rwkvfusion.infra.run_store import RunStore
 from rwkvfusion.infra.storage import sha256
-from rwkvfusion.infra.tracking import check_artifacts, create_experiment, open_experiment, translated, using
+from rwkvfusion.infra.tracking import check_artifacts, create_experiment, is_there, open_experiment, translated, using
 from rwkvfusion.model.names import HASH
 from rwkvfusion.pipelines.registry.entry import Entry, PromoteError, Proof, Step, Verdict, now, who
 
@@ -234,6 +234,14 @@ def aliases_of(client: MlflowClient, uri: str, name: str) -> dict[str, str]:
     names = sorted(model.name for model in client.search_registered_models())
     there = f"it has {', '.join(names)}" if names else "it has no model yet"
     raise PromoteError(f"the registry at {redacted(uri)} has no model {name!r}: {there}")
+
+
+def champion_of(uri: str, name: str, alias: str) -> str | None:
+    """The version that has the alias; None also where there is no model of the name, or no registry."""
+    if is_there(uri):
+        with suppress(PromoteError), using(uri) as client:
+            return aliases_of(client, uri, name).get(alias)
+    return None
 
 
 def _title(name: str, alias: str) -> str:

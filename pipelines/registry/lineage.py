@@ -19,9 +19,12 @@ from pydantic import ValidationError
 from rwkvfusion.infra.errors import RwkvFusionError, printable, redacted
 from rwkvfusion.infra.hashes import HEX
 from rwkvfusion.infra.pictures.encode import text_of
+from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.storage import StorageError, split_file
-from rwkvfusion.infra.tracking import using
-from rwkvfusion.model.names import HASH, MADE_BY
+from rwkvfusion.infra.tracking import TrackingError, tracking_uri, using
+from rwkvfusion.model.names import HASH, MADE_BY, SHIPPED, VERSION
+from rwkvfusion.model.shipped import with_weights
+from rwkvfusion.pipelines.registry.entry import PromoteError
 from rwkvfusion.pipelines.registry.history import aliases_of
 from rwkvfusion.pipelines.registry.rollback import reached
 from rwkvfusion.stages.dataset.dataset import Dataset
@@ -69,7 +72,8 @@ class Run:
 
     Args:
         began: UTC. commit: of the code. recipe: all of it.
-        init_sha256: of the weights that it began with, where it began with any. init_versions: those that have them.
+        init_sha256: of the weights that it began with, where it began with any. init_versions: those that have them,
+            and the model that comes with the package and has them.
         note: why something is missing.
     """
 
@@ -88,7 +92,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version that has the weights: when it was `made` (UTC), its aliases now, and its tags."""
+    """A registered version that has the weights: when it was `made` (UTC), its aliases now, and its tags.
+
+    `run`: the training; None of one that came with the package, as its tags SHIPPED and VERSION say.
+    """
 
     name: str
     version: str
@@ -100,12 +107,20 @@ class Version:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What a picture comes from: `versions` are those of `registry` that have the weights, the newest first."""
+    """What a picture comes from: `versions` are those of `registry` that have the weights, the newest first.
+
+    Args:
+        shipped: of the model with these weights that comes with the package its name, the package's version and the
+            model's `Facts`; None where there is none.
+        note: why there are no versions.
+    """
 
     picture: str
     weights_sha256: str
     registry: str
     versions: tuple[Version, ...]
+    shipped: Mapping[str, Any] | None = None
+    note: str = ""
 
 
 def lineage(picture: str, tracking: str | None = None) -> Lineage:
@@ -114,10 +129,26 @@ def lineage(picture: str, tracking: str | None = None) -> Lineage:
     A run, an artifact or a dataset that is not there any more, or cannot be reached, is told in its place.
 
     Raises:
-        LineageError: nothing there says what made it, or no version has these weights.
-        TrackingError, PromoteError: the registry cannot be reached. StorageError: there is no such file.
+        LineageError: nothing there says what made it, or neither a version nor a model that comes with the package has
+            these weights.
+        TrackingError, PromoteError: the registry cannot be reached, and no model that comes with the package has them.
+        StorageError: there is no such file.
     """
     weights = _weights_of(picture)
+    own = with_weights(weights)
+    if own is None:
+        where, versions = _versions(picture, weights, tracking)
+        return Lineage(picture, weights, redacted(where), versions)
+    facts = {"name": own.name, VERSION: package_version(), **own.facts.model_dump(mode="json")}
+    try:
+        where, versions = _versions(picture, weights, tracking)
+    except (LineageError, PromoteError, TrackingError) as error:
+        return Lineage(picture, weights, redacted(tracking_uri(tracking)), (), facts, str(error))
+    return Lineage(picture, weights, redacted(where), versions, facts)
+
+
+def _versions(picture: str, weights: str, tracking: str | None) -> tuple[str, tuple[Version, ...]]:
+    """The registry, and its versions that have the weights; errors as of `lineage`."""
     where = reached(tracking, write=False)
     with using(where) as client:
         found = _with_weights(client, weights)
@@ -128,8 +159,7 @@ def lineage(picture: str, tracking: str | None = None) -> Lineage:
             )
         aliases = {name: aliases_of(client, where, name) for name in {one.name for one in found}}
         datasets = _Datasets()
-        versions = tuple(_version(client, one, aliases[one.name], datasets) for one in found)
-    return Lineage(picture, weights, redacted(where), versions)
+        return where, tuple(_version(client, one, aliases[one.name], datasets) for one in found)
 
 
 def _with_weights(client: MlflowClient, weights: str) -> list[Any]:
@@ -181,7 +211,7 @@ def _version(client: MlflowClient, version: Any, aliases: Mapping[str, str], dat
         aliases=tuple(sorted(alias for alias, number in aliases.items() if number == str(version.version))),
         made=_when(version.creation_timestamp),
         tags=dict(version.tags),
-        run=_run(client, version.run_id, datasets) if version.run_id else None,
+        run=_run(client, version.run_id, datasets) if version.run_id and SHIPPED not in version.tags else None,
     )
 
 
@@ -201,7 +231,9 @@ def _run(client: MlflowClient, run_id: str, datasets: _Datasets) -> Run:
         urls, prints = (run.data.tags[tag].split(" ") for tag in ("datasets", "dataset_fingerprint"))
         data = dict(zip(urls, prints, strict=False))
     init = run.data.tags.get(INIT)
-    began_with = _with_weights(client, init) if init else []
+    began_with = [f"{one.name} version {one.version}" for one in (_with_weights(client, init) if init else [])]
+    if init and (own := with_weights(init)) is not None:
+        began_with.append(f"{own.name}, which comes with rwkvfusion {package_version()}")
     if run.info.lifecycle_stage != "active":
         notes.append("it is deleted")
     return Run(
@@ -213,7 +245,7 @@ def _run(client: MlflowClient, run_id: str, datasets: _Datasets) -> Run:
         commit=run.data.tags.get("commit"),
         recipe=recipe,
         init_sha256=init,
-        init_versions=tuple(f"{one.name} version {one.version}" for one in began_with),
+        init_versions=tuple(began_with),
         data=tuple(_data(data or {}, recipe or {}, datasets)),
         note="; ".join(notes),
     )
@@ -293,6 +325,11 @@ def lines(found: Lineage, *, shards: bool = False) -> Iterator[str]:
     """The lineage for a person; `shards`: each with its hash."""
     yield found.picture
     yield f"  made by weights {found.weights_sha256}"
+    if (own := found.shipped) is not None:
+        yield f"  {own['name']}, which comes with rwkvfusion {own[VERSION]}: {own['title']}"
+        yield f"    made by `{own['command']}` of {own['trained_on']}; licence of the weights: {own['licence']}"
+    if found.note:
+        yield f"  {found.note}"
     for version in found.versions:
         at = "".join(f" @{alias}" for alias in version.aliases)
         yield f"  {version.name} version {version.version}{at}, registered {version.made} at {found.registry}"
@@ -300,6 +337,9 @@ def lines(found: Lineage, *, shards: bool = False) -> Iterator[str]:
             entry, date = (version.tags.get(f"promotion.{tag}", "?") for tag in ("entry", "date"))
             why = f"`rwkvfusion promote {version.name} --why {version.version}`"
             yield f"    promotion: {verdict}, {date}, entry {entry} ({why})"
+        if SHIPPED in version.tags:
+            yield f"    came with rwkvfusion {version.tags.get(VERSION, '?')} as {version.tags[SHIPPED]}"
+            continue
         yield from (f"    {line}" for line in _run_lines(version.run, shards=shards))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rwkvfusion.infra.lease import LeaseError
 from rwkvfusion.infra.reach import reach
 from rwkvfusion.infra.storage import sha256
-from rwkvfusion.infra.tracking import SQLITE, tracking_uri, using
+from rwkvfusion.infra.tracking import is_there, tracking_uri, using
 from rwkvfusion.model.names import WEIGHTS
 from rwkvfusion.pipelines.registry.entry import Entry, PromoteError, Verdict, about, line_of
 from rwkvfusion.pipelines.registry.history import History, Turn
@@ -65,7 +65,7 @@ def why(name: str, alias: str, version: str, tracking: str | None = None) -> tup
 def reached(tracking: str | None, *, write: bool) -> str:
     """The address of the registry, which answers. PromoteError where there is none: MLflow would make an empty one."""
     where = tracking_uri(tracking)
-    if where.startswith(SQLITE) and not Path(where.removeprefix(SQLITE)).is_file():
+    if not is_there(where):
         raise PromoteError(f"there is no registry at {where}: set MLFLOW_TRACKING_URI or --tracking-uri to where it is")
     reach(where, write=write)
     return where

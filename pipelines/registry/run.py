@@ -11,9 +11,11 @@ import numpy as np
 
 from rwkvfusion.infra.reach import reach
 from rwkvfusion.infra.storage import Store
-from rwkvfusion.infra.tracking import Tracker, tracking_uri, using
+from rwkvfusion.infra.tracking import Tracker, tracking_uri
+from rwkvfusion.model import shipped
 from rwkvfusion.model.fusing.fuser import NotFiniteError
 from rwkvfusion.model.metrics.table import VERSION
+from rwkvfusion.model.shipped import Shipped
 from rwkvfusion.pipelines import console
 from rwkvfusion.pipelines.console import phase
 from rwkvfusion.pipelines.evaluate.report.findings import parts_of
@@ -22,10 +24,11 @@ from rwkvfusion.pipelines.fuse.run import open_model
 from rwkvfusion.pipelines.registry import checks, report
 from rwkvfusion.pipelines.registry.entry import Entry, PromoteError, Step, Verdict, withdrawn_by
 from rwkvfusion.pipelines.registry.gate import Decision, Findings, decide
-from rwkvfusion.pipelines.registry.history import History, Turn, aliases_of
+from rwkvfusion.pipelines.registry.history import History, Turn, champion_of
 from rwkvfusion.pipelines.registry.recipe import CANDIDATE, CHAMPION, PromoteRecipe
 from rwkvfusion.pipelines.registry.report import Judged
 from rwkvfusion.pipelines.registry.scoring import PinnedSet, open_champion, open_sets, score
+from rwkvfusion.pipelines.registry.shipped import register, version_of
 from rwkvfusion.stages.dataset.sample import Sample
 
 Say = Callable[[str], None]
@@ -36,7 +39,8 @@ class Promotion:
     """What came of a call.
 
     Args:
-        name: the registered model. alias: the champion's. version: the candidate.
+        name: the registered model. alias: the champion's. version: the candidate; of a shipped model that a dry run
+            does not register, its name.
         before, after: version with the champion's alias before and after the call; None where there is none.
         verdict, reasons: see `Decision`; of a candidate that is the champion already, of the entry that made it so.
         entry: its number in the history; None of a dry run.
@@ -67,6 +71,7 @@ def promote(
     recipe: PromoteRecipe,
     *,
     version: str | None = None,
+    model: str | None = None,
     again: bool = True,
     dry_run: bool = False,
     report_url: str | None = None,
@@ -79,6 +84,8 @@ def promote(
 
     Args:
         version: to judge; None: the one with the candidate's alias.
+        model: NAME of a model that comes with the package, to judge instead: it becomes a version with the candidate's
+            alias first (by a dry run it does not).
         again: judge it even where this recipe has judged it against the same champion, by today's metrics; otherwise
             what the history says of that is the answer.
         dry_run: moves nothing and writes no history.
@@ -91,15 +98,19 @@ def promote(
     """
     where = tracking_uri(tracking)
     reach(where, write=not dry_run, say=say)
-    which = f"@{recipe.candidate}" if version is None else f"/{version}"
-    candidate = open_model(f"models:/{recipe.name}{which}", tracking=where)
-    sets = open_sets(recipe, pinned=not dry_run)
-    version = str(candidate.source.version)
+    if model is None:
+        which = f"@{recipe.candidate}" if version is None else f"/{version}"
+        candidate = open_model(f"models:/{recipe.name}{which}", tracking=where)
+        sets = open_sets(recipe, pinned=not dry_run)
+    else:
+        own = shipped.get(model)
+        sets = open_sets(recipe, pinned=not dry_run)
+        candidate = _candidate(own, recipe, sets, where, dry_run=dry_run)
+    version = candidate.source.version or candidate.source.uri
     if dry_run:
         for name, one in sets.items():
             say(f"sets.{name}.fingerprint is {one.fingerprint}")
-        with using(where) as client:
-            before = aliases_of(client, where, recipe.name).get(recipe.champion)
+        before = champion_of(where, recipe.name, recipe.champion)
         if before == version:
             return _standing(recipe, version, None, dry_run=True)
         with _place(report_url) as store:
@@ -144,6 +155,22 @@ def promote(
             )  # fmt: skip
     promotion = _promotion(recipe, version, before, judged, report_url or folder, dry_run=False)
     return replace(promotion, entry=entry.number)
+
+
+def _candidate(own: Shipped, recipe: PromoteRecipe, sets: dict[str, PinnedSet], where: str, *, dry_run: bool) -> Model:
+    """A model that comes with the package as the candidate: the version that it is or becomes, or only its files."""
+    task = next(iter(sets.values())).selected.task
+    if own.facts.task != task:
+        raise PromoteError(f"{own.name} is a model for {own.facts.task}, and the recipe's sets are of {task}")
+    if dry_run:
+        version = version_of(own, recipe.name, where)
+    else:
+        sample = next(iter(next(iter(sets.values())).selected.dataset.select(limit=1).samples()))
+        # One that does not fit shall not become the candidate.
+        open_model(own.name).fuser.fuse_sample(sample)
+        with phase("registering the model"):
+            version = register(own, recipe.name, recipe.candidate, sample, where)
+    return open_model(own.name if version is None else f"models:/{recipe.name}/{version}", tracking=where)
 
 
 def _judge(

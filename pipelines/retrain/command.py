@@ -20,7 +20,8 @@ def retrain(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     RECIPE has those of prepare (by any names), train and promote; each may name a recipe of that command and lay its
     own settings on top. Does nothing, and starts no Ray, where the same settings were trained and judged on the same
     data before. One that died is gone on with by the same command, at any point; of two at once one works, and the
-    other fails soon. A training starts from @champion (init: champion) or from random weights (init: scratch).
+    other fails soon. A training starts from @champion (init: champion), from random weights (init: scratch) or from a
+    model that comes with the package (init: vif).
 
     Prints one line. A webhook, of the recipe or RWKVFUSION_WEBHOOK, gets it too, as JSON (text, end, version, ...),
     unless nothing was new.

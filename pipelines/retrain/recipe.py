@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from rwkvfusion.model import shipped
+from rwkvfusion.model.names import CHAMPION
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.recipe import on_top
 from rwkvfusion.pipelines.registry.recipe import PromoteRecipe
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
+
+SCRATCH = "scratch"
 
 
 class RetrainRecipe(BaseModel):
@@ -25,8 +29,10 @@ class RetrainRecipe(BaseModel):
     )
     train: TrainRecipe
     promote: PromoteRecipe
-    init: Literal["champion", "scratch"] = Field(
-        default="champion", description="weights that a training starts from; champion: scratch where there is none"
+    init: str = Field(
+        default=CHAMPION,
+        description="weights that a training starts from: champion (scratch where there is none), scratch, or the NAME"
+        " of a model that comes with the package",
     )
     state: str = Field(
         default="out/retrain", description="folder or URL; what is known of the last time goes into {state}/{name}"
@@ -45,10 +51,17 @@ class RetrainRecipe(BaseModel):
     def _each_on_top(cls, parts: Any) -> Any:
         return {name: on_top(part) for name, part in parts.items()} if isinstance(parts, dict) else parts
 
+    @field_validator("init")
+    @classmethod
+    def _known(cls, init: str) -> str:
+        if init not in (known := [CHAMPION, SCRATCH, *shipped.shipped()]):
+            raise ValueError(f"{init} is none of {', '.join(known)}")
+        return init
+
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.train.init is not None:
-            raise ValueError("train.init: here `init` says what a training starts from: champion or scratch")
+            raise ValueError("train.init: here `init` says what a training starts from")
         if self.train.register_as.name not in (None, self.promote.name):
             raise ValueError(
                 f"train.register.name is {self.train.register_as.name}, and promote.name is {self.promote.name}"

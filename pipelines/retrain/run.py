@@ -13,7 +13,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
@@ -23,7 +22,8 @@ from rwkvfusion.infra.errors import RwkvFusionError, redacted
 from rwkvfusion.infra.lease import Lease, LeaseError
 from rwkvfusion.infra.reach import reach
 from rwkvfusion.infra.storage import MissingError, Store, sha256
-from rwkvfusion.infra.tracking import tracking_uri, using
+from rwkvfusion.infra.tracking import tracking_uri
+from rwkvfusion.model.names import CHAMPION
 from rwkvfusion.pipelines import console
 from rwkvfusion.pipelines.console import Bar
 from rwkvfusion.pipelines.prepare.plan import plan_job
@@ -32,11 +32,11 @@ from rwkvfusion.pipelines.prepare.report import outcome_lines, plan_lines, swapp
 from rwkvfusion.pipelines.prepare.run import prepare
 from rwkvfusion.pipelines.ray_job import check_output, check_tracking
 from rwkvfusion.pipelines.recipe import RecipeError
-from rwkvfusion.pipelines.registry.entry import PromoteError, Verdict
-from rwkvfusion.pipelines.registry.history import aliases_of
+from rwkvfusion.pipelines.registry.entry import Verdict
+from rwkvfusion.pipelines.registry.history import champion_of
 from rwkvfusion.pipelines.registry.run import promote
 from rwkvfusion.pipelines.registry.scoring import open_sets
-from rwkvfusion.pipelines.retrain.recipe import RetrainRecipe
+from rwkvfusion.pipelines.retrain.recipe import SCRATCH, RetrainRecipe
 from rwkvfusion.pipelines.retrain.webhook import post
 from rwkvfusion.pipelines.train.plan import settings_of
 from rwkvfusion.pipelines.train.run import train
@@ -200,8 +200,9 @@ class _Cycle(BaseModel):
 
     def init(self, recipe: RetrainRecipe) -> str | None:
         """The URI of the weights that the training starts from."""
-        is_warm = recipe.init == "champion" and self.champion is not None
-        return f"models:/{recipe.promote.name}/{self.champion}" if is_warm else None
+        if recipe.init == CHAMPION and self.champion is not None:
+            return f"models:/{recipe.promote.name}/{self.champion}"
+        return recipe.init if recipe.init not in (CHAMPION, SCRATCH) else None
 
 
 def _cycle(recipe: RetrainRecipe, store: Store, where: str) -> _Cycle:
@@ -218,16 +219,10 @@ def _cycle(recipe: RetrainRecipe, store: Store, where: str) -> _Cycle:
         before = None
     if before is not None and before.training == digest:
         return before
-    cycle = _Cycle(training=digest, champion=_champion(recipe, where))
+    champion = champion_of(where, recipe.promote.name, recipe.promote.champion)
+    cycle = _Cycle(training=digest, champion=champion)
     store.write(CYCLE, cycle.model_dump_json(indent=1).encode())
     return cycle
-
-
-def _champion(recipe: RetrainRecipe, where: str) -> str | None:
-    """The version in use; None also where there is no model of the name yet."""
-    with suppress(PromoteError), using(where) as client:
-        return aliases_of(client, where, recipe.promote.name).get(recipe.promote.champion)
-    return None
 
 
 def _check_places(recipe: RetrainRecipe, webhook: str | None) -> None:

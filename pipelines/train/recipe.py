@@ -145,8 +145,8 @@ class TrainRecipe(_Group):
     optim: OptimConfig = OptimConfig()
     init: str | None = Field(
         default=None,
-        description="weights to start from: a registered model (models:/NAME@ALIAS), the folder of a model or of a"
-        " checkpoint, of the same network",
+        description="weights to start from: a registered model (models:/NAME@ALIAS), the NAME of one that comes with"
+        " the package, the folder of a model or of a checkpoint, of the same network",
     )
     steps: int = Field(default=20_000, ge=1, description="optimiser steps in all")
     checkpoint_every: int = Field(default=500, ge=1, description="steps; a multiple of log_every")

@@ -1,4 +1,5 @@
-"""Weights that a training starts from: of a registered model, of a model's folder, or of a checkpoint."""
+"""Weights that a training starts from: of a model that is registered, comes with the package or is a folder, or of a
+checkpoint."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from rwkvfusion.infra.storage import MissingError, Store, sha256
+from rwkvfusion.model import shipped
 from rwkvfusion.model.fusing.fuser import Fuser, FuserError
 from rwkvfusion.model.network.config import NetworkConfig
 from rwkvfusion.model.network.network import RWKVFusion
@@ -30,7 +32,8 @@ def read_init(recipe: TrainRecipe, network: NetworkConfig, say: Callable[[str], 
     """
     if recipe.init is None:
         return {}
-    store = Store(recipe.init) if not recipe.init.startswith(("models:/", "runs:/")) else None
+    is_model = recipe.init.startswith(("models:/", "runs:/")) or shipped.find(recipe.init) is not None
+    store = None if is_model else Store(recipe.init)
     if store is not None and store.exists(STATE):
         weights, config = _of_checkpoint(store)
     else:

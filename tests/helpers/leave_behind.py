@@ -107,9 +107,10 @@ def main(out: Path) -> None:
     train_killed()
     facts["loss"] = losses(facts["trained"]["street"]["run_id"])
     vi, ir = "raw/street/test/vi/7n.png", "raw/street/test/ir/7n.png"
-    run("fuse", "--model", "models:/rwkvfusion-vif@candidate", vi, ir, "-o", "fused/pair.png")
+    vif = ["--model", "models:/rwkvfusion-vif@candidate"]
+    run("fuse", *vif, vi, ir, "-o", "fused/pair.png")
     run("fuse", "--model", "models:/rwkvfusion-vif/1", "--guidance", "builtin", vi, ir, "-o", "fused/guided.png")
-    run("fuse", "--dataset", "sets/msrs", "--split", "test", "-o", "fused/set")
+    run("fuse", *vif, "--dataset", "sets/msrs", "--split", "test", "-o", "fused/set")
     pan, ms = "raw/town/town_pan.tif", "raw/town/town_ms.tif"
     run("fuse", "--model", "models:/rwkvfusion-pansharpening@candidate", pan, ms, "-o", "fused/town.tif")
     subprocess.run([sys.executable, "-c", PREDICT, vi, ir], check=True)

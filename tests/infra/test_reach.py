@@ -117,7 +117,7 @@ def test_a_database_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["fuse", "a.png", "b.png", "-o", "o.png"],
+        ["fuse", "--model", "models:/x/1", "a.png", "b.png", "-o", "o.png"],
         ["evaluate", "--dataset", "URL", "--model", "models:/x/1"],
         ["train", "train_vif_small", "--set", "data.url=URL"],
     ],

@@ -188,7 +188,17 @@ def test_commands_that_fail_and_that_do_not_tell_no_secret(tmp_path: Path) -> No
         ["prepare", "vif", *source, "--set", f"output=s3://AKIA:{SECRET}@bucket/out"],
         ["prepare", "vif", *source, "--set", "output=s3://bucket/out", "--set", "storage.give_up_seconds=1"],
         ["train", "train_vif_small", "--set", f"data.url=https://me:{PASSWORD}@127.0.0.1:9/data"],
-        ["fuse", "--tracking-uri", f"http://me:{PASSWORD}@127.0.0.1:9", "a.png", "b.png", "-o", str(out / "x.png")],
+        [
+            "fuse",
+            "--model",
+            "models:/x@y",
+            "--tracking-uri",
+            f"http://me:{PASSWORD}@127.0.0.1:9",
+            "a.png",
+            "b.png",
+            "-o",
+            str(out / "x.png"),
+        ],
         ["prepare", "vif", *source, "--set", f"output={out}", "--dry-run"],
     ]
     # What is said of an MLflow that is not there does not depend on how long it is waited for.

@@ -19,6 +19,8 @@ def test_nothing_of_the_command_line_or_of_training_comes_along(tmp_path: Path) 
     names = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
     assert {"__init__.py", "py.typed", "model/registry/__init__.py", "model/fusing/fuser.py"} <= names
     assert not [name for name in names if name.startswith(("pipelines", "model/training", "stages/source"))]
+    # Of the models that come with the package none does.
+    assert [name for name in names if name.startswith("model/shipped")] == ["model/shipped/__init__.py"]
     assert sum(path.stat().st_size for path in package.rglob("*.py")) < 2**20
 
 

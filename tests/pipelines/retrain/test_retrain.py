@@ -20,17 +20,25 @@ import yaml
 from click.testing import CliRunner
 from made_datasets import write_dataset
 from made_retraining import NAME, half, recipe, write_halves, write_recipe
+from made_shipped import ROOT, ship
 from mlflow import MlflowClient
 from retrain_killed import POINTS
 
 from rwkvfusion.infra.lease import LeaseError
+from rwkvfusion.infra.storage import sha256
+from rwkvfusion.model.names import WEIGHTS
+from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.recipe import RecipeError, load_recipe
 from rwkvfusion.pipelines.registry.history import History
 from rwkvfusion.pipelines.retrain import run
 from rwkvfusion.pipelines.retrain.recipe import RetrainRecipe
 from rwkvfusion.pipelines.retrain.run import End, RetrainError, Retraining, retrain
+from rwkvfusion.pipelines.train.build import make_fuser
+from rwkvfusion.pipelines.train.plan import plan_training
+from rwkvfusion.pipelines.train.recipe import TrainRecipe
 from rwkvfusion.stages.dataset.dataset import Dataset
+from rwkvfusion.stages.dataset.origin import INIT
 
 KILLED = Path(__file__).parents[2] / "helpers" / "retrain_killed.py"
 
@@ -175,6 +183,21 @@ def test_of_two_at_once_the_second_fails_soon_and_says_who_works(
     assert len(ends) == 1
 
 
+@pytest.mark.slow
+def test_a_training_starts_from_a_model_that_comes_with_the_package(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = held_already(tmp_path, range(100, 108)) | {"init": "vif", "prepare": {}}
+    values["train"] |= {"steps": 2, "checkpoint_every": 2}
+    write_dataset(tmp_path / "out/grow", [[half(seed) for seed in range(4)]])
+    plan = plan_training(TrainRecipe.model_validate(values["train"]))
+    made = ship(tmp_path / "package", "vif", make_fuser(plan, RWKVFusion(plan.network)))
+    monkeypatch.setattr(ROOT, tmp_path / "package")
+    found = retrain(RetrainRecipe.model_validate(values), say=lambda _: None)
+    tags = MlflowClient(values["train"]["tracking"]["uri"]).get_run(found.run_id).data.tags
+    assert (found.trained, tags[INIT]) == (True, sha256((made / WEIGHTS).read_bytes()))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -182,7 +205,7 @@ def test_of_two_at_once_the_second_fails_soon_and_says_who_works(
         ("train.register={name: other}", "train.register.name is other, and promote.name is rwkvfusion-vif"),
         ("promote.recipe=promote_fiv.yaml", "Did you mean promote_vif.yaml?"),
         ("prepare.grow.sauce=1", "unknown key 'prepare.grow.sauce', did you mean 'prepare.grow.source'?"),
-        ("init=champ", "init"),
+        ("init=champ", "init: champ is none of champion, scratch"),
     ],
 )
 def test_recipes_that_do_not_fit_are_refused_with_words(tmp_path: Path, settings: str, words: str) -> None:

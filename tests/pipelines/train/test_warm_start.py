@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 from made_datasets import pairs, write_dataset
+from made_shipped import ROOT, ship
 from mlflow import MlflowClient
+from safetensors.torch import load_file
 from torch import Tensor
 
+from rwkvfusion.infra.storage import sha256
 from rwkvfusion.infra.tracking import start_run
-from rwkvfusion.model.names import HASH
+from rwkvfusion.model.names import HASH, WEIGHTS
 from rwkvfusion.model.registry.registry import log_and_register
 from rwkvfusion.model.training.trainer import Trainer
 from rwkvfusion.pipelines.recipe import RecipeError
@@ -78,6 +81,27 @@ def test_a_model_is_gone_on_from_by_its_name_and_by_its_folder(url: str, tmp_pat
     warm = open_job(plan_training(recipe(tmp_path, url, init="models:/mine@champion"))).run
     assert client.get_run(warm.run_id).data.tags[INIT] == client.get_model_version("mine", "1").tags[HASH]
     assert plan_training(recipe(tmp_path, url, init=str(tmp_path / "model"))).name != plan.name
+
+
+def test_a_model_that_comes_with_the_package_is_gone_on_from_by_its_name(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = recipe(tmp_path, url)
+    plan, trainer = plan_training(given), trained(given)
+    made = ship(tmp_path / "package", "vif", make_fuser(plan, trainer.network))
+    monkeypatch.setattr(ROOT, tmp_path / "package")
+    monkeypatch.chdir(tmp_path)
+    # A checkpoint of that name is another's.
+    trainer.step(plan.loader(0, 1).batch(3))
+    trainer.save(tmp_path / "vif")
+    warm = recipe(tmp_path, url, init="vif")
+    assert same(started(warm), load_file(made / WEIGHTS))
+    run = open_job(plan_training(warm)).run
+    tags = MlflowClient(run.uri, run.uri).get_run(run.run_id).data.tags
+    assert tags[INIT] == sha256((made / WEIGHTS).read_bytes())
+    wide = recipe(tmp_path, url, init="vif", network={"width": 16, "levels": [1], "channel_factors": [1]})
+    with pytest.raises(RecipeError, match="init: the network of vif is another: width is 8, here 16; set network as"):
+        plan_training(wide)
 
 
 def test_a_checkpoint_is_gone_on_from_by_its_averaged_weights_the_best_where_there_are_any(

@@ -124,7 +124,7 @@ def _answers(way: str, folder: str, seconds: str, *files: str) -> Iterator[dict[
     p50, p95 = map(float, np.percentile(times, [50, 95]))
     yield {
         "p50": p50, "p95": p95, "calls": len(times), "peak": _peak(), "threads": torch.get_num_threads(),
-        "processor": _processor(),
+        "processor": processor(),
     }  # fmt: skip
 
 
@@ -134,7 +134,8 @@ def _peak() -> int | None:
     return None if kilobytes is None else 1024 * int(kilobytes.split()[0])
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's CPU."""
     return _after(_CPUS, "model name\t:") or platform.processor() or platform.machine()
 
 

@@ -56,6 +56,9 @@ class Facts(_Group):
     scores: dict[str, dict[str, Score]] = Field(
         min_length=1, description="by the name of a set of pairs that it was not trained on, and by metric"
     )
+    trivial: dict[str, dict[str, dict[str, Score]]] = Field(
+        default={}, description="the same of the trivial answers: by set, by their name and by metric"
+    )
     seconds: float = Field(gt=0, description="of a picture of 640x480 on one thread, without the start")
     machine: str = Field(description="that the seconds were measured on")
     command: str = Field(description="that makes the weights anew")

@@ -46,6 +46,8 @@ def lines(found: Listed, width: int) -> Iterator[str]:
     for where in dict.fromkeys(where for one in facts.values() for where in one.scores):
         yield ""
         scores = {name: one.scores[where] for name, one in facts.items() if where in one.scores}
+        # They are of the pairs alone, and so the same of all models.
+        scores |= next(one.trivial.get(where, {}) for one in facts.values() if where in one.scores)
         yield from _score_lines(where, scores, width)
     for name, one in facts.items():
         yield ""

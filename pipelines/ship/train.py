@@ -54,7 +54,19 @@ class Recipe:
     drop_guidance: float = 0.1
     simulate: float = 0.0
     """Part of the crops whose sources are made of the target, or of a picture that is alone: see `SIMULATIONS`."""
+    stops: tuple[float, float, float] = (1.5, 3.5, 3.0)
+    """Of exposures that are made: deviation of the light at most, and by how much they are darker and brighter."""
+    uneven: float = 0.0
+    """By how much sources that are made of one picture differ in level and noise, of those of `SIMULATIONS` that can:
+    which of them is in focus then counts where there is nothing to see, too."""
     seed: int = 0
+    after: str | None = None
+    """The recipe whose averaged weights it begins with."""
+
+    def amount(self, parts: np.ndarray) -> np.ndarray:
+        """(B, 4) in 0-1 as `SIMULATIONS` take it: those of exposures in stops."""
+        scales = (*self.stops, 1.0) if self.task == "mef" else (1.0,) * 4
+        return (parts * scales).astype(np.float32)
 
 
 RECIPES = {
@@ -63,6 +75,16 @@ RECIPES = {
     "mif": Recipe("mif"),
     "mef": Recipe("mef", simulate=1.0),
     "mff": Recipe("mff", simulate=0.5),
+    "mef-after": Recipe(
+        "mef",
+        loss={"ssim7": 5.0, "qabf": 3.0, "vif": 1.5, "qcb": 0.0},
+        simulate=1.0,
+        stops=(2.5, 4.5, 3.5),
+        after="mef",
+    ),
+    "mff-after": Recipe("mff", simulate=0.5, uneven=1.0, after="mff"),
+    "vif-after": Recipe("vif", after="vif"),
+    "mif-after": Recipe("mif", after="mif"),
 }
 MOMENTS = 10
 """How often the samples that are held out are looked at, and the averaged weights of then kept."""
@@ -127,9 +149,15 @@ class Pictures:
             "table": table,
             "tokens": np.where(no_text, 0, self.tokens[chosen]),
             "simulated": rng.random((n, 1, 1, 1)) < recipe.simulate,
-            "amount": rng.random((n, 4)).astype(np.float32),
+            "amount": recipe.amount(rng.random((n, 4))),
             "field": rng.standard_normal((n, 1, 4, 4)).astype(np.float32),
-        }
+        } | ({"grain": self._grain(recipe, rng)} if recipe.uneven else {})
+
+    def _grain(self, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+        """(B, 2, H, W) by which two sources of a batch differ: noise of up to 2 grey levels, and a level of up to 3."""
+        noise = rng.standard_normal((recipe.batch, 2, self.crop, self.crop)) * rng.random((recipe.batch, 1, 1, 1)) * 2
+        level = rng.uniform(-3, 3, (recipe.batch, 2, 1, 1))
+        return (recipe.uneven * (noise + level) / 255).astype(np.float32)
 
     def batch(self, drawn: dict[str, Tensor]) -> tuple[list[Tensor], Tensor | None, Tensor, Tensor, Tensor]:
         """Images, target, mask, text and which of its tokens are real: of what `draw` drew."""
@@ -156,9 +184,9 @@ class Pictures:
             images, target = self._split(torch.cat(planes, dim=1))
             if len(images) < self.n_images:
                 rng = np.random.default_rng([recipe.seed, 3, number])
-                drawn = rng.random((1, 4)).astype(np.float32), rng.standard_normal((1, 1, 4, 4)).astype(np.float32)
+                drawn = recipe.amount(rng.random((1, 4))), rng.standard_normal((1, 1, 4, 4)).astype(np.float32)
                 amount, field_ = (torch.from_numpy(one).to(self.device) for one in drawn)
-                images = SIMULATIONS[recipe.task](images[0], amount, field_)
+                images, _ = SIMULATIONS[recipe.task](images[0], amount, field_, torch.zeros_like(planes[0]))
             yield images, target
 
     def _split(self, planes: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -166,33 +194,39 @@ class Pictures:
         return images, planes[:, self.n_images :] if planes.shape[1] > self.n_images else None
 
 
-def exposures(picture: Tensor, amount: Tensor, field_: Tensor) -> list[Tensor]:
+def exposures(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) -> tuple[list[Tensor], Tensor]:
     """Two exposures of one picture (B, 1, H, W) under another light, too dark and too bright, each of 8 bits.
 
     Args:
         picture: in 0-1, taken for a scene by a gamma of 2.2.
-        amount: (B, 4) in 0-1: by how much the light varies, how dark, how bright, how steep the camera's curve is.
+        amount: (B, 4): in stops how much the light varies, how dark and how bright; how steep the curve is, in 0-1.
         field_: (B, 1, 4, 4), normal: the light that is laid over the picture, in stops.
+        grain: nothing comes of it.
     """
     uneven, dark, bright, curve = (part[:, None, None, None] for part in amount.unbind(1))
-    scene = picture**2.2 * torch.exp2(1.5 * uneven * _stretched(field_, picture))
+    scene = picture**2.2 * torch.exp2(uneven * _stretched(field_, picture))
     power = 1 / (1.8 + 0.8 * curve)
-    shots = (scene * torch.exp2(-0.5 - 3.5 * dark), scene * torch.exp2(0.5 + 3.0 * bright))
-    return [_rounded(shot.clamp(1e-6, 1) ** power) for shot in shots]
+    shots = (scene * torch.exp2(-0.5 - dark), scene * torch.exp2(0.5 + bright))
+    return [_rounded(shot.clamp(1e-6, 1) ** power) for shot in shots], grain[:, :1]
 
 
-def focus(picture: Tensor, amount: Tensor, field_: Tensor) -> list[Tensor]:
-    """Two pictures of 8 bits, each out of focus where the other is sharp, made of a sharp one (B, 1, H, W) in 0-1.
+def focus(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Two pictures of 8 bits, each out of focus where the other is sharp, and the grain of the sharp one of them.
 
     Args:
-        picture: in 0-1.
+        picture: (B, 1, H, W) in 0-1, sharp.
         amount: (B, 4) in 0-1: how far each is out of focus, how hard the border is; the last is not used.
         field_: (B, 1, 4, 4), normal: the first is sharp where it is above 0.
+        grain: (B, 2, H, W) that is added to the two.
     """
     near, far, hard, _ = amount.unbind(1)
     share = torch.sigmoid(_stretched(field_, picture) * (4 * 50 ** hard[:, None, None, None]))
     soft = [_out_of_focus(picture, 0.5 * 12**one) for one in (near, far)]
-    return [_rounded(torch.lerp(soft[0], picture, share)), _rounded(torch.lerp(picture, soft[1], share))]
+    pictures = torch.lerp(soft[0], picture, share), torch.lerp(picture, soft[1], share)
+    first, second = grain[:, :1], grain[:, 1:]
+    return [_rounded(one + own) for one, own in zip(pictures, (first, second), strict=True)], torch.lerp(
+        second, first, share
+    )
 
 
 SIMULATIONS = {"mef": exposures, "mff": focus}
@@ -285,7 +319,11 @@ class Training:
         images, target, mask, text, real = self.pictures.batch(self._drawn)
         if self.recipe.simulate:
             sharp = images[0] if target is None else target
-            made = SIMULATIONS[self.recipe.task](sharp, self._drawn["amount"], self._drawn["field"])
+            made, grain = SIMULATIONS[self.recipe.task](
+                sharp, self._drawn["amount"], self._drawn["field"], self._grain()
+            )
+            if target is not None:
+                target = torch.where(self._drawn["simulated"], target + grain, target)
             images = [
                 torch.where(self._drawn["simulated"], one, images[min(i, len(images) - 1)])
                 for i, one in enumerate(made)
@@ -303,6 +341,9 @@ class Training:
             if parameter.grad is not None:
                 parameter.grad.nan_to_num_(0, 0, 0)
         return {"loss": loss.detach(), **terms}
+
+    def _grain(self) -> Tensor:
+        return self._drawn.get("grain", torch.zeros((), device=self.device).expand(1, 2, 1, 1))
 
     def _capture(self) -> None:
         """Record the step up to its gradients: replayed, its many small kernels wait for nothing."""
@@ -359,6 +400,14 @@ class Training:
                 **{key: value.detach().cpu().numpy() for key, value in arrays.items()},
             )
         part.replace(self.folder / f"{self.name}.npz")
+
+    def begin_with(self, path: Path) -> None:
+        """Take the averaged weights of another training of the same network."""
+        state, groups = load(path)
+        if state["name"] != self.recipe.after:
+            raise SystemExit(f"{path} is of {state['name']}, {self.name} begins with {self.recipe.after}")
+        self.network.load_state_dict({name: torch.from_numpy(value) for name, value in groups["ema"].items()})
+        self.ema = self._on_device(groups["ema"])
 
     def resume(self) -> None:
         """Go on from the checkpoint in the folder, where there is one."""
@@ -451,6 +500,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="limit of steps; without, the learning rate falls with time")
     parser.add_argument("--batch", type=int, help="crops a step, where not the recipe's")
     parser.add_argument("--crop", type=int, help="their side in pixels, where not the recipe's")
+    parser.add_argument("--init", type=Path, help="checkpoint of the recipe that this one comes after")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=NUMBER", help="weights of the loss, to try")
+    parser.add_argument("--lr", type=float, help="highest learning rate, where not the recipe's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -458,13 +510,21 @@ def main() -> int:
     if given.steps is None and math.isinf(given.seconds):
         parser.error("give --seconds or --steps")
     recipe = replace(RECIPES[given.name], seed=given.seed)
-    recipe = replace(recipe, batch=given.batch or recipe.batch, crop=given.crop or recipe.crop)
+    recipe = replace(
+        recipe, batch=given.batch or recipe.batch, crop=given.crop or recipe.crop, lr=given.lr or recipe.lr
+    )
+    changed = {name: float(value) for name, _, value in (one.partition("=") for one in given.set)}
+    recipe = replace(recipe, loss=recipe.loss | changed)
+    if bool(recipe.after) != bool(given.init):
+        parser.error(f"{given.name} begins with {recipe.after or 'nothing'}: give --init its checkpoint, or none")
     torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
     pack = read(given.pack)
     if pack.task != recipe.task:
         parser.error(f"{given.pack} is of {pack.task}, {given.name} of {recipe.task}")
     training = Training(given.name, recipe, pack, torch.device(given.device), given.out)
+    if given.init:
+        training.begin_with(given.init)
     if training.pictures.left_out:
         print(f"{training.pictures.left_out} samples are smaller than a crop, and left out")
     run(training, given.seconds, given.steps)

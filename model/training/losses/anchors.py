@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rwkvfusion.model.training.losses.filters import edges, spread, uniform
+from rwkvfusion.model.training.losses.filters import edges, gaussian, spread, uniform
 
 # Weight of a source without any edge: of such all weigh the same.
 _LEAST = 1e-20
@@ -29,8 +29,8 @@ _SLOWLY = 4
 _SHARP = 9
 _CHOICE = 4
 # Of "exposed": the window above which light is coarse, that of the local energy, and the share of the brighter source.
-_COARSE = 9
-_FINE = 5
+_COARSE = 17
+_FINE = 17
 _BRIGHTER = 0.75
 
 
@@ -59,9 +59,9 @@ def exposed(sources: Tensor) -> Tensor:
 
     Coarse light is taken from all of them everywhere: a choice by place turns light and dark around.
     """
-    coarse = spread(sources, uniform(_COARSE))
-    fine = sources - coarse
-    return torch.lerp(coarse.amin(0), coarse.amax(0), _BRIGHTER) + _mean(fine, spread(fine.square(), uniform(_FINE)))
+    coarse = spread(sources, gaussian(_COARSE, _COARSE / 4))
+    detail = _mean(sources - coarse, spread(_energy(sources), uniform(_FINE)))
+    return torch.lerp(coarse.amin(0), coarse.amax(0), _BRIGHTER) + detail
 
 
 def _energy(sources: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from rwkvfusion.model.detection.boxes import Array, Boxes
 from rwkvfusion.model.detection.detector import MULTIPLE, STRIDE, Detector
@@ -67,7 +67,7 @@ def train(
         torch.manual_seed(seed)
         detector = Detector(n_classes)
     detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has it
-    average = AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE))
+    average = AveragedModel(detector, avg_fn=_averaged)
     optimiser = torch.optim.AdamW(detector.parameters(), lr=_RATE, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / steps))
     drawn = _draw(len(pairs), len(views), random)
@@ -94,6 +94,11 @@ def train(
 def _rate(part: float) -> float:
     """The learning rate, in parts of the highest, when `part` of the steps are done."""
     return min(1.0, part / _WARM + 0.01) * (0.5 + 0.5 * math.cos(math.pi * min(part, 1.0)))
+
+
+def _averaged(average: Tensor, now: Tensor, n: Tensor | int) -> Tensor:
+    """The running average of weights after `n` others: over as many steps as a tenth of these, until that is 500."""
+    return average + (now - average) * max(1 - _AVERAGE, 10 / (int(n) + 10))
 
 
 def _draw(n_pairs: int, n_views: int, random: np.random.Generator) -> Iterator[tuple[int, int]]:

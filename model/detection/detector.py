@@ -1,7 +1,6 @@
 """A small detector: a heatmap of the centres of each class, and the box around each (CenterNet, Zhou et al. 2019).
 
-It sees luma alone. About 0.3 M parameters: 3x3 convolutions down to stride 32 and back up to 4, GroupNorm, so that it
-does the same in training and in use, whichever view it is given.
+It sees luma alone. About 0.6 M parameters: 3x3 convolutions down to stride 32 and back up to 4.
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ STRIDE = 4
 MULTIPLE = 32
 """Of which the sides of what the network sees are multiples."""
 
+# Channels at strides 2, 4, 8, 16, 32, and the residual convolutions from 4 on: where they cost little and see far.
 _WIDTHS = (16, 24, 48, 80, 80)
-_NORM_GROUP = 8
+_RESIDUALS = (0, 1, 2, 2)
 _MOST = 50
 _LEAST_SCORE = 0.02
 _ALIKE = 0.5
@@ -53,7 +53,10 @@ class Detector(nn.Module):
         first, *others = _WIDTHS
         self.stem = _conv(1, first, stride=2)
         sizes = list(zip(_WIDTHS, others, strict=False))
-        self.down = nn.ModuleList(nn.Sequential(_conv(i, o, stride=2), _conv(o, o)) for i, o in sizes)
+        self.down = nn.ModuleList(
+            nn.Sequential(_conv(i, o, stride=2), _conv(o, o), *(_Residual(o) for _ in range(n)))
+            for (i, o), n in zip(sizes, _RESIDUALS, strict=True)
+        )
         self.across = nn.ModuleList(_conv(o, i, side=1) for i, o in sizes[1:])
         self.up = nn.ModuleList(_conv(i, i) for i, _ in sizes[1:])
         width = others[0]
@@ -77,9 +80,19 @@ class Detector(nn.Module):
         return out
 
 
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = _conv(width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = features + self.conv(features)
+        return out
+
+
 def _conv(inputs: int, outputs: int, stride: int = 1, side: int = 3) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False)
-    return nn.Sequential(conv, nn.GroupNorm(outputs // _NORM_GROUP, outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 @dataclass(frozen=True)
@@ -113,12 +126,16 @@ def detect(detector: Detector, luma: npt.NDArray[np.uint8]) -> Detections:
 
 
 def _decoded(out: Tensor, cells: Tensor) -> Array:
-    """The boxes (..., 4) that `out` (4, h, w) has at flat `cells` (...)."""
-    x, y = cells % out.shape[2], cells // out.shape[2]
-    dx, dy, log_w, log_h = (plane.flatten()[cells] for plane in out)
-    centre = torch.stack([x + 0.5 + dx, y + 0.5 + dy], dim=-1)
-    half = torch.stack([log_w, log_h], dim=-1).clamp(-3, 6).exp() / 2
-    return (torch.cat([centre - half, centre + half], dim=-1) * STRIDE).double().numpy()
+    """The boxes (n, k, 4) that `out` (4, h, w) has at flat `cells` (n, k)."""
+    middle = torch.stack([cells % out.shape[2], cells // out.shape[2]], dim=-1) + 0.5
+    corners = relative(out[None])[0].flatten(1)[:, cells].movedim(0, -1)
+    return ((corners + middle.repeat(1, 1, 2)) * STRIDE).double().numpy()
+
+
+def relative(out: Tensor) -> Tensor:
+    """The last channels of the network (N, 4, h, w) as the corners of boxes, from the middles of their cells."""
+    half = out[:, 2:].clamp(-3, 6).exp() / 2
+    return torch.cat([out[:, :2] - half, out[:, :2] + half], dim=1)
 
 
 def _apart(boxes: Array) -> npt.NDArray[np.int64]:

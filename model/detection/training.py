@@ -15,17 +15,19 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from rwkvfusion.model.detection.boxes import Array, Boxes
-from rwkvfusion.model.detection.detector import MULTIPLE, STRIDE, Detector
+from rwkvfusion.model.detection.detector import MULTIPLE, STRIDE, Detector, relative
 
-BATCH = 8
+BATCH = 12
 """Crops of a step."""
-CROP = 320
+CROP = 256
 """Side in pixels of what is seen in a step, or less: that of the largest picture."""
 
 _RATE, _DECAY, _WARM = 2e-3, 1e-2, 0.05
 _CLIP = 5.0
 _AVERAGE = 0.998
 _ZOOM = (0.6, 1.6)
+_AIMED = 0.7
+"""The part of the crops that are laid around an object, where there is one."""
 _GAIN = (0.7, 1.4)
 _SHIFT = 0.05
 _SEEN = 0.4
@@ -33,7 +35,9 @@ _SEEN = 0.4
 _SPREAD = 0.12
 _LEAST_SPREAD = 0.7
 """Standard deviation of an object's spot in the heatmap, in parts of its box, and at least so many cells."""
-_BOX_WEIGHT = 0.5
+_NEAR = 0.3
+"""How high a spot is where the box is learnt."""
+_BOX_WEIGHT = 2.0
 
 Luma = npt.NDArray[np.uint8]
 
@@ -67,7 +71,7 @@ def train(
         torch.manual_seed(seed)
         detector = Detector(n_classes)
     detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has it
-    average = AveragedModel(detector, avg_fn=_averaged)
+    average = AveragedModel(detector, avg_fn=_averaged, use_buffers=True)
     optimiser = torch.optim.AdamW(detector.parameters(), lr=_RATE, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / steps))
     drawn = _draw(len(pairs), len(views), random)
@@ -97,7 +101,8 @@ def _rate(part: float) -> float:
 
 
 def _averaged(average: Tensor, now: Tensor, n: Tensor | int) -> Tensor:
-    """The running average of weights after `n` others: over as many steps as a tenth of these, until that is 500."""
+    """The running average of weights, and of what BatchNorm has seen, after `n` others: over a tenth of these, 500 at
+    most."""
     return average + (now - average) * max(1 - _AVERAGE, 10 / (int(n) + 10))
 
 
@@ -119,6 +124,9 @@ def _sample(luma: Luma, boxes: Boxes, crop: int, random: np.random.Generator) ->
     zoom = float(np.exp(random.uniform(*np.log(_ZOOM))))
     # Where the picture is smaller than the crop it lies anywhere in it, on black.
     x0, y0 = (random.uniform(*sorted((0.0, side * zoom - crop))) for side in (width, height))
+    if len(boxes) and random.random() < _AIMED:
+        near = boxes.xyxy[random.integers(len(boxes))] * zoom
+        x0, y0 = near[:2] + random.random(2) * (near[2:] - near[:2]) - random.uniform(0.2, 0.8, 2) * crop
     mirror = random.random() < 0.5
     sign, shift = (-1.0, x0 + crop) if mirror else (1.0, -x0)
     # OpenCV puts 0 in the middle of a pixel, boxes at its corner.
@@ -139,41 +147,44 @@ def _area(boxes: Array) -> Array:
 
 
 def _target(boxes: Boxes, n_classes: int, crop: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Heat (n_classes, h, w), with 1 in the cell of each centre and less around it; box (4, h, w) as the network gives
-    it, and how much it counts in each cell (h, w): near centres alone, where objects overlap that of the smaller."""
+    """Heat (n_classes, h, w), with 1 in the cell of each centre and less around it; box (4, h, w), its corners from the
+    middle of the cell in cells, and how much it counts there (h, w): near centres alone, 1 for each object, where
+    objects overlap that of the smaller."""
     side = crop // STRIDE
     heat = np.zeros((n_classes, side, side), np.float32)
     box, weight = np.zeros((4, side, side), np.float32), np.zeros((side, side), np.float32)
     middle = np.arange(side) + 0.5
     for i in np.argsort(-_area(boxes.xyxy), kind="stable"):
         x0, y0, x1, y1 = boxes.xyxy[i] / STRIDE
-        centre, size = np.array([(x0 + x1) / 2, (y0 + y1) / 2]), np.array([x1 - x0, y1 - y0])
-        cell = np.minimum(centre.astype(int), side - 1)
-        spread = np.maximum(_SPREAD * size, _LEAST_SPREAD)
+        cell = np.minimum([int((x0 + x1) / 2), int((y0 + y1) / 2)], side - 1)
+        spread = np.maximum(_SPREAD * np.array([x1 - x0, y1 - y0]), _LEAST_SPREAD)
         along_x, along_y = (np.exp(-0.5 * ((middle - cell[k] - 0.5) / spread[k]) ** 2) for k in (0, 1))
         spot = np.outer(along_y, along_x).astype(np.float32)
         number = boxes.classes[i]
         heat[number] = np.maximum(heat[number], spot)
-        near = spot > 0.3
-        weight[near] = spot[near]
-        there = np.stack(
-            [
-                np.broadcast_to(centre[0] - middle[None, :], spot.shape),
-                np.broadcast_to(centre[1] - middle[:, None], spot.shape),
-                *(np.full(spot.shape, math.log(max(one, 0.1))) for one in size),
-            ]
-        )
-        box[:, near] = there[:, near]
+        near = spot > _NEAR
+        weight[near] = spot[near] / spot[near].sum()
+        rows, columns = np.nonzero(near)
+        box[:, near] = [x0 - middle[columns], y0 - middle[rows], x1 - middle[columns], y1 - middle[rows]]
     return torch.from_numpy(heat), torch.from_numpy(box), torch.from_numpy(weight)
 
 
 def _loss(out: Tensor, heat: Tensor, box: Tensor, weight: Tensor) -> Tensor:
     """The focal loss of CornerNet (Law and Deng 2018, eq. 1, with its alpha 2 and beta 4) for the centres, by their
-    number, and the mean absolute error of the boxes where they count."""
+    number, and 1 - GIoU (Rezatofighi et al. 2019) of the boxes where they count, as TTFNet has it (Liu et al. 2020)."""
     logits = out[:, : heat.shape[1]]
     p, is_centre = logits.sigmoid(), heat == 1
     at_centre = (1 - p) ** 2 * F.logsigmoid(logits) * is_centre
     around = (1 - heat) ** 4 * p**2 * F.logsigmoid(-logits) * ~is_centre
     focal = -(at_centre + around).sum() / is_centre.sum().clamp(min=1)
-    error = ((out[:, heat.shape[1] :] - box).abs() * weight[:, None]).sum()
-    return focal + _BOX_WEIGHT * error / weight.sum().clamp(min=1)
+    counted = weight > 0
+    error = 1 - _giou(relative(out[:, heat.shape[1] :]).movedim(1, 0)[:, counted], box.movedim(1, 0)[:, counted])
+    return focal + _BOX_WEIGHT * (error * weight[counted]).sum() / weight.sum().clamp(min=1)
+
+
+def _giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU of boxes (4, n) and (4, n), pair by pair: (n,) in -1 to 1."""
+    shared = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp(min=0).prod(dim=0)
+    around = (torch.maximum(a[2:], b[2:]) - torch.minimum(a[:2], b[:2])).prod(dim=0)
+    union = (a[2:] - a[:2]).prod(dim=0) + (b[2:] - b[:2]).prod(dim=0) - shared
+    return shared / union - (around - union) / around

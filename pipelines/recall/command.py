@@ -61,7 +61,7 @@ _USED = {
     show_default=True,
     help="False detections of a class per picture at which recall is measured, in every view.",
 )
-@click.option("--steps", type=click.IntRange(1), default=4000, show_default=True, help="Of a training, 8 crops each.")
+@click.option("--steps", type=click.IntRange(1), default=4000, show_default=True, help="Of a training, 12 crops each.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings, from seed 0 on.")
 @click.option("--save", "save_file", metavar="FILE", help="Keep what was trained here, as safetensors.")
 @click.option("--detector", metavar="FILE", help="Test with what --save kept, and train nothing.")

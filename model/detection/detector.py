@@ -6,6 +6,7 @@ It sees luma alone. About 0.6 M parameters: 3x3 convolutions down to stride 32 a
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,14 +157,23 @@ class Facts:
     steps: int
 
 
+def check_place(path: Path) -> None:
+    """DetectorError where `save` could not write `path`: better before a training than after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DetectorError(f"--save {path}: cannot make its folder ({error.strerror}); name another file") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise DetectorError(f"--save {path}: cannot be written there; name another file")
+
+
 def save(path: Path, detectors: Sequence[Detector], facts: Facts) -> None:
-    """Write detectors that differ in their seed alone as one safetensors file."""
+    """Write detectors that differ in their seed alone as one safetensors file, in a folder that is there."""
     weights = {
         f"{i}.{name}": value.contiguous()
         for i, detector in enumerate(detectors)
         for name, value in detector.state_dict().items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(weights, path, {_META: json.dumps({"version": 1, "n": len(detectors), **asdict(facts)})})
 
 

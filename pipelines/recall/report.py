@@ -25,7 +25,7 @@ def lines(results: Results) -> Iterator[str]:
             yield f"{one.name}: none in {results.n_pictures} pictures"
             continue
         others = list(dict.fromkeys((SOURCES[0], one.best)))
-        heads = [one.name, "recall", "95 %", "precision", "AP50", "95 %", *(f"- {other}" for other in others)]
+        heads = [one.name, "recall", "95 %", "precision", "AP50", "95 %", *(f"minus {other}" for other in others)]
         rows = []
         for row in one.rows:
             recall, ap50 = row.score.recall, row.score.ap50
@@ -36,10 +36,8 @@ def lines(results: Results) -> Iterator[str]:
         yield f"{one.n_boxes} in {results.n_pictures} pictures; {one.best} is the best trivial view"
     seeds = f"mean of {results.n_seeds} seeds; " if results.n_seeds > 1 else ""
     yield ""
-    yield (
-        f"{seeds}recall and precision at {results.n_false:g} false detections of the class per picture; differences are"
-        " of recall, paired"
-    )
+    false = "1 false detection" if results.n_false == 1 else f"{results.n_false:g} false detections"
+    yield f"{seeds}recall and precision at {false} of the class per picture; differences are of recall, paired"
 
 
 def _interval(estimate: Estimate) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rwkvfusion.infra.errors import printable
-from rwkvfusion.model.detection.detector import Detections, Detector, Facts, detect, save
+from rwkvfusion.model.detection.detector import Detections, Detector, Facts, check_place, detect, save
 from rwkvfusion.model.detection.scores import Estimate, Score, Views, found
 from rwkvfusion.model.detection.training import Labelled, train
 from rwkvfusion.model.metrics.score import ScoreError
@@ -54,6 +54,8 @@ def train_all(
     pairs: Pairs, names: Sequence[str], steps: int, seeds: Sequence[int], file: Path | None
 ) -> tuple[list[Detector], Facts, float]:
     """A detector for each seed, what they learnt from, and the seconds it took; each is in `file` once it is there."""
+    if file:
+        check_place(file)
     labelled = _read(pairs, names, "reading pairs to train on")
     facts = Facts(tuple(pairs.labels.classes), pairs.views, tuple(names), steps)
     detectors: list[Detector] = []

@@ -149,6 +149,8 @@ def test_mistakes_are_told_before_anything_is_trained(data: Path, trained: Path,
     assert "there is no detector" in told("--detector", tmp_path / "none.safetensors")
     (tmp_path / "no.safetensors").write_bytes(b"no")
     assert "is not a detector" in told("--detector", tmp_path / "no.safetensors")
+    assert "name another file" in told("--train", train, "--save", tmp_path)
+    assert "cannot make its folder" in told("--train", train, "--save", data / "train.txt" / "x.safetensors")
     assert "as many --a as --b" in told("--train", train, "--a", data / "vi")
     assert "two pairs are called 00000N" in told("--train", train, "--a", data / "vi", "--b", data / "ir")
     assert f"{TRAIN[0]}.txt is missing" in told("--train", train, "--labels", tmp_path)

@@ -99,7 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for names, file in ((NAMES[:2], "train.txt"), (NAMES[2:], "test.txt")):
         (root / file).write_text("\n".join(names))
     classes = ("person", "bicycle", "car")
-    save(root / "detector.safetensors", [Detector(len(classes))], Facts(classes, ("visible",), ("00000n",), 1))
+    save(root / "detector.safetensors", [Detector(len(classes))], Facts(classes, ("visible",), ("00000n",), 1, ""))
     for seed, name in enumerate(("north", "south")):
         truth = scene(seed, 128, 128, 8).astype(np.uint16) * 8
         _raster(data / "scenes" / f"{name}_pan.tif", scene(seed, 512, 512, 1).astype(np.uint16) * 8, 1.0)

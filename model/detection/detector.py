@@ -149,12 +149,16 @@ def _apart(boxes: Array) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Facts:
-    """What detectors were trained on: `classes` in the order of their numbers, `views`, `names` of pairs, `steps`."""
+    """What detectors were trained on: `classes` in the order of their numbers, `views`, `names` of pairs, `steps`.
+
+    `made_of`: the hash of all pictures and objects, and of how it is learnt from them.
+    """
 
     classes: tuple[str, ...]
     views: tuple[str, ...]
     names: tuple[str, ...]
     steps: int
+    made_of: str
 
 
 def check_place(path: Path) -> None:
@@ -174,7 +178,10 @@ def save(path: Path, detectors: Sequence[Detector], facts: Facts) -> None:
         for i, detector in enumerate(detectors)
         for name, value in detector.state_dict().items()
     }
-    save_file(weights, path, {_META: json.dumps({"version": 1, "n": len(detectors), **asdict(facts)})})
+    # Whoever is killed meanwhile keeps what was there.
+    part = path.with_name(f"{path.name}.part")
+    save_file(weights, part, {_META: json.dumps({"version": 1, "n": len(detectors), **asdict(facts)})})
+    part.replace(path)
 
 
 def load(path: Path) -> tuple[list[Detector], Facts]:
@@ -187,7 +194,7 @@ def load(path: Path) -> tuple[list[Detector], Facts]:
             if kept["version"] != 1:
                 raise DetectorError(f"{path} is of a newer rwkvfusion: install that one, or train a detector anew")
             classes, views, names = (tuple(kept[key]) for key in ("classes", "views", "names"))
-            facts, n = Facts(classes, views, names, kept["steps"]), kept["n"]
+            facts, n = Facts(classes, views, names, kept["steps"], kept["made_of"]), kept["n"]
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         detectors = [Detector(len(facts.classes)) for _ in range(n)]
         for i, detector in enumerate(detectors):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 from rwkvfusion.model.detection.boxes import Array, Boxes
 from rwkvfusion.model.detection.detector import MULTIPLE, STRIDE, Detector, relative
 
+VERSION = 1
+"""To be raised whenever a training of the same pictures can give another detector."""
 BATCH = 12
 """Crops of a step."""
 CROP = 256
@@ -49,6 +52,17 @@ class Labelled:
     name: str
     views: Mapping[str, Luma]
     boxes: Boxes
+
+
+def digest(pairs: Sequence[Labelled]) -> str:
+    """A hash of all that a training learns from, and of how it does."""
+    hashed = hashlib.sha256(f"{VERSION}".encode())
+    for pair in pairs:
+        for view, plane in pair.views.items():
+            hashed.update(f"{pair.name} {view} {plane.shape}".encode())
+            hashed.update(plane.tobytes())
+        hashed.update(pair.boxes.xyxy.tobytes() + pair.boxes.classes.tobytes())
+    return hashed.hexdigest()
 
 
 def train(

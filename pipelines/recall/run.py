@@ -8,9 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rwkvfusion.infra.errors import printable
-from rwkvfusion.model.detection.detector import Detections, Detector, Facts, check_place, detect, save
+from rwkvfusion.model.detection.detector import (
+    Detections,
+    Detector,
+    DetectorError,
+    Facts,
+    check_place,
+    detect,
+    load,
+    save,
+)
 from rwkvfusion.model.detection.scores import Estimate, Score, Views, found
-from rwkvfusion.model.detection.training import Labelled, train
+from rwkvfusion.model.detection.training import Labelled, digest, train
 from rwkvfusion.model.metrics.score import ScoreError
 from rwkvfusion.pipelines.console import Bar, clock, say
 from rwkvfusion.pipelines.recall.views import SOURCES, TRIVIAL, Pairs
@@ -53,12 +62,19 @@ class Results:
 def train_all(
     pairs: Pairs, names: Sequence[str], steps: int, seeds: Sequence[int], file: Path | None
 ) -> tuple[list[Detector], Facts, float]:
-    """A detector for each seed, what they learnt from, and the seconds it took; each is in `file` once it is there."""
+    """A detector for each seed, what they learnt from, and the seconds it took; each is in `file` once it is there.
+
+    Those that are in `file` already, of the same pictures, labels and steps, are not trained again. DetectorError where
+    it holds those of another training.
+    """
     if file:
         check_place(file)
     labelled = _read(pairs, names, "reading pairs to train on")
-    facts = Facts(tuple(pairs.labels.classes), pairs.views, tuple(names), steps)
-    detectors: list[Detector] = []
+    facts = Facts(tuple(pairs.labels.classes), pairs.views, tuple(names), steps, digest(labelled))
+    detectors = _kept(file, facts)[: len(seeds)] if file and file.exists() else []
+    seeds = seeds[len(detectors) :]
+    if not seeds:
+        return detectors, facts, 0.0
     begin = time.monotonic()
     with Bar("train", steps * len(seeds), "step") as bar:
         bar.reach(0)
@@ -69,6 +85,14 @@ def train_all(
     seconds = time.monotonic() - begin
     say(f"trained on {len(names)} pairs of {len(facts.views)} views in {clock(seconds)}")
     return detectors, facts, seconds
+
+
+def _kept(file: Path, facts: Facts) -> list[Detector]:
+    detectors, known = load(file)
+    if known != facts:
+        raise DetectorError(f"--save {file} holds the detector of another training: name another file, or move it away")
+    say(f"{len(detectors)} of the detectors in {file} are of these pictures, and are not trained again")
+    return detectors
 
 
 def _shown(bar: Bar) -> Callable[[int, float], None]:

@@ -115,6 +115,21 @@ def test_a_seed_gives_the_same_detector(data: Path, tmp_path: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_seeds_that_are_kept_are_not_trained_again(data: Path, tmp_path: Path) -> None:
+    """A training that was stopped after a seed goes on with the next; nothing is written over another training."""
+    file, whole, train = tmp_path / "detector.safetensors", tmp_path / "whole.safetensors", data / "train.txt"
+    for out, seeds in ((whole, 2), (file, 1), (file, 2)):
+        result = run(data, "--train", train, "--steps", 2, "--seeds", seeds, "--save", out)
+        assert result.exit_code == 0, result.output
+    assert "1 of the detectors" in result.stderr
+    assert file.read_bytes() == whole.read_bytes()
+    for other in (["--steps", 3], ["--steps", 2, "--fused", f"more={data / 'fused'}"]):
+        result = run(data, "--train", train, *other, "--save", file)
+        assert result.exit_code == 1
+        assert "of another training: name another file" in result.output
+    assert file.read_bytes() == whole.read_bytes()
+
+
 def test_a_model_is_a_view_and_one_not_learnt_from_is_told(data: Path, trained: Path, tmp_path: Path) -> None:
     luma_fuser().save(tmp_path / "model")
     model = f"net={tmp_path / 'model'}"

@@ -187,7 +187,8 @@ def words(line: str, folder: Path, tiny_models: dict[str, str]) -> list[str]:
     if arguments[0] == "demo":
         return [*arguments, "--steps", "2"]
     if arguments[0] == "recall" and "--train" in arguments:
-        return [*arguments, "--steps", "2"]
+        # The file that they name is there already, of another training, which stays.
+        return [*arguments, "--steps", "2", "--save", f"{folder}/{len(arguments)}.safetensors"]
     if arguments[0] in ("train", "ablate"):
         sets = SHORT
     elif arguments[0] == "retrain":

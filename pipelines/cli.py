@@ -32,6 +32,7 @@ COMMANDS = {
     "fuse": ("fuse.command", "Fuse one pair, two folders, or a prepared dataset with a model."),
     "export": ("export.command", "Write a model as one file for other programs: ONNX, or torch's own."),
     "evaluate": ("evaluate.command", "Score fused pictures, or models on a prepared dataset."),
+    "recall": ("recall.command", "Say how many persons and cars a detector finds in fused pictures."),
     "doctor": ("doctor.command", "Say what this machine has, or what the networks cost."),
 }
 """By name: the module below `pipelines` that has the command as a function of that name, and what it does."""

@@ -29,6 +29,7 @@ from rwkvfusion.infra.pictures.encode import with_text
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.infra.tracking import using
 from rwkvfusion.infra.weights import Checkpoint
+from rwkvfusion.model.detection.detector import Detector, Facts, save
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.metrics import lpips
 from rwkvfusion.model.names import HASH, MADE_BY, WEIGHTS
@@ -94,6 +95,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             _write(root / side / f"{name}.png", scene(seed + more))
         for letter, gain in (("A", 0.4), ("B", 1.0)):
             _write(data / "MEFB" / f"{name}_{letter}.png", (scene(seed) * gain).astype(np.uint8))
+    (root / "labels").mkdir()
+    for name in NAMES:
+        (root / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.2 0.4\n")
+    for names, file in ((NAMES[:2], "train.txt"), (NAMES[2:], "test.txt")):
+        (root / file).write_text("\n".join(names))
+    classes = ("person", "bicycle", "car")
+    save(root / "detector.safetensors", [Detector(len(classes))], Facts(classes, ("visible",), ("00000n",), 1, ""))
     for seed, name in enumerate(("north", "south")):
         truth = scene(seed, 128, 128, 8).astype(np.uint16) * 8
         _raster(data / "scenes" / f"{name}_pan.tif", scene(seed, 512, 512, 1).astype(np.uint16) * 8, 1.0)
@@ -183,6 +191,9 @@ def words(line: str, folder: Path, tiny_models: dict[str, str]) -> list[str]:
     sets: list[str] = []
     if arguments[0] == "demo":
         return [*arguments, "--steps", "2"]
+    if arguments[0] == "recall" and "--train" in arguments:
+        # The file that they name is there already, of another training, which stays.
+        return [*arguments, "--steps", "2", "--save", f"{folder}/{len(arguments)}.safetensors"]
     if arguments[0] in ("train", "ablate"):
         sets = SHORT
     elif arguments[0] == "retrain":

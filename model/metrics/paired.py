@@ -191,6 +191,14 @@ class _Pairs:
         return float(quantiles * self.differences.std(ddof=1) / sqrt(self.n))
 
 
+def resamples(n: int) -> Iterator[Array]:
+    """How often each of n values is drawn in each of the 5,000 resamples, divided by n: (rows, n) at a time; always the
+    same."""
+    rows = max(1, _BLOCK // n)
+    for start in range(0, _RESAMPLES, rows):
+        yield _weights(n, start, min(rows, _RESAMPLES - start))
+
+
 def _by_length(arrays: Mapping[str, Array]) -> Iterator[tuple[list[str], Array]]:
     """The arrays (n,) of each n: their names, and them as columns (n, k)."""
     for n in sorted({len(array) for array in arrays.values()}):
@@ -244,10 +252,7 @@ def _intervals(arrays: Mapping[str, Array]) -> dict[str, tuple[float, float]]:
 
 def _bootstrapped(columns: Array) -> tuple[Array, Array]:
     """(n, k), n > 1, to the ends (k,) of the intervals."""
-    n = len(columns)
-    rows = max(1, _BLOCK // n)
-    starts = range(0, _RESAMPLES, rows)
-    means = np.concatenate([_weights(n, start, min(rows, _RESAMPLES - start)) @ columns for start in starts])
+    means = np.concatenate([weights @ columns for weights in resamples(len(columns))])
     means.sort(axis=0)
     centred = columns - columns.mean(axis=0)
     spread = (centred**2).sum(axis=0) ** 1.5

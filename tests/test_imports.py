@@ -44,6 +44,7 @@ ROOMS = {
     "pipelines.retrain": ("pipelines.prepare", "pipelines.train", "pipelines.registry"),
     "pipelines.recall": ("pipelines.evaluate",),
     "pipelines.gallery": (),
+    "pipelines.ship": (),
     "pipelines.export": (),
     "pipelines.models": (),
     "pipelines.doctor": ("pipelines.train",),

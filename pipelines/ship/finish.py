@@ -43,17 +43,17 @@ _SHOWN = {
 }
 """What a card says of a task."""
 
-Scored = Mapping[str, Mapping[str, Score]]
+Scored = dict[str, dict[str, Score]]
 """{system: {metric: score}} over one set of pairs."""
 
 
-def fuser_of(checkpoint: Path, at: int | None) -> tuple[Fuser, dict[str, Any]]:
-    """The fuser of the averaged weights of step `at` (None: of the last), and the checkpoint's state."""
+def fuser_of(checkpoint: Path, moment: int) -> tuple[Fuser, dict[str, Any], int]:
+    """The fuser of the averaged weights of a tenth of the training, the checkpoint's state, and the step of then."""
     state, groups = train.load(checkpoint)
-    group = "ema" if at is None else f"at/{at}"
-    if group not in groups:
-        known = ", ".join(sorted((name[3:] for name in groups if name.startswith("at/")), key=int))
-        raise click.UsageError(f"{checkpoint} has no weights of step {at}; it has those of {known}")
+    steps = sorted(int(name[3:]) for name in groups if name.startswith("at/"))
+    if moment > len(steps):
+        raise click.UsageError(f"{checkpoint} has {len(steps)} tenths of its training: go on with it to the {moment}th")
+    group = f"at/{steps[moment - 1]}"
     network = RWKVFusion(NetworkConfig(**state["network"]))
     network.load_state_dict({name: torch.from_numpy(value) for name, value in groups[group].items()})
     task, pack, crop = state["recipe"]["task"], state["pack"], state["recipe"]["crop"]
@@ -65,7 +65,7 @@ def fuser_of(checkpoint: Path, at: int | None) -> tuple[Fuser, dict[str, Any]]:
         extent=(crop, crop),
         text=pack["about"]["text"],
     )
-    return Fuser(network, config), state
+    return Fuser(network, config), state, steps[moment - 1]
 
 
 def scores_of(model: Path, where: str, guidance: tuple[str, ...]) -> Scored:
@@ -118,7 +118,7 @@ class Made:
     name: str
     described: Described
     facts: Facts
-    guided: Mapping[str, Mapping[str, Scored]]
+    guided: Mapping[str, Scored]
     """By set and by what of the guidance was given."""
     story: str
 
@@ -181,7 +181,7 @@ def _cell(score: Score) -> str:
 @click.command()
 @click.argument("name", type=click.Choice(sorted(DESCRIBED)))
 @click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), help="What `ship.train` left.")
-@click.option("--at", type=int, help="Step whose averaged weights are taken.  [default: the last]")
+@click.option("--moment", type=click.IntRange(1, 10), help="Tenth of the training whose averaged weights are taken.")
 @click.option("--model", help="Instead of a checkpoint: a model as `fuse` takes it.")
 @click.option("--set", "sets", multiple=True, metavar="TITLE=URL[,SPLIT ...]", required=True, help="Pairs to score on.")
 @click.option("--guided", is_flag=True, help="Score with captions and masks too.")
@@ -189,7 +189,7 @@ def _cell(score: Score) -> str:
 def finish(
     name: str,
     checkpoint: Path | None,
-    at: int | None,
+    moment: int | None,
     model: str | None,
     sets: tuple[str, ...],
     guided: bool,
@@ -200,13 +200,15 @@ def finish(
         raise click.UsageError("give --checkpoint or --model")
     described, folder = DESCRIBED[name], output / name
     if checkpoint is not None:
-        fuser, state = fuser_of(checkpoint, at)
-        made = f"of {state['done']}, {state['seconds']:.0f} s on one {state['device']}"
-        story = f"Averaged weights of step {at or state['done']} ({made}), {state['samples']} pairs."
+        name_there = train.load(checkpoint)[0]["name"]
+        fuser, state, step = fuser_of(checkpoint, moment or train.RECIPES[name_there].moment)
+        whole = f"of {state['done']}, {state['seconds']:.0f} s on one {state['device']}"
+        story = f"Averaged weights of step {step} ({whole}), {state['samples']} pairs."
     else:
         fuser, story = Fuser.load(resolve(str(model)).folder), ""
     fuser.save(folder)
-    scores, trivial, guidance = {}, {}, {}
+    scores, trivial = Scored(), dict[str, Scored]()
+    guidance = dict[str, Scored]()
     for one in sets:
         title, _, where = one.partition("=")
         found = scores_of(folder, where, ("none", "all") if guided else ("none",))
@@ -233,7 +235,7 @@ def finish(
     (folder / CARD).write_text("\n".join(card_lines(made)) + "\n")
 
 
-def _shown(scores: Scored, task: str) -> dict[str, dict[str, Score]]:
+def _shown(scores: Scored, task: str) -> Scored:
     return {
         title: {metric: values[metric] for metric in _SHOWN[task] if metric in values}
         for title, values in scores.items()

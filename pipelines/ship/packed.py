@@ -67,7 +67,7 @@ def write(path: Path, pack: Pack) -> None:
     arrays = {name: _compressed(b"".join(a.tobytes() for a in some)) for name, some in parts.items()}
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
-        np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+        np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
     part.replace(path)
 
 
@@ -83,7 +83,7 @@ def read(path: Path) -> Pack:
 
     def take(name: str, shape: Sequence[int], dtype: type = np.uint8) -> np.ndarray:
         count = int(np.prod(shape))
-        array = np.frombuffer(data[name], dtype, count, taken[name]).reshape(shape)
+        array: np.ndarray = np.frombuffer(data[name], dtype, count, taken[name]).reshape(shape)
         taken[name] += array.nbytes
         return array
 

@@ -15,7 +15,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -40,7 +40,9 @@ class Recipe:
 
     task: str
     size: Size = "full"
-    network: dict[str, Any] = field(default_factory=dict)
+    steps: int = 6000
+    moment: int = 10
+    """Of which tenth of the training the averaged weights are shipped."""
     loss: dict[str, float] = field(default_factory=dict)
     crop: int = 128
     """Side of the squares in pixels."""
@@ -70,22 +72,25 @@ class Recipe:
 
 
 RECIPES = {
-    "vif": Recipe("vif"),
-    "vif-tiny": Recipe("vif", "tiny"),
-    "mif": Recipe("mif"),
-    "mef": Recipe("mef", simulate=1.0),
-    "mff": Recipe("mff", simulate=0.5),
+    "vif": Recipe("vif", steps=18_000, moment=3),
+    "vif-tiny": Recipe("vif", "tiny", steps=9_000),
+    "mif": Recipe("mif", moment=7),
+    "mef": Recipe("mef", steps=3_000, simulate=1.0),
     "mef-after": Recipe(
         "mef",
-        loss={"ssim7": 5.0, "qabf": 3.0, "vif": 1.5, "qcb": 0.0},
+        steps=3_000,
+        loss={"ssim7": 8.0, "qabf": 5.0, "vif": 1.5, "qcb": 0.0, "anchor": 600.0},
+        crop=96,
+        batch=3,
+        lr=1e-3,
         simulate=1.0,
         stops=(2.5, 4.5, 3.5),
         after="mef",
     ),
-    "mff-after": Recipe("mff", simulate=0.5, uneven=1.0, after="mff"),
-    "vif-after": Recipe("vif", after="vif"),
-    "mif-after": Recipe("mif", after="mif"),
+    "mff": Recipe("mff", steps=3_200, simulate=0.5),
+    "mff-after": Recipe("mff", steps=2_000, moment=3, batch=3, lr=5e-4, simulate=0.5, uneven=1.0, after="mff"),
 }
+"""NAME-after goes on with NAME; of the two the later is shipped."""
 MOMENTS = 10
 """How often the samples that are held out are looked at, and the averaged weights of then kept."""
 _LOGS = 200
@@ -259,7 +264,7 @@ class Training:
     def __init__(self, name: str, recipe: Recipe, pack: Pack, device: torch.device, folder: Path) -> None:
         self.name, self.recipe, self.pack, self.device, self.folder = name, recipe, pack, device, folder
         torch.manual_seed(recipe.seed)
-        config = replace(preset(recipe.task, size=recipe.size), text_width=pack.text_width, **recipe.network)
+        config = replace(preset(recipe.task, size=recipe.size), text_width=pack.text_width)
         self.network = RWKVFusion(config).to(device).train()
         self.loss: Any = SimpleNamespace(**(weights(recipe.task) | recipe.loss))
         self.pictures = Pictures(pack, recipe.crop, device, n_objects=config.max_objects)
@@ -377,7 +382,11 @@ class Training:
     def save(self) -> None:
         """Write the checkpoint; what was there before stays until it is whole."""
         arrays: dict[str, Tensor] = {}
-        groups = {"network": self.parameters, "ema": self.ema, **{f"at/{k}": v for k, v in self.moments.items()}}
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "network": self.parameters,
+            "ema": self.ema,
+            **{f"at/{k}": v for k, v in self.moments.items()},
+        }
         for group, tensors in groups.items():
             arrays |= {f"{group}/{name}": value for name, value in tensors.items()}
         for name, parameter in self.parameters.items():
@@ -394,11 +403,9 @@ class Training:
         }
         part = self.folder / f"{self.name}.npz.part"
         with part.open("wb") as file:
-            np.savez(
-                file,
-                state=np.frombuffer(json.dumps(state).encode(), np.uint8),
-                **{key: value.detach().cpu().numpy() for key, value in arrays.items()},
-            )
+            all_of_it = {key: value.detach().cpu().numpy() for key, value in arrays.items()}
+            all_of_it["state"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+            np.savez(file, **all_of_it)  # type: ignore[arg-type]
         part.replace(self.folder / f"{self.name}.npz")
 
     def begin_with(self, path: Path) -> None:
@@ -455,8 +462,8 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
     return json.loads(groups.pop("")["state"].tobytes()), groups
 
 
-def run(training: Training, seconds: float, steps: int | None, say: Callable[[str], object] = print) -> None:
-    """Train until `steps` are made or `seconds` are over, whichever is first; without `steps` time is the measure."""
+def run(training: Training, seconds: float, steps: int, say: Callable[[str], object] = print) -> None:
+    """Train until `steps` are made or `seconds` are over, whichever is first; of 0 steps time is the measure."""
     stopped = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.append(True))
@@ -497,7 +504,9 @@ def main() -> int:
     parser.add_argument("--pack", type=Path, required=True, help="what `ship.pack` made of its datasets")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and curves")
     parser.add_argument("--seconds", type=float, default=math.inf, help="limit of time, over all goes")
-    parser.add_argument("--steps", type=int, help="limit of steps; without, the learning rate falls with time")
+    parser.add_argument(
+        "--steps", type=int, help="where not the recipe's; 0: as --seconds allow, the rate falls by time"
+    )
     parser.add_argument("--batch", type=int, help="crops a step, where not the recipe's")
     parser.add_argument("--crop", type=int, help="their side in pixels, where not the recipe's")
     parser.add_argument("--init", type=Path, help="checkpoint of the recipe that this one comes after")
@@ -507,8 +516,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
-    if given.steps is None and math.isinf(given.seconds):
-        parser.error("give --seconds or --steps")
+    if given.steps == 0 and math.isinf(given.seconds):
+        parser.error("--steps 0 takes a limit of --seconds")
     recipe = replace(RECIPES[given.name], seed=given.seed)
     recipe = replace(
         recipe, batch=given.batch or recipe.batch, crop=given.crop or recipe.crop, lr=given.lr or recipe.lr
@@ -527,7 +536,7 @@ def main() -> int:
         training.begin_with(given.init)
     if training.pictures.left_out:
         print(f"{training.pictures.left_out} samples are smaller than a crop, and left out")
-    run(training, given.seconds, given.steps)
+    run(training, given.seconds, recipe.steps if given.steps is None else given.steps)
     return 0
 
 

@@ -28,10 +28,12 @@ _SLOWLY = 4
 # Of "sharper": the window of the local energy, and the power of the choice.
 _SHARP = 9
 _CHOICE = 4
-# Of "exposed": the window above which light is coarse, that of the local energy, and the share of the brighter source.
+# Of "exposed": the window above which light is coarse, that of the local energy, the level that light is to have in the
+# mean, and the least and the largest share of the brighter source in it.
 _COARSE = 17
 _FINE = 17
-_BRIGHTER = 0.75
+_LEVEL = 0.75
+_SHARES = (0.4, 0.85)
 
 
 def maximum(sources: Tensor) -> Tensor:
@@ -57,11 +59,14 @@ def sharper(sources: Tensor) -> Tensor:
 def exposed(sources: Tensor) -> Tensor:
     """The coarse light between the darkest and the brightest source, with the fine detail that has more energy.
 
-    Coarse light is taken from all of them everywhere: a choice by place turns light and dark around.
+    Coarse light is taken from all of them everywhere, by one share: a choice by place turns light and dark around.
     """
     coarse = spread(sources, gaussian(_COARSE, _COARSE / 4))
     detail = _mean(sources - coarse, spread(_energy(sources), uniform(_FINE)))
-    return torch.lerp(coarse.amin(0), coarse.amax(0), _BRIGHTER) + detail
+    dark, bright = coarse.amin(0), coarse.amax(0)
+    low, high = (light.mean((-2, -1), keepdim=True) for light in (dark, bright))
+    share = ((_LEVEL - low) / (high - low + _LEAST)).clamp(*_SHARES)
+    return torch.lerp(dark, bright, share) + detail
 
 
 def _energy(sources: Tensor) -> Tensor:

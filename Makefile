@@ -9,7 +9,7 @@ FOLDERS := infra kernels model pipelines stages
 UV := $(BIN)/uv pip install --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-mlflow soak s3 mlflow postgresql bench-kernel gpu-check check lint types clean lock
+.PHONY: help install demo test test-slow test-mlflow soak s3 mlflow postgresql bench-kernel gpu-check train-gpu check lint types clean lock
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,10 @@ bench-kernel: install ## the operator and a network against what their memory an
 
 gpu-check:       ## the CUDA kernels on this machine's GPU: right, and how fast; any PYTHON with torch will do
 	$(PYTHON) tests/gpu/check.py --out gpu-check.json
+
+train-gpu:       ## train a network that comes with the package, on any PYTHON with torch: NAME=vif PACK=vif.npz SECONDS=500
+	$(PYTHON) infra/checkout.py rwkvfusion.pipelines.ship.train $(NAME) --pack $(PACK) --out out/ship/checkpoints \
+	  $(if $(SECONDS),--steps 0 --seconds $(SECONDS)) $(TRAIN)
 
 lint: install    ## ruff: lint and format
 	$(BIN)/ruff check .

@@ -50,12 +50,12 @@ Scored = dict[str, dict[str, Score]]
 def fuser_of(checkpoint: Path, moment: int) -> tuple[Fuser, dict[str, Any], int]:
     """The fuser of the averaged weights of a tenth of the training, the checkpoint's state, and the step of then."""
     state, groups = train.load(checkpoint)
-    steps = sorted(int(name[3:]) for name in groups if name.startswith("at/"))
-    if moment > len(steps):
-        raise click.UsageError(f"{checkpoint} has {len(steps)} tenths of its training: go on with it to the {moment}th")
-    group = f"at/{steps[moment - 1]}"
+    try:
+        weights, step = train.averaged(groups, moment)
+    except ValueError as error:
+        raise click.UsageError(f"{checkpoint}: {error}") from None
     network = RWKVFusion(NetworkConfig(**state["network"]))
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in groups[group].items()})
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     task, pack, crop = state["recipe"]["task"], state["pack"], state["recipe"]["crop"]
     config = FuserConfig.of(
         network,
@@ -65,7 +65,7 @@ def fuser_of(checkpoint: Path, moment: int) -> tuple[Fuser, dict[str, Any], int]
         extent=(crop, crop),
         text=pack["about"]["text"],
     )
-    return Fuser(network, config), state, steps[moment - 1]
+    return Fuser(network, config), state, step
 
 
 def scores_of(model: Path, where: str, guidance: tuple[str, ...]) -> Scored:

@@ -74,12 +74,20 @@ class Recipe:
 RECIPES = {
     "vif": Recipe("vif", steps=18_000, moment=3),
     "vif-tiny": Recipe("vif", "tiny", steps=9_000),
-    "mif": Recipe("mif", moment=7),
+    "vif-after": Recipe(
+        "vif",
+        steps=1_500,
+        loss={"nearer": 40.0, "ssim7": 8.5, "anchor": 600.0},
+        batch=3,
+        lr=3e-4,
+        after="vif",
+    ),
+    "mif": Recipe("mif", moment=2),
     "mef": Recipe("mef", steps=3_000, simulate=1.0),
     "mef-after": Recipe(
         "mef",
         steps=3_000,
-        loss={"ssim7": 8.0, "qabf": 5.0, "vif": 1.5, "qcb": 0.0, "anchor": 600.0},
+        loss={"ssim7": 6.0, "qabf": 5.0, "vif": 1.2, "qcb": 0.0, "anchor": 1500.0},
         crop=96,
         batch=3,
         lr=1e-3,
@@ -413,8 +421,9 @@ class Training:
         state, groups = load(path)
         if state["name"] != self.recipe.after:
             raise SystemExit(f"{path} is of {state['name']}, {self.name} begins with {self.recipe.after}")
-        self.network.load_state_dict({name: torch.from_numpy(value) for name, value in groups["ema"].items()})
-        self.ema = self._on_device(groups["ema"])
+        average = averaged(groups, RECIPES[state["name"]].moment)[0]
+        self.network.load_state_dict({name: torch.from_numpy(value) for name, value in average.items()})
+        self.ema = self._on_device(average)
 
     def resume(self) -> None:
         """Go on from the checkpoint in the folder, where there is one."""
@@ -460,6 +469,14 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
             group, _, name = key.rpartition("/")
             groups.setdefault(group, {})[name] = file[key]
     return json.loads(groups.pop("")["state"].tobytes()), groups
+
+
+def averaged(groups: Mapping[str, dict[str, np.ndarray]], moment: int) -> tuple[dict[str, np.ndarray], int]:
+    """The averaged weights of a tenth of the training, and the step of then. ValueError where it did not get there."""
+    steps = sorted(int(name[3:]) for name in groups if name.startswith("at/"))
+    if moment > len(steps):
+        raise ValueError(f"{len(steps)} tenths of the training are made: go on with it to the {moment}th")
+    return groups[f"at/{steps[moment - 1]}"], steps[moment - 1]
 
 
 def run(training: Training, seconds: float, steps: int, say: Callable[[str], object] = print) -> None:

@@ -25,15 +25,15 @@ _REACH = 33
 _POWER = 5
 _STRONG = 1.5
 _SLOWLY = 4
+# Below this distance to white the maximum stays: else a hot roof draws the other sensor's black into a bright sky.
+_WHITE = 0.1
 # Of "sharper": the window of the local energy, and the power of the choice.
 _SHARP = 9
 _CHOICE = 4
-# Of "exposed": the window above which light is coarse, that of the local energy, the level that light is to have in the
-# mean, and the least and the largest share of the brighter source in it.
+# Of "exposed": the window above which light is coarse, that of the local energy, and the share of the brighter source.
 _COARSE = 17
 _FINE = 17
-_LEVEL = 0.75
-_SHARES = (0.4, 0.85)
+_BRIGHTER = 0.75
 
 
 def maximum(sources: Tensor) -> Tensor:
@@ -42,13 +42,14 @@ def maximum(sources: Tensor) -> Tensor:
 
 
 def steeper(sources: Tensor) -> Tensor:
-    """Where edges are strong, the sources by how steep they are within 16 pixels; elsewhere the maximum.
+    """Where edges are strong, the sources by how steep they are within 16 pixels; elsewhere, and of white, the maximum.
 
     The weights are those of Qcv, so near strong edges that is the picture of the least Qcv: a hard choice is worse.
     """
     energy = spread(_energy(sources) ** (_POWER / 2), uniform(_REACH))
     strong = (energy.sum(0) ** (1 / _POWER) / _STRONG).clamp(max=1) ** _SLOWLY
-    return torch.lerp(sources.amax(0), _mean(sources, energy), strong)
+    brightest = sources.amax(0)
+    return torch.lerp(brightest, _mean(sources, energy), strong * ((1 - brightest) / _WHITE).clamp(max=1))
 
 
 def sharper(sources: Tensor) -> Tensor:
@@ -59,14 +60,11 @@ def sharper(sources: Tensor) -> Tensor:
 def exposed(sources: Tensor) -> Tensor:
     """The coarse light between the darkest and the brightest source, with the fine detail that has more energy.
 
-    Coarse light is taken from all of them everywhere, by one share: a choice by place turns light and dark around.
+    Coarse light is taken from all of them everywhere: a choice by place turns light and dark around.
     """
     coarse = spread(sources, gaussian(_COARSE, _COARSE / 4))
     detail = _mean(sources - coarse, spread(_energy(sources), uniform(_FINE)))
-    dark, bright = coarse.amin(0), coarse.amax(0)
-    low, high = (light.mean((-2, -1), keepdim=True) for light in (dark, bright))
-    share = ((_LEVEL - low) / (high - low + _LEAST)).clamp(*_SHARES)
-    return torch.lerp(dark, bright, share) + detail
+    return torch.lerp(coarse.amin(0), coarse.amax(0), _BRIGHTER) + detail
 
 
 def _energy(sources: Tensor) -> Tensor:

@@ -177,6 +177,10 @@ def test_a_later_training_begins_with_an_earlier_one(tmp_path: Path) -> None:
     earlier.step(0.0)
     earlier.save()
     later = Training("later", replace(TINY, after="vif-tiny"), pack_of(), CPU, tmp_path)
+    with pytest.raises(ValueError, match=r"0 tenths of the training are made: go on with it to the 10th"):
+        later.begin_with(tmp_path / "vif-tiny.npz")
+    earlier.moments = {str(i): earlier.ema for i in range(10)}
+    earlier.save()
     later.begin_with(tmp_path / "vif-tiny.npz")
     assert all(torch.equal(later.parameters[name], value) for name, value in earlier.ema.items())
     other = Training("later", replace(TINY, after="mif"), pack_of(), CPU, tmp_path)

@@ -185,12 +185,7 @@ def test_exposed_has_the_detail_of_either_and_light_between_them() -> None:
     dark, bright = (0.25 * truth, (0.2 + 4 * truth).clamp(max=1))
     found = anchor("exposed", torch.stack((dark, bright)))
     light, low, high = (F.avg_pool2d(plane, 32) for plane in (found, dark, bright))
-    # As light as 0.75 in the mean, if the sources allow it: of these the brighter has 0.85, the darker 0.09.
-    share = ((0.75 - dark.mean()) / (bright.mean() - dark.mean())).clamp(0.4, 0.85)
-    torch.testing.assert_close(light, torch.lerp(low, high, share), atol=0.03, rtol=0)
-    for level, expected in ((0.1, 0.85), (0.7, 0.4)):
-        flat = torch.stack([torch.full((1, 1, 24, 24), level + more) for more in (0.0, 0.2)])
-        torch.testing.assert_close(anchor("exposed", flat), flat[0] + 0.2 * expected)
+    torch.testing.assert_close(light, 0.25 * low + 0.75 * high, atol=0.03, rtol=0)
     # Where one source is white, the detail is the other's.
     flat = -F.max_pool2d(-bright, 25, stride=1, padding=12) == 1
     assert int(flat.sum()) > 100

@@ -72,4 +72,21 @@ DESCRIBED = {
         f"83 triplets of NYU Depth v2 with a made focus, {_RESEARCH}",
         _command("mff"),
     ),
+    "pansharpening-ge1": Described(
+        "GeoEye-1: panchromatic and multispectral, four bands, four times the resolution",
+        "PAN first, then MS with 4 bands. Trained and scored by Wald's protocol on parts of one scene of 320x320 pixels of"
+        " MS: it is what one scene gives, fit for this sensor and this kind of landscape.",
+        "One scene: other landscapes, seasons and sensors were never seen. Full resolution has no truth to score by.",
+        "three quarters of one GeoEye-1 scene of 1280x1280 pixels of PAN (GRIP-UNINA, for non-profit use only)",
+        "rwkvfusion prepare and rwkvfusion train, see CONTRIBUTING.md",
+        "for non-profit use only, as the scene it was trained on",
+    ),
+    "pansharpening-gf2": Described(
+        "Gaofen-2: panchromatic and multispectral, four bands, four times the resolution",
+        "PAN first, then MS with 4 bands. Trained on one tile of 256x256 pixels and scored on another: a start to train"
+        " on from, no more.",
+        "One tile. What is not like it (water, snow, forests) was never seen.",
+        f"one tile of PSData3's GF-2 scenes, {_RESEARCH}",
+        "rwkvfusion prepare and rwkvfusion train, see CONTRIBUTING.md",
+    ),
 }

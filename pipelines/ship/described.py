@@ -74,8 +74,8 @@ DESCRIBED = {
     ),
     "pansharpening-ge1": Described(
         "GeoEye-1: panchromatic and multispectral, four bands, four times the resolution",
-        "PAN first, then MS with 4 bands. Trained and scored by Wald's protocol on parts of one scene of 320x320 pixels of"
-        " MS: it is what one scene gives, fit for this sensor and this kind of landscape.",
+        "PAN first, then MS with 4 bands. Trained and scored by Wald's protocol on parts of one scene, 320x320 pixels"
+        " of MS: it is what one scene gives, fit for this sensor and this kind of landscape.",
         "One scene: other landscapes, seasons and sensors were never seen. Full resolution has no truth to score by.",
         "three quarters of one GeoEye-1 scene of 1280x1280 pixels of PAN (GRIP-UNINA, for non-profit use only)",
         "rwkvfusion prepare and rwkvfusion train, see CONTRIBUTING.md",

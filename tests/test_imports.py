@@ -44,7 +44,7 @@ ROOMS = {
     "pipelines.retrain": ("pipelines.prepare", "pipelines.train", "pipelines.registry"),
     "pipelines.recall": ("pipelines.evaluate",),
     "pipelines.gallery": (),
-    "pipelines.ship": (),
+    "pipelines.ship": ("pipelines.demo",),
     "pipelines.export": (),
     "pipelines.models": (),
     "pipelines.doctor": ("pipelines.train",),

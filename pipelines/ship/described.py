@@ -24,8 +24,9 @@ class Described:
     licence: str = _OURS
 
 
-def _command(name: str) -> str:
-    return f"python -m rwkvfusion.pipelines.ship.run {name} --data DATA --work out/ship"
+def _command(name: str, *datasets: str) -> str:
+    told = " ".join(f"--dataset out/{dataset}" for dataset in datasets)
+    return f"python -m rwkvfusion.pipelines.ship.run {name} {told} --set TITLE=URL,SPLIT"
 
 
 DESCRIBED = {
@@ -37,7 +38,7 @@ DESCRIBED = {
         " In dark sky and asphalt it hands on what noise the infrared camera has, about as the maximum of the two does."
         " A mask makes objects stand out more and costs a little of MI and VIF; a caption changes nothing measurable.",
         _VIF,
-        _command("vif"),
+        _command("vif", "msrs", "roadscene"),
     ),
     "vif-tiny": Described(
         "the same in a tenth of a second on one CPU thread",
@@ -45,7 +46,7 @@ DESCRIBED = {
         "A little less of the edges than `vif` keeps. The rest as of `vif`: trained on pairs of MSRS's official test"
         " list, noise of the infrared camera stays.",
         _VIF,
-        _command("vif-tiny"),
+        _command("vif-tiny", "msrs", "roadscene"),
     ),
     "mif": Described(
         "MRI with CT, PET or SPECT slices of the brain",
@@ -53,7 +54,7 @@ DESCRIBED = {
         "Trained on slices of one atlas, 256x256, eight bits. Where PET or SPECT is bright, MRI's fine structure is"
         " fainter than in the MRI alone.",
         f"Harvard's Whole Brain Atlas (408 pairs of other cases), {_RESEARCH}",
-        _command("mif"),
+        _command("mif", "harvard"),
     ),
     "mef": Described(
         "an under- and an over-exposed picture of one scene",
@@ -62,7 +63,7 @@ DESCRIBED = {
         "Things that move between the exposures leave ghosts. Where both pictures are black or white nothing can"
         " be had. Few pairs: the figures have wide intervals.",
         f"exposures made of 232 photographs of NYU Depth v2, RoadScene and MSRS by day, {_RESEARCH}",
-        _command("mef"),
+        _command("mef", "nyud", "roadscene", "msrs"),
     ),
     "mff": Described(
         "two pictures of one scene with the focus near and far",
@@ -70,7 +71,7 @@ DESCRIBED = {
         "At the edge of something near and out of focus, whose blur covers what is behind it, neither picture is sharp,"
         " and the fused one has a faint rim.",
         f"83 triplets of NYU Depth v2 with a made focus, {_RESEARCH}",
-        _command("mff"),
+        _command("mff", "nyud"),
     ),
     "pansharpening-ge1": Described(
         "GeoEye-1: panchromatic and multispectral, four bands, four times the resolution",
@@ -78,7 +79,7 @@ DESCRIBED = {
         " of MS: it is what one scene gives, fit for this sensor and this kind of landscape.",
         "One scene: other landscapes, seasons and sensors were never seen. Full resolution has no truth to score by.",
         "three quarters of one GeoEye-1 scene of 1280x1280 pixels of PAN (GRIP-UNINA, for non-profit use only)",
-        "rwkvfusion prepare and rwkvfusion train, see CONTRIBUTING.md",
+        "rwkvfusion train train_pansharpening_small.yaml --set data.url=out/ge1 --set steps=1500 --set workers=1",
         "for non-profit use only, as the scene it was trained on",
     ),
     "pansharpening-gf2": Described(
@@ -87,6 +88,6 @@ DESCRIBED = {
         " on from, no more.",
         "One tile. What is not like it (water, snow, forests) was never seen.",
         f"one tile of PSData3's GF-2 scenes, {_RESEARCH}",
-        "rwkvfusion prepare and rwkvfusion train, see CONTRIBUTING.md",
+        "rwkvfusion train train_pansharpening_small.yaml --set data.url=out/gf2 --set steps=1500 --set workers=1",
     ),
 }

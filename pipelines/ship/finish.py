@@ -203,7 +203,9 @@ def finish(
         name_there = train.load(checkpoint)[0]["name"]
         fuser, state, step = fuser_of(checkpoint, moment or train.RECIPES[name_there].moment)
         whole = f"of {state['done']}, {state['seconds']:.0f} s on one {state['device']}"
+        before = train.RECIPES[name_there].after
         story = f"Averaged weights of step {step} ({whole}), {state['samples']} pairs."
+        story += f" It began with those of `{before}`, see `RECIPES` in `pipelines/ship/train.py`." if before else ""
     else:
         fuser, story = Fuser.load(resolve(str(model)).folder), ""
     fuser.save(folder)

@@ -71,24 +71,33 @@ class Recipe:
         return (parts * scales).astype(np.float32)
 
 
-_WHITE_STAYS = {"nearer": 28.0, "ssim7": 9.5, "anchor": 600.0}
 RECIPES = {
     "vif": Recipe("vif", steps=18_000, moment=3),
     "vif-tiny": Recipe("vif", "tiny", steps=9_000),
     "vif-after": Recipe(
         "vif",
         steps=1_500,
-        loss=_WHITE_STAYS,
+        loss={"nearer": 34.0, "ssim7": 9.0, "anchor": 600.0},
         batch=3,
         lr=3e-4,
         after="vif",
     ),
-    "vif-tiny-after": Recipe("vif", "tiny", steps=2_000, loss=_WHITE_STAYS, batch=3, lr=3e-4, after="vif-tiny"),
+    "vif-tiny-after": Recipe(
+        "vif",
+        "tiny",
+        steps=2_700,
+        moment=2,
+        loss={"nearer": 25.0, "ssim7": 8.2, "anchor": 650.0},
+        batch=3,
+        lr=3e-4,
+        after="vif-tiny",
+    ),
     "mif": Recipe("mif", moment=2),
     "mef": Recipe("mef", steps=3_000, simulate=1.0),
     "mef-after": Recipe(
         "mef",
         steps=3_000,
+        moment=2,
         loss={"ssim7": 6.0, "qabf": 5.0, "vif": 1.2, "qcb": 0.0, "anchor": 1500.0},
         crop=96,
         batch=3,

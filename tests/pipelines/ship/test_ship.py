@@ -172,7 +172,8 @@ def test_what_is_trained_is_a_fuser(tmp_path: Path) -> None:
 
 def test_a_later_training_begins_with_an_earlier_one(tmp_path: Path) -> None:
     assert chain_of("mff") == ["mff", "mff-after"]
-    assert chain_of("vif-tiny") == ["vif-tiny"]
+    assert chain_of("vif-tiny") == ["vif-tiny", "vif-tiny-after"]
+    assert chain_of("mif") == ["mif"]
     earlier = Training("vif-tiny", TINY, pack_of(), CPU, tmp_path)
     earlier.step(0.0)
     earlier.save()

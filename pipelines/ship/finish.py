@@ -207,7 +207,7 @@ def finish(
         story = f"Averaged weights of step {step} ({whole}), {state['samples']} pairs."
         story += f" It began with those of `{before}`, see `RECIPES` in `pipelines/ship/train.py`." if before else ""
     else:
-        fuser, story = Fuser.load(resolve(str(model)).folder), ""
+        fuser, story = Fuser.load(resolve(str(model)).folder), "By `rwkvfusion train`."
     fuser.save(folder)
     scores, trivial = Scored(), dict[str, Scored]()
     guidance = dict[str, Scored]()

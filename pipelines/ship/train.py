@@ -55,7 +55,9 @@ class Recipe:
     weight_decay: float = 1e-6
     drop_guidance: float = 0.1
     simulate: float = 0.0
-    """Part of the crops whose sources are made of the target, or of a picture that is alone: see `SIMULATIONS`."""
+    """Part of the crops whose sources are made of the target, or of a picture that is alone."""
+    simulation: str = ""
+    """How: a name of `SIMULATIONS`."""
     stops: tuple[float, float, float] = (1.5, 3.5, 3.0)
     """Of exposures that are made: deviation of the light at most, and by how much they are darker and brighter."""
     uneven: float = 0.0
@@ -93,7 +95,7 @@ RECIPES = {
         after="vif-tiny",
     ),
     "mif": Recipe("mif", moment=2),
-    "mef": Recipe("mef", steps=3_000, simulate=1.0),
+    "mef": Recipe("mef", steps=3_000, simulate=1.0, simulation="exposures"),
     "mef-after": Recipe(
         "mef",
         steps=3_000,
@@ -103,11 +105,14 @@ RECIPES = {
         batch=3,
         lr=1e-3,
         simulate=1.0,
+        simulation="exposures",
         stops=(2.5, 4.5, 3.5),
         after="mef",
     ),
-    "mff": Recipe("mff", steps=3_200, simulate=0.5),
-    "mff-after": Recipe("mff", steps=2_000, moment=3, batch=3, lr=5e-4, simulate=0.5, uneven=1.0, after="mff"),
+    "mff": Recipe("mff", steps=3_200, simulate=0.5, simulation="focus"),
+    "mff-after": Recipe(
+        "mff", steps=2_000, moment=3, batch=3, lr=5e-4, simulate=0.5, simulation="focus", uneven=1.0, after="mff"
+    ),
 }
 """NAME-after goes on with NAME; of the two the later is shipped."""
 MOMENTS = 10
@@ -210,7 +215,7 @@ class Pictures:
                 rng = np.random.default_rng([recipe.seed, 3, number])
                 drawn = recipe.amount(rng.random((1, 4))), rng.standard_normal((1, 1, 4, 4)).astype(np.float32)
                 amount, field_ = (torch.from_numpy(one).to(self.device) for one in drawn)
-                images, _ = SIMULATIONS[recipe.task](images[0], amount, field_, torch.zeros_like(planes[0]))
+                images, _ = SIMULATIONS[recipe.simulation](images[0], amount, field_, torch.zeros_like(planes[0]))
             yield images, target
 
     def _split(self, planes: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -253,7 +258,19 @@ def focus(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) -> tup
     )
 
 
-SIMULATIONS = {"mef": exposures, "mff": focus}
+def layers(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) -> tuple[list[Tensor], Tensor]:
+    """As `focus`, but that what is near spreads over what is behind it where it is out of focus, as a lens has it."""
+    near, far, hard, _ = amount.unbind(1)
+    share = torch.sigmoid(_stretched(field_, picture) * (4 * 50 ** hard[:, None, None, None]))
+    sharp_near = torch.lerp(_out_of_focus(picture, 0.5 * 12**far), picture, share)
+    sigma = 0.5 * 12**near
+    sharp_far = _out_of_focus(share * picture, sigma) + (1 - _out_of_focus(share, sigma)) * picture
+    first, second = grain[:, :1], grain[:, 1:]
+    chosen = torch.lerp(second, first, share)
+    return [_rounded(sharp_near + first), _rounded((sharp_far + second).clamp(0, 1))], chosen
+
+
+SIMULATIONS = {"exposures": exposures, "focus": focus, "layers": layers}
 """How two sources are made of one picture, for the tasks of which there are few pairs."""
 _TAPS = 33
 
@@ -343,7 +360,7 @@ class Training:
         images, target, mask, text, real = self.pictures.batch(self._drawn)
         if self.recipe.simulate:
             sharp = images[0] if target is None else target
-            made, grain = SIMULATIONS[self.recipe.task](
+            made, grain = SIMULATIONS[self.recipe.simulation](
                 sharp, self._drawn["amount"], self._drawn["field"], self._grain()
             )
             if target is not None:

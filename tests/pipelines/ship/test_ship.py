@@ -129,7 +129,9 @@ def test_exposures_are_darker_and_brighter_and_the_focus_is_in_one_of_two() -> N
     assert float(((chosen > 0) == sharp_near).float().mean()) > 0.9
 
 
-@pytest.mark.parametrize("recipe", [TINY, replace(TINY, task="mff", simulate=0.5, uneven=1.0)], ids=["vif", "mff"])
+@pytest.mark.parametrize(
+    "recipe", [TINY, replace(TINY, task="mff", simulate=0.5, simulation="layers", uneven=1.0)], ids=["vif", "mff"]
+)
 def test_a_training_goes_on_exactly_where_it_stopped(recipe: Recipe, tmp_path: Path) -> None:
     pack = pack_of(planes=2 + (recipe.task == "mff"), task=recipe.task)
 

@@ -40,6 +40,10 @@ SHOWN = {
 NAMES = [*shipped.shipped()]
 
 
+def test_those_that_are_there() -> None:
+    assert NAMES == ["vif", "vif-tiny", "mif", "mef", "mff", "pansharpening-ge1", "pansharpening-gf2"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_model_is_whole(name: str, tmp_path: Path) -> None:
     one = shipped.get(name)

@@ -28,6 +28,7 @@ from rwkvfusion.model.shipped import CARD, ROOT, SCORES, Facts, Score
 from rwkvfusion.pipelines.console import say
 from rwkvfusion.pipelines.ship import train
 from rwkvfusion.pipelines.ship.described import DESCRIBED, Described
+from rwkvfusion.pipelines.ship.recipes import RECIPES
 from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
 _SIZE = (480, 640)
@@ -201,11 +202,11 @@ def finish(
     described, folder = DESCRIBED[name], output / name
     if checkpoint is not None:
         name_there = train.load(checkpoint)[0]["name"]
-        fuser, state, step = fuser_of(checkpoint, moment or train.RECIPES[name_there].moment)
+        fuser, state, step = fuser_of(checkpoint, moment or RECIPES[name_there].moment)
         whole = f"of {state['done']}, {state['seconds']:.0f} s on one {state['device']}"
-        before = train.RECIPES[name_there].after
+        before = RECIPES[name_there].after
         story = f"Averaged weights of step {step} ({whole}), {state['samples']} pairs."
-        story += f" It began with those of `{before}`, see `RECIPES` in `pipelines/ship/train.py`." if before else ""
+        story += f" It began with those of `{before}`, see `pipelines/ship/recipes.py`." if before else ""
     else:
         fuser, story = Fuser.load(resolve(str(model)).folder), "By `rwkvfusion train`."
     fuser.save(folder)

@@ -13,7 +13,7 @@ import torch
 
 from rwkvfusion.infra.checkout import ROOT
 from rwkvfusion.pipelines.console import say
-from rwkvfusion.pipelines.ship.train import RECIPES
+from rwkvfusion.pipelines.ship.recipes import RECIPES
 
 
 def chain_of(name: str) -> list[str]:

@@ -17,281 +17,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from rwkvfusion.model.network.config import Size, preset
+from rwkvfusion.model.network.config import preset
 from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.model.training.losses.loss import training_loss
 from rwkvfusion.model.training.losses.presets import weights
 from rwkvfusion.pipelines.ship.packed import Pack, read
+from rwkvfusion.pipelines.ship.pictures import Pictures
+from rwkvfusion.pipelines.ship.recipes import RECIPES, Recipe
+from rwkvfusion.pipelines.ship.simulations import SIMULATIONS
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one shipped network is trained; what it does not say is its task's preset."""
-
-    task: str
-    size: Size = "full"
-    steps: int = 6000
-    moment: int = 10
-    """Of which tenth of the training the averaged weights are shipped."""
-    loss: dict[str, float] = field(default_factory=dict)
-    crop: int = 128
-    """Side of the squares in pixels."""
-    batch: int = 8
-    lr: float = 1.5e-3
-    final_lr: float = 0.01
-    """Of the last step, as a part of `lr`: half a cosine, after a rise over the first hundredth."""
-    clip: float = 1.0
-    ema: float = 0.999
-    weight_decay: float = 1e-6
-    drop_guidance: float = 0.1
-    simulate: float = 0.0
-    """Part of the crops whose sources are made of the target, or of a picture that is alone."""
-    simulation: str = ""
-    """How: a name of `SIMULATIONS`."""
-    stops: tuple[float, float, float] = (1.5, 3.5, 3.0)
-    """Of exposures that are made: deviation of the light at most, and by how much they are darker and brighter."""
-    uneven: float = 0.0
-    """By how much sources that are made of one picture differ in level and noise, of those of `SIMULATIONS` that can:
-    which of them is in focus then counts where there is nothing to see, too."""
-    seed: int = 0
-    after: str | None = None
-    """The recipe whose averaged weights it begins with."""
-
-    def amount(self, parts: np.ndarray) -> np.ndarray:
-        """(B, 4) in 0-1 as `SIMULATIONS` take it: those of exposures in stops."""
-        scales = (*self.stops, 1.0) if self.task == "mef" else (1.0,) * 4
-        return (parts * scales).astype(np.float32)
-
-
-RECIPES = {
-    "vif": Recipe("vif", steps=18_000, moment=3),
-    "vif-tiny": Recipe("vif", "tiny", steps=9_000),
-    "vif-after": Recipe(
-        "vif",
-        steps=1_500,
-        loss={"nearer": 34.0, "ssim7": 9.0, "anchor": 600.0},
-        batch=3,
-        lr=3e-4,
-        after="vif",
-    ),
-    "vif-tiny-after": Recipe(
-        "vif",
-        "tiny",
-        steps=2_700,
-        moment=2,
-        loss={"nearer": 25.0, "ssim7": 8.2, "anchor": 650.0},
-        batch=3,
-        lr=3e-4,
-        after="vif-tiny",
-    ),
-    "mif": Recipe("mif", moment=2),
-    "mef": Recipe("mef", steps=3_000, simulate=1.0, simulation="exposures"),
-    "mef-after": Recipe(
-        "mef",
-        steps=3_000,
-        moment=2,
-        loss={"ssim7": 6.0, "qabf": 5.0, "vif": 1.2, "qcb": 0.0, "anchor": 1500.0},
-        crop=96,
-        batch=3,
-        lr=1e-3,
-        simulate=1.0,
-        simulation="exposures",
-        stops=(2.5, 4.5, 3.5),
-        after="mef",
-    ),
-    "mff": Recipe("mff", steps=3_200, simulate=0.5, simulation="focus"),
-    "mff-after": Recipe(
-        "mff", steps=2_000, moment=3, batch=3, lr=5e-4, simulate=0.5, simulation="focus", uneven=1.0, after="mff"
-    ),
-}
-"""NAME-after goes on with NAME; of the two the later is shipped."""
 MOMENTS = 10
 """How often the samples that are held out are looked at, and the averaged weights of then kept."""
 _LOGS = 200
 _WARM_UP = 0.01
 _BEFORE_CAPTURE = 3
 """Steps in which libraries choose how to compute."""
-
-
-class Pictures:
-    """A pack on a device, of which a batch is a gather: nothing waits for the host."""
-
-    def __init__(self, pack: Pack, crop: int, device: torch.device, *, n_objects: int) -> None:
-        fitting = [one for one in pack.samples if min(one.planes[0].shape) >= crop]
-        self.left_out = len(pack.samples) - len(fitting)
-        self.n_train = len(fitting) - pack.held_out
-        if self.n_train < 1:
-            raise SystemExit(f"no sample is as large as a crop of {crop} pixels, and not held out")
-        self.samples, self.crop, self.device = fitting, crop, device
-        self.n_images, self.n_objects = len(pack.roles), n_objects
-        planes = [plane for one in fitting for plane in one.planes]
-        starts = np.cumsum([0, *(plane.size for plane in planes)])
-        self.planes = torch.from_numpy(np.concatenate([plane.ravel() for plane in planes])).to(device)
-        self.starts = starts[:-1].reshape(len(fitting), -1)
-        masks = [one.mask for one in fitting]
-        sizes = [0 if mask is None else mask.size for mask in masks]
-        # A first crop of zeros stands for all that have no mask.
-        nothing = np.zeros(max(one.planes[0].size for one in fitting), np.uint8)
-        self.masks = torch.from_numpy(np.concatenate([nothing, *(m.ravel() for m in masks if m is not None)])).to(
-            device
-        )
-        self.mask_starts = np.where(sizes, np.cumsum([nothing.size, *sizes])[:-1], 0)
-        self.tokens = np.array([0 if one.text is None else len(one.text) for one in fitting])
-        texts = np.zeros((len(fitting), max(1, int(self.tokens.max())), pack.text_width), np.float16)
-        for row, one in zip(texts, fitting, strict=True):
-            if one.text is not None:
-                row[: len(one.text)] = one.text
-        self.texts = torch.from_numpy(texts).to(device)
-
-    def draw(self, recipe: Recipe, step: int) -> dict[str, np.ndarray]:
-        """What decides the batch of `step`: a function of it and the seed alone."""
-        n, epochs = recipe.batch, np.divmod(np.arange(step * recipe.batch, (step + 1) * recipe.batch), self.n_train)
-        orders = {e: np.random.default_rng([recipe.seed, 1, int(e)]).permutation(self.n_train) for e in set(epochs[0])}
-        chosen = np.array([orders[epoch][i] for epoch, i in zip(*epochs, strict=True)])
-        rng = np.random.default_rng([recipe.seed, 2, step])
-        sizes = np.array([self.samples[i].planes[0].shape for i in chosen])
-        top, left = (rng.integers(sizes[:, axis] - self.crop + 1) for axis in (0, 1))
-        down, across = rng.random((2, n)) < 0.5
-        sides, heights = (
-            np.array([getattr(self.samples[i], name) for i in chosen]) for name in ("names_sides", "names_heights")
-        )
-        no_text = (rng.random(n) < recipe.drop_guidance) | (sides & across) | (heights & down)
-        no_mask = rng.random(n) < recipe.drop_guidance
-        table = np.zeros((n, 256), np.int64)
-        for row in table:
-            row[1 : self.n_objects + 1] = 1 + rng.permutation(self.n_objects)
-        return {
-            "chosen": chosen,
-            "starts": self.starts[chosen],
-            "mask_starts": np.where(no_mask, 0, self.mask_starts[chosen]),
-            "window": np.stack([sizes[:, 1], top, left, down, across], axis=1).astype(np.int64),
-            "table": table,
-            "tokens": np.where(no_text, 0, self.tokens[chosen]),
-            "simulated": rng.random((n, 1, 1, 1)) < recipe.simulate,
-            "amount": recipe.amount(rng.random((n, 4))),
-            "field": rng.standard_normal((n, 1, 4, 4)).astype(np.float32),
-        } | ({"grain": self._grain(recipe, rng)} if recipe.uneven else {})
-
-    def _grain(self, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
-        """(B, 2, H, W) by which two sources of a batch differ: noise of up to 2 grey levels, and a level of up to 3."""
-        noise = rng.standard_normal((recipe.batch, 2, self.crop, self.crop)) * rng.random((recipe.batch, 1, 1, 1)) * 2
-        level = rng.uniform(-3, 3, (recipe.batch, 2, 1, 1))
-        return (recipe.uneven * (noise + level) / 255).astype(np.float32)
-
-    def batch(self, drawn: dict[str, Tensor]) -> tuple[list[Tensor], Tensor | None, Tensor, Tensor, Tensor]:
-        """Images, target, mask, text and which of its tokens are real: of what `draw` drew."""
-        width, top, left, down, across = drawn["window"].unbind(1)
-        steps = torch.arange(self.crop, device=self.device)
-        rows = top[:, None] + torch.where(down[:, None] > 0, self.crop - 1 - steps, steps)
-        columns = left[:, None] + torch.where(across[:, None] > 0, self.crop - 1 - steps, steps)
-        places = rows[:, :, None] * width[:, None, None] + columns[:, None, :]
-        planes = self.planes[drawn["starts"][:, :, None, None] + places[:, None]].float() / 255
-        indices = self.masks[drawn["mask_starts"][:, None, None] + places].long()
-        mask = drawn["table"].gather(1, indices.flatten(1)).view_as(indices).to(torch.uint8)
-        text = self.texts[drawn["chosen"]].float()
-        real = torch.arange(text.shape[1], device=self.device) < drawn["tokens"][:, None]
-        return *self._split(planes), mask, text, real
-
-    def held_out(self, recipe: Recipe) -> Iterator[tuple[list[Tensor], Tensor | None]]:
-        """The samples that are not trained on: images and target, cut to multiples of 8 pixels."""
-        for number, one in enumerate(self.samples[self.n_train :]):
-            height, width = (side // 8 * 8 for side in one.planes[0].shape)
-            planes = [
-                torch.from_numpy(plane[:height, :width].copy()).to(self.device)[None, None].float() / 255
-                for plane in one.planes
-            ]
-            images, target = self._split(torch.cat(planes, dim=1))
-            if len(images) < self.n_images:
-                rng = np.random.default_rng([recipe.seed, 3, number])
-                drawn = recipe.amount(rng.random((1, 4))), rng.standard_normal((1, 1, 4, 4)).astype(np.float32)
-                amount, field_ = (torch.from_numpy(one).to(self.device) for one in drawn)
-                images, _ = SIMULATIONS[recipe.simulation](images[0], amount, field_, torch.zeros_like(planes[0]))
-            yield images, target
-
-    def _split(self, planes: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        images = [planes[:, i : i + 1] for i in range(min(self.n_images, planes.shape[1]))]
-        return images, planes[:, self.n_images :] if planes.shape[1] > self.n_images else None
-
-
-def exposures(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Two exposures of one picture (B, 1, H, W) under another light, too dark and too bright, each of 8 bits.
-
-    Args:
-        picture: in 0-1, taken for a scene by a gamma of 2.2.
-        amount: (B, 4): in stops how much the light varies, how dark and how bright; how steep the curve is, in 0-1.
-        field_: (B, 1, 4, 4), normal: the light that is laid over the picture, in stops.
-        grain: nothing comes of it.
-    """
-    uneven, dark, bright, curve = (part[:, None, None, None] for part in amount.unbind(1))
-    scene = picture**2.2 * torch.exp2(uneven * _stretched(field_, picture))
-    power = 1 / (1.8 + 0.8 * curve)
-    shots = (scene * torch.exp2(-0.5 - dark), scene * torch.exp2(0.5 + bright))
-    return [_rounded(shot.clamp(1e-6, 1) ** power) for shot in shots], grain[:, :1]
-
-
-def focus(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Two pictures of 8 bits, each out of focus where the other is sharp, and the grain of the sharp one of them.
-
-    Args:
-        picture: (B, 1, H, W) in 0-1, sharp.
-        amount: (B, 4) in 0-1: how far each is out of focus, how hard the border is; the last is not used.
-        field_: (B, 1, 4, 4), normal: the first is sharp where it is above 0.
-        grain: (B, 2, H, W) that is added to the two.
-    """
-    near, far, hard, _ = amount.unbind(1)
-    share = torch.sigmoid(_stretched(field_, picture) * (4 * 50 ** hard[:, None, None, None]))
-    soft = [_out_of_focus(picture, 0.5 * 12**one) for one in (near, far)]
-    pictures = torch.lerp(soft[0], picture, share), torch.lerp(picture, soft[1], share)
-    first, second = grain[:, :1], grain[:, 1:]
-    return [_rounded(one + own) for one, own in zip(pictures, (first, second), strict=True)], torch.lerp(
-        second, first, share
-    )
-
-
-def layers(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) -> tuple[list[Tensor], Tensor]:
-    """As `focus`, but that what is near spreads over what is behind it where it is out of focus, as a lens has it."""
-    near, far, hard, _ = amount.unbind(1)
-    share = torch.sigmoid(_stretched(field_, picture) * (4 * 50 ** hard[:, None, None, None]))
-    sharp_near = torch.lerp(_out_of_focus(picture, 0.5 * 12**far), picture, share)
-    sigma = 0.5 * 12**near
-    sharp_far = _out_of_focus(share * picture, sigma) + (1 - _out_of_focus(share, sigma)) * picture
-    first, second = grain[:, :1], grain[:, 1:]
-    chosen = torch.lerp(second, first, share)
-    return [_rounded(sharp_near + first), _rounded((sharp_far + second).clamp(0, 1))], chosen
-
-
-SIMULATIONS = {"exposures": exposures, "focus": focus, "layers": layers}
-"""How two sources are made of one picture, for the tasks of which there are few pairs."""
-_TAPS = 33
-
-
-def _out_of_focus(picture: Tensor, sigma: Tensor) -> Tensor:
-    """Each of (B, 1, H, W) under a Gaussian of its own, (B,) pixels."""
-    steps = torch.arange(_TAPS, device=picture.device) - _TAPS // 2
-    window = torch.exp(-(steps**2) / (2 * sigma[:, None] ** 2))
-    window = (window / window.sum(1, keepdim=True))[:, None, None]
-    half, planes = _TAPS // 2, picture.transpose(0, 1)
-    planes = F.pad(planes, (half,) * 4, mode="reflect")
-    planes = F.conv2d(planes, window, groups=len(picture))
-    return F.conv2d(planes, window.transpose(2, 3), groups=len(picture)).transpose(0, 1)
-
-
-def _stretched(field_: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(field_, size=like.shape[2:], mode="bicubic", align_corners=True)
-
-
-def _rounded(picture: Tensor) -> Tensor:
-    return (255 * picture).round() / 255
 
 
 class Training:

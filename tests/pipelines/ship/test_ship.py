@@ -21,8 +21,11 @@ from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.pipelines.ship.finish import fuser_of
 from rwkvfusion.pipelines.ship.pack import held_out_last, pictures_of
 from rwkvfusion.pipelines.ship.packed import Pack, Sample, read, write
+from rwkvfusion.pipelines.ship.pictures import Pictures
+from rwkvfusion.pipelines.ship.recipes import RECIPES, Recipe
 from rwkvfusion.pipelines.ship.run import chain_of
-from rwkvfusion.pipelines.ship.train import RECIPES, Pictures, Recipe, Training, exposures, focus
+from rwkvfusion.pipelines.ship.simulations import exposures, focus
+from rwkvfusion.pipelines.ship.train import Training
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
@@ -130,7 +133,7 @@ def test_exposures_are_darker_and_brighter_and_the_focus_is_in_one_of_two() -> N
 
 
 @pytest.mark.parametrize(
-    "recipe", [TINY, replace(TINY, task="mff", simulate=0.5, simulation="layers", uneven=1.0)], ids=["vif", "mff"]
+    "recipe", [TINY, replace(TINY, task="mff", simulate=0.5, simulation="focus", uneven=1.0)], ids=["vif", "mff"]
 )
 def test_a_training_goes_on_exactly_where_it_stopped(recipe: Recipe, tmp_path: Path) -> None:
     pack = pack_of(planes=2 + (recipe.task == "mff"), task=recipe.task)

@@ -1,0 +1,92 @@
+"""How each network that the package ships is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rwkvfusion.model.network.config import Size
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one shipped network is trained; what it does not say is its task's preset."""
+
+    task: str
+    size: Size = "full"
+    steps: int = 6000
+    moment: int = 10
+    """Of which tenth of the training the averaged weights are shipped."""
+    loss: dict[str, float] = field(default_factory=dict)
+    crop: int = 128
+    """Side of the squares in pixels."""
+    batch: int = 8
+    lr: float = 1.5e-3
+    final_lr: float = 0.01
+    """Of the last step, as a part of `lr`: half a cosine, after a rise over the first hundredth."""
+    clip: float = 1.0
+    ema: float = 0.999
+    weight_decay: float = 1e-6
+    drop_guidance: float = 0.1
+    simulate: float = 0.0
+    """Part of the crops whose sources are made of the target, or of a picture that is alone."""
+    simulation: str = ""
+    """How: a name of `SIMULATIONS`."""
+    stops: tuple[float, float, float] = (1.5, 3.5, 3.0)
+    """Of exposures that are made: deviation of the light at most, and by how much they are darker and brighter."""
+    uneven: float = 0.0
+    """By how much sources that are made of one picture differ in level and noise, of those of `SIMULATIONS` that can:
+    which of them is in focus then counts where there is nothing to see, too."""
+    seed: int = 0
+    after: str | None = None
+    """The recipe whose averaged weights it begins with."""
+
+    def amount(self, parts: np.ndarray) -> np.ndarray:
+        """(B, 4) in 0-1 as `SIMULATIONS` take it: those of exposures in stops."""
+        scales = (*self.stops, 1.0) if self.task == "mef" else (1.0,) * 4
+        return (parts * scales).astype(np.float32)
+
+
+RECIPES = {
+    "vif": Recipe("vif", steps=18_000, moment=3),
+    "vif-tiny": Recipe("vif", "tiny", steps=9_000),
+    "vif-after": Recipe(
+        "vif",
+        steps=1_500,
+        loss={"nearer": 34.0, "ssim7": 9.0, "anchor": 600.0},
+        batch=3,
+        lr=3e-4,
+        after="vif",
+    ),
+    "vif-tiny-after": Recipe(
+        "vif",
+        "tiny",
+        steps=2_700,
+        moment=2,
+        loss={"nearer": 25.0, "ssim7": 8.2, "anchor": 650.0},
+        batch=3,
+        lr=3e-4,
+        after="vif-tiny",
+    ),
+    "mif": Recipe("mif", moment=2),
+    "mef": Recipe("mef", steps=3_000, simulate=1.0, simulation="exposures"),
+    "mef-after": Recipe(
+        "mef",
+        steps=3_000,
+        moment=2,
+        loss={"ssim7": 6.0, "qabf": 5.0, "vif": 1.2, "qcb": 0.0, "anchor": 1500.0},
+        crop=96,
+        batch=3,
+        lr=1e-3,
+        simulate=1.0,
+        simulation="exposures",
+        stops=(2.5, 4.5, 3.5),
+        after="mef",
+    ),
+    "mff": Recipe("mff", steps=3_200, simulate=0.5, simulation="focus"),
+    "mff-after": Recipe(
+        "mff", steps=2_000, moment=3, batch=3, lr=5e-4, simulate=0.5, simulation="focus", uneven=1.0, after="mff"
+    ),
+}
+"""NAME-after goes on with NAME; of the two the later is shipped."""

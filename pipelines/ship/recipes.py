@@ -33,8 +33,11 @@ class Recipe:
     """Part of the crops whose sources are made of the target, or of a picture that is alone."""
     simulation: str = ""
     """How: a name of `SIMULATIONS`."""
-    stops: tuple[float, float, float] = (1.5, 3.5, 3.0)
-    """Of exposures that are made: deviation of the light at most, and by how much they are darker and brighter."""
+    light: float = 1.5
+    """Of exposures that are made, in stops: by how much the light over the picture deviates at most."""
+    darker: tuple[float, float] = (0.5, 4.0)
+    brighter: tuple[float, float] = (0.5, 3.5)
+    """By how much at least and at most the two are."""
     uneven: float = 0.0
     """By how much sources that are made of one picture differ in level and noise, of those of `SIMULATIONS` that can:
     which of them is in focus then counts where there is nothing to see, too."""
@@ -44,8 +47,10 @@ class Recipe:
 
     def amount(self, parts: np.ndarray) -> np.ndarray:
         """(B, 4) in 0-1 as `SIMULATIONS` take it: those of exposures in stops."""
-        scales = (*self.stops, 1.0) if self.task == "mef" else (1.0,) * 4
-        return (parts * scales).astype(np.float32)
+        if self.task != "mef":
+            return parts.astype(np.float32)
+        low, high = np.array([(0, self.light), self.darker, self.brighter, (0, 1)]).T
+        return (low + (high - low) * parts).astype(np.float32)
 
 
 RECIPES = {
@@ -73,20 +78,30 @@ RECIPES = {
     "mef": Recipe("mef", steps=3_000, simulate=1.0, simulation="exposures"),
     "mef-after": Recipe(
         "mef",
-        steps=3_000,
+        steps=2_300,
         moment=2,
-        loss={"ssim7": 6.0, "qabf": 5.0, "vif": 1.2, "qcb": 0.0, "anchor": 1500.0},
+        loss={"ssim7": 6.0, "qabf": 5.0, "vif": 1.2, "qcb": 0.0, "anchor": 2500.0},
         crop=96,
         batch=3,
         lr=1e-3,
         simulate=1.0,
         simulation="exposures",
-        stops=(2.5, 4.5, 3.5),
+        light=2.5,
+        darker=(0.0, 6.0),
+        brighter=(0.5, 6.5),
         after="mef",
     ),
     "mff": Recipe("mff", steps=3_200, simulate=0.5, simulation="focus"),
     "mff-after": Recipe(
-        "mff", steps=2_000, moment=3, batch=3, lr=5e-4, simulate=0.5, simulation="focus", uneven=1.0, after="mff"
+        "mff",
+        steps=1_800,
+        loss={"qabf": 12.0, "qcb": 4.0, "vif": 1.0, "target": 15.0, "target_edges": 5.0},
+        batch=3,
+        lr=5e-4,
+        simulate=0.5,
+        simulation="layers",
+        uneven=0.5,
+        after="mff",
     ),
 }
 """NAME-after goes on with NAME; of the two the later is shipped."""

@@ -21,7 +21,7 @@ def exposures(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) ->
     uneven, dark, bright, curve = (part[:, None, None, None] for part in amount.unbind(1))
     scene = picture**2.2 * torch.exp2(uneven * _stretched(field_, picture))
     power = 1 / (1.8 + 0.8 * curve)
-    shots = (scene * torch.exp2(-0.5 - dark), scene * torch.exp2(0.5 + bright))
+    shots = (scene * torch.exp2(-dark), scene * torch.exp2(bright))
     return [_rounded(shot.clamp(1e-6, 1) ** power) for shot in shots], grain[:, :1]
 
 
@@ -44,7 +44,19 @@ def focus(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) -> tup
     )
 
 
-SIMULATIONS = {"exposures": exposures, "focus": focus}
+def layers(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) -> tuple[list[Tensor], Tensor]:
+    """As `focus`, but what is near spreads over what is behind it where it is out of focus, as a lens has it."""
+    near, far, hard, _ = amount.unbind(1)
+    share = torch.sigmoid(_stretched(field_, picture) * (4 * 50 ** hard[:, None, None, None]))
+    sharp_near = torch.lerp(_out_of_focus(picture, 0.5 * 12**far), picture, share)
+    sigma = 0.5 * 12**near
+    sharp_far = _out_of_focus(share * picture, sigma) + (1 - _out_of_focus(share, sigma)) * picture
+    first, second = grain[:, :1], grain[:, 1:]
+    chosen = torch.lerp(second, first, share)
+    return [_rounded(sharp_near + first), _rounded((sharp_far + second).clamp(0, 1))], chosen
+
+
+SIMULATIONS = {"exposures": exposures, "focus": focus, "layers": layers}
 """By the name that a recipe has of it."""
 
 

@@ -24,7 +24,7 @@ from rwkvfusion.pipelines.ship.packed import Pack, Sample, read, write
 from rwkvfusion.pipelines.ship.pictures import Pictures
 from rwkvfusion.pipelines.ship.recipes import RECIPES, Recipe
 from rwkvfusion.pipelines.ship.run import chain_of
-from rwkvfusion.pipelines.ship.simulations import exposures, focus
+from rwkvfusion.pipelines.ship.simulations import exposures, focus, layers
 from rwkvfusion.pipelines.ship.train import Training
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -125,6 +125,12 @@ def test_exposures_are_darker_and_brighter_and_the_focus_is_in_one_of_two() -> N
     assert float(torch.minimum(*apart).mean()) < 0.15 * float(torch.maximum(*apart).mean())
     for one in (dark, bright, near, far):
         torch.testing.assert_close(255 * one, (255 * one).round(), atol=1e-3, rtol=0)
+    # What is near and out of focus spreads over what is behind it, so that there neither is sharp.
+    picture_ = (255 * picture).round() / 255
+    (near_, far_), _ = layers(picture, torch.tensor([[0.9, 0.9, 1.0, 0.0]] * 3), field, grain)
+    torch.testing.assert_close(near_, near)
+    was_sharp = (far == picture_) & (near != picture_)
+    assert int((was_sharp & (far_ != picture_)).sum()) > 0.02 * picture.numel()
     # The grain is that of the one in focus.
     grain[:, 0], grain[:, 1] = 0.02, -0.02
     (near, far), chosen = focus(picture, torch.tensor([[0.9, 0.9, 1.0, 0.0]] * 3), field, grain)
@@ -133,7 +139,7 @@ def test_exposures_are_darker_and_brighter_and_the_focus_is_in_one_of_two() -> N
 
 
 @pytest.mark.parametrize(
-    "recipe", [TINY, replace(TINY, task="mff", simulate=0.5, simulation="focus", uneven=1.0)], ids=["vif", "mff"]
+    "recipe", [TINY, replace(TINY, task="mff", simulate=0.5, simulation="layers", uneven=1.0)], ids=["vif", "mff"]
 )
 def test_a_training_goes_on_exactly_where_it_stopped(recipe: Recipe, tmp_path: Path) -> None:
     pack = pack_of(planes=2 + (recipe.task == "mff"), task=recipe.task)

@@ -44,6 +44,11 @@ class Score(_Group):
     low: float
     high: float
 
+    def text(self, value: float) -> str:
+        """One of the three, with as many digits as suit the mean."""
+        size = abs(self.mean)
+        return f"{value:.{0 if size >= 100 else 2 if size >= 10 else 3}f}"
+
 
 class Facts(_Group):
     """What is known of a model, for whoever chooses one."""

@@ -80,15 +80,9 @@ def _block(scores: Mapping[str, Mapping[str, Score]], metrics: Sequence[str]) ->
     rows = []
     for name, its in scores.items():
         known = [its.get(metric) for metric in metrics]
-        rows.append([name, *(_number(one.mean, one) if one else "" for one in known)])
-        rows.append(["", *(f"{_number(one.low, one)}-{_number(one.high, one)}" if one else "" for one in known)])
+        rows.append([name, *(one.text(one.mean) if one else "" for one in known)])
+        rows.append(["", *(f"{one.text(one.low)}-{one.text(one.high)}" if one else "" for one in known)])
     return table(["", *metrics], rows)
-
-
-def _number(value: float, score: Score) -> str:
-    """With as many digits as suit the mean."""
-    size = abs(score.mean)
-    return f"{value:.{0 if size >= 100 else 2 if size >= 10 else 3}f}"
 
 
 def _wrapped(line: str, indent: str, width: int) -> list[str]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,12 @@ Scored = dict[str, dict[str, Score]]
 """{system: {metric: score}} over one set of pairs."""
 
 
-def fuser_of(checkpoint: Path, moment: int) -> tuple[Fuser, dict[str, Any], int]:
-    """The fuser of the averaged weights of a tenth of the training, the checkpoint's state, and the step of then."""
+def fuser_of(checkpoint: Path, moment: int | None) -> tuple[Fuser, dict[str, Any], int]:
+    """The fuser of the averaged weights of a tenth of the training (None: that of its recipe), the checkpoint's state,
+    and the step of then."""
     state, groups = train.load(checkpoint)
     try:
-        weights, step = train.averaged(groups, moment)
+        weights, step = train.averaged(groups, moment or RECIPES[state["name"]].moment)
     except ValueError as error:
         raise click.UsageError(f"{checkpoint}: {error}") from None
     network = RWKVFusion(NetworkConfig(**state["network"]))
@@ -145,22 +146,13 @@ def card_lines(made: Made) -> Iterator[str]:
     )
     yield from ("SAM and ERGAS. None of these pairs was trained on. Convention y, as `rwkvfusion evaluate` has it.", "")
     for where in facts.scores:
-        rows = {name: facts.scores[where], **facts.trivial.get(where, {})}
-        metrics = [metric for metric in _SHOWN[facts.task] if metric in facts.scores[where]]
         n = next(iter(facts.scores[where].values())).n
-        yield from (f"### {where}, {n} pairs", "", f"| | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|")
-        for system, own in rows.items():
-            cells = [_cell(own[metric]) if metric in own else "" for metric in metrics]
-            yield f"| {system} | {' | '.join(cells)} |"
-        yield ""
+        yield from (f"### {where}, {n} pairs", "")
+        yield from _table("", list(facts.scores[where]), {name: facts.scores[where], **facts.trivial.get(where, {})})
     if made.guided:
         yield from ("## What guidance adds", "", "The same pairs with the built-in captions and masks:", "")
         for where, given in made.guided.items():
-            metrics = [metric for metric in _SHOWN[facts.task] if metric in facts.scores[where]]
-            yield from (f"| {where} | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|")
-            for what, own in given.items():
-                yield f"| {what} | {' | '.join(_cell(own[metric]) for metric in metrics)} |"
-            yield ""
+            yield from _table(where, list(facts.scores[where]), given)
     yield from (
         "## How it was made",
         "",
@@ -174,9 +166,16 @@ def card_lines(made: Made) -> Iterator[str]:
     yield from ("## Licence", "", f"Weights: {facts.licence}.", "", "## What it is weak at", "", made.described.weak)
 
 
+def _table(corner: str, metrics: Sequence[str], rows: Scored) -> Iterator[str]:
+    """In Markdown, with an empty line after it."""
+    yield from (f"| {corner} | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|")
+    for name, own in rows.items():
+        yield f"| {name} | {' | '.join(_cell(own[metric]) if metric in own else '' for metric in metrics)} |"
+    yield ""
+
+
 def _cell(score: Score) -> str:
-    digits = 0 if abs(score.mean) >= 100 else 2 if abs(score.mean) >= 10 else 3
-    return f"{score.mean:.{digits}f} ({score.low:.{digits}f}-{score.high:.{digits}f})"
+    return f"{score.text(score.mean)} ({score.text(score.low)}-{score.text(score.high)})"
 
 
 @click.command()
@@ -201,10 +200,9 @@ def finish(
         raise click.UsageError("give --checkpoint or --model")
     described, folder = DESCRIBED[name], output / name
     if checkpoint is not None:
-        name_there = train.load(checkpoint)[0]["name"]
-        fuser, state, step = fuser_of(checkpoint, moment or RECIPES[name_there].moment)
+        fuser, state, step = fuser_of(checkpoint, moment)
         whole = f"of {state['done']}, {state['seconds']:.0f} s on one {state['device']}"
-        before = RECIPES[name_there].after
+        before = RECIPES[state["name"]].after
         story = f"Averaged weights of step {step} ({whole}), {state['samples']} pairs."
         story += f" It began with those of `{before}`, see `pipelines/ship/recipes.py`." if before else ""
     else:

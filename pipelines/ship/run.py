@@ -15,6 +15,14 @@ from rwkvfusion.infra.checkout import ROOT
 from rwkvfusion.pipelines.console import say
 from rwkvfusion.pipelines.ship.recipes import RECIPES
 
+_PACKED = {
+    "vif": ("--limit", "168"),
+    "mif": ("--split", "train", "--split", "test"),
+    "mef": ("--limit", "110", "--pictures"),
+    "mff": ("--held-out", "4"),
+}
+"""How the pairs of a task are packed."""
+
 
 def chain_of(name: str) -> list[str]:
     """The trainings that a shipped model takes, in their order: each begins with the weights of the one before."""
@@ -47,8 +55,7 @@ def run(
     work.mkdir(parents=True, exist_ok=True)
     packed, last = work / f"{name.removesuffix('-tiny')}.npz", work / "checkpoints"
     if not packed.exists():
-        pictures = ["--pictures"] if RECIPES[name].task == "mef" else []
-        _run("pack", *datasets, "--limit", "168", *pictures, "-o", str(packed))
+        _run("pack", *datasets, *_PACKED[RECIPES[name].task], "-o", str(packed))
     before: Path | None = None
     for one in chain_of(name):
         checkpoint = last / f"{one}.npz"

@@ -269,7 +269,7 @@ def run(training: Training, seconds: float, steps: int, say: Callable[[str], obj
         return training.done / steps if steps else training.seconds / seconds
 
     sums: dict[str, Tensor] = {}
-    count, logged, looked = 0, progress(), progress()
+    count, logged = 0, progress()
     while (now := progress()) < 1 and training.seconds < seconds and not stopped:
         for key, value in training.step(now).items():
             sums[key] = sums[key] + value if key in sums else value.clone()
@@ -279,14 +279,15 @@ def run(training: Training, seconds: float, steps: int, say: Callable[[str], obj
             means = {key: float(value) / count for key, value in sums.items()}
             training.note("train", means)
             sums, count, logged = {}, 0, now
-        if now - looked >= 1 / MOMENTS:
+        # By how many there are, so that a tenth is a tenth also of a training that was stopped in between.
+        if now >= (len(training.moments) + 1) / MOMENTS:
             held_out = training.look()
             training.note("held out", held_out)
             training.save()
             shown = ", ".join(f"{key} {value:.4g}" for key, value in held_out.items())
             say(f"{training.name} {100 * now:3.0f} %, step {training.done}, {training.seconds:.0f} s: {shown}")
-            looked = now
-    training.note("held out", training.look())
+    if progress() >= 1 and str(training.done) not in training.moments:
+        training.note("held out", training.look())
     training.save()
     say(f"{training.name}: {training.done} steps in {training.seconds:.0f} s")
 

@@ -168,7 +168,7 @@ def card_lines(made: Made) -> Iterator[str]:
 
 def _table(corner: str, metrics: Sequence[str], rows: Scored) -> Iterator[str]:
     """In Markdown, with an empty line after it."""
-    yield from (f"| {corner} | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|")
+    yield from (" | ".join((f"| {corner}".rstrip(), *metrics)) + " |", "|---" * (len(metrics) + 1) + "|")
     for name, own in rows.items():
         yield f"| {name} | {' | '.join(_cell(own[metric]) if metric in own else '' for metric in metrics)} |"
     yield ""

@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -53,6 +53,10 @@ class Cluster:
     def __str__(self) -> str:
         where = "a Ray of its own on this machine" if self.local else "the Ray cluster"
         return f"{where} ({self.cpus:g} logical CPUs, {self.gpus:g} GPUs)"
+
+    def grown(self, cpus: float, gpus: float) -> Cluster:
+        """As it will be once it has `cpus` and `gpus`, where these are more than there are; our own stays as it is."""
+        return self if self.local else replace(self, cpus=max(self.cpus, cpus), gpus=max(self.gpus, gpus))
 
     @property
     def place(self) -> str:

@@ -1,6 +1,6 @@
 """Samples that kill the process they are worked on in: seen by counting, then worked on each in a process of its own.
 
-{root}/{dataset}/_attempts/{step}/{shard}     how often work on a shard was begun and not ended
+{root}/{dataset}/_attempts/{step}/{shard}     the nodes on which work on a shard was begun and not ended, one a line
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+import ray
 from ray import cloudpickle
 
 from rwkvfusion.infra.errors import RwkvFusionError
@@ -23,6 +24,8 @@ R = TypeVar("R")
 ATTEMPTS = "_attempts"
 SHARD_TRIES = 3
 """Times a shard may take its worker with it before its samples are worked on one by one."""
+NODE_TRIES = 2 * SHARD_TRIES
+"""The same, with the times that the worker went with its node: that may have been taken, or killed by the shard."""
 ITEM_TRIES = 2
 """Times an item may take its process with it: the first may have been killed for another's sake."""
 
@@ -32,8 +35,8 @@ class IsolateError(RwkvFusionError):
 
 
 class Attempts:
-    """How often work on each shard was begun in one step, in the dataset's folder `store`: so a retry knows that
-    the process before it died. One process at a time works on a shard."""
+    """Where work on each shard was begun in one step, in the dataset's folder `store`: so a retry knows that the
+    process before it died, and whether with its node. One process at a time works on a shard."""
 
     def __init__(self, store: Store, step: str) -> None:
         self.store = store.sub(f"{ATTEMPTS}/{step}")
@@ -42,19 +45,35 @@ class Attempts:
     def of(self, shard: str) -> Iterator[bool]:
         """Around work on `shard`: whether it has taken so many workers with it that its samples are to be isolated.
 
-        The count goes as the work ends; it stays where it ends in an exception, as where the process dies.
+        The record goes as the work ends; it stays where it ends in an exception, as where the process dies.
         """
-        before = self.count(shard)
-        self.store.write(shard, str(before + 1).encode())
-        yield before >= SHARD_TRIES
+        begun = self._begun(shard)
+        self.store.write(shard, "\n".join([*begun, _this_node()]).encode())
+        yield len(begun) >= NODE_TRIES or _deaths(begun) >= SHARD_TRIES
         self.store.remove(shard)
 
     def count(self, shard: str) -> int:
-        """How often work on `shard` was begun without an end."""
+        """How often work on `shard` was begun without an end, other than by the loss of the node."""
+        return _deaths(self._begun(shard))
+
+    def _begun(self, shard: str) -> list[str]:
         try:
-            return int(self.store.read(shard))
-        except (MissingError, ValueError):
-            return 0
+            return self.store.read(shard).decode().splitlines()
+        except MissingError:
+            return []
+
+
+def _this_node() -> str:
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else "here"
+
+
+def _deaths(begun: list[str]) -> int:
+    """How many of the processes that began on these nodes did not go with their node: taken, ended or dead.
+
+    Nodes of an earlier cluster count as there: nobody knows any more what ended the work on them.
+    """
+    lost = {node["NodeID"] for node in ray.nodes() if not node["Alive"]} if begun and ray.is_initialized() else set()
+    return sum(node not in lost for node in begun)
 
 
 def forget_attempts(store: Store) -> None:

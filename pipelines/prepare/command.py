@@ -67,6 +67,7 @@ def prepare(
         raise click.UsageError("--set prompts: no stage looks for objects by words, as one of guidance=full does")
     if dry_run:
         cluster = expect(job.recipe.ray.address, cpus=job.cpus, gpus=any(stage.uses_gpu for stage in job.stages))
+        cluster = cluster.grown(job.recipe.ray.cpus, job.recipe.ray.gpus)
         lines = [*plan_lines(job), *packing_lines(job.pack(cluster), cluster)]
         answer(plan_facts(job), lines, as_json=as_json)
         return

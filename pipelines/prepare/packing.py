@@ -1,4 +1,8 @@
-"""How many actors each stage gets, and what they share: the job sized to its cluster, before it starts."""
+"""How many actors each stage gets, and what they share: the job sized to its cluster, before it starts.
+
+On a cluster pools have no size but a least one: Ray Data starts actors where there is work for them and room, on nodes
+that join too, and ends those without work. What actors hold there is what its autoscaler brings nodes for.
+"""
 
 from __future__ import annotations
 
@@ -72,13 +76,15 @@ def pack(stages: Sequence[Stage[Any]], idle: frozenset[str], cluster: Cluster, s
 
 
 def _grown(pool: Pool, cluster: Cluster, shards: int, min_gpus: float) -> Pool:
-    """The pool with as many actors at most as its stage, the shards and the cluster allow."""
+    """The pool with as many actors at most as its stage and the shards allow, and this machine where it is that."""
     if pool.max_actors == 0:
         return pool
-    # Stages run side by side, so that more actors than this would only wait for each other.
-    room = int(pool.min_actors * cluster.gpus / min_gpus + 1e-6) if pool.gpus else cluster.cores // 2
-    max_actors = max(pool.min_actors, min(pool.stage.config.resources.max_actors, shards, room))
-    return replace(pool, max_actors=max_actors)
+    room = float(shards)
+    if cluster.local:
+        # Stages run side by side, so that more actors than this would only wait for each other.
+        room = min(room, int(pool.min_actors * cluster.gpus / min_gpus + 1e-6) if pool.gpus else cluster.cores // 2)
+    max_actors = max(pool.min_actors, min(pool.stage.config.resources.max_actors or room, room))
+    return replace(pool, max_actors=int(max_actors))
 
 
 def _cards(pools: Sequence[Pool]) -> list[list[tuple[str, float]]]:

@@ -48,6 +48,13 @@ class RayConfig(_Group):
     """Which Ray cluster runs the job."""
 
     address: str | None = Field(default=None, description="None: RAY_ADDRESS, else a Ray on this machine")
+    cpus: float = Field(
+        default=0, ge=0, description="CPUs that a cluster grows to, so that the job is not sized to fewer at its start"
+    )
+    gpus: float = Field(default=0, ge=0, description="GPUs that it grows to, which stages with models share")
+    stalled_seconds: float = Field(
+        default=300, gt=0, description="after so long without a pair passing, the job says what waits, and for what"
+    )
 
 
 class PrepareRecipe(GuidanceConfig):

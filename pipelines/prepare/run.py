@@ -26,6 +26,7 @@ from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunSt
 from rwkvfusion.pipelines.prepare.packing import Pool, packing_lines
 from rwkvfusion.pipelines.prepare.plan import Job
 from rwkvfusion.pipelines.prepare.progress import COMMIT, READ, counted
+from rwkvfusion.pipelines.prepare.stall import watched
 from rwkvfusion.pipelines.ray_data import cause, operator, quiet
 from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.stages.dataset.commit import clear_orphans, retire
@@ -138,11 +139,12 @@ def _make_pending(
         try:
             with connect(job.recipe.ray.address, cpus=job.cpus) as cluster:
                 begun = True
+                cluster = cluster.grown(job.recipe.ray.cpus, job.recipe.ray.gpus)
                 check_output("output", job.recipe.output, hosts=cluster.hosts)
                 pools = job.pack(cluster)
                 say(f"{len(left)} shards; " + "\n".join(packing_lines(pools, cluster)))
                 on_pairs({})
-                with counted(on_pairs) as tally:
+                with watched(job.recipe.ray.stalled_seconds, say) as alive, counted(_both(on_pairs, alive)) as tally:
                     for row in pipeline(job, pools, cluster, lease.fence, tally).iter_rows():
                         manifest = Manifest.from_json(row["manifest"].encode(), "result")
                         records = [StageRecord.model_validate(record) for record in json.loads(row["records"])]
@@ -164,6 +166,14 @@ def _make_pending(
             for name in sorted(left - {shard.name for shard in job.pending}):
                 left.discard(name)
                 yield job.committed[name], []
+
+
+def _both(on_pairs: OnPairs, alive: Callable[[], None]) -> OnPairs:
+    def told(passed: Mapping[str, int]) -> None:
+        alive()
+        on_pairs(passed)
+
+    return told
 
 
 def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally: Any = None) -> Dataset:

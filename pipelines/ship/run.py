@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import click
 import torch
 
 from rwkvfusion.infra.checkout import ROOT
+from rwkvfusion.infra.cores import usable_cores
 from rwkvfusion.pipelines.console import say
 from rwkvfusion.pipelines.ship.recipes import RECIPES
 
@@ -60,7 +60,7 @@ def run(
     for one in chain_of(name):
         checkpoint = last / f"{one}.npz"
         init = ["--init", str(before)] if before else []
-        threads = str(1 if torch.cuda.is_available() else os.cpu_count() or 1)
+        threads = str(1 if torch.cuda.is_available() else usable_cores())
         arguments = [one, "--pack", str(packed), "--out", str(last), "--threads", threads, *init]
         arguments += ["--steps", str(steps)] if steps else []
         _run("train", *arguments)

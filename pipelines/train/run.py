@@ -179,6 +179,8 @@ def _fit(job: TrainJob, progress: OnProgress | None, say: Callable[[str], None])
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # On a busy machine the workers' imports alone pass its default of 60 s, and it would start them anew for ever.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    # Of the seconds between a warning and the loss of a node its default of 5 is much.
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     # The controller and the board take no CPU; one more than the workers leaves room for Ray's own tasks.
     with connect(recipe.address, cpus=recipe.workers + 1) as cluster:
         use_gpu = _use_gpu(recipe, cluster)
@@ -192,7 +194,7 @@ def _fit(job: TrainJob, progress: OnProgress | None, say: Callable[[str], None])
             run_config=RunConfig(
                 name=job.folder,
                 storage_path=absolute(recipe.output),
-                failure_config=FailureConfig(max_failures=recipe.max_failures),
+                failure_config=FailureConfig(max_failures=recipe.max_failures, max_preemption_failures=-1),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
             ),
         )

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,14 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint, get_all_reported_checkpoints, get_checkpoint, get_context, report
+from ray.train import (
+    Checkpoint,
+    CheckpointConsistencyMode,
+    get_all_reported_checkpoints,
+    get_checkpoint,
+    get_context,
+    report,
+)
 from ray.train.torch import get_device
 from torch import Tensor
 
@@ -31,11 +37,14 @@ from rwkvfusion.model.training.preview import strip
 from rwkvfusion.model.training.trainer import CheckpointError, Trainer, TrainingError, learning_rate
 from rwkvfusion.pipelines.train.build import make_trainer, make_validator
 from rwkvfusion.pipelines.train.plan import TrainPlan
+from rwkvfusion.pipelines.train.preemption import Preemption
 from rwkvfusion.pipelines.train.progress import Progress
 from rwkvfusion.pipelines.train.validation import Validation, is_due, is_over, validate
 
 UNSENT = "unsent.json"
 """File of a checkpoint: points on the curves that MLflow had not taken by then."""
+SUMS = "sums.json"
+"""File of a checkpoint between two points: the steps since the last one, and the sums of what they gave."""
 EXAMPLES = 2
 """Samples whose fused pictures are recorded."""
 
@@ -57,20 +66,22 @@ def train_worker(config: dict[str, WorkerSpec]) -> None:
     spec = config["spec"]
     if ray.get(spec.board.given_up.remote()):
         return
+    preemption = Preemption(get_device(), spec.board)
     try:
-        _train(spec)
+        _train(spec, preemption)
     except (RwkvFusionError, MemoryError, RuntimeError) as error:
         reason = permanent_failure(error, spec.plan)
         if reason is not None:
             ray.get(spec.board.give_up.remote(reason))
             raise TrainingError(reason) from None
+        preemption.outlast()
         if isinstance(error, RwkvFusionError):
             # Ray shows tracebacks as they are: what libraries say below our message may hold a credential.
             raise error from None
         raise
 
 
-def _train(spec: WorkerSpec) -> None:
+def _train(spec: WorkerSpec, preemption: Preemption) -> None:
     recipe, context = spec.plan.recipe, get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(recipe.threads)
@@ -79,7 +90,7 @@ def _train(spec: WorkerSpec) -> None:
     resumed = _resume(trainer)
     check_agreement(trainer)
     loader = spec.plan.loader(rank, world)
-    recorder = Recorder(spec, trainer, loader, unsent_of(resumed)) if rank == 0 else None
+    recorder = Recorder(spec, trainer, loader, resumed) if rank == 0 else None
     validator = make_validator(spec.plan, trainer, rank=rank, world=world, note=spec.board.note.remote)
     batches = loader.stream(trainer.done)
     while not is_over(trainer, recipe):
@@ -90,8 +101,12 @@ def _train(spec: WorkerSpec) -> None:
             found = validate(trainer, validator, recipe.validation)
             if recorder is not None and found is not None:
                 recorder.validated(found)
-        if trainer.done % recipe.checkpoint_every == 0 or is_over(trainer, recipe):
+        near = preemption.is_near(trainer.done)
+        if near or trainer.done % recipe.checkpoint_every == 0 or is_over(trainer, recipe):
             _checkpoint(trainer, recorder)
+        if near:
+            # The node may go at any step now: the next one waits until Ray Train knows of this checkpoint.
+            get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
     if recorder is not None:
         recorder.close()
 
@@ -166,21 +181,25 @@ def _checkpoint(trainer: Trainer, recorder: Recorder | None) -> None:
         trainer.save(folder)
         if unsent := recorder.curves.unsent:
             (folder / UNSENT).write_text(json.dumps(unsent))
+        if recorder.count:
+            (folder / SUMS).write_text(json.dumps([recorder.count, {n: float(v) for n, v in recorder.sums.items()}]))
         report(metrics, checkpoint=Checkpoint.from_directory(str(folder)))
     finally:
         shutil.rmtree(folder)
 
 
-def unsent_of(checkpoint: Checkpoint | None) -> list[Point]:
-    """The points on the curves that MLflow may lack, as `checkpoint` has them."""
+def recorded(checkpoint: Checkpoint | None) -> tuple[list[Point], int, dict[str, float]]:
+    """What `checkpoint` has of the curves: points that MLflow may lack, steps since the last point, and their sums."""
     if checkpoint is None:
-        return []
+        return [], 0, {}
     with checkpoint.as_directory() as folder:
-        return read_unsent(Path(folder))
+        file = Path(folder, SUMS)
+        count, sums = json.loads(file.read_text()) if file.is_file() else (0, {})
+        return read_unsent(Path(folder)), count, sums
 
 
 def read_unsent(folder: Path) -> list[Point]:
-    """`unsent_of` the checkpoint in `folder`."""
+    """The points on the curves that MLflow may lack, as the checkpoint in `folder` has them."""
     file = folder / UNSENT
     return [Point(*point) for point in json.loads(file.read_text())] if file.is_file() else []
 
@@ -188,15 +207,16 @@ def read_unsent(folder: Path) -> list[Point]:
 class Recorder:
     """What rank 0 tells: curves and pictures to MLflow, progress to the driver."""
 
-    def __init__(self, spec: WorkerSpec, trainer: Trainer, loader: Loader, unsent: Sequence[Point] = ()) -> None:
+    def __init__(self, spec: WorkerSpec, trainer: Trainer, loader: Loader, resumed: Checkpoint | None = None) -> None:
         self.recipe, self.trainer, self.board = spec.plan.recipe, trainer, spec.board
         self.per_epoch = loader.order.per_epoch
         self.batch = loader.config.batch
         self.loader, self.told_why = loader, False
         self.tracker = Tracker(spec.run.uri, spec.run.run_id)
+        unsent, self.count, sums = recorded(resumed)
         self.curves = Curves(self.tracker, unsent)
         self.sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-        self.count = 0
+        self.sums.update({name: torch.tensor(value) for name, value in sums.items()})
         self.told = (time.perf_counter(), trainer.done)
         self.waits = (time.perf_counter(), loader.waited)
         self.words = ""

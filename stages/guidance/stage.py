@@ -29,7 +29,7 @@ class Resources(BaseModel):
         default=None, ge=0, description="None: stages with models share a card where there is one"
     )
     min_actors: int = Field(default=1, ge=1)
-    max_actors: int = Field(default=4, ge=1)
+    max_actors: int | None = Field(default=None, ge=1, description="None: as many as there is room for")
     batch_size: int = Field(default=8, ge=1)
 
 

@@ -44,14 +44,31 @@ def test_four_models_share_one_card() -> None:
     assert packing_lines(pools, cluster(gpus=1))[1] == (
         "GPU 0: caption 0.25, detect 0.25, segment 0.25, text 0.25 (of 1)"
     )
-    # On eight cards each model may have as many actors as its share of them holds.
-    many = pack([WithModel(name, max_actors=99) for name in NAMES], frozenset(), cluster(64, 8), shards=100)
+    # On eight cards of this machine each model may have as many actors as its share of them holds.
+    here = cluster(64, 8, local=True)
+    many = pack([WithModel(name) for name in NAMES], frozenset(), here, shards=100)
     assert [pool.max_actors for pool in many] == [8] * 4
 
 
-def test_without_cards_models_take_none_and_no_more_actors_than_cores() -> None:
-    pools = pack([WithModel(name) for name in NAMES], frozenset(), cluster(4), shards=100)
+def test_without_cards_models_take_none_and_here_no_more_actors_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rwkvfusion.pipelines.cluster.usable_cores", lambda: 4)
+    pools = pack([WithModel(name) for name in NAMES], frozenset(), cluster(6, local=True), shards=100)
     assert [(pool.gpus, pool.max_actors) for pool in pools] == [(0, 2)] * 4
+
+
+def test_on_a_cluster_pools_may_grow_with_it_and_hold_what_they_take_of_what_it_grows_to() -> None:
+    stages = [WithModel("caption"), Plain("merge", max_actors=3)]
+    small = cluster(2)
+    assert [(pool.min_actors, pool.max_actors) for pool in pack(stages, frozenset(), small, shards=50)] == [
+        (1, 50),
+        (1, 3),
+    ]
+    # Of the two CPUs that are there both pools and the tasks get a part; of those to come each gets its own.
+    assert [pool.cpus for pool in pack(stages, frozenset(), small, shards=50)] == [0.25, 0.25]
+    grown = pack(stages, frozenset(), small.grown(16, 1), shards=50)
+    assert [(pool.cpus, pool.gpus) for pool in grown] == [(1, 1), (1, 0)]
+    # This machine does not grow.
+    assert cluster(2, local=True).grown(16, 1) == cluster(2, local=True)
 
 
 def test_a_stage_that_has_kept_everything_takes_nothing() -> None:

@@ -1,0 +1,138 @@
+"""A Ray cluster of several nodes on this machine, each of `ray start`: nodes that join, are drained, and are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import seaweed
+
+WAIT_SECONDS = 240
+_STORE_BYTES = 100_000_000
+"""Of each node's objects: they share this machine's memory."""
+
+
+class Nodes:
+    """The cluster, as a context manager: a head with `cpus` logical CPUs that is stopped, with all nodes, at the end.
+
+    `environment` is that of the nodes and so of their workers; `dashboard`: whether jobs can be submitted.
+    """
+
+    def __init__(self, *, cpus: float = 0, dashboard: bool = False, **environment: str) -> None:
+        self.head_cpus, self.dashboard = cpus, dashboard
+        self.environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"} | environment
+        # The path of a socket has 107 bytes at most.
+        self.folder = Path(tempfile.mkdtemp(prefix="nodes-", dir="/tmp"))
+        self.port, self.dashboard_port = seaweed.free_ports(2)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.gcs: Any = None
+
+    @property
+    def address(self) -> str:
+        """Of the cluster, for RAY_ADDRESS."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def jobs(self) -> str:
+        """Of the job server."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def __enter__(self) -> Self:
+        head = ["--head", f"--port={self.port}", f"--temp-dir={self.folder}"]
+        head += [f"--include-dashboard={self.dashboard}", f"--dashboard-port={self.dashboard_port}"]
+        self._start("head", self.head_cpus, head)
+        from ray._raylet import GcsClient
+
+        def connected() -> bool:
+            with contextlib.suppress(Exception):
+                self.gcs = GcsClient(address=self.address)
+                return bool(self.gcs.get_all_node_info())
+            return False
+
+        self.wait(connected)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for name in reversed(list(self.processes)):
+            self.kill(name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def add(self, name: str, cpus: float, **resources: float) -> None:
+        """Start the node `name`, and wait until the cluster has it."""
+        self._start(name, cpus, [f"--address={self.address}"], resources)
+        self.wait(lambda: name in self.ids())
+
+    def ids(self) -> dict[str, str]:
+        """The nodes that live, by name."""
+        found = self.gcs.get_all_node_info()
+        alive = {identity.hex(): info for identity, info in found.items() if info.state == 0}
+        return {info.labels["name"]: identity for identity, info in alive.items()}
+
+    def drain(self, name: str, seconds: float) -> None:
+        """Announce that the node will be taken `seconds` from now, as a cloud does of a spot machine."""
+        from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline = int((time.time() + seconds) * 1000)
+        accepted, why = self.gcs.drain_node(self.ids()[name], reason, "spot", deadline)
+        assert accepted, why
+
+    def kill(self, name: str) -> None:
+        """All processes of the node at once, as where the machine is gone."""
+        process = self.processes.pop(name)
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+        psutil.wait_procs(family, timeout=30)
+
+    def workers(self, name: str) -> list[psutil.Process]:
+        """Processes on the node that run our code."""
+        found = []
+        for one in psutil.Process(self.processes[name].pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if one.cmdline()[:1] and one.cmdline()[0].startswith("ray::"):
+                    found.append(one)
+        return found
+
+    def wait(self, condition: Callable[[], Any], seconds: float = WAIT_SECONDS) -> None:
+        """Until `condition` holds; AssertionError, with the logs, where a node ends or it takes too long."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            ended = [name for name, process in self.processes.items() if process.poll() is not None]
+            assert not ended, f"{ended}: {self._logs()}"
+            assert time.monotonic() < deadline, self._logs()
+            time.sleep(0.1)
+
+    def _logs(self) -> str:
+        return "\n".join(path.read_text(errors="replace")[-2000:] for path in self.folder.glob("*.log"))
+
+    def _start(self, name: str, cpus: float, words: list[str], resources: dict[str, float] | None = None) -> None:
+        command = [*_RAY, "start", "--block", f"--num-cpus={cpus:g}", f"--object-store-memory={_STORE_BYTES}", *words]
+        command += [f"--labels=name={name}", "--disable-usage-stats", "--dashboard-agent-listen-port=0"]
+        if resources:
+            import json
+
+            command += [f"--resources={json.dumps(resources)}"]
+        with (self.folder / f"{name}.log").open("wb") as log:
+            # It ends what it has started where it is told to end, as here where this process is killed.
+            self.processes[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, env=self.environment, start_new_session=True,
+                preexec_fn=partial(seaweed.die_with_parent, signal.SIGTERM),
+            )  # fmt: skip
+
+
+_RAY = [sys.executable, "-m", "ray.scripts.scripts"]

@@ -1,0 +1,115 @@
+"""`prepare` on a cluster whose nodes come and go: they take work as they join, and none of their ends is a sample's."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from click.testing import CliRunner
+from made import write_pairs
+from nodes import Nodes
+
+from rwkvfusion.infra.storage import Store
+from rwkvfusion.pipelines.cli import main
+from rwkvfusion.pipelines.prepare.verify import verify
+from rwkvfusion.stages.dataset.manifest import read_manifests
+
+PAIRS = 40
+
+
+def settings(raw: Path, out: Path, *more: str) -> list[str]:
+    sets = ["source.layout=msrs", f"source.root={raw}", f"output={out}", "shard.pairs=1", *more]
+    return ["vif.yaml", *(word for one in sets for word in ("--set", one))]
+
+
+def tars(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "msrs").glob("*.tar")}
+
+
+@contextmanager
+def begun(store: Store) -> Iterator[dict[tuple[str, str], set[str]]]:
+    """Of each step and shard, the nodes on which it was begun, as seen ten times a second."""
+    seen: dict[tuple[str, str], set[str]] = {}
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.1):
+            for name in store.files("_attempts"):
+                with suppress(Exception):
+                    seen.setdefault((name.split("/")[1], name.split("/")[2]), set()).update(
+                        store.read(name).decode().splitlines()
+                    )
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        thread.join()
+
+
+def at_work(nodes: Nodes, name: str) -> list[str]:
+    """What the processes of a node are at."""
+    found = []
+    for worker in nodes.workers(name):
+        with suppress(psutil.Error):
+            found.append(worker.cmdline()[0])
+    return [title for title in found if re.search(r"submit|^ray::\w*(read|commit)", title)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_nodes_join_are_drained_and_die_and_the_bytes_are_the_same(tmp_path: Path) -> None:
+    """One node of two is too small for the job, which says so; a third joins; one is drained, and one is killed."""
+    raw = write_pairs(tmp_path / "raw", [f"{i:05d}D" for i in range(PAIRS)], height=480, width=640)
+    one = [f"{stage}.resources.max_actors=1" for stage in ("caption", "detect", "merge", "text")]
+    words = settings(raw, tmp_path / "out", *one, "ray.cpus=12", "ray.stalled_seconds=15")
+    job, log = None, tmp_path / "log"
+    with Nodes() as nodes, begun(Store(str(tmp_path / "out" / "msrs"))) as attempts, log.open("wb") as sink:
+        nodes.add("first", 3)
+        environment = os.environ | {"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"}
+        command = [sys.executable, "-m", "rwkvfusion.pipelines.cli", "prepare", *words]
+        job = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment)
+
+        def committed() -> int:
+            return len(list((tmp_path / "out").rglob("_manifests/*.json")))
+
+        def until(condition: object) -> None:
+            nodes.wait(lambda: condition() or job.poll() is not None)  # type: ignore[operator]
+            assert job.poll() is None, log.read_text()
+
+        until(lambda: "waits for CPU" in log.read_text())
+        assert committed() == 0
+        nodes.add("second", 5)
+        until(lambda: committed() >= 3)
+        nodes.add("third", 9)
+        until(lambda: any("segment" in title for title in at_work(nodes, "third")))
+        before, alive = committed(), nodes.ids()
+        nodes.drain("first", 10)
+        until(lambda: "first" not in nodes.ids())
+        until(lambda: at_work(nodes, "second"))
+        killed = at_work(nodes, "second")
+        nodes.kill("second")
+        assert job.wait(600) == 0, log.read_text()
+    assert before < PAIRS
+    report = verify(str(tmp_path / "out"), deep=True)
+    assert (report.clean, report.pairs) == (True, PAIRS), report.problems
+    assert not [
+        one for manifest in read_manifests(Store(str(tmp_path / "out" / "msrs"))) for one in manifest.quarantined
+    ]
+    again = [work for work, where in attempts.items() if alive["second"] in where and len(where) > 1]
+    print(f"killed at {killed}; begun again: {again}\n{log.read_text()}")
+    assert len(again) <= len(killed) + 1
+    plain = CliRunner().invoke(main, ["prepare", *settings(raw, tmp_path / "here"), "--set", "ray.address=local"])
+    assert plain.exit_code == 0, plain.output
+    assert tars(tmp_path / "out") == tars(tmp_path / "here")

@@ -65,10 +65,12 @@ def running(name: str) -> int:
 @pytest.mark.usefixtures("local_ray")
 def test_an_actor_that_never_gets_its_cpus_is_named_and_slow_work_is_called_that() -> None:
     quiet()
-    with watched(1.5, _tell), pytest.raises(Exception, match="huge waits for CPU .*an actor takes 1000 CPU"):
+    with watched(1.5, _tell):
         rows = ray.data.from_items([{"a": 1}, {"a": 2}], override_num_blocks=2)
         first = operator(rows, Quick, (), "quick", num_cpus=0.1)
-        operator(first, Quick, (), "huge", num_cpus=1000, compute=ActorPoolStrategy(min_size=1, max_size=2)).take_all()
+        never = operator(first, Quick, (), "huge", num_cpus=1000, compute=ActorPoolStrategy(min_size=1, max_size=2))
+        with pytest.raises(Exception, match=r"huge waits for CPU .*an actor takes 1000 CPU"):
+            never.take_all()
 
 
 @pytest.mark.usefixtures("local_ray")

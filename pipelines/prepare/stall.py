@@ -44,16 +44,19 @@ class Waiting(NamedTuple):
     def why(self, free: Mapping[str, float], total: Mapping[str, float]) -> str | None:
         """What it waits for, in words; None where it has nothing to do. `free`, `total`: of the whole cluster."""
         have = f"{self.given} shards in, {self.passed} out"
-        if self.working and self.actors != 0:
-            return f"{self.name} is at work on {self.working} ({have}): a slow sample, or one that hangs"
-        if not self.queued and not self.working:
-            return None
         takes = f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
         there = ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
         lacks = [kind for kind, need in (("CPU", self.cpus), ("GPU", self.gpus)) if free.get(kind, 0) < need]
-        if lacks and (self.actors is None or self.starting):
+        if self.working and self.actors != 0:
+            said = f"{self.name} is at work on {self.working} ({have}): a slow sample, or one that hangs"
+            # Of a task nobody knows whether it runs, or is still to be given a place.
+            placeless = lacks and self.actors is None
+            return said + (f", or it waits for a place: a task takes {takes}, free are {there}" if placeless else "")
+        if lacks and (self.starting or (self.queued and self.actors is None)):
             what = "a task" if self.actors is None else "an actor"
             return f"{self.name} waits for {' and '.join(lacks)} ({have}): {what} takes {takes}, free are {there}"
+        if not self.queued and not self.working:
+            return None
         if self.starting:
             return f"{self.name} waits for {self.starting} actors that start ({have}): imports, or a model that loads"
         if self.held:

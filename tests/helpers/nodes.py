@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -99,14 +101,9 @@ class Nodes:
         process.wait()
         psutil.wait_procs(family, timeout=30)
 
-    def workers(self, name: str) -> list[psutil.Process]:
-        """Processes on the node that run our code."""
-        found = []
-        for one in psutil.Process(self.processes[name].pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if one.cmdline()[:1] and one.cmdline()[0].startswith("ray::"):
-                    found.append(one)
-        return found
+    def processes_of(self, name: str) -> list[psutil.Process]:
+        """All processes of the node."""
+        return psutil.Process(self.processes[name].pid).children(recursive=True)
 
     def wait(self, condition: Callable[[], Any], seconds: float = WAIT_SECONDS) -> None:
         """Until `condition` holds; AssertionError, with the logs, where a node ends or it takes too long."""
@@ -124,8 +121,6 @@ class Nodes:
         command = [*_RAY, "start", "--block", f"--num-cpus={cpus:g}", f"--object-store-memory={_STORE_BYTES}", *words]
         command += [f"--labels=name={name}", "--disable-usage-stats", "--dashboard-agent-listen-port=0"]
         if resources:
-            import json
-
             command += [f"--resources={json.dumps(resources)}"]
         with (self.folder / f"{name}.log").open("wb") as log:
             # It ends what it has started where it is told to end, as here where this process is killed.
@@ -133,6 +128,15 @@ class Nodes:
                 command, stdout=log, stderr=log, env=self.environment, start_new_session=True,
                 preexec_fn=partial(seaweed.die_with_parent, signal.SIGTERM),
             )  # fmt: skip
+
+
+def at_work(nodes: Nodes, name: str) -> list[str]:
+    """What the workers of the node `name` do right now, as Ray titles them."""
+    titles = []
+    for process in nodes.processes_of(name):
+        with contextlib.suppress(psutil.Error):
+            titles += process.cmdline()[:1]
+    return [title for title in titles if re.search(r"^ray::(.*submit|.*\b(read|commit)\b)", title)]
 
 
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]

@@ -16,7 +16,8 @@ from operators import died, run_stage
 
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.storage import Store
-from rwkvfusion.pipelines.isolate import SHARD_TRIES, Attempts, Death, IsolateError, each_alone
+from rwkvfusion.pipelines import isolate
+from rwkvfusion.pipelines.isolate import NODE_TRIES, SHARD_TRIES, Attempts, Death, IsolateError, each_alone
 from rwkvfusion.pipelines.prepare import operators as prepare_operators
 from rwkvfusion.pipelines.prepare.operators import ReadPairs, RunStage, Target
 from rwkvfusion.pipelines.prepare.plan import ShardPlan
@@ -116,6 +117,37 @@ def test_a_shard_that_took_three_workers_with_it_is_gone_through_alone(tmp_path:
     retry = RunStage(deadly(), "f" * 64, Target(store, "made", "vif", "", Fence(store, 0), retry=True))
     harmless = [samples[0], samples[2]]
     assert run_stage(retry, harmless)[1] == 0
+
+
+def test_a_node_that_is_gone_took_the_work_and_no_sample_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts, alive = Attempts(Store(str(tmp_path)), "caption"), {"a": True, "b": True}
+    here = ["a"]
+    monkeypatch.setattr(isolate, "_this_node", lambda: here[0])
+    monkeypatch.setattr(isolate.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(isolate.ray, "nodes", lambda: [{"NodeID": n, "Alive": a} for n, a in alive.items()])
+
+    def dies() -> bool:
+        with pytest.raises(ChildProcessError), attempts.of("train-000000") as alone:
+            raise ChildProcessError
+        return alone
+
+    # Three deaths on nodes that live are the sample's, as far as anybody knows.
+    assert [dies(), dies()] == [False, False]
+    here[0] = "b"
+    assert [dies(), dies()] == [False, True]
+    # The last two were of the node, as is known by now.
+    alive["b"] = False
+    assert attempts.count("train-000000") == 2
+    here[0] = "a"
+    with attempts.of("train-000000") as alone:
+        assert not alone
+    assert attempts.count("train-000000") == 0
+    # A shard that goes with one node after the other is looked at closely all the same.
+    here[0] = "b"
+    assert [dies() for _ in range(NODE_TRIES + 1)] == [False] * NODE_TRIES + [True]
+    # Of a node of an earlier cluster nobody knows.
+    alive.clear()
+    assert attempts.count("train-000000") == NODE_TRIES + 1
 
 
 def test_isolated_reading_waits_for_its_store_as_long_as_the_recipe_says(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -11,11 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
 import pytest
 from click.testing import CliRunner
 from made import write_pairs
-from nodes import Nodes
+from nodes import Nodes, at_work
 
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cli import main
@@ -55,15 +53,6 @@ def begun(store: Store) -> Iterator[dict[tuple[str, str], set[str]]]:
     finally:
         stop.set()
         thread.join()
-
-
-def at_work(nodes: Nodes, name: str) -> list[str]:
-    """What the processes of a node are at."""
-    found = []
-    for worker in nodes.workers(name):
-        with suppress(psutil.Error):
-            found.append(worker.cmdline()[0])
-    return [title for title in found if re.search(r"submit|^ray::\w*(read|commit)", title)]
 
 
 @pytest.mark.slow

@@ -26,6 +26,11 @@ POOL = Waiting("caption", 3, 1, 2, 0, 0, 1, 1.0, 0.0, held=False)
         (POOL._replace(starting=0, actors=None), "waits for CPU (3 shards in, 1 out): a task takes 1 CPU"),
         (POOL._replace(starting=0, actors=1, held=True), "is held back"),
         (POOL._replace(starting=0, actors=1, working=1), "is at work on 1 (3 shards in, 1 out): a slow sample"),
+        (
+            POOL._replace(starting=0, actors=None, working=1),
+            "or it waits for a place: a task takes 1 CPU, free are 0.5",
+        ),
+        (POOL._replace(queued=0), "caption waits for CPU"),
         (POOL._replace(starting=0, actors=1, queued=0), None),
     ],
 )

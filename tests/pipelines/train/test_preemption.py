@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from made_datasets import pairs, write_dataset
 from mlflow import MlflowClient
 from nodes import Nodes
 from ranks import losses
+from ray.train import PreemptionInfo
 
+from rwkvfusion.pipelines.train import preemption
 from rwkvfusion.pipelines.train.plan import plan_training
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
 
@@ -31,6 +36,32 @@ def curve(tracking: str) -> dict[int, list[float]]:
         for point in client.get_metric_history(run.info.run_id, "loss"):
             points.setdefault(point.step, []).append(point.value)
     return points
+
+
+def test_looks_are_few_and_a_warning_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    noted: list[str] = []
+    clock, done = [0.0], 0
+    info = PreemptionInfo(deadline_ms=int((time.time() - 60) * 1000), preempted_node_to_ranks={"a": [1]})
+    monkeypatch.setattr(preemption, "get_preemption_info", lambda: looks.append(done) or (info if done > 230 else None))
+    monkeypatch.setattr(preemption, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+    monkeypatch.setattr(preemption.time, "perf_counter", lambda: clock[0])
+    one = preemption.Preemption(torch.device("cpu"), SimpleNamespace(note=SimpleNamespace(remote=noted.append)))
+    near = []
+    for done in range(1, 301):
+        # A 64th of a second a step, later a second and a half.
+        clock[0] += 1 / 64 if done < 220 else 1.5
+        near.append(one.is_near(done))
+    # Once a second, and no step after the one at which a warning was seen.
+    assert looks == [1, 65, 129, 193, 257]
+    assert near == [False] * 256 + [True] * 44
+    assert len(noted) == 1
+    # What fails after its time waits for Ray Train no longer than that takes to notice.
+    slept: list[float] = []
+    monkeypatch.setattr(preemption.time, "sleep", slept.append)
+    one.outlast()
+    preemption.Preemption(torch.device("cpu"), None).outlast()
+    assert slept == [30.0]
 
 
 @pytest.mark.slow

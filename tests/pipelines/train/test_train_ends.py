@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import torch
 import yaml
 from made_datasets import TEXT_WIDTH, pair, pairs, write_dataset
 from mlflow import MlflowClient
+from ray.train import Checkpoint
 
 from rwkvfusion.infra.lease import Lease
 from rwkvfusion.infra.pictures.decode import decode
@@ -28,6 +30,7 @@ from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.evaluate.results import finite
 from rwkvfusion.pipelines.evaluate.rows import from_parquet
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
+from rwkvfusion.pipelines.train import worker
 from rwkvfusion.pipelines.train.build import make_trainer
 from rwkvfusion.pipelines.train.card.examples import chosen
 from rwkvfusion.pipelines.train.job import TrainJob, open_job
@@ -131,6 +134,45 @@ def test_example_pictures_end_no_training(tmp_path: Path) -> None:
     for batch, _ in zip(loader.stream(0), range(2), strict=False):
         recorder.after_step(trainer.step(batch))
     assert said == ["no example pictures of step 1: the whole picture"]
+
+
+def test_a_checkpoint_between_two_points_of_a_curve_keeps_what_they_are_the_mean_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a node is about to be taken: any step may be the last one on it."""
+    every = {"log_every": 4, "checkpoint_every": 4, "pictures_every": 1000, "steps": 100}
+    plan = plan_training(recipe(tmp_path, write_dataset(tmp_path / "made", pairs(4, 4)), **every))
+    board: Any = SimpleNamespace(pin=SimpleNamespace(remote=lambda progress: None))
+    spec = WorkerSpec(plan, open_job(plan).run, board)
+    trainer, loader = make_trainer(plan, torch.device("cpu"), rank=0, world=1), plan.loader(0, 1)
+
+    def keep(metrics: dict[str, float], checkpoint: Checkpoint) -> None:
+        shutil.copytree(checkpoint.path, tmp_path / "kept")
+
+    monkeypatch.setattr(worker, "report", keep)
+    points: list[dict[str, float]] = []
+
+    def recorder(resumed: Checkpoint | None = None) -> Recorder:
+        one = Recorder(spec, trainer, loader, resumed)
+        one.curves = SimpleNamespace(  # type: ignore[assignment]
+            add=lambda means, step: points.append(means), is_away=False, unsent=[]
+        )
+        return one
+
+    straight, before = recorder(), recorder()
+    for batch, step in zip(loader.stream(0), range(1, 5), strict=False):
+        values = trainer.step(batch)
+        straight.after_step(values)
+        if step == 4:
+            break
+        before.after_step(values)
+        if step == 3:
+            worker._checkpoint(trainer, before)
+    after = recorder(Checkpoint.from_directory(str(tmp_path / "kept")))
+    after.after_step(values)
+    timed = {"data_wait"}
+    whole, resumed = ({name: value for name, value in one.items() if name not in timed} for one in points)
+    assert whole == resumed
 
 
 def made(plan: TrainPlan) -> Any:

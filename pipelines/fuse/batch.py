@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from rwkvfusion.infra.pictures.units import Scale
@@ -75,7 +75,8 @@ def fuse_on_ray(
             if named:
                 with polled(board, heard):
                     job = (ray.put(ModelFiles.of(model)), selected.store, Store(out), output, worker, board)
-                    _fuse(named, job, heard)
+                    # A cluster may grow.
+                    _fuse(named, job, heard, min(worker.most, len(named)) if cluster.local else len(named))
         except RayError as error:
             raise FuseError(f"{cause(error)}: run the same command again, which goes on from what is there") from error
     return heard.summary()
@@ -102,14 +103,16 @@ def _named(
     return named, lost
 
 
-def _fuse(rows: Sequence[dict[str, Any]], job: tuple[Any, ...], heard: Heard) -> None:
+def _fuse(rows: Sequence[dict[str, Any]], job: tuple[Any, ...], heard: Heard, most: int) -> None:
     worker: Worker = job[4]
+    # An actor is given one shard at a time, and all being busy is reason for another one.
+    DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     fused = operator(
         _blocks(rows),
         FuseShard,
         job,
         "fuse",
-        compute=ActorPoolStrategy(min_size=1, max_size=min(worker.most, len(rows)), max_tasks_in_flight_per_actor=1),
+        compute=ActorPoolStrategy(min_size=1, max_size=most, max_tasks_in_flight_per_actor=1),
         num_cpus=worker.cpus,
         num_gpus=worker.gpus or None,
     )

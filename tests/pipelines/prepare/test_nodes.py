@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from made import write_pairs
 from nodes import Nodes, at_work
+from ray.autoscaler.v2.sdk import get_cluster_status
 
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cli import main
@@ -21,6 +22,15 @@ from rwkvfusion.pipelines.prepare.verify import verify
 from rwkvfusion.stages.dataset.manifest import read_manifests
 
 PAIRS = 40
+SLOW = """
+import os, time
+replace = os.replace
+def slow(source, target, **more):
+    if "_attempts/segment" in str(target) and os.path.exists("{}"):
+        time.sleep(3)
+    replace(source, target, **more)
+os.replace = slow
+"""
 
 
 def settings(raw: Path, out: Path, *more: str) -> list[str]:
@@ -58,12 +68,16 @@ def begun(store: Store) -> Iterator[dict[tuple[str, str], set[str]]]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_nodes_join_are_drained_and_die_and_the_bytes_are_the_same(tmp_path: Path) -> None:
-    """One node of two is too small for the job, which says so; a third joins; one is drained, and one is killed."""
-    raw = write_pairs(tmp_path / "raw", [f"{i:05d}D" for i in range(PAIRS)], height=480, width=640)
+    """One node is too small for the job, which says so; two join; one is drained, and one is killed."""
+    # What is slow is so by waiting, so that nodes can come and go meanwhile, on any machine.
+    (tmp_path / "slow").touch()
+    (tmp_path / "sitecustomize.py").write_text(SLOW.format(tmp_path / "slow"))
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    raw = write_pairs(tmp_path / "raw", [f"{i:05d}D" for i in range(PAIRS)], height=240, width=320)
     one = [f"{stage}.resources.max_actors=1" for stage in ("caption", "detect", "merge", "text")]
     words = settings(raw, tmp_path / "out", *one, "ray.cpus=12", "ray.stalled_seconds=15")
-    job, log = None, tmp_path / "log"
-    with Nodes() as nodes, begun(Store(str(tmp_path / "out" / "msrs"))) as attempts, log.open("wb") as sink:
+    log, store = tmp_path / "log", Store(str(tmp_path / "out" / "msrs"))
+    with Nodes(PYTHONPATH=path) as nodes, begun(store) as attempts, log.open("wb") as sink:
         nodes.add("first", 3)
         environment = os.environ | {"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"}
         command = [sys.executable, "-m", "rwkvfusion.pipelines.cli", "prepare", *words]
@@ -78,6 +92,8 @@ def test_nodes_join_are_drained_and_die_and_the_bytes_are_the_same(tmp_path: Pat
 
         until(lambda: "waits for CPU" in log.read_text())
         assert committed() == 0
+        # What has no place is what an autoscaler brings nodes for.
+        assert "'CPU': 1.0" in str(get_cluster_status(nodes.address).resource_demands.ray_task_actor_demand)
         nodes.add("second", 5)
         until(lambda: committed() >= 3)
         nodes.add("third", 9)
@@ -88,13 +104,12 @@ def test_nodes_join_are_drained_and_die_and_the_bytes_are_the_same(tmp_path: Pat
         until(lambda: at_work(nodes, "second"))
         killed = at_work(nodes, "second")
         nodes.kill("second")
+        (tmp_path / "slow").unlink()
         assert job.wait(600) == 0, log.read_text()
     assert before < PAIRS
     report = verify(str(tmp_path / "out"), deep=True)
     assert (report.clean, report.pairs) == (True, PAIRS), report.problems
-    assert not [
-        one for manifest in read_manifests(Store(str(tmp_path / "out" / "msrs"))) for one in manifest.quarantined
-    ]
+    assert not any(manifest.quarantined for manifest in read_manifests(store))
     again = [work for work, where in attempts.items() if alive["second"] in where and len(where) > 1]
     print(f"killed at {killed}; begun again: {again}\n{log.read_text()}")
     assert len(again) <= len(killed) + 1

@@ -39,6 +39,7 @@ class Nodes:
         self.folder = Path(tempfile.mkdtemp(prefix="nodes-", dir="/tmp"))
         self.port, self.dashboard_port = seaweed.free_ports(2)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.drained: set[str] = set()
         self.gcs: Any = None
 
     @property
@@ -90,11 +91,13 @@ class Nodes:
         deadline = int((time.time() + seconds) * 1000)
         accepted, why = self.gcs.drain_node(self.ids()[name], reason, "spot", deadline)
         assert accepted, why
+        self.drained.add(name)
 
     def kill(self, name: str) -> None:
         """All processes of the node at once, as where the machine is gone."""
-        process = self.processes.pop(name)
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        process = self.processes[name]
+        family = self.processes_of(name)
+        del self.processes[name]
         for one in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
@@ -102,14 +105,20 @@ class Nodes:
         psutil.wait_procs(family, timeout=30)
 
     def processes_of(self, name: str) -> list[psutil.Process]:
-        """All processes of the node."""
-        return psutil.Process(self.processes[name].pid).children(recursive=True)
+        """All processes of the node, that of `ray start` first; none where it has ended."""
+        try:
+            first = psutil.Process(self.processes[name].pid)
+            return [first, *first.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
     def wait(self, condition: Callable[[], Any], seconds: float = WAIT_SECONDS) -> None:
         """Until `condition` holds; AssertionError, with the logs, where a node ends or it takes too long."""
         deadline = time.monotonic() + seconds
         while not condition():
-            ended = [name for name, process in self.processes.items() if process.poll() is not None]
+            ended = [
+                name for name, one in self.processes.items() if one.poll() is not None and name not in self.drained
+            ]
             assert not ended, f"{ended}: {self._logs()}"
             assert time.monotonic() < deadline, self._logs()
             time.sleep(0.1)

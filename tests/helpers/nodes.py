@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -39,7 +38,6 @@ class Nodes:
         self.folder = Path(tempfile.mkdtemp(prefix="nodes-", dir="/tmp"))
         self.port, self.dashboard_port = seaweed.free_ports(2)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.drained: set[str] = set()
         self.gcs: Any = None
 
     @property
@@ -72,9 +70,9 @@ class Nodes:
             self.kill(name)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def add(self, name: str, cpus: float, **resources: float) -> None:
+    def add(self, name: str, cpus: float) -> None:
         """Start the node `name`, and wait until the cluster has it."""
-        self._start(name, cpus, [f"--address={self.address}"], resources)
+        self._start(name, cpus, [f"--address={self.address}"])
         self.wait(lambda: name in self.ids())
 
     def ids(self) -> dict[str, str]:
@@ -83,15 +81,18 @@ class Nodes:
         alive = {identity.hex(): info for identity, info in found.items() if info.state == 0}
         return {info.labels["name"]: identity for identity, info in alive.items()}
 
-    def drain(self, name: str, seconds: float) -> None:
-        """Announce that the node will be taken `seconds` from now, as a cloud does of a spot machine."""
+    def take(self, name: str, seconds: float) -> None:
+        """Drain the node with a warning of so many seconds, then kill it, as a cloud takes a spot machine back.
+
+        Ray ends a drained node itself only once it has no work.
+        """
         from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        deadline = int((time.time() + seconds) * 1000)
-        accepted, why = self.gcs.drain_node(self.ids()[name], reason, "spot", deadline)
+        reason, deadline = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), time.time() + seconds
+        accepted, why = self.gcs.drain_node(self.ids()[name], reason, "spot", int(deadline * 1000))
         assert accepted, why
-        self.drained.add(name)
+        time.sleep(max(0.0, deadline - time.time()))
+        self.kill(name)
 
     def kill(self, name: str) -> None:
         """All processes of the node at once, as where the machine is gone."""
@@ -116,9 +117,7 @@ class Nodes:
         """Until `condition` holds; AssertionError, with the logs, where a node ends or it takes too long."""
         deadline = time.monotonic() + seconds
         while not condition():
-            ended = [
-                name for name, one in self.processes.items() if one.poll() is not None and name not in self.drained
-            ]
+            ended = [name for name, one in self.processes.items() if one.poll() is not None]
             assert not ended, f"{ended}: {self._logs()}"
             assert time.monotonic() < deadline, self._logs()
             time.sleep(0.1)
@@ -126,11 +125,9 @@ class Nodes:
     def _logs(self) -> str:
         return "\n".join(path.read_text(errors="replace")[-2000:] for path in self.folder.glob("*.log"))
 
-    def _start(self, name: str, cpus: float, words: list[str], resources: dict[str, float] | None = None) -> None:
+    def _start(self, name: str, cpus: float, words: list[str]) -> None:
         command = [*_RAY, "start", "--block", f"--num-cpus={cpus:g}", f"--object-store-memory={_STORE_BYTES}", *words]
         command += [f"--labels=name={name}", "--disable-usage-stats", "--dashboard-agent-listen-port=0"]
-        if resources:
-            command += [f"--resources={json.dumps(resources)}"]
         with (self.folder / f"{name}.log").open("wb") as log:
             # It ends what it has started where it is told to end, as here where this process is killed.
             self.processes[name] = subprocess.Popen(

@@ -103,7 +103,7 @@ def test_jobs_on_a_cluster_that_changes(
         job.until(both)
         nodes.add("third", 12)
         job.until(lambda: at_work(nodes, "third"))
-        nodes.drain("first", 15)
+        nodes.take("first", 15)
         job.until(lambda: "first" not in nodes.ids())
         assert committed() < PAIRS
         nodes.kill("second")

@@ -100,7 +100,7 @@ def test_nodes_join_are_drained_and_die_and_the_bytes_are_the_same(tmp_path: Pat
         nodes.add("third", 9)
         until(lambda: any("segment" in title for title in at_work(nodes, "third")))
         before, alive = committed(), nodes.ids()
-        nodes.drain("first", 10)
+        nodes.take("first", 10)
         until(lambda: "first" not in nodes.ids())
         until(lambda: at_work(nodes, "second"))
         killed = at_work(nodes, "second")

@@ -87,7 +87,7 @@ def test_a_node_that_is_taken_after_a_warning_costs_a_step_at_most(tmp_path: Pat
         environment = os.environ | {"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"}
         job = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         nodes.wait(lambda: curve(tracking) or job.poll() is not None)
-        nodes.drain("first", 8)
+        nodes.take("first", 8)
         nodes.wait(lambda: "first" not in nodes.ids())
         nodes.add("third", 1)
         assert job.wait(300) == 0, (tmp_path / "log").read_text()

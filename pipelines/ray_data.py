@@ -14,6 +14,9 @@ from ray.util.annotations import RayDeprecationWarning
 MAX_RETRIES = 6
 """Times a dead worker's task is given to another one; Ray's own default is for ever. More than the tries after which a
 shard's samples are worked on one by one: workers also die for no fault of a sample."""
+ACTOR_RETRIES = 200
+"""The same of an actor's task. That an actor gives no answer counts too, several times in the quarter of a minute until
+the cluster knows that its node is dead; how often work is really begun anew is bounded by MAX_RESTARTS."""
 MAX_RESTARTS = 20
 """Times an actor is started anew in its life, which is that of the job."""
 
@@ -34,7 +37,7 @@ def operator(dataset: Dataset, kind: type, args: tuple[Any, ...], name: str, **o
             batch_size=1,
             batch_format="pyarrow",
             max_restarts=MAX_RESTARTS,
-            max_task_retries=MAX_RETRIES,
+            max_task_retries=ACTOR_RETRIES,
             **options,
         )
     call = kind(*args)

@@ -53,7 +53,7 @@ class RayConfig(_Group):
     )
     gpus: float = Field(default=0, ge=0, description="GPUs that it grows to, which stages with models share")
     stalled_seconds: float = Field(
-        default=300, gt=0, description="after so long without a pair passing, the job says what waits, and for what"
+        default=120, gt=0, description="after so long without a pair passing, the job says what waits, and for what"
     )
 
 

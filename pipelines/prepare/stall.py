@@ -1,7 +1,10 @@
-"""A job that makes no progress says so: which operator waits, and for what.
+"""A job that makes no progress says so: which operator waits, and for what; one that lost a node begins anew.
 
 Ray Data asks its detectors of trouble between two looks at its operators. Its own for what hangs is off by default, and
 judges single tasks by how long others took; ours goes by pairs, and sees actors that never start.
+
+What a lost node held is made again by actors of stages that may be done and gone. Where the actors that wait for it
+hold all CPUs that are left, neither can go on.
 """
 
 from __future__ import annotations
@@ -23,6 +26,10 @@ _NAME = re.compile(r"\((\w+)\)")
 _LOOK_SECONDS = 1.0
 
 
+class StalledError(ConnectionError):
+    """What is left of the cluster has no place for what the pipeline needs, and so it stands still."""
+
+
 class Waiting(NamedTuple):
     """An operator that is not done: shards it was given, has passed on, has in its queue, and is at work on.
 
@@ -41,12 +48,16 @@ class Waiting(NamedTuple):
     gpus: float
     held: bool
 
+    def lacks(self, free: Mapping[str, float]) -> list[str]:
+        """What there is too little of for one more of its actors or tasks."""
+        return [kind for kind, need in (("CPU", self.cpus), ("GPU", self.gpus)) if free.get(kind, 0) < need]
+
     def why(self, free: Mapping[str, float], total: Mapping[str, float]) -> str | None:
         """What it waits for, in words; None where it has nothing to do. `free`, `total`: of the whole cluster."""
         have = f"{self.given} shards in, {self.passed} out"
         takes = f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
         there = ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
-        lacks = [kind for kind, need in (("CPU", self.cpus), ("GPU", self.gpus)) if free.get(kind, 0) < need]
+        lacks = self.lacks(free)
         if self.working and self.actors != 0:
             said = f"{self.name} is at work on {self.working} ({have}): a slow sample, or one that hangs"
             # Of a task nobody knows whether it runs, or is still to be given a place.
@@ -70,21 +81,29 @@ class _Watch:
     def __init__(self, seconds: float, say: Callable[[str], None]) -> None:
         self.seconds, self.say = seconds, say
         self.last = self.told = time.monotonic()
+        self.nodes = _nodes()
 
     def alive(self) -> None:
         """A pair has passed."""
         self.last = self.told = time.monotonic()
 
     def look(self, waiting: Callable[[], list[Waiting]]) -> None:
-        """Say what waits, once in so many seconds without a pair."""
+        """Say what waits, once in so many seconds without a pair. StalledError where that may be for a node that is lost."""
         now = time.monotonic()
         if now - self.told < self.seconds:
             return
         self.told = now
         free, total = ray.available_resources(), ray.cluster_resources()
-        reasons = [reason for one in waiting() if (reason := one.why(free, total)) is not None]
+        found = waiting()
+        reasons = [reason for one in found if (reason := one.why(free, total)) is not None]
         lines = "\n".join(f"  {reason}" for reason in reasons or ["nothing waits in Ray: what was made is not taken"])
         self.say(f"no pair has passed for {now - self.last:.0f} s:\n{lines}")
+        if self.nodes - _nodes() and reasons and any(one.lacks(free) for one in found):
+            raise StalledError("a node was lost, and what is left of the cluster has no place for all that is to go on")
+
+
+def _nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 _watch: _Watch | None = None

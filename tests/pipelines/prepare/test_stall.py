@@ -10,6 +10,7 @@ import pytest
 import ray
 from ray.data import ActorPoolStrategy
 
+from rwkvfusion.pipelines.prepare import stall
 from rwkvfusion.pipelines.prepare.stall import Waiting, watched
 from rwkvfusion.pipelines.ray_data import operator, quiet
 
@@ -38,6 +39,25 @@ def test_the_reason_is_what_is_lacking(waiting: Waiting, words: str | None) -> N
     said = waiting.why(FREE, TOTAL)
     assert (said is None) == (words is None)
     assert words is None or words in str(said)
+
+
+def test_only_where_a_node_was_lost_and_something_has_no_place_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = ["a", "b"]
+    monkeypatch.setattr(stall, "_nodes", lambda: set(nodes))
+    monkeypatch.setattr(stall.ray, "available_resources", lambda: FREE)
+    monkeypatch.setattr(stall.ray, "cluster_resources", lambda: TOTAL)
+    said: list[str] = []
+    with watched(1e-6, said.append):
+        detector = stall.StallDetector({})
+        watch = detector._watch
+        assert watch is not None
+        assert detector.detect_periodic() == []
+        watch.look(lambda: [POOL])
+        nodes.remove("a")
+        watch.look(lambda: [POOL._replace(cpus=0.5)])
+        with pytest.raises(stall.StalledError):
+            watch.look(lambda: [POOL])
+    assert len(said) == 4
 
 
 class Quick:

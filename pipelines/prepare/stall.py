@@ -88,7 +88,7 @@ class _Watch:
         self.last = self.told = time.monotonic()
 
     def look(self, waiting: Callable[[], list[Waiting]]) -> None:
-        """Say what waits, once in so many seconds without a pair. StalledError where that may be for a node that is lost."""
+        """Say what waits, once in so many seconds without a pair; StalledError where a lost node may be why."""
         now = time.monotonic()
         if now - self.told < self.seconds:
             return

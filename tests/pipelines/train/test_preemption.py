@@ -65,7 +65,7 @@ def test_looks_are_few_and_a_warning_stays(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_node_that_is_taken_after_a_warning_costs_a_step_at_most(tmp_path: Path) -> None:
     """Each of two nodes has a worker. One is drained; a third joins, as an autoscaler would bring it."""
     tracking = f"sqlite:///{tmp_path}/mlflow.db"

@@ -63,6 +63,8 @@ class Target:
     """Of the members of each role; of others, each picture's own."""
     uniform: bool = False
     """Whether pictures are brought to the format of their member."""
+    moved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By shard, others in which pairs of it were before."""
     tally: Any = None
     """The actor that is told how many pairs have passed; None where nobody watches."""
 
@@ -168,14 +170,17 @@ class RunStage:
     def process(self, shard: str, samples: pa.Table) -> tuple[pa.Table, int]:
         """The table of samples with the columns that the stage fills, and of how many samples it computed them.
 
-        Samples that failed before keep what they have; of others what is cached is taken.
+        Samples that failed before keep what they have; of others what is cached is taken, of those that were in
+        another shard what is cached of that.
         """
         fields = self.cache.fields
+        before = dict(zip(identities(samples), samples.select(fields).to_pylist(), strict=True))
         cached = self.cache.read(shard, errors=not self.target.retry)
-        before = samples.select(fields).to_pylist()
+        lacking = [identity for identity, row in before.items() if row["error"] is None and identity not in cached]
+        for other in self.target.moved.get(shard, ()) if lacking else ():
+            cached = self.cache.read(other, errors=not self.target.retry) | cached
         rows: list[Any] = [
-            row if row["error"] is not None else cached.get(identity)
-            for identity, row in zip(identities(samples), before, strict=True)
+            row if row["error"] is not None else cached.get(identity) for identity, row in before.items()
         ]
         todo = [place for place, row in enumerate(rows) if row is None]
         tell = Teller(self.target.tally, self.stage.name, shard, len(rows))
@@ -186,10 +191,9 @@ class RunStage:
                 computed = self._compute([readable[place] for place in todo], isolate, lambda n: tell(n_before + n))
                 for place, sample in zip(todo, computed, strict=True):
                     rows[place] = sample.model_dump(include=set(fields))
-                samples = with_columns(samples, fields, rows)
-                self.cache.write(shard, samples)
-        else:
-            samples = with_columns(samples, fields, rows)
+        samples = with_columns(samples, fields, rows)
+        if lacking:
+            self.cache.write(shard, samples)
         tell(len(rows))
         return samples, len(todo)
 

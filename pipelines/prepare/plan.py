@@ -1,4 +1,4 @@
-"""Which pair goes into which shard: a function of the source and the recipe alone."""
+"""Which pair goes into which shard: a function of the source, of the recipe, and of where the dataset has its pairs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
 from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.pipelines.prepare.assignment import Assignment, assign
 from rwkvfusion.pipelines.prepare.packing import Pool, needed_cpus, pack
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.ray_job import check_output
@@ -66,6 +70,8 @@ class Job:
     stages: tuple[Stage[Any], ...]
     fingerprints: tuple[str, ...]
     shards: tuple[ShardPlan, ...]
+    assignment: Assignment
+    """Which pair is in which of `shards`, to be saved where the dataset is written."""
     extensions: dict[str, str]
     """Of the members of each role, in all shards."""
     differences: tuple[str, ...]
@@ -203,6 +209,9 @@ def plan_job(
     check_weights(stages)
     exposures = recipe.source.exposures if source.layout.is_sequence else None
     names = MemberNames(source.store, pairs, exposures, uniform=recipe.shard.uniform)
+    state = _committed(store)
+    before = Assignment.of_dataset(store, state["committed"].values())
+    shards, assignment = _cut(pairs, recipe.shard.pairs, names, before)
     job = Job(
         recipe=recipe,
         dataset=source.dataset,
@@ -210,7 +219,8 @@ def plan_job(
         store=store,
         stages=tuple(stages),
         fingerprints=fingerprints(stages, {"schema_version": SCHEMA_VERSION}),
-        shards=_cut(pairs, recipe.shard.pairs, names),
+        shards=shards,
+        assignment=assignment,
         extensions=names.extensions,
         differences=tuple(names.differences()),
         unpaired=plan.unpaired,
@@ -219,7 +229,7 @@ def plan_job(
         n_left_out=plan.n_left_out + len(plan.pairs) - len(pairs),
         hashes=hashes,
         retry=retry,
-        **_committed(store),
+        **state,
     )
     if limit is not None:
         n_committed = sum(len(manifest.keys) for manifest in job.committed.values())
@@ -236,23 +246,29 @@ def _committed(store: Store) -> dict[str, Any]:
     return {"committed": committed, "tars": store.sizes()}
 
 
-def _cut(pairs: Sequence[PairRef], size: int, names: MemberNames) -> tuple[ShardPlan, ...]:
+def _cut(
+    pairs: Sequence[PairRef], size: int, names: MemberNames, before: Assignment | None
+) -> tuple[tuple[ShardPlan, ...], Assignment]:
     """Pairs of one split, and of equal members, in the order of their keys; those with most members first.
 
     So a shard is alike throughout, and who takes the first for all loses nothing of one that lacks a target.
     """
     members = {pair.key: names.members(pair) for pair in pairs}
 
-    def order(pair: PairRef) -> tuple[str, int, tuple[str, ...], str]:
-        return pair.split, -len(members[pair.key]), members[pair.key], pair.key
+    def group(pair: PairRef) -> tuple[str, int, tuple[str, ...]]:
+        return pair.split, -len(members[pair.key]), members[pair.key]
 
-    shards: list[ShardPlan] = []
-    for split, in_split in groupby(sorted(pairs, key=order), key=lambda pair: pair.split):
-        count = 0
-        for _, alike in groupby(in_split, key=lambda pair: members[pair.key]):
-            group = list(alike)
-            for start in range(0, len(group), size):
-                part = tuple(group[start : start + size])
-                shards.append(ShardPlan(f"{split}-{count:06d}", part, names.packing(part)))
-                count += 1
-    return tuple(shards)
+    ordered = sorted(pairs, key=lambda pair: (*group(pair), pair.key))
+    groups = [(alike, len(list(run))) for alike, run in groupby(ordered, key=group)]
+    assignment = assign(
+        pa.array([pair.key for pair in ordered], pa.string()),
+        np.repeat(np.arange(len(groups)), [count for _, count in groups]),
+        [split for (split, *_), _ in groups],
+        size,
+        before,
+    )
+    shards = []
+    for name, places in assignment.places():
+        part = tuple(ordered[place] for place in places)
+        shards.append(ShardPlan(name, part, names.packing(part)))
+    return tuple(shards), assignment

@@ -77,6 +77,8 @@ def prepare(
     with Lease(job.store, "rwkvfusion prepare", job.recipe.storage.lease_seconds) as lease:
         job = job.again()
         _clear(job, lease, say)
+        if job.pending or job.stale:
+            job.assignment.write(job.store)
         job.planned.write(job.store)
         job.hashes.save()
         for name in job.stale:
@@ -178,6 +180,7 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally:
         retry=job.retry,
         extensions=job.extensions,
         uniform=job.recipe.shard.uniform,
+        moved=job.assignment.moved,
         tally=tally,
     )
     rows = [first_row(shard.name, shard.to_json()) for shard in job.pending]

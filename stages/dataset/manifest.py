@@ -4,6 +4,7 @@
     {root}/{dataset}/_manifests/{split}-{000000}.json  its proof: a shard exists when its manifest does
     {root}/{dataset}/_quarantine/{split}-{000000}.jsonl  pairs of it that are in no shard, and why
     {root}/{dataset}/_plan/shards.json                 the shards that it is to have, written before the first is made
+    {root}/{dataset}/_plan/assignment.arrow            which pair is in which of them (pipelines.prepare.assignment)
     {root}/{dataset}/_plan/picture_hashes.json         a cache of stages.source.splits
     {root}/{dataset}/_cache/{stage}/..                 what single stages have computed (stages.guidance.cache)
     {root}/{dataset}/_lease/..  _attempts/..           of the job that writes (infra.lease, pipelines.isolate)
@@ -38,6 +39,7 @@ from rwkvfusion.infra.storage import MissingError, RefusedError, Store, sha256
 MANIFESTS = "_manifests"
 QUARANTINE = "_quarantine"
 PLAN, PICTURE_HASHES = "_plan/shards.json", "_plan/picture_hashes.json"
+ASSIGNMENT = "_plan/assignment.arrow"
 CACHE = "_cache"
 FACTS, SIZES, CARD = "dataset.json", "sizes.json", "README.md"
 KEY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,95}$"

@@ -183,10 +183,11 @@ def _moves(shards: pa.DictionaryArray, old: Numbers, before: Assignment | None) 
 def shard_numbers(groups: Numbers, held: Numbers, size: int) -> Numbers:
     """The shard of each pair of one split, (n,): from 0 without a gap, each of 1 to `size` pairs of one group.
 
-    `groups` (n,), ascending; `held` (n,): the shard that each was in, -1 for none. The first shard is of the first
-    group. Of a group's shards no two would fit into one; where none was held, all but its last are full.
+    `groups` (n,), ascending; `held` (n,): the shard that each was in, at most `size` in one, -1 for none. The first
+    shard is of the first group. Of a group's shards no two would fit into one; where none was held, all but its last
+    are full.
     """
-    place = _kept(groups, held, size)
+    place = _kept(groups, held)
     n_held = int(place.max(initial=_NONE)) + 1
     fresh: list[Numbers] = []
     for group in np.unique(groups):
@@ -201,8 +202,8 @@ def shard_numbers(groups: Numbers, held: Numbers, size: int) -> Numbers:
     return place
 
 
-def _kept(groups: Numbers, held: Numbers, size: int) -> Numbers:
-    """`held` of the pairs that may stay: in each shard the first `size` of the group that most of its pairs are of."""
+def _kept(groups: Numbers, held: Numbers) -> Numbers:
+    """`held` of the pairs that stay: in each shard those of the group that most of its pairs are of."""
     place = held.copy()
     known = np.flatnonzero(held != _NONE)
     if not known.size:
@@ -214,11 +215,6 @@ def _kept(groups: Numbers, held: Numbers, size: int) -> Numbers:
     shards, first = np.unique(numbers[order], return_index=True)
     alike = owners[order][first][np.searchsorted(shards, held[known])] == groups[known]
     place[known[~alike]] = _NONE
-    known = known[alike]
-    order = known[np.argsort(held[known], kind="stable")]
-    _, first, counts = np.unique(held[order], return_index=True, return_counts=True)
-    rank = np.arange(len(order)) - np.repeat(first, counts)
-    place[order[rank >= size]] = _NONE
     return place
 
 

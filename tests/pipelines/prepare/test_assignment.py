@@ -147,6 +147,17 @@ def test_a_dataset_made_at_once_is_cut_in_order_and_so_is_one_whose_size_was_cha
     assert content(put(pairs, size, put(pairs[1:], size + 1))) == cut
 
 
+def test_what_is_left_of_many_shards_becomes_one() -> None:
+    pairs = [("train", 0, f"{i:02d}") for i in range(40)]
+    left = [pair for shard, count in enumerate((8, 4, 2, 1, 1)) for pair in pairs[8 * shard :][:count]]
+    now = put(left, 8, put(pairs, 8))
+    assert content(now) == {
+        "train-000000": tuple(f"{i:02d}" for i in range(8)),
+        "train-000001": ("08", "09", "10", "11", "16", "17", "24", "32"),
+    }
+    assert now.moved == {"train-000001": ("train-000002", "train-000003", "train-000004")}
+
+
 def test_the_record_is_read_as_it_was_written_and_a_damaged_one_is_none() -> None:
     store = Store("memory://recorded")
     before = put([("train", 0, f"{i:02d}") for i in range(10)], 4)
@@ -181,7 +192,7 @@ def test_a_dataset_without_a_record_is_adopted_whichever_shards_of_it_are_commit
     # Of each the last pair is in quarantine.
     before = Assignment.of_proofs(proof(name, whole[name][:-1], whole[name][-1:]) for name in names)
     assert content(put(pairs, 4, before)) == whole
-    pairs += [("train", 0, "0a"), ("train", 0, "99")] if grows else []
+    pairs += [("train", 0, "0"), ("train", 0, "99")] if grows else []
     now = content(put(pairs, 4, before))
     check(pairs, now, 4)
     assert content(put([], 4, before)) == {}

@@ -25,7 +25,8 @@ from rwkvfusion.pipelines.prepare.card import finish_dataset, narrow_of, scale_s
 from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.packing import Pool, packing_lines
 from rwkvfusion.pipelines.prepare.plan import Job
-from rwkvfusion.pipelines.prepare.progress import COMMIT, READ, counted
+from rwkvfusion.pipelines.prepare.progress import COMMIT, READ, JobSeries, counted
+from rwkvfusion.pipelines.prometheus import shown
 from rwkvfusion.pipelines.ray_data import cause, operator, quiet
 from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.stages.dataset.commit import clear_orphans, retire
@@ -74,7 +75,7 @@ def prepare(
     LeaseError where another job has the dataset. PrepareError where the job as a whole fails: what was committed stays.
     """
     start = time.perf_counter()
-    with Lease(job.store, "rwkvfusion prepare", job.recipe.storage.lease_seconds) as lease:
+    with shown(), Lease(job.store, "rwkvfusion prepare", job.recipe.storage.lease_seconds) as lease:
         job = job.again()
         _clear(job, lease, say)
         job.planned.write(job.store)
@@ -83,9 +84,16 @@ def prepare(
             retire(job.store, job.committed[name])
         manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}
         made = Counter({stage.name: 0 for stage in job.stages})
-        for manifest, records in _make_pending(job, lease, on_pairs, say):
+        series = JobSeries(job.dataset, sum(len(shard.pairs) for shard in job.pending))
+
+        def on_passed(passed: Mapping[str, int]) -> None:
+            series.on_pairs(passed)
+            on_pairs(passed)
+
+        for manifest, records in _make_pending(job, lease, on_passed, say):
             manifests[manifest.shard] = manifest
             made.update({record.stage: record.made or 0 for record in records})
+            series.on_shard(manifest, records)
             on_shard(manifest)
         lease.check()
         forget_attempts(job.store)
@@ -142,7 +150,7 @@ def _make_pending(
                 pools = job.pack(cluster)
                 say(f"{len(left)} shards; " + "\n".join(packing_lines(pools, cluster)))
                 on_pairs({})
-                with counted(on_pairs) as tally:
+                with counted(job.dataset, on_pairs) as tally:
                     for row in pipeline(job, pools, cluster, lease.fence, tally).iter_rows():
                         manifest = Manifest.from_json(row["manifest"].encode(), "result")
                         records = [StageRecord.model_validate(record) for record in json.loads(row["records"])]

@@ -1,7 +1,7 @@
 """What a job tells Prometheus, through Ray: each node shows it at `/metrics` of its port for them.
 
-A node whose Ray was installed without `ray[default]` shows nothing; telling it does no harm. The board that draws these:
-`infra/deploy/grafana.json`.
+Where a node's Ray was installed without `ray[default]` nothing is shown, and nothing fails. `infra/deploy/grafana.json`
+is a board of these.
 """
 
 from __future__ import annotations

@@ -117,28 +117,39 @@ def fetch(recipe: str | None, lpips: bool, overrides: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("dataset", metavar="RECIPE|URL")
 @click.option("--shards", is_flag=True, help="Also list every shard.")
+@click.option("--watch", is_flag=True, help="Show it grow until all that is planned is committed.")
 @SET
 @JSON
-def status(dataset: str, shards: bool, overrides: tuple[str, ...], as_json: bool) -> None:
+def status(dataset: str, shards: bool, watch: bool, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show how much of a dataset is committed, in pairs and bytes.
 
-    Of a RECIPE, how much of its plan; of a dataset's URL, what its manifests say.
+    Of a RECIPE, how much of its plan; of a dataset's URL, what its manifests say. --watch goes by what the last
+    `prepare` planned, wherever that runs: pairs, rate, time left, the last progress, and who writes. It reads no
+    picture, and each manifest once; end it with Ctrl-C.
 
     \b
     rwkvfusion status vif.yaml --set source.layout=tno --set source.root=DIR
     rwkvfusion status out/tno --shards
+    rwkvfusion status out/tno --watch
     """
     from rwkvfusion.pipelines.prepare.plan import plan_job
     from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
     from rwkvfusion.pipelines.prepare.status import is_recipe, status_of_dataset, status_of_job
     from rwkvfusion.pipelines.recipe import load_recipe
 
-    if is_recipe(dataset):
-        recipe = load_recipe(dataset, PrepareRecipe, overrides)
+    recipe = load_recipe(dataset, PrepareRecipe, overrides) if is_recipe(dataset) else None
+    if recipe is None and overrides:
+        raise click.UsageError(f"--set is of recipes, and {dataset} is none: leave it out")
+    if watch:
+        from rwkvfusion.infra.storage import Store
+        from rwkvfusion.pipelines.prepare import watch as growth
+
+        store = Store(dataset) if recipe is None else growth.dataset_of(recipe)
+        growth.watch(store)
+        state = status_of_dataset(store.url)
+    elif recipe is not None:
         with Bar("planning", 0, "file") as bar:
             state = status_of_job(plan_job(recipe, on_read=bar.of))
-    elif overrides:
-        raise click.UsageError(f"--set is of recipes, and {dataset} is none: leave it out")
     else:
         state = status_of_dataset(dataset)
     answer(state, state.lines(shards=shards), as_json=as_json)

@@ -47,7 +47,8 @@ class DiesOnce(Stage[StageConfig]):
         return [sample.replace(caption="x") for sample in samples]
 
 values, died = json.loads(sys.argv[1]), Path(sys.argv[2])
-ray.init(address="local", num_cpus=6, include_dashboard=False, _metrics_export_port=int(sys.argv[3]), log_to_driver=False)
+port = int(sys.argv[3])
+ray.init(address="local", num_cpus=6, include_dashboard=False, _metrics_export_port=port, log_to_driver=False)
 stages = (DiesOnce(StageConfig()),)
 job = replace(plan_job(PrepareRecipe.model_validate(values)), stages=stages, fingerprints=fingerprints(stages, ""))
 prepare(job, say=lambda _: None)

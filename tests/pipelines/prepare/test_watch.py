@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -92,27 +93,25 @@ def test_a_plan_of_the_same_size_is_read_again_once_another_job_writes(tmp_path:
     assert growth.look() == Look(2, 2, 1, 1, 1, None)
 
 
-def grow(url: str, seconds: float, shards: int) -> None:
-    """What a job does to a dataset: it takes the lease, plans, and commits a shard now and then."""
-    store = Store(url)
-    with Lease(store, "rwkvfusion prepare"):
-        planned = {f"train-{i:06d}": PlannedShard(pairs=2) for i in range(shards)}
-        PlannedShards(shards=planned).write(store)
-        for number in range(1, shards + 1):
-            time.sleep(seconds)
-            write_dataset(Path(url), pairs(2 * number, 2)[-1:], first=number - 1)
-
-
 def test_lines_are_printed_until_all_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = str(tmp_path / "out" / "msrs")
-    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
+    store, lease = Store(url), Lease(Store(url), "rwkvfusion prepare")
+
+    def begin() -> None:
+        lease.__enter__()
+        PlannedShards(shards={f"train-{i:06d}": PlannedShard(pairs=2) for i in range(3)}).write(store)
+
+    def commit(number: int) -> None:
+        write_dataset(Path(url), pairs(2 * number, 2)[-1:], first=number - 1)
+
+    job = iter([begin, partial(commit, 1), partial(commit, 2), partial(commit, 3)])
+    # What a job does while the watch sleeps.
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: next(job)()))
     monkeypatch.setattr(watch, "LINE_SECONDS", 0.0)
-    job = threading.Thread(target=grow, args=(url, 0.3, 3))
-    threading.Timer(0.3, job.start).start()
     # The source is not looked at: it need not be there.
     sets = ["--set", f"source.root={tmp_path}/none", "--set", f"output={tmp_path}/out"]
     result = CliRunner().invoke(main, ["status", "msrs", "--watch", *sets])
-    job.join()
+    lease.__exit__(None, None, None)
     assert result.exit_code == 0, result.output
     lines = result.stderr.splitlines()
     assert lines[0] == f"nothing is planned at {url} yet: waiting for `rwkvfusion prepare`"

@@ -9,7 +9,7 @@ FOLDERS := infra kernels model pipelines stages
 UV := $(BIN)/uv pip install --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-mlflow soak s3 mlflow postgresql bench-kernel gpu-check train-gpu check lint types clean lock
+.PHONY: help install demo test test-slow test-mlflow soak s3 mlflow postgresql bench-pairs bench-kernel gpu-check train-gpu check lint types clean lock
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ postgresql:
 
 bench-kernel: install ## the operator and a network against what their memory and FLOPs cost
 	$(BIN)/python -m rwkvfusion.model.network.bench $(BENCH)
+
+bench-pairs: install ## what a pair costs beside the work on it: prepare on Ray, the training loader (20 minutes); BENCH="--pairs 64"
+	$(BIN)/python -m rwkvfusion.pipelines.bench.run $(BENCH)
 
 gpu-check:       ## the CUDA kernels on this machine's GPU: right, and how fast; any PYTHON with torch will do
 	$(PYTHON) tests/gpu/check.py --out gpu-check.json

@@ -18,7 +18,9 @@ from rwkvfusion.stages.dataset.manifest import (
     MANIFESTS,
     PLAN,
     READERS,
+    SHARD_PATTERN,
     Manifest,
+    PlannedShard,
     PlannedShards,
     read_manifest,
     read_manifests,
@@ -82,8 +84,14 @@ class Growth:
         folder, _, name = PLAN.rpartition("/")
         mark = self.store.sub(folder).sizes().get(name), writer and writer.taken
         if self._plan is None or mark != self._plan_mark:
-            self._plan, self._plan_mark = read_planned(self.store), mark
+            self._plan, self._plan_mark = read_planned(self.store) or self._as_it_is(), mark
         return self._plan
+
+    def _as_it_is(self) -> PlannedShards | None:
+        """The plan of a dataset that was made before there were any."""
+        names = (name.removesuffix(".json") for name in self.store.sub(MANIFESTS).files(deep=False))
+        shards = {name: PlannedShard() for name in names if SHARD_PATTERN.fullmatch(name)}
+        return PlannedShards(shards=shards) if shards else None
 
     def _see_new(self, plan: PlannedShards) -> None:
         """Read the manifests that are new or were written anew; at first all, as any reader of a dataset does."""

@@ -93,6 +93,13 @@ def test_a_plan_of_the_same_size_is_read_again_once_another_job_writes(tmp_path:
     assert growth.look() == Look(2, 2, 1, 1, 1, None)
 
 
+def test_a_dataset_of_before_there_were_plans_is_taken_as_it_is(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["status", write_dataset(tmp_path, pairs(4, 2)), "--watch"])
+    assert result.exit_code == 0, result.output
+    assert "2/2 shards" in result.stderr
+    assert "shards: 2 committed" in result.stdout
+
+
 def test_lines_are_printed_until_all_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = str(tmp_path / "out" / "msrs")
     store, lease = Store(url), Lease(Store(url), "rwkvfusion prepare")

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -131,7 +131,11 @@ def _operators(job: Job) -> dict[str, float]:
     with Lease(job.store, "rwkvfusion bench", 86400) as lease, threadpool_limits(1):
         target = Target(job.store, job.dataset, job.task, job.fingerprint, lease.fence, extensions=job.extensions)
         stages = [RunStage(*stage, target, True) for stage in zip(job.stages, job.fingerprints, strict=True)]
-        chain = [ReadPairs(job.recipe.source, target), *stages, CommitShard(target)]
+        chain: list[Callable[[pa.Table], pa.Table]] = [
+            ReadPairs(job.recipe.source, target),
+            *stages,
+            CommitShard(target),
+        ]
         with timed(_PARTS, whole=(READING, STAGES)) as seconds:
             for shard in job.shards:
                 table = pa.Table.from_pylist([first_row(shard.name, shard.to_json())])

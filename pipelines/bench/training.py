@@ -68,7 +68,6 @@ def waiting(url: str, steps: int, *, held: bool) -> Waiting:
     trainer.step(next(batches))
     loader.waited = 0.0
     seconds = _seconds(lambda: [trainer.step(next(batches)) for _ in range(steps)])
-    batches.close()
     return Waiting(1e3 * seconds / steps, loader.waited / seconds)
 
 

@@ -56,7 +56,7 @@ def prepare_lines(cost: Costs, pairs: int, cores: int) -> Iterator[str]:
         cells.append((what, f"{ms:.1f}", f"{1e3 / ms:.2f}", f"{against / ms:.0%}"))
     yield from table(heads, cells)
     beside = {part: ms for part, ms in cost.operators.items() if part not in (READING, STAGES)}
-    yield "of the operators, ms a pair: " + _listed({**cost.operators}, ".1f")
+    yield "of the operators, ms a pair: " + _listed(cost.operators, ".1f")
     yield f"beside reading and stages: {sum(beside.values()) / sum(cost.operators.values()):.1%}"
     yield "CPU time of the job on Ray, ms a pair: " + _listed(cost.cpu, ".1f")
     idle = 1e3 * cores * whole / pairs - sum(cost.cpu.values())

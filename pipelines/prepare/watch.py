@@ -58,14 +58,14 @@ class Growth:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._plan: PlannedShards | None = None
-        self._plan_mark: object = None
+        self._plan_version: dict[str, str] = {}
         self._versions: dict[str, str] | None = None
         self._seen: dict[str, Manifest] = {}
 
     def look(self) -> Look | None:
         """None where nothing is planned yet. DatasetError, StorageError as of `read_planned`."""
         writer = holder(self.store)
-        plan = self._planned(writer)
+        plan = self._planned()
         if plan is None:
             return None
         self._see_new(plan)
@@ -79,12 +79,12 @@ class Growth:
             writer=writer,
         )
 
-    def _planned(self, writer: LeaseRecord | None) -> PlannedShards | None:
-        """The plan, read anew where another job may have written it."""
+    def _planned(self) -> PlannedShards | None:
+        """The plan, read anew where it was written anew."""
         folder, _, name = PLAN.rpartition("/")
-        mark = self.store.sub(folder).sizes().get(name), writer and writer.taken
-        if self._plan is None or mark != self._plan_mark:
-            self._plan, self._plan_mark = read_planned(self.store) or self._as_it_is(), mark
+        version = self.store.sub(folder).versions([name])
+        if self._plan is None or version != self._plan_version:
+            self._plan, self._plan_version = read_planned(self.store) or self._as_it_is(), version
         return self._plan
 
     def _as_it_is(self) -> PlannedShards | None:
@@ -96,8 +96,10 @@ class Growth:
     def _see_new(self, plan: PlannedShards) -> None:
         """Read the manifests that are new or were written anew; at first all, as any reader of a dataset does."""
         folder = self.store.sub(MANIFESTS)
-        listed = folder.versions(folder.files(deep=False))
-        versions = {name.removesuffix(".json"): version for name, version in listed.items()}
+        names = folder.files(deep=False)
+        listed = folder.versions(names)
+        # Where a store tells none, new ones are seen all the same.
+        versions = {name.removesuffix(".json"): listed.get(name, "") for name in names}
         if self._versions is None:
             self._seen = {manifest.shard: manifest for manifest in read_manifests(self.store, skip_damaged=True)}
         else:

@@ -29,10 +29,13 @@ from rwkvfusion.pipelines.prepare.progress import COMMIT, READ, counted
 from rwkvfusion.pipelines.ray_data import cause, operator, quiet
 from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.stages.dataset.commit import clear_orphans, retire
-from rwkvfusion.stages.dataset.manifest import FACTS, Manifest, StageRecord
+from rwkvfusion.stages.dataset.manifest import FACTS, Manifest, StageRecord, index_manifests
 
 MAX_FAILURES = 3
 """Times in a row that the whole pipeline may fail as a part of the cluster is lost, with no shard made in between."""
+
+INDEX_EVERY = 10_000
+"""Shards that are committed before their manifests are indexed, for who opens the dataset meanwhile."""
 
 
 class PrepareError(RwkvFusionError):
@@ -83,15 +86,21 @@ def prepare(
             retire(job.store, job.committed[name])
         manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}
         made = Counter({stage.name: 0 for stage in job.stages})
+        n_unindexed = 0
         for manifest, records in _make_pending(job, lease, on_pairs, say):
             manifests[manifest.shard] = manifest
             made.update({record.stage: record.made or 0 for record in records})
             on_shard(manifest)
+            n_unindexed += 1
+            if n_unindexed == INDEX_EVERY:
+                index_manifests(job.store, lease.check)
+                n_unindexed = 0
         lease.check()
         forget_attempts(job.store)
         ordered = [manifests[shard.name] for shard in job.shards]
         if job.pending or job.stale or not job.store.exists(FACTS):
             finish_dataset(job, ordered)
+        index_manifests(job.store, lease.check)
     return _outcome(job, ordered, made, time.perf_counter() - start)
 
 

@@ -261,11 +261,14 @@ class Store:
                 return list(fs.find(path))
             return [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
 
+        above = f"{folder}/" if folder else ""
         if self._is_s3:
-            above = f"{folder}/" if folder else ""
             return (above + name for name, _ in self._listed(folder, deep))
+        found = self._call("list", folder, find)
+        if self.is_local:
+            return (above + name for name in found) if above else iter(found)
         root = self.path()
-        return (_below(name, root) for name in self._call("list", folder, find))
+        return (_below(name, root) for name in found)
 
     def _listed(self, folder: str, deep: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Each file below `folder`: its name in there, and what the listing says of it. Of S3, a page at a time."""
@@ -335,11 +338,13 @@ def open_file(url: str, mode: str = "rb") -> Any:
 
 
 def _local_files(base: str, deep: bool) -> list[str]:
-    """All files below `base`, through links too (fsspec does not follow those, and data sets are often linked)."""
+    """Names of all files below `base`, through links too (fsspec does not follow those, and data sets are often
+    linked)."""
     found = []
     above: dict[str, frozenset[str]] = {base: frozenset()}
     for folder, below, names in os.walk(base, followlinks=True):
-        found += [f"{folder}/{name}" for name in names]
+        inner = _below(f"{folder}/", base)
+        found += [inner + name for name in names]
         # A link to a folder it lies in would be walked for ever.
         real = above.pop(folder) | {os.path.realpath(folder)}
         below[:] = [name for name in below if deep and os.path.realpath(f"{folder}/{name}") not in real]

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 
 import numpy as np
 
@@ -76,8 +75,9 @@ class SplitFolders:
 
 def split_by_lists(
     matches: Sequence[Match], lists: Mapping[str, str], patience: float = PATIENCE
-) -> tuple[list[Match], list[Unpaired]]:
-    """The pairs that `lists` (URL of the text file of each split) name, and the lines that name no pair.
+) -> tuple[list[str | None], list[Unpaired]]:
+    """The split of each pair by `lists` (URL of the text file of each), None where none names it; and the lines that
+    name no pair.
 
     A line is `folder/name.png`: the folders of the dataset without that of the modality, or the name alone where it
     is the only one. Raises SourceError where a pair is in two splits, or a line fits two pairs, or none fits.
@@ -108,7 +108,7 @@ def split_by_lists(
                 raise SourceError(
                     f"source.split_lists: {line!r} is in the lists of two splits, {split_of[place]!r} and {split!r}"
                 )
-    return [replace(matches[place], split=split_of[place]) for place in sorted(split_of)], unknown
+    return [split_of.get(place) for place in range(len(matches))], unknown
 
 
 def _lines(url: str, patience: float) -> list[str]:

@@ -191,8 +191,7 @@ def plan_job(
     store = Store(recipe.output, patience).sub(source.dataset)
     hashes = PictureHashes(source.store, store)
     plan = source.plan(on_read, hashes)
-    if store.exists(PLAN):
-        hashes.save()
+    hashes.save(begun=store.exists(PLAN))
     pairs = plan.pairs if limit is None else plan.pairs[:limit]
     if recipe.masks == "annotation" and all(place.role != MASK for place in source.layout.places):
         raise RecipeError(

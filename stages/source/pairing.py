@@ -38,6 +38,7 @@ class NameReader:
         folders = [folder.split("/") for folder in {_folder(name) for name in self.names if is_picture(name)}]
         # Folders that all pictures share are a wrapping (`MSRS-main/MSRS/...`), whatever they are called.
         self._n_wrapping = len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))))
+        self._before: dict[int, tuple[str, tuple[str, str] | str]] = {}
         self.unknown_folders: dict[str, None] = {}
         """Folders that the layout does not have, in which files of a modality lie, in the order of the listing."""
 
@@ -96,6 +97,16 @@ class NameReader:
 
     def _file(self, name: str, place: Place, stem: str, match: re.Match[str] | None) -> NamedFile | Unpaired:
         folder = _folder(name)
+        # Names come in order, so that most lie where the one before them of their place does.
+        if self._before.get(id(place), (None,))[0] != folder:
+            self._before[id(place)] = folder, self._place_folder(folder, match)
+        where = self._before[id(place)][1]
+        if isinstance(where, str):
+            return Unpaired(name=name, reason=where)
+        return NamedFile(name, place, *where, stem)
+
+    def _place_folder(self, folder: str, match: re.Match[str] | None) -> tuple[str, str] | str:
+        """The split of files in `folder`, and their inner folders; or why they are of no pair."""
         start, end = match.span() if match else (len(folder), len(folder))
         before, taken, after = (
             [part for part in path.split("/") if part] for path in (folder[:start], folder[start:end], folder[end:])
@@ -106,11 +117,11 @@ class NameReader:
             if part not in wrapping and not self._layout.has_inner(part) and self._splits.named(part) is None:
                 self.unknown_folders[part] = None
                 reason = f"lies in a folder `{printable(part)}`, which this layout does not have"
-                return Unpaired(name=name, reason=f"{reason} (source.splits=[{split_name(part)}] makes it a split)")
+                return f"{reason} (source.splits=[{split_name(part)}] makes it a split)"
         named = match.groupdict().get("split") if match else None
         places = range(len(before), len(before) + len(taken))
         split = self._splits.named(named) if named else self._splits.of([*before, *taken, *after], places)
-        return NamedFile(name, place, split or self._default_split, "/".join(inner), stem)
+        return split or self._default_split, "/".join(inner)
 
 
 def _groups(codes: np.ndarray) -> Iterator[np.ndarray]:

@@ -13,8 +13,9 @@ from contextlib import suppress
 
 import numpy as np
 
+from rwkvfusion.infra.hashes import cache_folder
 from rwkvfusion.infra.pictures.decode import ImageError, thumbnail
-from rwkvfusion.infra.storage import PATIENCE, RefusedError, StorageError, Store, absolute
+from rwkvfusion.infra.storage import PATIENCE, RefusedError, StorageError, Store, absolute, sha256
 from rwkvfusion.stages.dataset.manifest import PICTURE_HASHES
 from rwkvfusion.stages.source.files import SourceError
 from rwkvfusion.stages.source.layouts import SPLITS
@@ -24,6 +25,8 @@ OnRead = Callable[[int, int], None]
 """Called with the files that were read so far, and all that are to be."""
 REST = "train"
 """The split of the groups that no share takes."""
+_Entries = dict[str, tuple[str, int | None]]
+"""By name, a picture's version and its hash."""
 N_BITS = 64
 _SIDE, _LOW = 32, 8
 _THREADS = 4
@@ -185,38 +188,50 @@ def _signs(hashes: Sequence[int]) -> np.ndarray:
 
 
 class PictureHashes:
-    """`perceptual_hash` of a source's pictures, kept in `_plan/picture_hashes.json` of the dataset's folder.
+    """`perceptual_hash` of a source's pictures, kept in `_plan/picture_hashes.json` of the dataset's folder, and for
+    datasets that are not begun in the user's cache folder, by the source.
 
     A picture is read again where its size is another, or its time (of objects the ETag). No more than a cache: where
-    the file cannot be read or written, or is of another source, pictures are read.
+    the files cannot be read or written, or are of another source, pictures are read.
     """
 
     def __init__(self, pictures: Store, folder: Store) -> None:
-        self._pictures, self._folder = pictures, folder
-        self._entries: dict[str, tuple[str, int | None]] = {}
-        self._has_new = False
+        self._pictures = pictures
+        own = f"picture_hashes/{sha256(pictures.url.encode())[:20]}.json"
+        self._kept = {False: (Store(str(cache_folder())), own), True: (folder, PICTURE_HASHES)}
+        self._entries: _Entries = {}
+        self._has_new = {False: False, True: False}
 
     def of(self, names: Sequence[str], on_read: OnRead) -> list[int | None]:
         """Of each picture, None where it is gone or cannot be read. `on_read` and errors as of `hash_files`."""
-        versions, cached = self._pictures.versions(names), self._load()
-        missing = [name for name in names if name not in versions or cached.get(name, ("",))[0] != versions[name]]
-        hashes = {name: value for name, (_, value) in cached.items()}
+        versions = self._pictures.versions(names)
+        kept = {begun: self._load(begun) for begun in self._kept}
+        valid: _Entries = {
+            name: entry
+            for entries in kept.values()
+            for name, entry in entries.items()
+            if versions.get(name) == entry[0]
+        }
+        missing = [name for name in names if name not in valid]
+        hashes: dict[str, int | None] = {name: value for name, (_, value) in valid.items()}
         hashes |= zip(missing, hash_files(self._pictures, missing, on_read), strict=True)
         self._entries = {name: (versions[name], hashes[name]) for name in names if name in versions}
-        self._has_new = bool(missing)
+        self._has_new = {begun: entries != self._entries for begun, entries in kept.items()}
         return [hashes[name] for name in names]
 
-    def save(self) -> None:
-        """Write what was read since, if anything was."""
-        if self._has_new:
+    def save(self, *, begun: bool = True) -> None:
+        """Write what is not there yet, into the dataset's folder where the dataset is `begun`."""
+        if self._has_new[begun]:
             entries = {"source": self._pictures.url, "pictures": self._entries}
+            store, name = self._kept[begun]
             with suppress(StorageError):
-                self._folder.write(PICTURE_HASHES, json.dumps(entries).encode())
-            self._has_new = False
+                store.write(name, json.dumps(entries).encode())
+            self._has_new[begun] = False
 
-    def _load(self) -> dict[str, tuple[str, int | None]]:
+    def _load(self, begun: bool) -> _Entries:
+        store, name = self._kept[begun]
         with suppress(StorageError, ValueError, KeyError, TypeError):
-            entries = json.loads(self._folder.read(PICTURE_HASHES))
+            entries = json.loads(store.read(name))
             if entries["source"] == self._pictures.url:
                 return {str(name): (str(version), value) for name, (version, value) in entries["pictures"].items()}
         return {}

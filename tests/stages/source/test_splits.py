@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -197,26 +198,33 @@ def test_a_second_plan_reads_only_pictures_that_changed(
 
     def plan() -> tuple[tuple[str, ...], list[str]]:
         opened.clear()
-        monkeypatch.setattr(Store, "read", counted)
-        job = plan_job(load_recipe("vif", PrepareRecipe, sets))
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "read", counted)
+            job = plan_job(load_recipe("vif", PrepareRecipe, sets))
         return tuple(f"{pair.split}/{pair.key}" for shard in job.shards for pair in shard.pairs), sorted(
             {*opened} - {"vi/0.png"}
         )
 
     first, read_first = plan()
     assert read_first == [f"vi/{i}.png" for i in range(1, 6)]
-    # Nothing is written before the dataset is begun.
+    # Nothing is written into the dataset before it is begun, and yet no picture is read again.
+    assert plan() == (first, [])
     assert not (tmp_path / "out").exists()
-    Store(str(tmp_path / "out" / "tno")).write(PLAN, b"{}")
-    assert plan() == (first, read_first)
+    dataset = Store(str(tmp_path / "out" / "tno"))
+    dataset.write(PLAN, b"{}")
+    assert plan() == (first, [])
+    kept = json.loads(dataset.read(PICTURE_HASHES))
+    assert sorted(kept["pictures"]) == [f"vi/{i}.png" for i in range(6)]
+    # Where somebody else goes on, on a machine that has never seen the source, the dataset has them.
+    monkeypatch.setenv("RWKVFUSION_CACHE", str(tmp_path / "other"))
     assert plan() == (first, [])
     root.write("vi/3.png", files["vi/4.png"])
     changed, read_again = plan()
     assert read_again == ["vi/3.png"]
     assert len({name.partition("/")[0] for name in changed if name[-1] in "34"}) == 1
     # It is no more than a cache.
-    Store(str(tmp_path / "out" / "tno")).write(PICTURE_HASHES, b"[")
+    monkeypatch.setenv("RWKVFUSION_CACHE", str(tmp_path / "another"))
+    dataset.write(PICTURE_HASHES, b"[")
     assert plan() == (changed, read_first)
 
 

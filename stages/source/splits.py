@@ -19,6 +19,7 @@ from rwkvfusion.infra.storage import PATIENCE, RefusedError, StorageError, Store
 from rwkvfusion.stages.dataset.manifest import PICTURE_HASHES
 from rwkvfusion.stages.source.files import SourceError
 from rwkvfusion.stages.source.layouts import SPLITS
+from rwkvfusion.stages.source.near import near_pairs
 from rwkvfusion.stages.source.pair import Match, Unpaired, is_picture
 
 OnRead = Callable[[int, int], None]
@@ -27,10 +28,9 @@ REST = "train"
 """The split of the groups that no share takes."""
 _Entries = dict[str, tuple[str, int | None]]
 """By name, a picture's version and its hash."""
-N_BITS = 64
 _SIDE, _LOW = 32, 8
 _THREADS = 4
-_CHUNK = 1024
+_MAX_EDGES = 2**22
 
 
 def split_name(folder: str) -> str:
@@ -158,33 +158,51 @@ def join_groups(groups: Sequence[str], hashes: Sequence[int | None], distance: i
     `groups`: of each pair before; `hashes`: of `perceptual_hash`, None where there is none. Two pairs are
     near-duplicates where at most `distance` of the bits differ. Joined groups are named by the first of their names in
     order: a pair that is added renames others only where it is their near-duplicate and its group's name comes before
-    theirs, or where it joins groups that were apart. 5,000 pairs take a tenth of a second.
+    theirs, or where it joins groups that were apart. docs/scale.md says how long it takes.
     """
-    # Slow to import, here and below, and pairing files by their names needs none of it.
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     names = sorted(set(groups))
     order = {name: number for number, name in enumerate(names)}
-    numbers = np.array([order[group] for group in groups], np.int64)
-    hashed = np.array([i for i, value in enumerate(hashes) if value is not None], np.int64)
-    bits = _signs([value for value in hashes if value is not None])
-    edges = [np.empty((2, 0), np.int64)]
-    for start in range(0, len(hashed), _CHUNK):
-        # Of vectors of signs, the product is the bits that are equal less those that differ.
-        near = bits[start : start + _CHUNK] @ bits[start:].T >= N_BITS - 2 * distance
-        edges.append(numbers[hashed[np.argwhere(near).T + start]])
-    first, second = np.concatenate(edges, axis=1)
-    graph = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(len(names), len(names)))
-    _, components = connected_components(graph, directed=False)
-    firsts = dict(zip(components[::-1].tolist(), reversed(names), strict=True))
-    return [firsts[component] for component in components[numbers].tolist()]
+    numbers = np.fromiter((order[group] for group in groups), np.int64, len(groups))
+    hashed = np.fromiter((i for i, value in enumerate(hashes) if value is not None), np.int64)
+    given = np.fromiter((value for value in hashes if value is not None), np.uint64, len(hashed))
+    values, first, same = np.unique(given, return_index=True, return_inverse=True)
+    owners = numbers[hashed[first]]
+    joined = _Joined(len(names))
+    joined.add(owners[same], numbers[hashed])
+    for one, other in near_pairs(values, distance):
+        joined.add(owners[one], owners[other])
+    firsts = joined.firsts()
+    return [names[firsts[number]] for number in numbers]
 
 
-def _signs(hashes: Sequence[int]) -> np.ndarray:
-    """(n, 64) float32 of -1 and 1; sums of so few are exact."""
-    data = b"".join(value.to_bytes(N_BITS // 8, "big") for value in hashes)
-    return np.unpackbits(np.frombuffer(data, np.uint8)).reshape(-1, N_BITS).astype(np.float32) * 2 - 1
+class _Joined:
+    """Which of `count` things are joined, directly or through others."""
+
+    def __init__(self, count: int) -> None:
+        self._firsts = np.arange(count)
+        self._edges: list[np.ndarray] = []
+        self._n_edges = 0
+
+    def add(self, ones: np.ndarray, others: np.ndarray) -> None:
+        """Join each of `ones` (n,) with the one of `others` beside it."""
+        self._edges.append(np.stack([ones, others]))
+        self._n_edges += len(ones)
+        if self._n_edges > _MAX_EDGES:
+            self.firsts()
+
+    def firsts(self) -> np.ndarray:
+        """Of each the first that it is joined with, (count,)."""
+        # Slow to import, here and below, and pairing files by their names needs none of it.
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        count = len(self._firsts)
+        ones, others = np.concatenate([np.stack([np.arange(count), self._firsts]), *self._edges], axis=1)
+        graph = coo_array((np.ones(len(ones), np.int8), (ones, others)), shape=(count, count))
+        _, components = connected_components(graph, directed=False)
+        _, first, component = np.unique(components, return_index=True, return_inverse=True)
+        self._firsts, self._edges, self._n_edges = first[component], [], 0
+        return self._firsts
 
 
 class PictureHashes:

@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections import Counter, defaultdict
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.recipe import RecipeError, load_recipe
 from rwkvfusion.stages.dataset.manifest import PICTURE_HASHES, PLAN
+from rwkvfusion.stages.source import near
+from rwkvfusion.stages.source.near import N_BITS
 from rwkvfusion.stages.source.source import Plan
-from rwkvfusion.stages.source.splits import N_BITS, hash_files, join_groups, perceptual_hash, split_of
+from rwkvfusion.stages.source.splits import hash_files, join_groups, perceptual_hash, split_of
 
 NAMES = st.text("abc/1é副", max_size=5)
 SHARES = st.dictionaries(st.sampled_from(["test", "val", "other"]), st.floats(0.05, 0.3))
@@ -111,6 +114,35 @@ def test_a_pair_that_is_added_moves_others_only_by_joining_them(
             assert now == after[-1] < old
             others = {name for name, then in zip(before, after[:-1], strict=True) if then == now}
             assert len(others | {new[0]}) >= 2, group
+
+
+BASES = st.lists(st.integers(0, 2**N_BITS - 1), min_size=1, max_size=4)
+FLIPS = st.lists(st.tuples(st.integers(0, 3), st.sets(st.integers(0, N_BITS - 1), max_size=10)), max_size=40)
+
+
+@pytest.mark.parametrize("n_equal", range(5))
+@settings(max_examples=40)
+@given(bases=BASES, flips=FLIPS, distance=st.integers(1, 12))
+def test_near_hashes_are_found_however_they_are_sorted(
+    n_equal: int, bases: list[int], flips: list[tuple[int, set[int]]], distance: int
+) -> None:
+    values = [bases[base % len(bases)] ^ sum(1 << bit for bit in bits) for base, bits in flips]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near, "_cost", lambda count, distance, n: n != n_equal)
+        pairs = near.near_pairs(np.array(values, np.uint64), distance)
+        found = {frozenset(pair) for part in pairs for pair in part.T.tolist()}
+    assert found == {
+        frozenset((i, j)) for i, j in combinations(range(len(values)), 2)
+        if (values[i] ^ values[j]).bit_count() <= distance
+    }  # fmt: skip
+
+
+def test_many_of_one_look_are_joined_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rwkvfusion.stages.source.splits._MAX_EDGES", 50)
+    values = [(i % 4 << 60) | 1 << (i // 4 % 3) for i in range(200)]
+    groups = [f"{i:03d}" for i in range(200)]
+    assert join_groups(groups, values, 2) == naive(groups, values, 2) == ["000"] * 200
+    assert join_groups(groups, values, 0) == [f"{i % 12:03d}" for i in range(200)]
 
 
 def test_thousands_of_pairs_take_seconds() -> None:

@@ -1,0 +1,1 @@
+/tmp/growlinks/rwkvfusion/__init__.py

@@ -9,8 +9,8 @@ import mimetypes
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -206,14 +206,19 @@ class Store:
         """Bytes of each file directly in `folder`, by its name in there."""
         return {name: int(entry["size"]) for name, entry in self._listed(folder, deep=False)}
 
-    def versions(self, names: Collection[str]) -> dict[str, str]:
-        """By name, what is another once a file has changed: its size, and its ETag or time. Not of what has neither."""
+    def versions(self, names: Sequence[str]) -> list[str | None]:
+        """Of each name, what is another once the file has changed: its size, and its ETag or time. None where it is
+        gone, or where the store tells neither."""
         if self.is_local:
-            found = self._call("list", "", lambda fs, path: _local_versions(path, names))
-        else:
-            wanted = {*names}
-            found = {name: _version(entry) for name, entry in self._listed("", deep=True) if name in wanted}
-        return {name: version for name, version in found.items() if version is not None}
+            return self._call("list", "", lambda fs, path: [_local_version(f"{path}/{name}") for name in names])
+        found: list[str | None] = [None] * len(names)
+        order = sorted(range(len(names)), key=names.__getitem__)
+        for name, entry in self._listed("", deep=True):
+            at = bisect_left(order, name, key=names.__getitem__)
+            while at < len(order) and names[order[at]] == name:
+                found[order[at]] = _version(entry)
+                at += 1
+        return found
 
     def versions_in(self, folder: str, *, settled: bool = False) -> dict[str, str | None]:
         """The version of each file directly in `folder`, by its name in there; None where the store tells none.
@@ -223,8 +228,9 @@ class Store:
         """
         if self.is_local:
             names = self.sub(folder).files(deep=False)
-            local = self._call("list", folder, lambda fs, path: _local_versions(path, names, settled))
-            return {name: local[name] for name in names if name in local}
+            return self._call(
+                "list", folder, lambda fs, path: {name: _local_version(f"{path}/{name}", settled) for name in names}
+            )
         listed = self._listed(folder, deep=False)
         return {name: None if settled and _is_new(entry) else _version(entry) for name, entry in listed}
 
@@ -280,11 +286,12 @@ class Store:
                 if token is None:
                     return
 
-        def listed(fs: Any, path: str) -> list[tuple[str, Mapping[str, Any]]]:
+        def listed(fs: Any, path: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
             if not fs.isdir(path):
-                return []
+                return ()
             if deep:
-                return [(_below(name, path), entry) for name, entry in fs.find(path, detail=True).items()]
+                found = fs.find(path, detail=True)
+                return ((_below(name, path), entry) for name, entry in found.items())
             return [(_base(entry["name"]), entry) for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
 
         yield from self._call("list", folder, listed)
@@ -352,15 +359,13 @@ def _local_files(base: str, deep: bool) -> list[str]:
     return found
 
 
-def _local_versions(base: str, names: Collection[str], settled: bool = False) -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    now = time.time_ns()
-    for name in names:
-        with suppress(OSError):
-            status = os.stat(f"{base}/{name}")
-            is_new = settled and now - status.st_mtime_ns < SETTLED * 1e9
-            versions[name] = None if is_new else f"{status.st_size} {status.st_mtime_ns}"
-    return versions
+def _local_version(path: str, settled: bool = False) -> str | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    is_new = settled and time.time_ns() - status.st_mtime_ns < SETTLED * 1e9
+    return None if is_new else f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _version(entry: Mapping[str, Any]) -> str | None:

@@ -15,14 +15,16 @@ import sys
 import time
 import tracemalloc
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from hashlib import md5
 from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 from fsspec.spec import AbstractFileSystem
 
 from rwkvfusion.infra.pictures.encode import encode_png
@@ -33,6 +35,8 @@ from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.dataset.manifest import (
     INDEX,
+    PICTURE_HASHES,
+    PLAN,
     Manifest,
     PlannedShard,
     PlannedShards,
@@ -57,7 +61,8 @@ class SimulatedStore(AbstractFileSystem):
     requests: ClassVar[Counter[str]] = Counter()
     objects: ClassVar[defaultdict[str, dict[str, tuple[bytes, str]]]] = defaultdict(dict)
     """By folder and name: contents, and their ETag."""
-    picture = encode_png(np.arange(64, dtype=np.uint8).reshape(8, 8, 1))
+    picture: ClassVar[bytes] = encode_png(np.arange(64, dtype=np.uint8).reshape(8, 8, 1))
+    entry: ClassVar[dict[str, Any]] = {"size": len(picture), "ETag": '"of the one picture"'}
 
     @classmethod
     def clear(cls, pairs: int) -> None:
@@ -71,9 +76,10 @@ class SimulatedStore(AbstractFileSystem):
         self.requests["HEAD"] += 1
         return path.rpartition("/")[2] in self.objects[path.rpartition("/")[0]]
 
-    def find(self, path: str, **more: Any) -> list[str]:
+    def find(self, path: str, detail: bool = False, **more: Any) -> Any:
         self._count_pages(2 * self.pairs)
-        return [f"{path}/train/{role}/{i:08d}.png" for role in ("ir", "vi") for i in range(self.pairs)]
+        listing = _Listing(path)
+        return listing if detail else [*listing]
 
     def ls(self, path: str, detail: bool = True, **more: Any) -> list[dict[str, Any]]:
         listed = self.objects[path]
@@ -106,14 +112,62 @@ class SimulatedStore(AbstractFileSystem):
         self.requests["LIST"] += max(-(-count // PAGE), 1)
 
 
+class _Listing(Mapping[str, Any]):
+    """The pictures with what a listing says of each, which is not kept, as pages of S3 are not."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __len__(self) -> int:
+        return 2 * SimulatedStore.pairs
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{self._path}/train/{role}/{i:08d}.png" for role in ("ir", "vi") for i in range(SimulatedStore.pairs))
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        return SimulatedStore.entry
+
+
 fsspec.register_implementation(PROTOCOL, SimulatedStore)
 
 
-def plan(pairs: int) -> Job:
-    """Plan `pairs` simulated pairs with the built-in guidance, as `prepare --dry-run` does."""
+def plan(pairs: int, holdout: bool = False) -> Job:
+    """Plan `pairs` simulated pairs as `prepare --dry-run` does."""
+    return plan_job(simulate(pairs, holdout))
+
+
+def simulate(pairs: int, holdout: bool = False) -> PrepareRecipe:
+    """Store `pairs` pairs; a recipe that makes a dataset of them with the built-in guidance.
+
+    With a holdout, of pictures whose hashes are kept from before; every tenth is a near-duplicate of another.
+    """
     SimulatedStore.clear(pairs)
-    source = {"layout": "msrs", "root": f"{PROTOCOL}://source"}
-    return plan_job(PrepareRecipe.model_validate({"source": source, "output": f"{PROTOCOL}://out"}))
+    source: dict[str, Any] = {"layout": "msrs", "root": f"{PROTOCOL}://source"}
+    if holdout:
+        source["holdout"] = {"val": 0.1}
+        _keep_hashes(pairs)
+        SimulatedStore.requests.clear()
+    return PrepareRecipe.model_validate({"source": source, "output": f"{PROTOCOL}://out"})
+
+
+def _keep_hashes(pairs: int) -> None:
+    values = np.random.default_rng(0).integers(0, 2**64, pairs, np.uint64)
+    values[::10] = values[1::10] ^ np.uint64(0b101)
+    entry = SimulatedStore.entry
+    kept = pa.table(
+        {
+            "name": pa.array((f"train/vi/{i:08d}.png" for i in range(pairs)), pa.string()),
+            "version": pa.repeat(f"{entry['size']} {entry['ETag']}", pairs),
+            "hash": values,
+        },
+        metadata={"source": f"{PROTOCOL}://source"},
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, kept.schema) as writer:
+        writer.write_table(kept)
+    folder = Store(f"{PROTOCOL}://out/msrs")
+    folder.write(PICTURE_HASHES, sink.getvalue().to_pybytes())
+    folder.write(PLAN, b"{}")
 
 
 def write_shards(pairs: int) -> Store:
@@ -140,19 +194,21 @@ def write_shards(pairs: int) -> Store:
     return store
 
 
-def measure_planning(pairs: int) -> dict[str, float]:
+def measure_planning(pairs: int, holdout: bool = False) -> dict[str, float]:
     """Seconds of a plan and its requests."""
-    plan(100)
+    plan(100, holdout)
+    recipe = simulate(pairs, holdout)
     with _timed() as spent:
-        plan(pairs)
+        plan_job(recipe)
     return {"seconds": spent(), "requests": SimulatedStore.requests.total()}
 
 
-def measure_memory(pairs: int) -> dict[str, float]:
+def measure_memory(pairs: int, holdout: bool = False) -> dict[str, float]:
     """Bytes a pair that a plan takes at most, and that it keeps."""
-    plan(100)
+    plan(100, holdout)
+    recipe = simulate(pairs, holdout)
     with _traced() as used:
-        job = plan(pairs)
+        job = plan_job(recipe)
         kept, most = used()
     assert job.n_pairs == pairs
     return {"most": most / pairs, "kept": kept / pairs}
@@ -191,23 +247,31 @@ def _traced() -> Iterator[Callable[[], tuple[int, int]]]:
         tracemalloc.stop()
 
 
-MEASURES = {"planning": measure_planning, "memory": measure_memory, "opening": measure_opening}
+MEASURES: dict[str, Callable[[int], dict[str, float]]] = {
+    "planning": measure_planning,
+    "memory": measure_memory,
+    "holdout planning": partial(measure_planning, holdout=True),
+    "holdout memory": partial(measure_memory, holdout=True),
+    "opening": measure_opening,
+}
 
 
 def tables(figures: dict[str, dict[int, dict[str, float]]]) -> str:
     """The figures in Markdown, a row for each number of pairs."""
-    lines = [
-        "| pairs | planning, s | us a pair | most memory, bytes a pair | kept, bytes a pair | requests |",
-        "|---|---|---|---|---|---|",
-    ]
-    for pairs, one in figures["planning"].items():
-        memory = figures["memory"][pairs]
-        lines.append(
-            f"| {pairs:,} | {one['seconds']:.1f} | {one['seconds'] / pairs * 1e6:.0f} | {memory['most']:.0f} |"
-            f" {memory['kept']:.0f} | {one['requests']:,.0f} |"
-        )
+    lines: list[str] = []
+    for kind, words in (("", "planning"), ("holdout ", "planning with a holdout again")):
+        lines += [
+            f"| pairs | {words}, s | us a pair | most memory, bytes a pair | kept, bytes a pair | requests |",
+            "|---|---|---|---|---|---|",
+        ]
+        for pairs, one in figures[f"{kind}planning"].items():
+            memory = figures[f"{kind}memory"][pairs]
+            lines.append(
+                f"| {pairs:,} | {one['seconds']:.1f} | {one['seconds'] / pairs * 1e6:.0f} | {memory['most']:.0f} |"
+                f" {memory['kept']:.0f} | {one['requests']:,.0f} |"
+            )
+        lines.append("")
     lines += [
-        "",
         "| shards | opening without index: requests, s | with index: requests, s | us a shard |"
         " index: objects, MB | writing it: requests, s |",
         "|---|---|---|---|---|---|",

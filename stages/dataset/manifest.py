@@ -5,7 +5,7 @@
     {root}/{dataset}/_index/{split}-{00}.arrow          copies of many manifests, to be read at once (infra.packs)
     {root}/{dataset}/_quarantine/{split}-{000000}.jsonl  pairs of it that are in no shard, and why
     {root}/{dataset}/_plan/shards.json                 the shards that it is to have, written before the first is made
-    {root}/{dataset}/_plan/picture_hashes.json         a cache of stages.source.splits
+    {root}/{dataset}/_plan/picture_hashes.arrow        a cache of stages.source.splits
     {root}/{dataset}/_cache/{stage}/..                 what single stages have computed (stages.guidance.cache)
     {root}/{dataset}/_lease/..  _attempts/..           of the job that writes (infra.lease, pipelines.isolate)
     {root}/{dataset}/dataset.json  sizes.json  README.md  what the whole holds, for other readers and for people
@@ -42,7 +42,7 @@ from rwkvfusion.infra.storage import MissingError, RefusedError, Store, sha256
 
 MANIFESTS, INDEX = "_manifests", "_index"
 QUARANTINE = "_quarantine"
-PLAN, PICTURE_HASHES = "_plan/shards.json", "_plan/picture_hashes.json"
+PLAN, PICTURE_HASHES = "_plan/shards.json", "_plan/picture_hashes.arrow"
 CACHE = "_cache"
 FACTS, SIZES, CARD = "dataset.json", "sizes.json", "README.md"
 KEY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,95}$"

@@ -81,7 +81,7 @@ class _Packed:
         return f"{type(self).__name__}({self._packed.decode()})"
 
     def _fields(self) -> list[Any]:
-        fields: list[Any] = from_json(self._packed)
+        fields: list[Any] = from_json(self._packed, cache_strings="none")
         return fields
 
 

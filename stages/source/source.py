@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from rwkvfusion.infra.storage import PATIENCE, Store
 from rwkvfusion.stages.dataset.sample import Sample, SampleError
 from rwkvfusion.stages.dataset.task import TASKS, Task
@@ -145,12 +147,16 @@ class Source:
             return split_by_lists(matches, self.config.split_lists, self.store.patience)
         if not self._origin.holdout or sharpens:
             return [sys.intern(match.split) for match in matches], []
+        alike = self.config.near_duplicates if self.layout.group is None else None
+        values = self._hashes(matches, on_read, hashes) if alike else None
         groups = [self._group(match) for match in matches]
-        if self.config.near_duplicates and self.layout.group is None:
-            names = [match.first for match in matches]
-            values = hashes.of(names, on_read) if hashes else hash_files(self.store, names, on_read)
-            groups = join_groups(groups, values, self.config.near_duplicates)
+        if alike and values is not None:
+            groups = join_groups(groups, values, alike)
         return [split_of(group, self._origin.holdout) for group in groups], []
+
+    def _hashes(self, matches: Sequence[Match], on_read: OnRead, hashes: PictureHashes | None) -> pa.UInt64Array:
+        names = [match.first for match in matches]
+        return hashes.of(names, on_read) if hashes else pa.array(hash_files(self.store, names, on_read), pa.uint64())
 
     def _group(self, match: Match) -> str:
         """What the pair is called, with its folders below the root but for those of splits and modalities."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections import defaultdict
@@ -12,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from rwkvfusion.infra.hashes import cache_folder
 from rwkvfusion.infra.pictures.decode import ImageError, thumbnail
@@ -26,8 +27,7 @@ OnRead = Callable[[int, int], None]
 """Called with the files that were read so far, and all that are to be."""
 REST = "train"
 """The split of the groups that no share takes."""
-_Entries = dict[str, tuple[str, int | None]]
-"""By name, a picture's version and its hash."""
+_KEPT = pa.schema([("name", pa.string()), ("version", pa.string()), ("hash", pa.uint64())])
 _SIDE, _LOW = 32, 8
 _THREADS = 4
 _MAX_EDGES = 2**22
@@ -152,7 +152,7 @@ def split_of(group: str, holdout: Mapping[str, float]) -> str:
     return REST
 
 
-def join_groups(groups: Sequence[str], hashes: Sequence[int | None], distance: int) -> list[str]:
+def join_groups(groups: Sequence[str], hashes: Sequence[int | None] | pa.UInt64Array, distance: int) -> list[str]:
     """The group of each pair after groups that share a near-duplicate were joined, directly or through others.
 
     `groups`: of each pair before; `hashes`: of `perceptual_hash`, None where there is none. Two pairs are
@@ -160,15 +160,15 @@ def join_groups(groups: Sequence[str], hashes: Sequence[int | None], distance: i
     order: a pair that is added renames others only where it is their near-duplicate and its group's name comes before
     theirs, or where it joins groups that were apart. docs/scale.md says how long it takes.
     """
-    names = sorted(set(groups))
-    order = {name: number for number, name in enumerate(names)}
-    numbers = np.fromiter((order[group] for group in groups), np.int64, len(groups))
-    hashed = np.fromiter((i for i, value in enumerate(hashes) if value is not None), np.int64)
-    given = np.fromiter((value for value in hashes if value is not None), np.uint64, len(hashed))
-    values, first, same = np.unique(given, return_index=True, return_inverse=True)
-    owners = numbers[hashed[first]]
+    # Objects, as an array of strings would give each the length of the longest.
+    names, numbers = np.unique(np.array(groups, object), return_inverse=True)
+    given = hashes if isinstance(hashes, pa.Array) else pa.array(hashes, pa.uint64())
+    hashed = numbers[np.asarray(given.is_valid(), bool)]
+    values, first, same = np.unique(given.drop_null().to_numpy(), return_index=True, return_inverse=True)
+    owners = hashed[first]
     joined = _Joined(len(names))
-    joined.add(owners[same], numbers[hashed])
+    joined.add(owners[same], hashed)
+    del first, same, hashed, given
     for one, other in near_pairs(values, distance):
         joined.add(owners[one], owners[other])
     firsts = joined.firsts()
@@ -185,8 +185,9 @@ class _Joined:
 
     def add(self, ones: np.ndarray, others: np.ndarray) -> None:
         """Join each of `ones` (n,) with the one of `others` beside it."""
-        self._edges.append(np.stack([ones, others]))
-        self._n_edges += len(ones)
+        apart = ones != others
+        self._edges.append(np.stack([ones[apart], others[apart]]))
+        self._n_edges += int(apart.sum())
         if self._n_edges > _MAX_EDGES:
             self.firsts()
 
@@ -197,7 +198,8 @@ class _Joined:
         from scipy.sparse.csgraph import connected_components
 
         count = len(self._firsts)
-        ones, others = np.concatenate([np.stack([np.arange(count), self._firsts]), *self._edges], axis=1)
+        joined = np.flatnonzero(self._firsts != np.arange(count))
+        ones, others = np.concatenate([np.stack([joined, self._firsts[joined]]), *self._edges], axis=1)
         graph = coo_array((np.ones(len(ones), np.int8), (ones, others)), shape=(count, count))
         _, components = connected_components(graph, directed=False)
         _, first, component = np.unique(components, return_index=True, return_inverse=True)
@@ -206,7 +208,7 @@ class _Joined:
 
 
 class PictureHashes:
-    """`perceptual_hash` of a source's pictures, kept in `_plan/picture_hashes.json` of the dataset's folder, and for
+    """`perceptual_hash` of a source's pictures, kept in `_plan/picture_hashes.arrow` of the dataset's folder, and for
     datasets that are not begun in the user's cache folder, by the source.
 
     A picture is read again where its size is another, or its time (of objects the ETag). No more than a cache: where
@@ -215,44 +217,50 @@ class PictureHashes:
 
     def __init__(self, pictures: Store, folder: Store) -> None:
         self._pictures = pictures
-        own = f"picture_hashes/{sha256(pictures.url.encode())[:20]}.json"
+        self._schema = _KEPT.with_metadata({"source": pictures.url})
+        own = f"picture_hashes/{sha256(pictures.url.encode())[:20]}.arrow"
         self._kept = {False: (Store(str(cache_folder())), own), True: (folder, PICTURE_HASHES)}
-        self._entries: _Entries = {}
+        self._table: pa.Table = self._schema.empty_table()
         self._has_new = {False: False, True: False}
 
-    def of(self, names: Sequence[str], on_read: OnRead) -> list[int | None]:
-        """Of each picture, None where it is gone or cannot be read. `on_read` and errors as of `hash_files`."""
-        versions = self._pictures.versions(names)
+    def of(self, names: Sequence[str], on_read: OnRead) -> pa.UInt64Array:
+        """Of each picture, null where it is gone or cannot be read. `on_read` and errors as of `hash_files`."""
+        columns = [pa.array(names, pa.string()), pa.array(self._pictures.versions(names), pa.string())]
         kept = {begun: self._load(begun) for begun in self._kept}
-        valid: _Entries = {
-            name: entry
-            for entries in kept.values()
-            for name, entry in entries.items()
-            if versions.get(name) == entry[0]
-        }
-        missing = [name for name in names if name not in valid]
-        hashes: dict[str, int | None] = {name: value for name, (_, value) in valid.items()}
-        hashes |= zip(missing, hash_files(self._pictures, missing, on_read), strict=True)
-        self._entries = {name: (versions[name], hashes[name]) for name in names if name in versions}
-        self._has_new = {begun: entries != self._entries for begun, entries in kept.items()}
-        return [hashes[name] for name in names]
+        hashes, known = pa.nulls(len(names), pa.uint64()), pa.repeat(False, len(names))
+        for table in kept.values():
+            known_names, versions, values = (column.combine_chunks() for column in table.columns)
+            place = pc.index_in(columns[0], value_set=known_names)
+            valid = pc.fill_null(pc.equal(versions.take(place), columns[1]), False)
+            hashes = pc.if_else(valid, values.take(place), hashes)
+            known = pc.or_(known, valid)
+        missing = np.flatnonzero(~np.asarray(known, bool))
+        read = hash_files(self._pictures, [names[place] for place in missing.tolist()], on_read)
+        hashes = pc.replace_with_mask(hashes, pc.invert(known), pa.array(read, pa.uint64()))
+        there = pc.is_valid(columns[1])
+        self._table = pa.table([*columns, hashes], self._schema).filter(there)
+        self._has_new = {begun: not table.equals(self._table) for begun, table in kept.items()}
+        return hashes
 
     def save(self, *, begun: bool = True) -> None:
         """Write what is not there yet, into the dataset's folder where the dataset is `begun`."""
         if self._has_new[begun]:
-            entries = {"source": self._pictures.url, "pictures": self._entries}
             store, name = self._kept[begun]
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_file(sink, self._schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+                writer.write_table(self._table)
             with suppress(StorageError):
-                store.write(name, json.dumps(entries).encode())
+                store.write(name, sink.getvalue().to_pybytes())
             self._has_new[begun] = False
 
-    def _load(self, begun: bool) -> _Entries:
+    def _load(self, begun: bool) -> pa.Table:
         store, name = self._kept[begun]
-        with suppress(StorageError, ValueError, KeyError, TypeError):
-            entries = json.loads(store.read(name))
-            if entries["source"] == self._pictures.url:
-                return {str(name): (str(version), value) for name, (version, value) in entries["pictures"].items()}
-        return {}
+        with suppress(StorageError, pa.ArrowException, OSError, ValueError):
+            with pa.ipc.open_file(store.read(name)) as reader:
+                table = reader.read_all()
+            if table.schema.equals(self._schema, check_metadata=True):
+                return table
+        return self._schema.empty_table()
 
 
 def hash_files(store: Store, names: Sequence[str], on_read: OnRead = lambda *_: None) -> list[int | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import time
 from collections import Counter, defaultdict
 from itertools import combinations
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -245,8 +245,8 @@ def test_a_second_plan_reads_only_pictures_that_changed(
     dataset = Store(str(tmp_path / "out" / "tno"))
     dataset.write(PLAN, b"{}")
     assert plan() == (first, [])
-    kept = json.loads(dataset.read(PICTURE_HASHES))
-    assert sorted(kept["pictures"]) == [f"vi/{i}.png" for i in range(6)]
+    with pa.ipc.open_file(dataset.read(PICTURE_HASHES)) as kept:
+        assert sorted(kept.read_all()["name"].to_pylist()) == [f"vi/{i}.png" for i in range(6)]
     # Where somebody else goes on, on a machine that has never seen the source, the dataset has them.
     monkeypatch.setenv("RWKVFUSION_CACHE", str(tmp_path / "other"))
     assert plan() == (first, [])

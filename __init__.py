@@ -1,1 +1,0 @@
-/tmp/growlinks/rwkvfusion/__init__.py

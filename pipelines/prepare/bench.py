@@ -292,23 +292,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, nargs="+", default=PAIRS)
     parser.add_argument("--write", type=Path, help="a page with the marks <!-- figures --> and <!-- end -->")
+    parser.add_argument("--kept", type=Path, help="a folder: what was measured before is taken from it")
     parser.add_argument("--measure", choices=MEASURES, help="one figure of one number of pairs, as JSON")
     asked = parser.parse_args()
     if asked.measure:
         print(json.dumps(MEASURES[asked.measure](asked.pairs[0])))
         return
-    figures: dict[str, dict[int, dict[str, float]]] = {name: {} for name in MEASURES}
-    for pairs in asked.pairs:
-        for name in MEASURES:
-            say(f"{name} of {pairs:,} pairs")
-            command = [sys.executable, "-m", "rwkvfusion.pipelines.prepare.bench", "--measure", name]
-            done = subprocess.run([*command, "--pairs", str(pairs)], check=True, stdout=subprocess.PIPE)
-            figures[name][pairs] = json.loads(done.stdout)
+    figures: dict[str, dict[int, dict[str, float]]] = {
+        name: {pairs: _measured(name, pairs, asked.kept) for pairs in asked.pairs} for name in MEASURES
+    }
     text = tables(figures)
     print(text)
     if asked.write:
         page = asked.write.read_text(encoding="utf-8")
         asked.write.write_text(_FIGURES.sub(lambda marks: marks[1] + text + marks[2], page), encoding="utf-8")
+
+
+def _measured(name: str, pairs: int, kept: Path | None) -> dict[str, float]:
+    """One figure, from a process of its own or as it is kept."""
+    file = None if kept is None else kept / f"{name}.{pairs}"
+    if file is None or not file.exists():
+        say(f"{name} of {pairs:,} pairs")
+        command = [sys.executable, "-m", "rwkvfusion.pipelines.prepare.bench", "--measure", name, "--pairs", str(pairs)]
+        text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+    else:
+        text = file.read_text()
+    figure: dict[str, float] = json.loads(text)
+    return figure
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def prepare(
 
     LeaseError where another job has the dataset. PrepareError where the job as a whole fails: what was committed stays.
     """
-    start = time.perf_counter()
+    start, n_unindexed = time.perf_counter(), 0
     with Lease(job.store, "rwkvfusion prepare", job.recipe.storage.lease_seconds) as lease:
         job = job.again()
         _clear(job, lease, say)
@@ -86,7 +86,6 @@ def prepare(
             retire(job.store, job.committed[name])
         manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}
         made = Counter({stage.name: 0 for stage in job.stages})
-        n_unindexed = 0
         for manifest, records in _make_pending(job, lease, on_pairs, say):
             manifests[manifest.shard] = manifest
             made.update({record.stage: record.made or 0 for record in records})
@@ -97,10 +96,10 @@ def prepare(
                 n_unindexed = 0
         lease.check()
         forget_attempts(job.store)
+        index_manifests(job.store, lease.check)
         ordered = [manifests[shard.name] for shard in job.shards]
         if job.pending or job.stale or not job.store.exists(FACTS):
             finish_dataset(job, ordered)
-        index_manifests(job.store, lease.check)
     return _outcome(job, ordered, made, time.perf_counter() - start)
 
 

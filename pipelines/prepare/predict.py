@@ -28,8 +28,9 @@ if TYPE_CHECKING:  # it takes Ray, and a second, to import
     from rwkvfusion.pipelines.cluster import Cluster
 
 CORES = "cores"
-_MOST = 400
-"""Shards that are gone through one by one; those beyond take what the later half of them took each."""
+_MOST = 200
+"""Shards that are gone through one by one. Of more, Ray holds back the first steps so that memory does: the others then
+have their cores, and a pair takes what the slowest of all takes."""
 
 
 class PriceError(RwkvFusionError, ValueError):
@@ -66,9 +67,10 @@ class Prices:
 
 
 class Measured(BaseModel):
-    """What a sample of `pairs` pairs took: by step, and beyond all steps (`start_up_seconds`).
+    """What a sample of `pairs` pairs took: by step, beyond all steps (`start_up_seconds`), and bytes a pair.
 
-    `fingerprint`: of the job's stages. `quarantined`: by reason, the pairs of it that would be in quarantine.
+    `fingerprint`: of the job's stages. `quarantined`: by reason, the pairs of it that would be in quarantine. `shares`:
+    the part of its pairs that came to each step, and was not in quarantine by then.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -77,7 +79,10 @@ class Measured(BaseModel):
     pairs: int = Field(gt=0)
     quarantined: dict[str, int]
     start_up_seconds: float = Field(ge=0, allow_inf_nan=False)
+    bytes_read: float
+    bytes_written: float
     costs: dict[str, Cost]
+    shares: dict[str, float]
 
     def keep(self) -> None:
         """In the user's cache folder, for the job that makes the dataset."""
@@ -150,16 +155,14 @@ class Prediction:
 
 
 def steps_of(
-    found: Mapping[str, Cost], pools: Sequence[Pool], cluster: Cluster, shares: Mapping[str, float] | None = None
+    found: Mapping[str, Cost], shares: Mapping[str, float], pools: Sequence[Pool], cluster: Cluster
 ) -> list[Step]:
-    """The steps of a job on `cluster` with `pools`, as `found` in a sample.
-
-    `shares`: by stage, the part of the pairs that it is to make; of the others it has all that it needs.
-    """
+    """The steps of a job on `cluster` with `pools`, as `found` in a sample; `shares`: of all pairs, by stage, the part
+    that it works on."""
     tasks = max(1, cluster.cores)
     steps = [Step(STAGE, found[STAGE].cpu, found[STAGE].alone, tasks, is_pool=False)]
     for pool in pools:
-        share = 1.0 if shares is None else shares[pool.stage.name]
+        share = shares[pool.stage.name]
         if pool.max_actors and share:
             cost = found[pool.stage.name]
             steps.append(Step(pool.stage.name, cost.cpu * share, cost.alone * share, pool.max_actors, pool.gpus))
@@ -168,10 +171,7 @@ def steps_of(
 
 def seconds_of(steps: Sequence[Step], shards: Sequence[int], cores: int) -> float:
     """Seconds that shards of so many pairs each take through `steps` that share `cores`, without any start."""
-    if len(shards) <= _MOST:
-        return _gone_through(steps, shards, cores)
-    many, half = (_gone_through(steps, shards[:count], cores) for count in (_MOST, _MOST // 2))
-    return many + (many - half) * sum(shards[_MOST:]) / max(sum(shards[_MOST // 2 : _MOST]), 1)
+    return _gone_through(steps, shards[:_MOST], cores) + sum(shards[_MOST:]) * slowest(steps, cores)[1]
 
 
 @dataclass
@@ -245,14 +245,14 @@ def predict(
     job: Job, measured: Measured, pools: Sequence[Pool], cluster: Cluster, prices: Prices | None = None
 ) -> Prediction:
     """What the pending shards of `job` will take with `pools` on `cluster`, by what a sample took."""
-    costs, sizes, cores = measured.costs, [len(shard.pairs) for shard in job.pending], cluster.cores
+    sizes, cores = [len(shard.pairs) for shard in job.pending], cluster.cores
     n_pairs = sum(sizes)
-    steps = steps_of(costs, pools, cluster, {name: n / max(n_pairs, 1) for name, n in pairs_to_make(job).items()})
+    shares = {name: measured.shares[name] * n / max(n_pairs, 1) for name, n in pairs_to_make(job).items()}
+    steps = steps_of(measured.costs, shares, pools, cluster)
     evened = balanced(steps, cores, cluster.gpus, len(sizes))
     seconds = measured.start_up_seconds + seconds_of(steps, sizes, cores)
     cpu, gpu = sum(step.cpu for step in steps), sum(step.alone * step.gpus for step in steps)
     bottleneck, pause = slowest(steps, cores)
-    written = sum(cost.bytes / max(cost.pairs, 1) for name, cost in costs.items() if name != STAGE)
     return Prediction(
         pairs=n_pairs,
         sampled=measured.pairs,
@@ -264,8 +264,8 @@ def predict(
         pairs_per_second=1 / max(pause, 1e-9),
         pairs_per_cpu_hour=3600 / max(cpu, 1e-9),
         pairs_per_gpu_hour=3600 / gpu if gpu else None,
-        bytes_read=round(n_pairs * costs[STAGE].bytes / max(costs[STAGE].pairs, 1)),
-        bytes_written=round(n_pairs * written),
+        bytes_read=round(n_pairs * measured.bytes_read),
+        bytes_written=round(n_pairs * measured.bytes_written),
         bottleneck=bottleneck,
         balanced_pools={step.name: step.actors for step in evened if step.is_pool},
         balanced_seconds=measured.start_up_seconds + seconds_of(evened, sizes, cores),

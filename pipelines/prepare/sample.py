@@ -11,19 +11,21 @@ from collections import Counter
 from dataclasses import replace
 from uuid import uuid4
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cluster import connect
 from rwkvfusion.pipelines.console import Bar
-from rwkvfusion.pipelines.prepare.cost import marginal
+from rwkvfusion.pipelines.prepare.cost import costs, marginal
 from rwkvfusion.pipelines.prepare.packing import pack
 from rwkvfusion.pipelines.prepare.plan import Job, ShardPlan
 from rwkvfusion.pipelines.prepare.predict import Measured, SampleError, seconds_of, steps_of
 from rwkvfusion.pipelines.prepare.run import PrepareError, pipeline
+from rwkvfusion.pipelines.prepare.status import counts as in_words
 from rwkvfusion.pipelines.ray_data import cause
 from rwkvfusion.stages.dataset.manifest import Manifest, StageRecord
+from rwkvfusion.stages.source.source import STAGE
 
 SHARDS = 8
 """Shards that a sample is cut into, unless a batch of a stage is more than they would hold: so steps overlap as they
@@ -41,10 +43,7 @@ def measure(job: Job, count: int) -> Measured:
     reasons: Counter[str] = Counter()
     start = time.perf_counter()
     try:
-        with (
-            connect(job.recipe.ray.address, cpus=sampled.cpus) as cluster,
-            Bar("sample", n_pairs, "pair") as bar,
-        ):
+        with connect(job.recipe.ray.address, cpus=sampled.cpus) as cluster, Bar("sample", n_pairs, "pair") as bar:
             # The smallest pools: each actor then has shards after its first.
             pools = pack(sampled.stages, frozenset(), cluster, shards=1)
             for row in pipeline(sampled, pools, cluster, Fence(sampled.store, 0)).iter_rows():
@@ -52,14 +51,17 @@ def measure(job: Job, count: int) -> Measured:
                 reasons.update(manifest.reasons)
                 records += [StageRecord.model_validate(record) for record in json.loads(row["records"])]
                 bar.advance(len(manifest.keys) + len(manifest.quarantined))
-    except RayTaskError as error:
+    except RayError as error:
         raise PrepareError(cause(error)) from error
     seconds = time.perf_counter() - start
     if reasons.total() == n_pairs:
-        found = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        raise SampleError(f"all {n_pairs} pairs of the sample would be in quarantine ({found}): mend these first")
-    costs = marginal(records)
-    steps = steps_of(costs, pools, cluster)
+        raise SampleError(
+            f"all {n_pairs} pairs of the sample would be in quarantine ({in_words(reasons)}): mend them first"
+        )
+    every, found = costs(records), marginal(records)
+    n_bytes = {step: cost.bytes / n_pairs for step, cost in every.items()}
+    shares = {step: cost.pairs / n_pairs for step, cost in every.items()}
+    steps = steps_of(found, shares, pools, cluster)
     explained = seconds_of(steps, [len(shard.pairs) for shard in sampled.shards], cluster.cores)
     return Measured(
         url=job.store.url,
@@ -67,7 +69,10 @@ def measure(job: Job, count: int) -> Measured:
         pairs=n_pairs,
         quarantined=dict(sorted(reasons.items())),
         start_up_seconds=max(seconds - explained, 0.0),
-        costs=costs,
+        bytes_read=n_bytes[STAGE],
+        bytes_written=sum(n_bytes.values()) - n_bytes[STAGE],
+        costs=found,
+        shares=shares,
     )
 
 

@@ -245,7 +245,7 @@ def predict(
     job: Job, measured: Measured, pools: Sequence[Pool], cluster: Cluster, prices: Prices | None = None
 ) -> Prediction:
     """What the pending shards of `job` will take with `pools` on `cluster`, by what a sample took."""
-    sizes, cores = [len(shard.pairs) for shard in job.pending], cluster.cores
+    sizes, cores = [len(shard.pairs) for shard in job.pending], max(1, cluster.cores)
     n_pairs = sum(sizes)
     shares = {name: measured.shares[name] * n / max(n_pairs, 1) for name, n in pairs_to_make(job).items()}
     steps = steps_of(measured.costs, shares, pools, cluster)

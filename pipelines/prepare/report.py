@@ -174,7 +174,7 @@ def _balance(predicted: Prediction) -> str:
     """The pools that leave no stage waiting, and the settings that make them."""
     grown = {step: n for step, n in predicted.balanced_pools.items() if n > predicted.pools[step]}
     pools = ", ".join(f"{step} {count}" for step, count in predicted.balanced_pools.items())
-    if not grown:
+    if not grown or predicted.balanced_seconds > 0.98 * predicted.seconds:
         return f"the pools are large enough; it would take {pools or 'none'}"
     sets = " ".join(f"--set {step}.resources.min_actors={count}" for step, count in grown.items())
     return f"pools that balance it: {pools}; then about {clock(predicted.balanced_seconds)} ({sets})"

@@ -62,7 +62,7 @@ def measure(job: Job, count: int) -> Measured:
     n_bytes = {step: cost.bytes / n_pairs for step, cost in every.items()}
     shares = {step: cost.pairs / n_pairs for step, cost in every.items()}
     steps = steps_of(found, shares, pools, cluster)
-    explained = seconds_of(steps, [len(shard.pairs) for shard in sampled.shards], cluster.cores)
+    explained = seconds_of(steps, [len(shard.pairs) for shard in sampled.shards], max(1, cluster.cores))
     return Measured(
         url=job.store.url,
         fingerprint=job.fingerprint,

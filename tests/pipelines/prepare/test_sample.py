@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from made import write_pairs
 
 from rwkvfusion.infra.lease import Fence
+from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.cluster import Cluster
 from rwkvfusion.pipelines.isolate import Attempts
 from rwkvfusion.pipelines.prepare import run as run_module
 from rwkvfusion.pipelines.prepare import sample as sample_module
 from rwkvfusion.pipelines.prepare.card import finish_dataset
-from rwkvfusion.pipelines.prepare.cost import Cost
+from rwkvfusion.pipelines.prepare.cost import Cost, costs
 from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.packing import Pool
 from rwkvfusion.pipelines.prepare.plan import Job, ShardPlan, plan_job
@@ -35,7 +36,7 @@ from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe, ShardConfig
 from rwkvfusion.pipelines.prepare.report import comparison_lines, prediction_lines
 from rwkvfusion.pipelines.prepare.sample import SHARDS, sample_of
 from rwkvfusion.pipelines.recipe import load_recipe
-from rwkvfusion.stages.dataset.manifest import MANIFESTS, read_manifests
+from rwkvfusion.stages.dataset.manifest import MANIFESTS, StageRecord, read_manifests
 
 NAMES = [f"{i:05d}D" for i in range(12)]
 
@@ -122,6 +123,27 @@ def test_what_is_predicted_of_all_pairs_is_what_the_job_takes(raw: Path, tmp_pat
     # Nobody asks for the old sample's opinion of a job with other stages.
     assert Measured.of(plan(raw, out)) is None
     assert Measured.of(plan(raw, out, "text.width=64")) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_ray_runs_the_sample_as_it_runs_the_job(raw: Path, tmp_path: Path) -> None:
+    dry = run("prepare", raw, tmp_path / "out", "--dry-run", "--sample", "12", "--json")
+    assert dry.exit_code == 0, dry.output
+    assert not (tmp_path / "out").exists()
+    said = json.loads(dry.stdout)["prediction"]
+    assert (said["pairs"], said["sampled"], said["quarantined"]) == (12, 12, {})
+    done = run("prepare", raw, tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "s by a sample of 12 pairs, took" in done.stdout
+    took = {step: cost.cpu for step, cost in costs(_records(tmp_path / "out")).items()}
+    for step, cpu in took.items():
+        # Actors also warm up in a job this small.
+        assert said["cpu_seconds_per_pair"][step] < 2 * cpu + 0.01
+
+
+def _records(out: Path) -> list[StageRecord]:
+    return [record for manifest in read_manifests(Store(str(out / "msrs"))) for record in manifest.stages]
 
 
 @pytest.mark.usefixtures("here")

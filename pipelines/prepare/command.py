@@ -80,6 +80,7 @@ def prepare(
     rwkvfusion prepare m3fd.yaml --set source.root=data/M3FD --set guidance=full --set caption.prompt="<CAPTION>"
     """
     from rwkvfusion.pipelines.cluster import expect
+    from rwkvfusion.pipelines.prepare.measure import measure
     from rwkvfusion.pipelines.prepare.packing import packing_lines
     from rwkvfusion.pipelines.prepare.plan import plan_job
     from rwkvfusion.pipelines.prepare.predict import Measured, predict
@@ -87,7 +88,6 @@ def prepare(
     from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
     from rwkvfusion.pipelines.prepare.report import outcome_lines, plan_facts, plan_lines, prediction_lines, swapped
     from rwkvfusion.pipelines.prepare.run import prepare as run_prepare
-    from rwkvfusion.pipelines.prepare.sample import measure
     from rwkvfusion.pipelines.recipe import load_recipe
 
     if prices is not None and not (dry_run and sample):

@@ -37,7 +37,7 @@ class PriceError(RwkvFusionError, ValueError):
     """A price that is none."""
 
 
-class SampleError(RwkvFusionError):
+class MeasureError(RwkvFusionError):
     """A sample from which nothing can be told."""
 
 
@@ -152,6 +152,8 @@ class Prediction:
     """Of the whole cluster while the job runs, where prices are given."""
     quarantined: dict[str, int]
     """Of the sample."""
+    queued: float
+    """The part of its time in which the sample waited for a core: where that is most of it, others were busy too."""
 
 
 def steps_of(
@@ -253,6 +255,7 @@ def predict(
     seconds = measured.start_up_seconds + seconds_of(steps, sizes, cores)
     cpu, gpu = sum(step.cpu for step in steps), sum(step.alone * step.gpus for step in steps)
     bottleneck, pause = slowest(steps, cores)
+    every = measured.costs.values()
     return Prediction(
         pairs=n_pairs,
         sampled=measured.pairs,
@@ -273,6 +276,7 @@ def predict(
         gpus=cluster.gpus,
         cost=None if prices is None else seconds / 3600 * (cores * prices.cpu + cluster.gpus * prices.gpu),
         quarantined=measured.quarantined,
+        queued=sum(cost.queued_seconds for cost in every) / max(sum(cost.seconds for cost in every), 1e-9),
     )
 
 

@@ -19,6 +19,8 @@ from rwkvfusion.stages.source.names import pairs_swapped
 from rwkvfusion.stages.source.source import STAGE
 
 _SHOWN = 5
+_BUSY = 0.75
+"""More than this part of its time a sample does not wait for cores that it has to itself."""
 
 
 def plan_facts(job: Job) -> dict[str, Any]:
@@ -164,6 +166,10 @@ def prediction_lines(predicted: Prediction, prices: Prices | None) -> list[str]:
     lines.append(_balance(predicted))
     start_up = clock(predicted.start_up_seconds)
     lines.append(f"all {predicted.pairs} pairs: about {clock(predicted.seconds)}, of which {start_up} to start")
+    if predicted.queued > _BUSY:
+        lines.append(
+            f"its steps waited for a core for {predicted.queued:.0%} of their time: on idle ones it starts sooner"
+        )
     if predicted.cost is not None and prices is not None:
         gpus = f" and {predicted.gpus:g} GPUs at {prices.gpu:g}" if predicted.gpus else ""
         lines.append(f"cost: {predicted.cost:.4g} ({predicted.cpus} CPUs at {prices.cpu:g}{gpus} an hour)")

@@ -19,22 +19,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import write_pairs
 
+from rwkvfusion.infra.hashes import cache_folder
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.cluster import Cluster
 from rwkvfusion.pipelines.isolate import Attempts
+from rwkvfusion.pipelines.prepare import measure as measure_module
 from rwkvfusion.pipelines.prepare import run as run_module
-from rwkvfusion.pipelines.prepare import sample as sample_module
 from rwkvfusion.pipelines.prepare.card import finish_dataset
 from rwkvfusion.pipelines.prepare.cost import Cost, costs
+from rwkvfusion.pipelines.prepare.measure import SHARDS, sample_of
 from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.packing import Pool
 from rwkvfusion.pipelines.prepare.plan import Job, ShardPlan, plan_job
 from rwkvfusion.pipelines.prepare.predict import Measured, Prices, pairs_to_make, predict
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe, ShardConfig
 from rwkvfusion.pipelines.prepare.report import comparison_lines, prediction_lines
-from rwkvfusion.pipelines.prepare.sample import SHARDS, sample_of
 from rwkvfusion.pipelines.recipe import load_recipe
 from rwkvfusion.stages.dataset.manifest import MANIFESTS, StageRecord, read_manifests
 
@@ -57,7 +58,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             rows += table.to_pylist()
         return SimpleNamespace(iter_rows=lambda: rows)
 
-    for module in (run_module, sample_module):
+    for module in (run_module, measure_module):
         monkeypatch.setattr(module, "pipeline", pipeline)
         monkeypatch.setattr(module, "connect", lambda *_, **__: nullcontext(Cluster(2, 0, True)))
     monkeypatch.setattr(run_module, "counted", nullcontext)
@@ -123,6 +124,10 @@ def test_what_is_predicted_of_all_pairs_is_what_the_job_takes(raw: Path, tmp_pat
     # Nobody asks for the old sample's opinion of a job with other stages.
     assert Measured.of(plan(raw, out)) is None
     assert Measured.of(plan(raw, out, "text.width=64")) is not None
+    # It is a memo: what is damaged is as good as none.
+    for memo in (cache_folder() / "samples").iterdir():
+        memo.write_bytes(memo.read_bytes()[:-9])
+    assert Measured.of(plan(raw, out, "text.width=64")) is None
 
 
 @pytest.mark.slow
@@ -259,6 +264,14 @@ def test_gpus_are_priced_and_counted(raw: Path, tmp_path: Path) -> None:
     text = "\n".join(prediction_lines(found, prices))
     assert "all wait for caption" in text
     assert "16 CPUs at 0.05 and 2 GPUs at 2.5 an hour" in text
+    assert "on idle ones it starts sooner" not in text
+    busy = {
+        step: replace(cost, seconds=10 * cost.seconds, queued_seconds=9 * cost.seconds) for step, cost in costs.items()
+    }
+    found = predict(job, measured.model_copy(update={"costs": busy}), pools, cluster)
+    # Waiting for cores that others had is not the job's own time.
+    assert found.pairs_per_second == pytest.approx(1 / (0.4 / found.pools["caption"]))
+    assert "waited for a core for 90% of their time" in "\n".join(prediction_lines(found, None))
     lines = comparison_lines(found, found.seconds * 1.25, replace_cpu(costs, 2))
     assert lines[0].endswith(": 25 % more")
     assert lines[2].split() == ["source", "0.0100", "0.0200"]

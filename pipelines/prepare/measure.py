@@ -20,7 +20,7 @@ from rwkvfusion.pipelines.console import Bar
 from rwkvfusion.pipelines.prepare.cost import costs, marginal
 from rwkvfusion.pipelines.prepare.packing import pack
 from rwkvfusion.pipelines.prepare.plan import Job, ShardPlan
-from rwkvfusion.pipelines.prepare.predict import Measured, SampleError, seconds_of, steps_of
+from rwkvfusion.pipelines.prepare.predict import Measured, MeasureError, seconds_of, steps_of
 from rwkvfusion.pipelines.prepare.run import PrepareError, pipeline
 from rwkvfusion.pipelines.prepare.status import counts as in_words
 from rwkvfusion.pipelines.ray_data import cause
@@ -35,7 +35,7 @@ will in the job, and what the first shard of each process takes can be told from
 def measure(job: Job, count: int) -> Measured:
     """Run `count` of the pending pairs of `job`, evenly spread, through its operators on its Ray.
 
-    SampleError where no pair of the sample is good; PrepareError where it fails as a whole.
+    MeasureError where no pair of the sample is good; PrepareError where it fails as a whole.
     """
     sampled = sample_of(job, count)
     n_pairs = sampled.n_pairs
@@ -55,7 +55,7 @@ def measure(job: Job, count: int) -> Measured:
         raise PrepareError(cause(error)) from error
     seconds = time.perf_counter() - start
     if reasons.total() == n_pairs:
-        raise SampleError(
+        raise MeasureError(
             f"all {n_pairs} pairs of the sample would be in quarantine ({in_words(reasons)}): mend them first"
         )
     every, found = costs(records), marginal(records)

@@ -243,7 +243,7 @@ class CommitShard:
         """The manifest, as JSON, and the row's records with one of the commit itself."""
         watch = Stopwatch()
         manifest = self.commit(row)
-        proof = manifest.to_json().decode()
+        proof = manifest.to_json()
         record = StageRecord(
             stage=COMMIT,
             identity={},
@@ -251,7 +251,7 @@ class CommitShard:
             made=row.samples.num_rows,
             **_spent(watch, COMMIT, 0, manifest.size + len(proof)),
         )
-        return proof, (*row.records, record)
+        return proof.decode(), (*row.records, record)
 
     def commit(self, row: ShardRow) -> Manifest:
         samples = from_table(row.samples)

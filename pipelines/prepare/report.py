@@ -191,7 +191,7 @@ def comparison_lines(predicted: Prediction, seconds: float, costs: Mapping[str, 
     off = 100 * (seconds / max(predicted.seconds, 1e-9) - 1)
     said = "as predicted" if abs(off) < 0.5 else f"{abs(off):.0f} % {'more' if off > 0 else 'less'}"
     rows = [
-        (step, f"{cpu:.4f}", f"{costs[step].cpu:.4f}")
+        (step, f"{cpu:.4f}", f"{costs[step].cpu_seconds / max(predicted.pairs, 1):.4f}")
         for step, cpu in predicted.cpu_seconds_per_pair.items()
         if step in costs
     ]

@@ -272,10 +272,7 @@ def test_gpus_are_priced_and_counted(raw: Path, tmp_path: Path) -> None:
     # Waiting for cores that others had is not the job's own time.
     assert found.pairs_per_second == pytest.approx(1 / (0.4 / found.pools["caption"]))
     assert "waited for a core for 90% of their time" in "\n".join(prediction_lines(found, None))
-    lines = comparison_lines(found, found.seconds * 1.25, replace_cpu(costs, 2))
+    took = {step: replace(cost, cpu_seconds=0.02 * found.pairs) for step, cost in costs.items()}
+    lines = comparison_lines(found, found.seconds * 1.25, took)
     assert lines[0].endswith(": 25 % more")
     assert lines[2].split() == ["source", "0.0100", "0.0200"]
-
-
-def replace_cpu(costs: dict[str, Cost], factor: float) -> dict[str, Cost]:
-    return {step: replace(cost, cpu_seconds=cost.cpu_seconds * factor) for step, cost in costs.items()}

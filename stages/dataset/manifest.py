@@ -66,6 +66,19 @@ class DamagedError(RefusedError):
     """A shard whose tar is not what its manifest proves."""
 
 
+class Effort(BaseModel):
+    """What a stage's part in a shard took, beside the time by the clock."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    cpu_seconds: float = Field(ge=0, allow_inf_nan=False, description="of all threads of its process")
+    queued_seconds: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="of the time by the clock: ready, and no core was free"
+    )
+    retries: int = Field(default=0, ge=0, description="times that it was begun before and not ended")
+    bytes: int = Field(default=0, ge=0, description="of the source: read; of a stage: kept in its cache")
+    first: bool = Field(default=False, description="whether it was the first of its process, which warmed up in it")
+
+
 class StageRecord(BaseModel):
     """One stage's part in a shard: what it was (its identity), how long it took, and of how many samples."""
 
@@ -79,6 +92,7 @@ class StageRecord(BaseModel):
         default={},
         description="of the source: by role, pictures that use little of their 16 bits, undeclared",
     )
+    effort: Effort | None = Field(default=None, description="None of shards made before it was noted")
 
     @field_validator("identity")
     @classmethod
@@ -91,8 +105,8 @@ class StageRecord(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Proofs of pictures in which nothing is narrow stay as readers of before the field know them.
-        return {name: value for name, value in dump(self).items() if name != "narrow" or value}
+        # Proofs without them stay as readers of before the fields know them.
+        return {name: value for name, value in dump(self).items() if name not in ("narrow", "effort") or value}
 
 
 class Quarantined(BaseModel):

@@ -50,5 +50,5 @@ def test_the_page_has_the_tables_that_the_benchmark_writes() -> None:
     figures = {name: {1000: measure(1000)} for name, measure in bench.MEASURES.items()}
     heads = [line for line in bench.tables(figures).splitlines() if line.startswith(("| pairs", "| shards"))]
     page = DOCS.read_text(encoding="utf-8")
-    assert len(heads) == 2
+    assert len(heads) == 3
     assert all(head in page for head in heads)

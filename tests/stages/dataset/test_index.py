@@ -11,13 +11,18 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from accounts import make
 from faults import Faults, lead
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import write_pairs
 from seaweed import BUCKET, S3
 
 from rwkvfusion.infra import packs, storage
 from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.pipelines.prepare.plan import plan_job
+from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
+from rwkvfusion.pipelines.prepare.run import prepare
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.dataset.manifest import (
     INDEX,
@@ -196,6 +201,25 @@ def test_what_stages_were_is_one_object_for_all_shards() -> None:
     write_manifest(store, other)
     assert [one.stages[0].identity for one in read_manifests(store)] == [STAGES[0].identity, {"stage": "other"},
                                                                           STAGES[0].identity]  # fmt: skip
+
+
+@pytest.mark.usefixtures("small")
+def test_a_job_leaves_an_index_and_one_after_it_brings_it_up_to_date(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "raw", ["a", "b", "c", "d"], height=48, width=64)
+    settings = {"source": {"layout": "msrs", "root": str(tmp_path / "raw")}, "output": str(tmp_path / "out"),
+                "masks": "none", "shard": {"pairs": 1}}  # fmt: skip
+    job = plan_job(PrepareRecipe.model_validate(settings))
+    done = make(job, [shard.name for shard in job.shards])
+    prepare(done, say=lambda _: None)
+    index = Store(f"{job.store.url}/{INDEX}")
+    before = {name: index.read(name) for name in index.files()}
+    assert [*before] == ["train-00000.arrow"]
+    prepare(done, say=lambda _: None)
+    assert index.read("train-00000.arrow") == before["train-00000.arrow"]
+    write_manifest(job.store, done.committed["train-000002"].model_copy(update={"commit": "0" * 40}))
+    prepare(done, say=lambda _: None)
+    assert index.read("train-00000.arrow") != before["train-00000.arrow"]
+    assert read_manifests(job.store) == as_they_are(job.store)
 
 
 def test_a_bucket_is_opened_by_a_handful_of_requests(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ def test_of_two_at_once_the_second_fails_soon_and_says_who_works(
         raise RetrainError("enough")
 
     monkeypatch.setattr(run, "_retrain", hold)
-    loaded = RetrainRecipe.model_validate(recipe(tmp_path))
+    loaded = RetrainRecipe.model_validate(recipe(tmp_path, lease_seconds=3))
     ends: list[BaseException] = []
 
     def work() -> None:

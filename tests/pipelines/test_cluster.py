@@ -6,17 +6,21 @@ below are for the mistakes that those do not see, and each rule is shown to see 
 
 import copy
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
-from shutil import copytree, ignore_patterns, which
+from shutil import copytree, ignore_patterns, rmtree, which
+from tempfile import mkdtemp
 from typing import Any
 
 import click
@@ -25,10 +29,13 @@ import kubernetes_validate
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from made import write_pairs
 from ray.autoscaler._private.util import prepare_config, validate_config
 from referencing import Registry, Resource
+from seaweed import free_ports
 
 from rwkvfusion.pipelines.cli import COMMANDS, main
+from rwkvfusion.stages.dataset.dataset import Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "infra" / "deploy"
@@ -414,7 +421,7 @@ def test_containerfile_copies_what_the_package_needs() -> None:
 
 @pytest.mark.slow
 def test_the_image_is_built_from_what_the_containerfile_copies(tmp_path: Path) -> None:
-    """Its own build command, in a folder that has what is copied, and no git; without the kernels, which take minutes."""
+    """Its own build command, where only that is, and no git; without the kernels, which take minutes."""
     (command,) = re.findall(r"^RUN (printf .*\\\n.*pip wheel.*)$", CONTAINERFILE.read_text(), re.MULTILINE)
     source = tmp_path / "src"
     for name in copied():
@@ -465,3 +472,45 @@ def test_readme_names_real_commands() -> None:
     text = README.read_text()
     named = set(re.findall(r"rwkvfusion (\w+) [A-Za-z]", text))
     assert {"prepare"} <= named <= set(COMMANDS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_is_submitted_as_the_readme_says(tmp_path: Path) -> None:
+    """To a head on this machine that asks for a token: a recipe of the package, then one from a folder sent along."""
+    if find_spec("aiohttp_cors") is None:
+        pytest.skip("the job server needs ray[default]: pip install 'ray[default]'")
+    home = Path(mkdtemp(prefix="head-", dir="/tmp"))
+    write_pairs(tmp_path / "MSRS", ["00131d", "00055d"])
+    (tmp_path / "my-recipes").mkdir()
+    (tmp_path / "my-recipes" / "my-pairs.yaml").write_text(
+        f"task: vif\nname: mine\nsource: {{layout: msrs, root: {tmp_path}/MSRS}}\noutput: {tmp_path}/datasets\n"
+    )
+    (first,) = re.findall(r"^ +(ray job submit -- rwkvfusion prepare .*)$", README.read_text(), re.MULTILINE)
+    (second,) = re.findall(r"^ +(ray job submit --working-dir .*)$", README.read_text(), re.MULTILINE)
+    port, dashboard, agent = free_ports(3)
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = os.environ | {"HOME": str(home), "PATH": path, "RAY_AUTH_MODE": "token"}
+    environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+    environment.pop("RAY_ADDRESS", None)
+    run = partial(subprocess.run, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run("ray get-auth-token --generate").returncode == 0
+    start = f"ray start --head --block --num-cpus=3 --port={port} --dashboard-port={dashboard} --temp-dir={home}/ray"
+    start += f" --dashboard-agent-listen-port={agent} --node-ip-address=127.0.0.1 --disable-usage-stats"
+    with subprocess.Popen(shlex.split(start), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as head:
+        try:
+            end = time.monotonic() + 120
+            while (submitted := run(first.replace("s3://BUCKET", str(tmp_path)))).returncode:
+                assert time.monotonic() < end, submitted.stdout + submitted.stderr
+                assert "datasets/msrs" not in submitted.stdout, submitted.stdout
+                time.sleep(2)
+            assert "the dataset holds 2 pairs in 1 shards" in submitted.stdout
+            submitted = run(second)
+            assert (submitted.returncode, "datasets/mine" in submitted.stdout) == (0, True), submitted.stdout
+            refused = run(second, env=environment | {"HOME": str(tmp_path)})
+            assert refused.returncode != 0
+            assert "token" in refused.stdout + refused.stderr
+        finally:
+            head.terminate()
+    rmtree(home, ignore_errors=True)
+    assert all(len(Dataset.open(str(tmp_path / "datasets" / name))) == 2 for name in ("msrs", "mine"))

@@ -89,7 +89,7 @@ def test_what_a_dead_job_left_is_taken_over_when_it_ran_out(store: Store, monkey
 
 def test_one_that_watches_sees_whether_the_holder_lives(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
-        Lease(store, "alive", seconds=1.5),
+        Lease(store, "alive", seconds=3),
         pytest.raises(LeaseError, match="alive"),
         Lease(store, "next", watch=True),
     ):

@@ -10,9 +10,9 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import fake_kubectl
@@ -158,13 +158,13 @@ def test_one_that_retrains_without_a_cluster_of_its_own_keeps_others_from_bringi
 ) -> None:
     values = plan(tmp_path)
     with (
-        Lease(Store(values.state).sub(NAME), "rwkvfusion retrain", 1.5),
+        Lease(Store(values.state).sub(NAME), "rwkvfusion retrain", 4.5),
         pytest.raises(LeaseError, match=rf"state/{NAME} is being written by .*\(rwkvfusion retrain\)"),
     ):
         retrain_in_cluster(values, file, say=lambda _: None)
     assert fake_kubectl.calls(kubernetes) == ["get rayjobs.ray.io --output json"]
     path = write_recipe(tmp_path, recipe(tmp_path, "http://127.0.0.1:9", lease_seconds=SECONDS))
-    with Lease(Store(values.state).sub(NAME).sub("rayjob"), "another", 1.5):
+    with Lease(Store(values.state).sub(NAME).sub("rayjob"), "another", 4.5):
         for flags, code in ((["--tolerant"], 0), ([], BUSY)):
             result = CliRunner().invoke(main, [*flags, "retrain", str(path), "--rayjob", file])
             assert (result.exit_code, result.stdout) == (code, "")
@@ -180,17 +180,18 @@ def test_a_rayjob_that_has_not_ended_is_waited_for_and_another_is_none_of_ours(
         subprocess.run(["kubectl", "create", "--filename", path, "--output", "json"], check=True, capture_output=True)
     _, ours = fake_kubectl.jobs(kubernetes)
     said: list[str] = []
-    timer = threading.Timer(0.5, fake_kubectl.end, (kubernetes, ours))
-    timer.start()
-    found = retrain_in_cluster(plan(tmp_path), file, say=said.append)
+
+    def end(line: str, job: str = "SUCCEEDED") -> None:
+        said.append(line)
+        fake_kubectl.end(kubernetes, line.split()[1 if "is there" in line else -1], "Complete", job)
+
+    found = retrain_in_cluster(plan(tmp_path), file, say=end)
     assert (found.name, found.found, len(fake_kubectl.jobs(kubernetes))) == (ours, True, 2)
-    assert said == [f"RayJob {ours} is there and has not ended: waiting for it, and creating none"]
+    assert said.pop() == f"RayJob {ours} is there and has not ended: waiting for it, and creating none"
     # Stopped by a person: KubeRay calls it complete.
-    created: list[str] = []
-    timer = threading.Timer(0.5, lambda: fake_kubectl.end(kubernetes, created[0].split()[-1], "Complete", "STOPPED"))
-    timer.start()
     with pytest.raises(RayJobError, match="did not succeed: STOPPED"):
-        retrain_in_cluster(plan(tmp_path), file, say=created.append)
+        retrain_in_cluster(plan(tmp_path), file, say=partial(end, job="STOPPED"))
+    assert said == [f"created RayJob {fake_kubectl.jobs(kubernetes)[-1]}"]
     # Whatever the end was, all is free for the next.
     for store in (Store(plan(tmp_path).state).sub(NAME), Store(plan(tmp_path).state).sub(NAME).sub("rayjob")):
         with Lease(store, "next"):

@@ -71,9 +71,10 @@ train-gpu:       ## train a network that comes with the package, on any PYTHON w
 	$(PYTHON) infra/checkout.py rwkvfusion.pipelines.ship.train $(NAME) --pack $(PACK) --out out/ship/checkpoints \
 	  $(if $(SECONDS),--steps 0 --seconds $(SECONDS)) $(TRAIN)
 
-lint: install    ## ruff: lint and format
+lint: install    ## ruff: lint and format; hadolint where it is
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@! test -x $(BIN)/hadolint || $(BIN)/hadolint infra/deploy/Containerfile
 
 # The folders form one namespace only once installed; mypy sees it through links.
 types: install   ## mypy on our code

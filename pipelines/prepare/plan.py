@@ -40,7 +40,7 @@ class ShardPlan:
     """How its pictures are packed, where they are not alike."""
 
     def to_json(self) -> str:
-        pairs = [pair.model_dump(mode="json") for pair in self.pairs]
+        pairs = [pair.dump() for pair in self.pairs]
         return json.dumps({"pairs": pairs, **self.packing} if self.packing else pairs, sort_keys=True)
 
     @cached_property
@@ -52,7 +52,7 @@ class ShardPlan:
 def planned_pairs(plan: str) -> list[PairRef]:
     """The pairs of `ShardPlan.to_json`."""
     planned = json.loads(plan)
-    return [PairRef.model_validate(ref) for ref in (planned["pairs"] if isinstance(planned, dict) else planned)]
+    return [PairRef(**ref) for ref in (planned["pairs"] if isinstance(planned, dict) else planned)]
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,7 @@ def plan_job(
     store = Store(recipe.output, patience).sub(source.dataset)
     hashes = PictureHashes(source.store, store)
     plan = source.plan(on_read, hashes)
-    if store.exists(PLAN):
-        hashes.save()
+    hashes.save(begun=store.exists(PLAN))
     pairs = plan.pairs if limit is None else plan.pairs[:limit]
     if recipe.masks == "annotation" and all(place.role != MASK for place in source.layout.places):
         raise RecipeError(
@@ -241,16 +240,19 @@ def _cut(pairs: Sequence[PairRef], size: int, names: MemberNames) -> tuple[Shard
 
     So a shard is alike throughout, and who takes the first for all loses nothing of one that lacks a target.
     """
-    members = {pair.key: names.members(pair) for pair in pairs}
+    orders: dict[tuple[str, int, tuple[str, ...]], tuple[str, int, tuple[str, ...]]] = {}
 
-    def order(pair: PairRef) -> tuple[str, int, tuple[str, ...], str]:
-        return pair.split, -len(members[pair.key]), members[pair.key], pair.key
+    def alike(pair: PairRef) -> tuple[str, int, tuple[str, ...]]:
+        members = names.members(pair)
+        order = pair.split, -len(members), members
+        return orders.setdefault(order, order)
 
     shards: list[ShardPlan] = []
-    for split, in_split in groupby(sorted(pairs, key=order), key=lambda pair: pair.split):
+    # Those of a plan are in the order of their keys already.
+    for split, in_split in groupby(sorted(pairs, key=alike), key=lambda pair: pair.split):
         count = 0
-        for _, alike in groupby(in_split, key=lambda pair: members[pair.key]):
-            group = list(alike)
+        for _, same in groupby(in_split, key=names.members):
+            group = list(same)
             for start in range(0, len(group), size):
                 part = tuple(group[start : start + size])
                 shards.append(ShardPlan(f"{split}-{count:06d}", part, names.packing(part)))

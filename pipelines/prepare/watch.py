@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from rwkvfusion.infra.lease import LeaseRecord, holder
+from rwkvfusion.infra.packs import READERS
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.console import LINE_SECONDS, Bar, clock, is_terminal, say
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.stages.dataset.manifest import (
     MANIFESTS,
     PLAN,
-    READERS,
     SHARD_PATTERN,
     Manifest,
     PlannedShard,
@@ -58,8 +58,8 @@ class Growth:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._plan: PlannedShards | None = None
-        self._plan_version: dict[str, str] = {}
-        self._versions: dict[str, str] | None = None
+        self._plan_version: list[str | None] = []
+        self._versions: dict[str, str | None] | None = None
         self._seen: dict[str, Manifest] = {}
 
     def look(self) -> Look | None:
@@ -95,17 +95,19 @@ class Growth:
 
     def _see_new(self, plan: PlannedShards) -> None:
         """Read the manifests that are new or were written anew; at first all, as any reader of a dataset does."""
-        folder = self.store.sub(MANIFESTS)
-        names = folder.files(deep=False)
-        listed = folder.versions(names)
-        # Where a store tells none, new ones are seen all the same.
-        versions = {name.removesuffix(".json"): listed.get(name, "") for name in names}
+        # Where a store tells no version, new ones are seen all the same.
+        listed = self.store.versions_in(MANIFESTS)
+        versions = {name.removesuffix(".json"): version for name, version in listed.items()}
         if self._versions is None:
             self._seen = {manifest.shard: manifest for manifest in read_manifests(self.store, skip_damaged=True)}
         else:
             before = self._versions
             self._seen = {name: manifest for name, manifest in self._seen.items() if name in versions}
-            new = (name for name in plan.shards if name in versions and versions[name] != before.get(name))
+            new = [
+                name
+                for name, version in versions.items()
+                if name in plan.shards and (name not in before or version != before[name])
+            ]
             with ThreadPoolExecutor(READERS) as pool:
                 read = pool.map(lambda name: read_manifest(self.store, name), new)
                 self._seen |= {manifest.shard: manifest for manifest in read if manifest is not None}

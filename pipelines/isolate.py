@@ -37,6 +37,8 @@ class Attempts:
 
     def __init__(self, store: Store, step: str) -> None:
         self.store = store.sub(f"{ATTEMPTS}/{step}")
+        self.retries = 0
+        """Of the shard that was worked on last: how often it was begun before, without an end."""
 
     @contextmanager
     def of(self, shard: str) -> Iterator[bool]:
@@ -44,7 +46,7 @@ class Attempts:
 
         The count goes as the work ends; it stays where it ends in an exception, as where the process dies.
         """
-        before = self.count(shard)
+        before = self.retries = self.count(shard)
         self.store.write(shard, str(before + 1).encode())
         yield before >= SHARD_TRIES
         self.store.remove(shard)

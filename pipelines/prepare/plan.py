@@ -44,7 +44,7 @@ class ShardPlan:
     """How its pictures are packed, where they are not alike."""
 
     def to_json(self) -> str:
-        pairs = [pair.model_dump(mode="json") for pair in self.pairs]
+        pairs = [pair.dump() for pair in self.pairs]
         return json.dumps({"pairs": pairs, **self.packing} if self.packing else pairs, sort_keys=True)
 
     @cached_property
@@ -56,7 +56,7 @@ class ShardPlan:
 def planned_pairs(plan: str) -> list[PairRef]:
     """The pairs of `ShardPlan.to_json`."""
     planned = json.loads(plan)
-    return [PairRef.model_validate(ref) for ref in (planned["pairs"] if isinstance(planned, dict) else planned)]
+    return [PairRef(**ref) for ref in (planned["pairs"] if isinstance(planned, dict) else planned)]
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,7 @@ def plan_job(
     store = Store(recipe.output, patience).sub(source.dataset)
     hashes = PictureHashes(source.store, store)
     plan = source.plan(on_read, hashes)
-    if store.exists(PLAN):
-        hashes.save()
+    hashes.save(begun=store.exists(PLAN))
     pairs = plan.pairs if limit is None else plan.pairs[:limit]
     if recipe.masks == "annotation" and all(place.role != MASK for place in source.layout.places):
         raise RecipeError(
@@ -253,13 +252,16 @@ def _cut(
 
     So a shard is alike throughout, and who takes the first for all loses nothing of one that lacks a target.
     """
-    members = {pair.key: names.members(pair) for pair in pairs}
+    orders: dict[tuple[str, int, tuple[str, ...]], tuple[str, int, tuple[str, ...]]] = {}
 
-    def group(pair: PairRef) -> tuple[str, int, tuple[str, ...]]:
-        return pair.split, -len(members[pair.key]), members[pair.key]
+    def alike(pair: PairRef) -> tuple[str, int, tuple[str, ...]]:
+        members = names.members(pair)
+        order = pair.split, -len(members), members
+        return orders.setdefault(order, order)
 
-    ordered = sorted(pairs, key=lambda pair: (*group(pair), pair.key))
-    groups = [(alike, len(list(run))) for alike, run in groupby(ordered, key=group)]
+    # Those of a plan are in the order of their keys already.
+    ordered = sorted(pairs, key=alike)
+    groups = [(order, len(list(same))) for order, same in groupby(ordered, key=alike)]
     assignment = assign(
         pa.array([pair.key for pair in ordered], pa.string()),
         np.repeat(np.arange(len(groups)), [count for _, count in groups]),

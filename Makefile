@@ -9,7 +9,7 @@ FOLDERS := infra kernels model pipelines stages
 UV := $(BIN)/uv pip install --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-mlflow soak s3 mlflow postgresql bench-kernel gpu-check train-gpu check lint types clean lock
+.PHONY: help install demo test test-slow test-mlflow soak s3 mlflow postgresql bench-scale bench-pairs bench-kernel gpu-check train-gpu check lint types clean lock
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,8 +58,14 @@ postgresql:
 	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends postgresql; } || { \
 	  echo "there is no PostgreSQL, and apt cannot bring it here: install it (sudo apt-get install postgresql), then run this again" >&2; exit 1; }
 
+bench-scale: install ## planning up to a million pairs, opening up to 100,000 shards; writes the tables of docs/scale.md (10 minutes)
+	$(BIN)/python -m rwkvfusion.pipelines.prepare.bench --write docs/scale.md $(BENCH)
+
 bench-kernel: install ## the operator and a network against what their memory and FLOPs cost
 	$(BIN)/python -m rwkvfusion.model.network.bench $(BENCH)
+
+bench-pairs: install ## what a pair costs beside the work on it: prepare on Ray, the training loader (20 minutes); BENCH="--pairs 64"
+	$(BIN)/python -m rwkvfusion.pipelines.bench.run $(BENCH)
 
 gpu-check:       ## the CUDA kernels on this machine's GPU: right, and how fast; any PYTHON with torch will do
 	$(PYTHON) tests/gpu/check.py --out gpu-check.json
@@ -68,9 +74,10 @@ train-gpu:       ## train a network that comes with the package, on any PYTHON w
 	$(PYTHON) infra/checkout.py rwkvfusion.pipelines.ship.train $(NAME) --pack $(PACK) --out out/ship/checkpoints \
 	  $(if $(SECONDS),--steps 0 --seconds $(SECONDS)) $(TRAIN)
 
-lint: install    ## ruff: lint and format
+lint: install    ## ruff: lint and format; hadolint where it is
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@! test -x $(BIN)/hadolint || $(BIN)/hadolint infra/deploy/Containerfile
 
 # The folders form one namespace only once installed; mypy sees it through links.
 types: install   ## mypy on our code

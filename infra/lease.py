@@ -28,6 +28,8 @@ from rwkvfusion.infra.storage import MissingError, StorageError
 LEASES = "_lease"
 SECONDS = 60.0
 """How long a lease is good for after it was last renewed, unless a recipe says otherwise."""
+LOOK_SECONDS = 1.0
+"""How often a lease that another has is looked at, to see whether it is renewed."""
 RELEASE_SECONDS = 2.0
 """How long a job that failed tries to give its lease back."""
 _NAME = re.compile(r"^(\d{8})\.json$")
@@ -128,24 +130,32 @@ class Fence:
 class Lease:
     """The right to write below `store`, as a context manager; renewed by a thread as long as it is open.
 
+    `watch`: where another has it, wait until its holder renews it, and so is alive, or it has run out; without, whoever
+    comes next to a job that died on another machine is told that it works.
+
     Raises:
         LeaseError: another job has it. A lease that ran out, or whose holder is seen to be dead, is taken over.
     """
 
-    def __init__(self, store: Objects, job: str, seconds: float = SECONDS) -> None:
-        self.store, self.job, self.seconds = store, job, seconds
+    def __init__(self, store: Objects, job: str, seconds: float = SECONDS, *, watch: bool = False) -> None:
+        self.store, self.job, self.seconds, self.watch = store, job, seconds, watch
         self.follows_release = False
         """Whether the job before this one ended by itself, and did not die."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
-        now = time.time()
-        self.record = LeaseRecord(holder=Holder.me(), job=self.job, taken=now, renewed=now, seconds=self.seconds)
+        seen = None
         while True:
+            now = time.time()
+            self.record = LeaseRecord(holder=Holder.me(), job=self.job, taken=now, renewed=now, seconds=self.seconds)
             newest = _newest(self.store)
             held = _read(self.store, newest)
             if held is not None and not held.is_free:
+                if self.watch and seen in (None, held):
+                    seen = held
+                    time.sleep(min(LOOK_SECONDS, held.seconds / 4))
+                    continue
                 raise LeaseError(
                     f"{self.store.url} is being written by {held}. Wait for it, or end it; a lease left by a dead job"
                     " is taken over once it has run out"

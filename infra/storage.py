@@ -8,9 +8,12 @@ import logging
 import mimetypes
 import os
 import shutil
-from collections.abc import Callable, Collection
-from contextlib import suppress
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from uuid import uuid4
@@ -27,6 +30,10 @@ PATIENCE = 60.0
 PART = ".part"
 _BLOCK = 16 * 2**20
 _LOUD_EVERY = 8
+PAGE = 1000
+"""Files that one request lists: S3's own limit."""
+SETTLED = 2.0
+"""Seconds after which the time of a file tells it from any that is written in its place."""
 _MARKS = ("ETag", "LastModified", "mtime", "created")
 """What tells in listings that an object was written anew, the best first."""
 _KINDS = mimetypes.MimeTypes()
@@ -92,13 +99,16 @@ class Store:
         """Whether it is a folder of this machine, with all that may lie in one."""
         return split_protocol(self.url)[0] in (None, *_LOCAL)
 
+    @property
+    def _is_s3(self) -> bool:
+        return self.url.startswith(("s3:", "s3a:"))
+
     def _open(self) -> tuple[Any, str]:
-        is_s3 = self.url.startswith(("s3:", "s3a:"))
         try:
-            fs, root = url_to_fs(self.url, **(_s3_options(self.patience) if is_s3 else {}))
+            fs, root = url_to_fs(self.url, **(_s3_options(self.patience) if self._is_s3 else {}))
         except (ImportError, ValueError) as error:
             raise StorageError(f"cannot open {self.url}: {error} (for s3:// install 'rwkvfusion[s3]')") from None
-        if is_s3:
+        if self._is_s3:
             # Its own retries come out of the same patience.
             fs.retries = 2
         return fs, root.rstrip("/")
@@ -120,7 +130,9 @@ class Store:
         return self._call("look up", name, lambda fs, path: bool(fs.exists(path)))
 
     def isdir(self, name: str = "") -> bool:
-        return self._call("look up", name, lambda fs, path: bool(fs.isdir(path)))
+        # To see whether a folder is there, fsspec lists all of it.
+        call = _holds_any if self._is_s3 else lambda fs, path: bool(fs.isdir(path))
+        return self._call("look up", name, call)
 
     def size(self, name: str) -> int:
         """Bytes of the object `name`."""
@@ -147,7 +159,7 @@ class Store:
         kind of file it is: a browser shows a page that comes as text/html, and saves it otherwise.
         """
         kind, packed = _KINDS.guess_type(name)
-        told = {"ContentType": kind} if kind and not packed and self.url.startswith(("s3:", "s3a:")) else {}
+        told = {"ContentType": kind} if kind and not packed and self._is_s3 else {}
         if self.is_local:
             self._call("write", name, lambda fs, path: _write_part(path, data, os.replace))
         else:
@@ -192,25 +204,35 @@ class Store:
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Bytes of each file directly in `folder`, by its name in there."""
+        return {name: int(entry["size"]) for name, entry in self._listed(folder, deep=False)}
 
-        def sizes(fs: Any, path: str) -> dict[str, int]:
-            if not fs.isdir(path):
-                return {}
-            return {_base(e["name"]): int(e["size"]) for e in fs.ls(path, detail=True) if e["type"] == "file"}
+    def versions(self, names: Sequence[str]) -> list[str | None]:
+        """Of each name, what is another once the file has changed: its size, and its ETag or time. None where it is
+        gone, or where the store tells neither."""
+        if self.is_local:
+            return self._call("list", "", lambda fs, path: [_local_version(f"{path}/{name}") for name in names])
+        found: list[str | None] = [None] * len(names)
+        order = sorted(range(len(names)), key=names.__getitem__)
+        for name, entry in self._listed("", deep=True):
+            at = bisect_left(order, name, key=names.__getitem__)
+            while at < len(order) and names[order[at]] == name:
+                found[order[at]] = _version(entry)
+                at += 1
+        return found
 
-        return self._call("list", folder, sizes)
+    def versions_in(self, folder: str, *, settled: bool = False) -> dict[str, str | None]:
+        """The version of each file directly in `folder`, by its name in there; None where the store tells none.
 
-    def versions(self, names: Collection[str]) -> dict[str, str]:
-        """By name, what is another once a file has changed: its size, and its ETag or time. Not of what has neither."""
-
-        def versions(fs: Any, path: str) -> dict[str, str]:
-            if self.is_local:
-                return _local_versions(path, names)
-            listed = {_below(name, path): entry for name, entry in fs.find(path, detail=True).items()}
-            marks = {name: next(filter(None, map(listed[name].get, _MARKS)), None) for name in {*names} & {*listed}}
-            return {name: f"{listed[name]['size']} {mark}" for name, mark in marks.items() if mark is not None}
-
-        return self._call("list", "", versions)
+        Clocks of disks are coarse: what was written just now may be written again without its time telling. Where
+        versions are to be `settled`, such files have none either.
+        """
+        if self.is_local:
+            names = self.sub(folder).files(deep=False)
+            return self._call(
+                "list", folder, lambda fs, path: {name: _local_version(f"{path}/{name}", settled) for name in names}
+            )
+        listed = self._listed(folder, deep=False)
+        return {name: None if settled and _is_new(entry) else _version(entry) for name, entry in listed}
 
     def folders(self, folder: str = "") -> list[str]:
         """Names of the folders directly below `folder`, sorted, without hidden ones."""
@@ -227,13 +249,13 @@ class Store:
     def clear_parts(self) -> None:
         """Remove what writers below this folder left when they died. Nobody may be writing there."""
         if self.is_local:
-            for name in self._find("", deep=True):
+            for name in [*self._find("", deep=True)]:
                 if name.endswith(PART) and _base(name).startswith("."):
                     self.remove(name)
-        elif self.url.startswith(("s3:", "s3a:")):
+        elif self._is_s3:
             self._call("clear", "", _abort_uploads)
 
-    def _find(self, folder: str, deep: bool) -> list[str]:
+    def _find(self, folder: str, deep: bool) -> Iterator[str]:
         """Names of all files below `folder`, as the store lists them."""
 
         def find(fs: Any, path: str) -> list[str]:
@@ -245,8 +267,34 @@ class Store:
                 return list(fs.find(path))
             return [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
 
+        above = f"{folder}/" if folder else ""
+        if self._is_s3:
+            return (above + name for name, _ in self._listed(folder, deep))
+        found = self._call("list", folder, find)
+        if self.is_local:
+            return (above + name for name in found) if above else iter(found)
         root = self.path()
-        return [_below(name, root) for name in self._call("list", folder, find)]
+        return (_below(name, root) for name in found)
+
+    def _listed(self, folder: str, deep: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Each file below `folder`: its name in there, and what the listing says of it. Of S3, a page at a time."""
+        if self._is_s3:
+            token: str | None = None
+            while True:
+                page, token = self._call("list", folder, partial(_page, deep=deep, token=token))
+                yield from page
+                if token is None:
+                    return
+
+        def listed(fs: Any, path: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
+            if not fs.isdir(path):
+                return ()
+            if deep:
+                found = fs.find(path, detail=True)
+                return ((_below(name, path), entry) for name, entry in found.items())
+            return [(_base(entry["name"]), entry) for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
+
+        yield from self._call("list", folder, listed)
 
     def _call(self, action: str, name: str, call: Callable[[Any, str], T]) -> T:
         """`call` on the file system and its path of `name`, retried while its failures are transient.
@@ -297,11 +345,13 @@ def open_file(url: str, mode: str = "rb") -> Any:
 
 
 def _local_files(base: str, deep: bool) -> list[str]:
-    """All files below `base`, through links too (fsspec does not follow those, and data sets are often linked)."""
+    """Names of all files below `base`, through links too (fsspec does not follow those, and data sets are often
+    linked)."""
     found = []
     above: dict[str, frozenset[str]] = {base: frozenset()}
     for folder, below, names in os.walk(base, followlinks=True):
-        found += [f"{folder}/{name}" for name in names]
+        inner = _below(f"{folder}/", base)
+        found += [inner + name for name in names]
         # A link to a folder it lies in would be walked for ever.
         real = above.pop(folder) | {os.path.realpath(folder)}
         below[:] = [name for name in below if deep and os.path.realpath(f"{folder}/{name}") not in real]
@@ -309,13 +359,54 @@ def _local_files(base: str, deep: bool) -> list[str]:
     return found
 
 
-def _local_versions(base: str, names: Collection[str]) -> dict[str, str]:
-    versions = {}
-    for name in names:
-        with suppress(OSError):
-            status = os.stat(f"{base}/{name}")
-            versions[name] = f"{status.st_size} {status.st_mtime_ns}"
-    return versions
+def _local_version(path: str, settled: bool = False) -> str | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    is_new = settled and time.time_ns() - status.st_mtime_ns < SETTLED * 1e9
+    return None if is_new else f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _version(entry: Mapping[str, Any]) -> str | None:
+    mark = next(filter(None, map(entry.get, _MARKS)), None)
+    return None if mark is None else f"{entry['size']} {mark}"
+
+
+def _is_new(entry: Mapping[str, Any]) -> bool:
+    """Whether a version of `entry` may come to stand for other contents: an ETag does not, a time that is near may."""
+    if entry.get("ETag"):
+        return False
+    mark = next(filter(None, map(entry.get, _MARKS)), None)
+    seconds = mark.timestamp() if isinstance(mark, datetime) else mark if isinstance(mark, (int, float)) else None
+    return seconds is None or time.time() - seconds < SETTLED
+
+
+def _page(fs: Any, path: str, deep: bool, token: str | None) -> tuple[list[tuple[str, Mapping[str, Any]]], str | None]:
+    """Up to PAGE files below `path` of S3, and what the next page is asked for by."""
+    bucket, key, _ = fs.split_path(path)
+    prefix = f"{key}/" if key else ""
+    more = ({"ContinuationToken": token} if token else {}) | ({} if deep else {"Delimiter": "/"})
+    try:
+        answer = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=PAGE, **more)
+    except FileNotFoundError:
+        return [], None
+    entries: list[tuple[str, Mapping[str, Any]]] = [
+        (one["Key"][len(prefix) :], {"size": one["Size"], "ETag": one.get("ETag"), "LastModified": one["LastModified"]})
+        for one in answer.get("Contents") or ()
+        if not one["Key"].endswith("/")
+    ]
+    return entries, answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
+
+
+def _holds_any(fs: Any, path: str) -> bool:
+    """Whether there is an object below `path` of S3."""
+    bucket, key, _ = fs.split_path(path)
+    try:
+        answer = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/" if key else "", MaxKeys=1)
+    except FileNotFoundError:
+        return False
+    return not key or bool(answer.get("Contents"))
 
 
 def _below(name: str, root: str) -> str:

@@ -13,7 +13,7 @@ import click
 
 from rwkvfusion.infra.errors import RwkvFusionError, redact_tracebacks
 from rwkvfusion.pipelines.interrupt import watched
-from rwkvfusion.pipelines.options import LEFT_OUT, NOT_PROMOTED, NOTHING_NEW
+from rwkvfusion.pipelines.options import BUSY, LEFT_OUT, NOT_PROMOTED, NOTHING_NEW
 
 COMMANDS = {
     "demo": ("demo.command", "The whole chain on photographs that come with scikit-image."),
@@ -37,7 +37,7 @@ COMMANDS = {
 }
 """By name: the module below `pipelines` that has the command as a function of that name, and what it does."""
 
-TOLERATED = (LEFT_OUT, NOT_PROMOTED, NOTHING_NEW)
+TOLERATED = (LEFT_OUT, NOT_PROMOTED, NOTHING_NEW, BUSY)
 """Exit codes of what did not fail."""
 
 
@@ -82,7 +82,7 @@ class _Group(click.Group):
 @click.option(
     "--tolerant",
     is_flag=True,
-    help="Exit with 0, not with 3, 4 or 5, where nothing failed (see the commands): for what runs failures again.",
+    help="Exit with 0, not with 3, 4, 5 or 6, where nothing failed (see the commands): for what runs failures again.",
 )
 def main(tolerant: bool) -> None:
     """Image fusion guided by captions and object masks: make training data, train, register, fuse.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LINE_SECONDS = 5.0
 """Least time between two plain lines of a bar."""
 WINDOW_SECONDS = 60.0
-"""What a rate is the mean of."""
+"""What a rate is the mean of, unless its bar says otherwise."""
 
 
 def say(text: str) -> None:
@@ -60,11 +60,14 @@ def is_terminal() -> bool:
 class Bar:
     """A row: how much of `total` is done, how fast, and how long the rest takes at that rate.
 
-    Use it as a context manager. `plain=False` leaves the lines off a terminal to the caller.
+    Use it as a context manager. `plain=False` leaves the lines off a terminal to the caller; `window`: seconds that the
+    rate is the mean of.
     """
 
-    def __init__(self, label: str, total: int, unit: str, *, plain: bool = True) -> None:
-        self.label, self.total, self.unit, self.plain = label, total, unit, plain
+    def __init__(
+        self, label: str, total: int, unit: str, *, plain: bool = True, window: float = WINDOW_SECONDS
+    ) -> None:
+        self.label, self.total, self.unit, self.plain, self.window = label, total, unit, plain, window
         self.done = 0
         self.note = ""
         self._free = 0
@@ -107,7 +110,7 @@ class Bar:
                 self._free = done
             self.done = done
             self._marks.append((now, done - self._free))
-            while len(self._marks) > 2 and now - self._marks[1][0] > WINDOW_SECONDS:
+            while len(self._marks) > 2 and now - self._marks[1][0] > self.window:
                 self._marks.popleft()
             self.note = self.note if note is None else note
             due = now - self._last_line >= LINE_SECONDS or (self._has_line and done == self.total)

@@ -40,6 +40,8 @@ class Attempts:
 
     def __init__(self, store: Store, step: str) -> None:
         self.store = store.sub(f"{ATTEMPTS}/{step}")
+        self.retries = 0
+        """Of the shard that was worked on last: how often it was begun before, without an end."""
 
     @contextmanager
     def of(self, shard: str) -> Iterator[bool]:
@@ -48,6 +50,7 @@ class Attempts:
         The record goes as the work ends; it stays where it ends in an exception, as where the process dies.
         """
         begun = self._begun(shard)
+        self.retries = len(begun)
         self.store.write(shard, "\n".join([*begun, _this_node()]).encode())
         yield len(begun) >= NODE_TRIES or _deaths(begun) >= SHARD_TRIES
         self.store.remove(shard)

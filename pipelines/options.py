@@ -11,9 +11,9 @@ from click.core import ParameterSource
 if TYPE_CHECKING:  # it takes numpy to import
     from rwkvfusion.infra.pictures.units import Scale
 
-LEFT_OUT, NOT_PROMOTED, NOTHING_NEW = 3, 4, 5
+LEFT_OUT, NOT_PROMOTED, NOTHING_NEW, BUSY = 3, 4, 5, 6
 """Exit codes: all was done, but more was left out than allowed; a version was judged, and is not to be in use; there
-was nothing to do."""
+was nothing to do; another process is at it."""
 SET = click.option(
     "--set",
     "overrides",

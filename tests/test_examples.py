@@ -57,7 +57,7 @@ def commands(text: str) -> list[str]:
 TEXTS = [README.read_text(), main.help or "", *(main.get_command(None, name).help for name in COMMANDS)]
 EXAMPLES = list(dict.fromkeys(line for text in TEXTS for line in commands(text)))
 _LONG = re.compile(
-    r"rwkvfusion (demo|ablate|export|retrain|doctor --complexity|fuse .*--ray"
+    r"rwkvfusion (demo|ablate|export|retrain|doctor --complexity|fuse .*--ray|prepare .*--sample"
     r"|(prepare|train) (?!.*(--dry-run|guidance=full)))"
 )
 SLOW = {line for line in EXAMPLES if _LONG.match(line)}

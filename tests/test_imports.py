@@ -48,6 +48,7 @@ ROOMS = {
     "pipelines.export": (),
     "pipelines.models": (),
     "pipelines.doctor": ("pipelines.train",),
+    "pipelines.bench": ("pipelines.prepare", "pipelines.train"),
     "pipelines.demo": ("pipelines.prepare", "pipelines.train", "pipelines.fuse", "pipelines.evaluate"),
 }
 # Modules in no room which open the rooms: the command line, and names of an earlier release.

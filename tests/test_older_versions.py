@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from shutil import copytree
+from shutil import copyfile, copytree
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,42 @@ def test_a_finished_dataset_is_left_as_it_is(left: Left, recipe: str) -> None:
     assert set(outcome["made"].values()) == {0}
     assert files(folder) == before
     assert tars(folder) == older_tars(left, SETS[recipe])
+
+
+def grown(left: Left, sets: str, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A copy of the dataset of streets whose source has one more pair, before all others; words that say so."""
+    copytree(left.root / sets, tmp_path / "sets")
+    copytree(left.root / "raw" / "street", tmp_path / "raw")
+    for folder in ("vi", "ir"):
+        copyfile(tmp_path / f"raw/train/{folder}/3d.png", tmp_path / f"raw/train/{folder}/00d.png")
+    words = ["prepare-street.yaml", "--set", f"output={tmp_path}/sets", "--set", f"source.root={tmp_path}/raw"]
+    return tmp_path / "sets" / "msrs", words
+
+
+def test_a_new_pair_makes_no_shard_of_before_anew(left: Left, tmp_path: Path) -> None:
+    folder, words = grown(left, "sets", tmp_path)
+    plan = left.run("prepare", *words, "--dry-run")
+    assert (len(plan["pending"]), plan["stale"]) == (1, [])
+    assert not (folder / "_manifests" / f"{plan['pending'][0]}.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True], ids=["whole", "killed"])
+def test_a_new_pair_leaves_what_is_committed_as_it_is(
+    left: Left, killed: bool, tmp_path: Path, local_ray: None
+) -> None:
+    folder, words = grown(left, "killed" if killed else "sets", tmp_path)
+    committed = {path.stem for path in folder.glob("_manifests/*.json")}
+    before = {name: proof for name, proof in files(folder).items() if Path(name).stem in committed}
+    outcome = left.run("prepare", *words)
+    assert outcome["shards_kept"] == len(committed)
+    assert {name: files(folder)[name] for name in before} == before
+    older, now = older_tars(left, "msrs"), tars(folder)
+    assert older.items() <= now.items() or killed
+    # A shard is a pair here.
+    assert {*older.values()} < {*now.values()}
+    assert len(now) == len(older) + 1
+    assert left.run("prepare", *words)["shards_made"] == 0
 
 
 @pytest.mark.parametrize("recipe", SETS)

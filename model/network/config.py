@@ -75,6 +75,8 @@ class NetworkConfig:
     of its variance in 7x7 pixels."""
     preference: float = 20.0
     """Of the weights head: how much."""
+    reach: float = 0.2
+    """Of the heads that choose: the largest residual, as a part of an image's range."""
     epsilon: float | None = None
     """Of every RMSNorm; None is the smallest step of the type."""
 
@@ -114,6 +116,8 @@ class NetworkConfig:
             raise ValueError("hidden_ratio and text_ratio must be above 0")
         if not 0 <= self.object_lift <= 1:
             raise ValueError(f"object_lift must be between 0 and 1, got {self.object_lift}")
+        if self.reach <= 0:
+            raise ValueError(f"reach must be above 0, got {self.reach}")
         if self.epsilon is not None and self.epsilon <= 0:
             raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
         self._check_head()
@@ -215,7 +219,8 @@ _LUMA = {"gate_window": 96, "head": "weights"}
 _HEADS: dict[str, dict[str, Any]] = {
     "vif": {"object_lift": 0.13},
     "mif": {},
-    "mef": {"prefer": "sharper", "preference": 0.5},
+    # Where one exposure is nearly white, the contrast of the other has to come from the residual.
+    "mef": {"prefer": "sharper", "preference": 0.5, "reach": 0.6},
     "mff": {"prefer": "sharper", "preference": 2.0},
 }
 # Measured at width 16 to cost a third of the time and to give nothing: a second scan, and the images in the decoder.

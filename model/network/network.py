@@ -14,8 +14,8 @@ from rwkvfusion.model.network.mfm import ModalFusion, Objects, Text, convolve, c
 
 __all__ = ["NetworkConfig", "RWKVFusion", "preset"]
 
-_REACH, _STEEPNESS = 0.2, 1.5
-"""Largest residual of the heads that choose, as a part of an image's range, and its slope at nothing over that."""
+_STEEPNESS = 1.5
+"""Slope at nothing of the residual of the heads that choose, over its reach."""
 _SLOPE = 5.0
 """What the head's choice is multiplied by."""
 _NOISE = 1 / 255
@@ -210,7 +210,7 @@ class RWKVFusion(nn.Module):
         if self.config.head == "free":
             return out if self.config.residual is None else out + images[self.config.residual]
         logits, rest = out[:, : -self.config.out_channels], out[:, -self.config.out_channels :]
-        residual = _REACH * torch.tanh(_STEEPNESS * rest)
+        residual = self.config.reach * torch.tanh(_STEEPNESS * rest)
         sources = torch.stack(images, dim=1)
         if self.config.head == "maximum":
             return sources.amax(dim=1) + residual

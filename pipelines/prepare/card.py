@@ -11,6 +11,7 @@ import types
 import typing
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 from rwkvfusion.infra.pictures.units import odd_words
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import sha256
+from rwkvfusion.pipelines.prepare.cost import Cost, costs
 from rwkvfusion.pipelines.prepare.plan import Job
 from rwkvfusion.stages.dataset.manifest import CARD, FACTS, SIZES, Manifest
 from rwkvfusion.stages.dataset.members import Members, differences, total_members
@@ -64,6 +66,7 @@ def _facts(job: Job, manifests: Sequence[Manifest]) -> dict[str, Any]:
         "narrow": narrow_of(manifests),
         "differences": differences(members, sum(pairs.values())) if members else list(job.differences),
         "planned_pairs": job.n_pairs,
+        "effort": {step: asdict(cost) for step, cost in _effort(manifests).items()},
         "recipe": job.recipe.model_dump(mode="json", exclude={"ray", "output"}),
         "package_version": package_version(),
         "commit": commit(),
@@ -140,6 +143,10 @@ Quarantined pairs (files and reasons in `_quarantine/` and the manifests):
 Files that pair with nothing: {len(facts["unpaired"])} (named in `dataset.json`).
 Pairs that the recipe's choice of splits leaves out: {facts["left_out"]}.
 {_assumed(facts)}{_narrow(facts)}
+## What it took
+
+{_took(facts, manifests)}
+
 ## Reading it
 
 Each sample is `KEY.ROLE.EXTENSION` for each modality, `KEY.caption.txt`, `KEY.mask.png` (uint8 object indices,
@@ -188,6 +195,26 @@ def _assumed(facts: Mapping[str, Any]) -> str:
 def _narrow(facts: Mapping[str, Any]) -> str:
     lines = narrow_lines(facts["narrow"], scale_setting(facts["task"]))
     return "\n## Values\n\n" + "".join(f"- {line}\n" for line in lines) if lines else ""
+
+
+def _effort(manifests: Sequence[Manifest]) -> dict[str, Cost]:
+    """By step, what the shards as they are took, also in earlier runs."""
+    return costs(record for manifest in manifests for record in manifest.stages)
+
+
+def _took(facts: Mapping[str, Any], manifests: Sequence[Manifest]) -> str:
+    rows = "\n".join(
+        f"| {step} | {cost.pairs} | {cost.per_pair:.4f} | {f'{cost.cpu:.4f}' if cost.noted else '-'} | {cost.retries} |"
+        f" {cost.bytes / 1e6:.1f} |"
+        for step, cost in _effort(manifests).items()
+        if cost.pairs
+    )
+    return f"""Of the pairs that each step ran on, also in earlier runs; what a stage had cached it did not make again.
+MB are read by the source, and cached by the stages; the shards have {facts["bytes"] / 1e6:.1f}.
+
+| step | pairs | seconds a pair | of a CPU | retries | MB |
+|---|---|---|---|---|---|
+{rows}"""
 
 
 def _front_matter(job: Job, manifests: Sequence[Manifest], members: Members | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +15,14 @@ from ray import cloudpickle
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.provenance import commit, package_version
+from rwkvfusion.infra.stopwatch import Stopwatch
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.pipelines.isolate import Attempts, Death, each_alone
 from rwkvfusion.pipelines.prepare.plan import planned_pairs
-from rwkvfusion.pipelines.prepare.progress import READ, Teller
+from rwkvfusion.pipelines.prepare.progress import COMMIT, READ, Teller
 from rwkvfusion.stages.dataset.commit import commit_shard
 from rwkvfusion.stages.dataset.manifest import (
+    Effort,
     Manifest,
     Quarantined,
     StageRecord,
@@ -44,7 +45,7 @@ from rwkvfusion.stages.guidance.row import (
 from rwkvfusion.stages.guidance.stage import Stage, free_memory, run
 from rwkvfusion.stages.source.config import SourceConfig
 from rwkvfusion.stages.source.pair import PairRef
-from rwkvfusion.stages.source.source import Source
+from rwkvfusion.stages.source.source import STAGE, Source
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Target:
     """Of the members of each role; of others, each picture's own."""
     uniform: bool = False
     """Whether pictures are brought to the format of their member."""
+    moved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By shard, others in which pairs of it were before."""
     tally: Any = None
     """The actor that is told how many pairs have passed; None where nobody watches."""
 
@@ -84,7 +87,7 @@ class ReadPairs:
 
     def read(self, shard: str, plan: str) -> ShardRow:
         """The shard's samples; only its manifest where it is committed as planned."""
-        start = time.perf_counter()
+        watch = Stopwatch()
         done = self._committed(shard, plan)
         if done is not None:
             return ShardRow(shard, plan, manifest=done.to_json().decode())
@@ -93,13 +96,20 @@ class ReadPairs:
         with self.attempts.of(shard) as isolate:
             samples = self._one_by_one(refs) if isolate else self._read(refs, tell)
             tell(len(refs))
+            n_bytes = sum(map(_bytes_read, samples))
             if self.target.uniform:
                 samples = [made_uniform(sample, self.target.extensions) for sample in samples]
         narrow, self.source.narrow = dict(self.source.narrow), Counter()
+        columns = read_columns(samples)
         record = StageRecord(
-            stage="source", identity={}, fingerprint="", seconds=_since(start), made=len(samples), narrow=narrow
+            stage=STAGE,
+            identity={},
+            fingerprint="",
+            made=len(samples),
+            narrow=narrow,
+            **_spent(watch, STAGE, self.attempts.retries, n_bytes),
         )
-        return ShardRow(shard, plan, read_columns(samples), (record,))
+        return ShardRow(shard, plan, columns, (record,))
 
     def _read(self, refs: list[PairRef], tell: Callable[[int], None]) -> list[Sample]:
         samples = []
@@ -153,32 +163,37 @@ class RunStage:
     def _run(self, row: ShardRow) -> ShardRow:
         if row.manifest:
             return row
-        start = time.perf_counter()
+        watch = Stopwatch()
         with shared_views(row.views) as views:
-            samples, n_computed = self.process(row.shard, row.samples)
+            samples, n_computed, n_bytes = self.process(row.shard, row.samples)
         record = StageRecord(
             stage=self.stage.name,
             identity=self.stage.identity(),
             fingerprint=self.fingerprint,
-            seconds=_since(start),
             made=n_computed,
+            **_spent(watch, self.stage.name, self.attempts.retries if n_computed else 0, n_bytes),
         )
         return row.after(samples, record, to_arrow(views))
 
-    def process(self, shard: str, samples: pa.Table) -> tuple[pa.Table, int]:
-        """The table of samples with the columns that the stage fills, and of how many samples it computed them.
+    def process(self, shard: str, samples: pa.Table) -> tuple[pa.Table, int, int]:
+        """The table of samples with the columns that the stage fills, of how many samples it computed them, and the
+        bytes that it cached.
 
-        Samples that failed before keep what they have; of others what is cached is taken.
+        Samples that failed before keep what they have; of others what is cached is taken, of those that were in
+        another shard what is cached of that.
         """
         fields = self.cache.fields
+        before = dict(zip(identities(samples), samples.select(fields).to_pylist(), strict=True))
         cached = self.cache.read(shard, errors=not self.target.retry)
-        before = samples.select(fields).to_pylist()
+        lacking = [identity for identity, row in before.items() if row["error"] is None and identity not in cached]
+        for other in self.target.moved.get(shard, ()) if lacking else ():
+            cached = self.cache.read(other, errors=not self.target.retry) | cached
         rows: list[Any] = [
-            row if row["error"] is not None else cached.get(identity)
-            for identity, row in zip(identities(samples), before, strict=True)
+            row if row["error"] is not None else cached.get(identity) for identity, row in before.items()
         ]
         todo = [place for place, row in enumerate(rows) if row is None]
         tell = Teller(self.target.tally, self.stage.name, shard, len(rows))
+        n_bytes = 0
         if todo:
             with self.attempts.of(shard) as isolate:
                 n_before = len(rows) - len(todo)
@@ -186,12 +201,11 @@ class RunStage:
                 computed = self._compute([readable[place] for place in todo], isolate, lambda n: tell(n_before + n))
                 for place, sample in zip(todo, computed, strict=True):
                     rows[place] = sample.model_dump(include=set(fields))
-                samples = with_columns(samples, fields, rows)
-                self.cache.write(shard, samples)
-        else:
-            samples = with_columns(samples, fields, rows)
+        samples = with_columns(samples, fields, rows)
+        if lacking:
+            n_bytes = self.cache.write(shard, samples)
         tell(len(rows))
-        return samples, len(todo)
+        return samples, len(todo), n_bytes
 
     def _compute(self, samples: list[Sample], isolate: bool, tell: Callable[[int], None]) -> list[Sample]:
         if not isolate:
@@ -225,9 +239,23 @@ class CommitShard:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         shards = list(ShardRow.rows(rows))
-        manifests = [row.manifest or self.commit(row).to_json().decode() for row in shards]
-        records = [json.dumps([record.model_dump() for record in row.records]) for row in shards]
-        return pa.table({"manifest": manifests, "records": records})
+        done = [(row.manifest, row.records) if row.manifest else self._commit(row) for row in shards]
+        records = [json.dumps([record.model_dump() for record in each]) for _, each in done]
+        return pa.table({"manifest": [manifest for manifest, _ in done], "records": records})
+
+    def _commit(self, row: ShardRow) -> tuple[str, tuple[StageRecord, ...]]:
+        """The manifest, as JSON, and the row's records with one of the commit itself."""
+        watch = Stopwatch()
+        manifest = self.commit(row)
+        proof = manifest.to_json()
+        record = StageRecord(
+            stage=COMMIT,
+            identity={},
+            fingerprint="",
+            made=row.samples.num_rows,
+            **_spent(watch, COMMIT, 0, manifest.size + len(proof)),
+        )
+        return proof.decode(), (*row.records, record)
 
     def commit(self, row: ShardRow) -> Manifest:
         samples = from_table(row.samples)
@@ -275,8 +303,27 @@ def _runner(unloaded: bytes) -> Callable[[Sample], Sample]:
     return lambda sample: run(stage, [sample])[0]
 
 
-def _since(start: float) -> float:
-    return round(time.perf_counter() - start, 3)
+def _bytes_read(sample: Sample) -> int:
+    pictures = (*sample.images, sample.target, sample.annotation)
+    return sum(len(picture.data) for picture in pictures if picture) + len((sample.own_caption or "").encode())
+
+
+_WARM = set[str]()
+"""The operators that have run in this process."""
+
+
+def _spent(watch: Stopwatch, operator: str, retries: int, n_bytes: int) -> dict[str, Any]:
+    """`seconds` and `effort` of the operator's record."""
+    spent = watch.spent()
+    effort = Effort(
+        cpu_seconds=spent.cpu_seconds,
+        queued_seconds=spent.queued_seconds,
+        retries=retries,
+        bytes=n_bytes,
+        first=operator not in _WARM,
+    )
+    _WARM.add(operator)
+    return {"seconds": round(spent.seconds, 3), "effort": effort}
 
 
 def _quarantined(samples: list[Sample], plan: Sequence[PairRef]) -> tuple[Quarantined, ...]:

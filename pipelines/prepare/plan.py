@@ -1,4 +1,4 @@
-"""Which pair goes into which shard: a function of the source and the recipe alone."""
+"""Which pair goes into which shard: a function of the source, of the recipe, and of where the dataset has its pairs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
 from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.pipelines.prepare.assignment import Assignment, assign
 from rwkvfusion.pipelines.prepare.packing import Pool, needed_cpus, pack
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.ray_job import check_output
@@ -40,7 +44,7 @@ class ShardPlan:
     """How its pictures are packed, where they are not alike."""
 
     def to_json(self) -> str:
-        pairs = [pair.model_dump(mode="json") for pair in self.pairs]
+        pairs = [pair.dump() for pair in self.pairs]
         return json.dumps({"pairs": pairs, **self.packing} if self.packing else pairs, sort_keys=True)
 
     @cached_property
@@ -52,7 +56,7 @@ class ShardPlan:
 def planned_pairs(plan: str) -> list[PairRef]:
     """The pairs of `ShardPlan.to_json`."""
     planned = json.loads(plan)
-    return [PairRef.model_validate(ref) for ref in (planned["pairs"] if isinstance(planned, dict) else planned)]
+    return [PairRef(**ref) for ref in (planned["pairs"] if isinstance(planned, dict) else planned)]
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Job:
     stages: tuple[Stage[Any], ...]
     fingerprints: tuple[str, ...]
     shards: tuple[ShardPlan, ...]
+    assignment: Assignment
+    """Which pair is in which of `shards`, to be saved where the dataset is written."""
     extensions: dict[str, str]
     """Of the members of each role, in all shards."""
     differences: tuple[str, ...]
@@ -191,8 +197,7 @@ def plan_job(
     store = Store(recipe.output, patience).sub(source.dataset)
     hashes = PictureHashes(source.store, store)
     plan = source.plan(on_read, hashes)
-    if store.exists(PLAN):
-        hashes.save()
+    hashes.save(begun=store.exists(PLAN))
     pairs = plan.pairs if limit is None else plan.pairs[:limit]
     if recipe.masks == "annotation" and all(place.role != MASK for place in source.layout.places):
         raise RecipeError(
@@ -203,6 +208,9 @@ def plan_job(
     check_weights(stages)
     exposures = recipe.source.exposures if source.layout.is_sequence else None
     names = MemberNames(source.store, pairs, exposures, uniform=recipe.shard.uniform)
+    state = _committed(store)
+    before = Assignment.of_dataset(store, state["committed"].values())
+    shards, assignment = _cut(pairs, recipe.shard.pairs, names, before)
     job = Job(
         recipe=recipe,
         dataset=source.dataset,
@@ -210,7 +218,8 @@ def plan_job(
         store=store,
         stages=tuple(stages),
         fingerprints=fingerprints(stages, {"schema_version": SCHEMA_VERSION}),
-        shards=_cut(pairs, recipe.shard.pairs, names),
+        shards=shards,
+        assignment=assignment,
         extensions=names.extensions,
         differences=tuple(names.differences()),
         unpaired=plan.unpaired,
@@ -219,7 +228,7 @@ def plan_job(
         n_left_out=plan.n_left_out + len(plan.pairs) - len(pairs),
         hashes=hashes,
         retry=retry,
-        **_committed(store),
+        **state,
     )
     if limit is not None:
         n_committed = sum(len(manifest.keys) for manifest in job.committed.values())
@@ -236,23 +245,32 @@ def _committed(store: Store) -> dict[str, Any]:
     return {"committed": committed, "tars": store.sizes()}
 
 
-def _cut(pairs: Sequence[PairRef], size: int, names: MemberNames) -> tuple[ShardPlan, ...]:
+def _cut(
+    pairs: Sequence[PairRef], size: int, names: MemberNames, before: Assignment | None
+) -> tuple[tuple[ShardPlan, ...], Assignment]:
     """Pairs of one split, and of equal members, in the order of their keys; those with most members first.
 
     So a shard is alike throughout, and who takes the first for all loses nothing of one that lacks a target.
     """
-    members = {pair.key: names.members(pair) for pair in pairs}
+    orders: dict[tuple[str, int, tuple[str, ...]], tuple[str, int, tuple[str, ...]]] = {}
 
-    def order(pair: PairRef) -> tuple[str, int, tuple[str, ...], str]:
-        return pair.split, -len(members[pair.key]), members[pair.key], pair.key
+    def alike(pair: PairRef) -> tuple[str, int, tuple[str, ...]]:
+        members = names.members(pair)
+        order = pair.split, -len(members), members
+        return orders.setdefault(order, order)
 
-    shards: list[ShardPlan] = []
-    for split, in_split in groupby(sorted(pairs, key=order), key=lambda pair: pair.split):
-        count = 0
-        for _, alike in groupby(in_split, key=lambda pair: members[pair.key]):
-            group = list(alike)
-            for start in range(0, len(group), size):
-                part = tuple(group[start : start + size])
-                shards.append(ShardPlan(f"{split}-{count:06d}", part, names.packing(part)))
-                count += 1
-    return tuple(shards)
+    # Those of a plan are in the order of their keys already.
+    ordered = sorted(pairs, key=alike)
+    groups = [(order, len(list(same))) for order, same in groupby(ordered, key=alike)]
+    assignment = assign(
+        pa.array([pair.key for pair in ordered], pa.string()),
+        np.repeat(np.arange(len(groups)), [count for _, count in groups]),
+        [split for (split, *_), _ in groups],
+        size,
+        before,
+    )
+    shards = []
+    for name, places in assignment.places():
+        part = tuple(ordered[place] for place in places)
+        shards.append(ShardPlan(name, part, names.packing(part)))
+    return tuple(shards), assignment

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -15,25 +15,35 @@ from typing import TYPE_CHECKING, Any, Self
 import ray
 
 from rwkvfusion.infra.errors import printable
+from rwkvfusion.pipelines import prometheus
 from rwkvfusion.pipelines.cluster import polled
 from rwkvfusion.pipelines.console import LINE_SECONDS, Bar, is_terminal, phase, say
 
 if TYPE_CHECKING:
     from rwkvfusion.pipelines.prepare.plan import Job
-    from rwkvfusion.stages.dataset.manifest import Manifest
+    from rwkvfusion.stages.dataset.manifest import Manifest, StageRecord
 
 READ, COMMIT = "read", "commit"
 """Names of the first and the last operator; the others have their stage's."""
+_STAGES = {READ: "source"}
+"""What manifests and Prometheus call an operator."""
 TELL_SECONDS = 0.5
 
 
 class Tally:
-    """The pairs that each operator has passed, by shard: a shard that begins anew counts anew."""
+    """The pairs of `dataset` that each operator has passed, by shard: a shard that begins anew counts anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, dataset: str) -> None:
+        self.dataset = dataset
         self.done: dict[tuple[str, str], int] = {}
         self.sums: Counter[str] = Counter()
         self.news = False
+
+    def begin(self, operator: str, shard: str) -> None:
+        """`operator` begins with `shard`; where it had begun before, its worker was lost."""
+        if (operator, shard) in self.done:
+            prometheus.RETRIES.tell(1, dataset=self.dataset, stage=_STAGES.get(operator, operator))
+        self.reach(operator, shard, 0)
 
     def reach(self, operator: str, shard: str, done: int) -> None:
         """`operator` has passed `done` pairs of `shard`."""
@@ -48,9 +58,9 @@ class Tally:
 
 
 @contextmanager
-def counted(tell: Callable[[dict[str, int]], None]) -> Iterator[Any]:
+def counted(dataset: str, tell: Callable[[dict[str, int]], None]) -> Iterator[Any]:
     """A Tally as an actor, which takes no CPU and ends with the block; `tell` is called with its news."""
-    tally = ray.remote(num_cpus=0)(Tally).remote()
+    tally = ray.remote(num_cpus=0)(Tally).remote(dataset)
     try:
         with polled(tally, tell):
             yield tally
@@ -63,14 +73,47 @@ class Teller:
 
     def __init__(self, tally: Any, operator: str, shard: str, total: int) -> None:
         self.tally, self.operator, self.shard, self.total = tally, operator, shard, total
-        self.told = 0.0
-        self(0)
+        self.told = time.monotonic()
+        if tally is not None:
+            tally.begin.remote(operator, shard)
 
     def __call__(self, done: int) -> None:
         now = time.monotonic()
         if self.tally is not None and (done == self.total or now - self.told >= TELL_SECONDS):
             self.told = now
             self.tally.reach.remote(self.operator, self.shard, done)
+
+
+class JobSeries:
+    """What Prometheus is told of a job that has `pairs` to make; `on_pairs` as of `PairProgress`."""
+
+    def __init__(self, dataset: str, pairs: int) -> None:
+        self.dataset, self.left = dataset, pairs
+        self._passed: dict[str, int] = {}
+
+    def on_pairs(self, passed: Mapping[str, int]) -> None:
+        """Pairs that each operator has passed since the workers were started; none yet: they are being started."""
+        prometheus.LEFT.tell(self.left, dataset=self.dataset)
+        for operator, count in passed.items():
+            if count != self._passed.get(operator):
+                self._progress(_STAGES.get(operator, operator))
+        self._passed = dict(passed)
+
+    def on_shard(self, manifest: Manifest, records: Sequence[StageRecord]) -> None:
+        """A shard is committed; `records` are of what was done for it now."""
+        dataset = self.dataset
+        self.left -= len(manifest.keys) + len(manifest.quarantined)
+        prometheus.COMMITTED.tell(len(manifest.keys), dataset=dataset)
+        prometheus.LEFT.tell(self.left, dataset=dataset)
+        self._progress(COMMIT)
+        for one in manifest.quarantined:
+            prometheus.QUARANTINED.tell(1, dataset=dataset, stage=one.stage, kind=one.kind)
+        for record in records:
+            prometheus.SECONDS.tell(record.seconds, dataset=dataset, stage=record.stage)
+            prometheus.PAIRS.tell(record.made or 0, dataset=dataset, stage=record.stage)
+
+    def _progress(self, stage: str) -> None:
+        prometheus.PROGRESS.tell(time.time(), dataset=self.dataset, stage=stage)
 
 
 class PairProgress:

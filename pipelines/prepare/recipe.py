@@ -19,7 +19,7 @@ class _Group(BaseModel):
 class ShardConfig(_Group):
     """How pairs are cut into shards."""
 
-    pairs: int = Field(default=64, ge=1, description="pairs a shard; also the unit of retry and resume")
+    pairs: int = Field(default=64, ge=1, description="pairs a shard at most; also the unit of retry and resume")
     uniform: bool = Field(
         default=False,
         description="where pictures of one role are of several formats, bring them to the one that most have, without"

@@ -7,14 +7,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rwkvfusion.infra.errors import printable
+from rwkvfusion.pipelines.console import clock, table
 from rwkvfusion.pipelines.prepare.card import narrow_lines
+from rwkvfusion.pipelines.prepare.cost import Cost
 from rwkvfusion.pipelines.prepare.plan import Job
+from rwkvfusion.pipelines.prepare.predict import CORES, Prediction, Prices
 from rwkvfusion.pipelines.prepare.run import Outcome
 from rwkvfusion.pipelines.prepare.status import counts
 from rwkvfusion.stages.dataset.manifest import QUARANTINE
 from rwkvfusion.stages.source.names import pairs_swapped
+from rwkvfusion.stages.source.source import STAGE
 
 _SHOWN = 5
+_BUSY = 0.75
+"""More than this part of its time a sample does not wait for cores that it has to itself."""
 
 
 def plan_facts(job: Job) -> dict[str, Any]:
@@ -103,7 +109,10 @@ def outcome_lines(outcome: Outcome) -> list[str]:
             f"committed {outcome.shards_made} shards in {outcome.seconds:.0f} s;"
             f" the dataset holds {outcome.pairs} pairs in {outcome.shards_made + outcome.shards_kept} shards",
             "stages ran on: " + ", ".join(f"{stage} {count}" for stage, count in outcome.made.items()),
+            *_spent_lines(outcome.costs),
         ]
+        if outcome.predicted is not None:
+            lines += comparison_lines(outcome.predicted, outcome.seconds, outcome.costs)
     lines += [f"warning: {line}" for line in narrow_lines(outcome.narrow, outcome.scale_setting)]
     if outcome.quarantined:
         lines.append(
@@ -114,3 +123,87 @@ def outcome_lines(outcome: Outcome) -> list[str]:
         lines.append("that is more than quarantine.max_fraction of the recipe allows (exit code 3)")
     lines.append(outcome.dataset_url)
     return lines
+
+
+def _spent_lines(costs: Mapping[str, Cost]) -> list[str]:
+    """Bytes and retries of a run; none where workers came back without a word of what they did."""
+    if not costs:
+        return []
+    written = sum(cost.bytes for step, cost in costs.items() if step != STAGE)
+    retries = ", ".join(f"{step} {cost.retries}" for step, cost in costs.items() if cost.retries)
+    read = costs[STAGE].bytes if STAGE in costs else 0
+    return [f"read {_bytes(read)}, wrote {_bytes(written)}; retries: {retries or 'none'}"]
+
+
+def prediction_lines(predicted: Prediction, prices: Prices | None) -> list[str]:
+    """What a job will take by its sample, for a person."""
+    pools = predicted.pools
+    rows = [
+        (
+            step,
+            f"{predicted.cpu_seconds_per_pair[step]:.4f}",
+            f"{alone:.4f}",
+            str(pools.get(step, "")),
+            f"{pools.get(step, predicted.cpus) / max(alone, 1e-9):.1f}",
+        )
+        for step, alone in predicted.seconds_per_pair.items()
+    ]
+    n_bad = sum(predicted.quarantined.values())
+    cpu = sum(predicted.cpu_seconds_per_pair.values())
+    gpu = "" if predicted.pairs_per_gpu_hour is None else f", {predicted.pairs_per_gpu_hour:,.0f} a GPU-hour"
+    lines = [f"by a sample of {predicted.sampled} of the {predicted.pairs} pairs that are to be made:"]
+    lines += table(("step", "CPU s a pair", "s a pair", "actors", "pairs/s"), rows)
+    if n_bad:
+        lines.append(f"{n_bad} of the sample would be in quarantine: {counts(predicted.quarantined)}")
+    lines.append(f"a pair takes {cpu:.3f} s of a CPU: {predicted.pairs_per_cpu_hour:,.0f} pairs a CPU-hour{gpu}")
+    each = [_bytes(n / max(predicted.pairs, 1)) for n in (predicted.bytes_read, predicted.bytes_written)]
+    lines.append(
+        f"bytes: {_bytes(predicted.bytes_read)} read ({each[0]} a pair),"
+        f" {_bytes(predicted.bytes_written)} written ({each[1]} a pair)"
+    )
+    what = f"the {predicted.cpus} CPUs" if predicted.bottleneck == CORES else predicted.bottleneck
+    lines.append(f"all wait for {what}: {predicted.pairs_per_second:.1f} pairs/s")
+    lines.append(_balance(predicted))
+    start_up = clock(predicted.start_up_seconds)
+    lines.append(f"all {predicted.pairs} pairs: about {clock(predicted.seconds)}, of which {start_up} to start")
+    if predicted.queued > _BUSY:
+        lines.append(
+            f"its steps waited for a core for {predicted.queued:.0%} of their time: on idle ones it starts sooner"
+        )
+    if predicted.cost is not None and prices is not None:
+        gpus = f" and {predicted.gpus:g} GPUs at {prices.gpu:g}" if predicted.gpus else ""
+        lines.append(f"cost: {predicted.cost:.4g} ({predicted.cpus} CPUs at {prices.cpu:g}{gpus} an hour)")
+    return lines
+
+
+def _balance(predicted: Prediction) -> str:
+    """The pools that leave no stage waiting, and the settings that make them."""
+    grown = {step: n for step, n in predicted.balanced_pools.items() if n > predicted.pools[step]}
+    pools = ", ".join(f"{step} {count}" for step, count in predicted.balanced_pools.items())
+    if not grown or predicted.balanced_seconds > 0.98 * predicted.seconds:
+        return f"the pools are large enough; it would take {pools or 'none'}"
+    sets = " ".join(f"--set {step}.resources.min_actors={count}" for step, count in grown.items())
+    return f"pools that balance it: {pools}; then about {clock(predicted.balanced_seconds)} ({sets})"
+
+
+def comparison_lines(predicted: Prediction, seconds: float, costs: Mapping[str, Cost]) -> list[str]:
+    """What was predicted of a job, beside what it took."""
+    off = 100 * (seconds / max(predicted.seconds, 1e-9) - 1)
+    said = "as predicted" if abs(off) < 0.5 else f"{abs(off):.0f} % {'more' if off > 0 else 'less'}"
+    rows = [
+        (step, f"{cpu:.4f}", f"{costs[step].cpu_seconds / max(predicted.pairs, 1):.4f}")
+        for step, cpu in predicted.cpu_seconds_per_pair.items()
+        if step in costs
+    ]
+    return [
+        f"predicted {predicted.seconds:.0f} s by a sample of {predicted.sampled} pairs, took {seconds:.0f} s: {said}",
+        *table(("CPU s a pair", "predicted", "took"), rows),
+    ]
+
+
+def _bytes(count: float) -> str:
+    """A number of bytes in words."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"

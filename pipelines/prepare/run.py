@@ -10,7 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -20,20 +20,27 @@ from ray.exceptions import RayError, RayTaskError
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence, Lease
 from rwkvfusion.pipelines.cluster import Cluster, ClusterError, connect
+from rwkvfusion.pipelines.console import clock
 from rwkvfusion.pipelines.isolate import forget_attempts
 from rwkvfusion.pipelines.prepare.card import finish_dataset, narrow_of, scale_setting
+from rwkvfusion.pipelines.prepare.cost import Cost, costs
 from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.packing import Pool, packing_lines
 from rwkvfusion.pipelines.prepare.plan import Job
-from rwkvfusion.pipelines.prepare.progress import COMMIT, READ, counted
+from rwkvfusion.pipelines.prepare.predict import Measured, Prediction, predict
+from rwkvfusion.pipelines.prepare.progress import COMMIT, READ, JobSeries, counted
 from rwkvfusion.pipelines.prepare.stall import watched
+from rwkvfusion.pipelines.prometheus import shown
 from rwkvfusion.pipelines.ray_data import cause, operator, quiet
 from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.stages.dataset.commit import clear_orphans, retire
-from rwkvfusion.stages.dataset.manifest import FACTS, Manifest, StageRecord
+from rwkvfusion.stages.dataset.manifest import FACTS, Manifest, StageRecord, index_manifests
 
 MAX_FAILURES = 3
 """Times in a row that the whole pipeline may fail as a part of the cluster is lost, with no shard made in between."""
+
+INDEX_EVERY = 10_000
+"""Shards that are committed before their manifests are indexed, for who opens the dataset meanwhile."""
 
 
 class PrepareError(RwkvFusionError):
@@ -57,6 +64,10 @@ class Outcome:
     narrow: dict[str, int] = field(default_factory=dict)
     """By role, pictures that use little of their 16 bits while nothing declares their scale."""
     scale_setting: str = "source.scale"
+    costs: dict[str, Cost] = field(default_factory=dict)
+    """By step, what was done now took."""
+    predicted: Prediction | None = None
+    """What a sample said; None where there was none, or nothing to make."""
 
 
 OnPairs = Callable[[Mapping[str, int]], None]
@@ -69,31 +80,55 @@ def prepare(
     on_shard: Callable[[Manifest], None] = lambda _: None,
     on_pairs: OnPairs = lambda _: None,
     say: Callable[[str], None],
+    measured: Measured | None = None,
 ) -> Outcome:
     """Make every pending shard of `job`, calling `on_shard` as each is committed, and write the dataset's card.
 
+    `measured`: what a sample of it took, where there was one: then it says how long it will take.
+
     LeaseError where another job has the dataset. PrepareError where the job as a whole fails: what was committed stays.
     """
-    start = time.perf_counter()
-    with Lease(job.store, "rwkvfusion prepare", job.recipe.storage.lease_seconds) as lease:
+    start, n_unindexed = time.perf_counter(), 0
+    with shown(), Lease(job.store, "rwkvfusion prepare", job.recipe.storage.lease_seconds) as lease:
         job = job.again()
         _clear(job, lease, say)
+        if job.pending or job.stale:
+            job.assignment.write(job.store)
         job.planned.write(job.store)
         job.hashes.save()
         for name in job.stale:
             retire(job.store, job.committed[name])
         manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}
-        made = Counter({stage.name: 0 for stage in job.stages})
-        for manifest, records in _make_pending(job, lease, on_pairs, say):
+        spent: dict[str, Cost] = {}
+        predicted: list[Prediction] = []
+        series = JobSeries(job.dataset, sum(len(shard.pairs) for shard in job.pending))
+
+        def on_start(pools: list[Pool], cluster: Cluster) -> None:
+            if measured is not None and not predicted:
+                predicted.append(predict(job, measured, pools, cluster))
+                say(f"about {clock(predicted[0].seconds)} in all, by a sample of {measured.pairs} pairs")
+
+        def on_passed(passed: Mapping[str, int]) -> None:
+            series.on_pairs(passed)
+            on_pairs(passed)
+
+        for manifest, records in _make_pending(job, lease, on_start, on_passed, say):
             manifests[manifest.shard] = manifest
-            made.update({record.stage: record.made or 0 for record in records})
+            spent = costs(records, spent)
+            series.on_shard(manifest, records)
             on_shard(manifest)
+            n_unindexed += 1
+            if n_unindexed == INDEX_EVERY:
+                index_manifests(job.store, lease.check)
+                n_unindexed = 0
         lease.check()
         forget_attempts(job.store)
+        index_manifests(job.store, lease.check)
         ordered = [manifests[shard.name] for shard in job.shards]
         if job.pending or job.stale or not job.store.exists(FACTS):
             finish_dataset(job, ordered)
-    return _outcome(job, ordered, made, time.perf_counter() - start)
+    outcome = _outcome(job, ordered, spent, time.perf_counter() - start)
+    return replace(outcome, predicted=predicted[0] if predicted else None)
 
 
 def _clear(job: Job, lease: Lease, say: Callable[[str], None]) -> None:
@@ -105,7 +140,7 @@ def _clear(job: Job, lease: Lease, say: Callable[[str], None]) -> None:
         forget_attempts(job.store)
 
 
-def _outcome(job: Job, manifests: Sequence[Manifest], made: Counter[str], seconds: float) -> Outcome:
+def _outcome(job: Job, manifests: Sequence[Manifest], spent: dict[str, Cost], seconds: float) -> Outcome:
     reasons = sum((manifest.reasons for manifest in manifests), Counter[str]())
     # The empty border of a scene is no fault of its tiles.
     n_bad, n_good = reasons.total() - reasons["empty"], sum(len(manifest.keys) for manifest in manifests)
@@ -114,7 +149,7 @@ def _outcome(job: Job, manifests: Sequence[Manifest], made: Counter[str], second
         dataset_url=job.store.url,
         shards_made=len(job.pending),
         shards_kept=len(manifests) - len(job.pending),
-        made={stage.name: made[stage.name] for stage in job.stages},
+        made={stage.name: spent.get(stage.name, Cost()).pairs for stage in job.stages},
         pairs=n_good,
         quarantined=dict(sorted(reasons.items())),
         unpaired=len(job.unpaired),
@@ -122,11 +157,16 @@ def _outcome(job: Job, manifests: Sequence[Manifest], made: Counter[str], second
         exit_code=3 if too_many else 0,
         narrow=narrow_of(manifests),
         scale_setting=scale_setting(job.task),
+        costs=spent,
     )
 
 
 def _make_pending(
-    job: Job, lease: Lease, on_pairs: OnPairs, say: Callable[[str], None]
+    job: Job,
+    lease: Lease,
+    on_start: Callable[[list[Pool], Cluster], None],
+    on_pairs: OnPairs,
+    say: Callable[[str], None],
 ) -> Iterator[tuple[Manifest, list[StageRecord]]]:
     """Make the pending shards, yielding the manifest of each and what each stage did for it now.
 
@@ -143,8 +183,10 @@ def _make_pending(
                 check_output("output", job.recipe.output, hosts=cluster.hosts)
                 pools = job.pack(cluster)
                 say(f"{len(left)} shards; " + "\n".join(packing_lines(pools, cluster)))
+                on_start(pools, cluster)
                 on_pairs({})
-                with watched(job.recipe.ray.stalled_seconds, say) as alive, counted(_both(on_pairs, alive)) as tally:
+                patience = job.recipe.ray.stalled_seconds
+                with watched(patience, say) as alive, counted(job.dataset, _both(on_pairs, alive)) as tally:
                     for row in pipeline(job, pools, cluster, lease.fence, tally).iter_rows():
                         manifest = Manifest.from_json(row["manifest"].encode(), "result")
                         records = [StageRecord.model_validate(record) for record in json.loads(row["records"])]
@@ -188,6 +230,7 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally:
         retry=job.retry,
         extensions=job.extensions,
         uniform=job.recipe.shard.uniform,
+        moved=job.assignment.moved,
         tally=tally,
     )
     rows = [first_row(shard.name, shard.to_json()) for shard in job.pending]

@@ -6,9 +6,11 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from rwkvfusion.infra.lease import SECONDS
 from rwkvfusion.model import shipped
 from rwkvfusion.model.names import CHAMPION
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
+from rwkvfusion.pipelines.ray_job import check_output, check_tracking
 from rwkvfusion.pipelines.recipe import on_top
 from rwkvfusion.pipelines.registry.recipe import PromoteRecipe
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
@@ -36,6 +38,9 @@ class RetrainRecipe(BaseModel):
     )
     state: str = Field(
         default="out/retrain", description="folder or URL; what is known of the last time goes into {state}/{name}"
+    )
+    lease_seconds: float = Field(
+        default=SECONDS, ge=3, description="a job that was not heard of for so long loses its place to the next"
     )
     webhook: str | None = Field(
         default=None, description="URL that gets the outcome as JSON; None: RWKVFUSION_WEBHOOK, else none"
@@ -67,3 +72,10 @@ class RetrainRecipe(BaseModel):
                 f"train.register.name is {self.train.register_as.name}, and promote.name is {self.promote.name}"
             )
         return self
+
+
+def check_places(recipe: RetrainRecipe, *, hosts: int = 1) -> None:
+    """LostOutputError for what would lie on one machine, of several `hosts` or inside a Ray job: not after hours."""
+    check_output("state", recipe.state, hosts=hosts)
+    check_output("train.output", recipe.train.output, hosts=hosts)
+    check_tracking(recipe.train.tracking.uri, hosts=hosts)

@@ -30,13 +30,12 @@ from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.progress import PairProgress
 from rwkvfusion.pipelines.prepare.report import outcome_lines, plan_lines, swapped
 from rwkvfusion.pipelines.prepare.run import prepare
-from rwkvfusion.pipelines.ray_job import check_output, check_tracking
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.registry.entry import Verdict
 from rwkvfusion.pipelines.registry.history import champion_of
 from rwkvfusion.pipelines.registry.run import promote
 from rwkvfusion.pipelines.registry.scoring import open_sets
-from rwkvfusion.pipelines.retrain.recipe import SCRATCH, RetrainRecipe
+from rwkvfusion.pipelines.retrain.recipe import SCRATCH, RetrainRecipe, check_places
 from rwkvfusion.pipelines.retrain.webhook import post
 from rwkvfusion.pipelines.train.plan import settings_of
 from rwkvfusion.pipelines.train.run import train
@@ -112,9 +111,11 @@ def retrain(recipe: RetrainRecipe, *, say: Say = console.say) -> Retraining:
             RetrainError: too much of a dataset is in quarantine.
     """
     url = recipe.webhook or os.environ.get(WEBHOOK)
-    _check_places(recipe, url)
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise RecipeError(f"webhook: a URL begins with http:// or https:// (the recipe's or {WEBHOOK})")
+    check_places(recipe)
     store = Store(recipe.state).sub(recipe.promote.name)
-    with Lease(store, "rwkvfusion retrain") as lease:
+    with Lease(store, "rwkvfusion retrain", recipe.lease_seconds, watch=True) as lease:
         try:
             return _retrain(recipe, store, lease, url, say)
         except Exception as error:
@@ -223,12 +224,3 @@ def _cycle(recipe: RetrainRecipe, store: Store, where: str) -> _Cycle:
     cycle = _Cycle(training=digest, champion=champion)
     store.write(CYCLE, cycle.model_dump_json(indent=1).encode())
     return cycle
-
-
-def _check_places(recipe: RetrainRecipe, webhook: str | None) -> None:
-    """LostOutputError, RecipeError for what would else come out at the end of hours."""
-    if webhook is not None and not webhook.startswith(("http://", "https://")):
-        raise RecipeError(f"webhook: a URL begins with http:// or https:// (the recipe's or {WEBHOOK})")
-    check_output("state", recipe.state)
-    check_output("train.output", recipe.train.output)
-    check_tracking(recipe.train.tracking.uri)

@@ -24,8 +24,8 @@ class Described:
     licence: str = _OURS
 
 
-def _command(name: str, *datasets: str) -> str:
-    told = " ".join(f"--dataset out/{dataset}" for dataset in datasets)
+def _command(name: str, *datasets: str, sharp: tuple[str, ...] = ()) -> str:
+    told = " ".join([f"--dataset out/{one}" for one in datasets] + [f"--sharp out/{one}" for one in sharp])
     return f"python -m rwkvfusion.pipelines.ship.run {name} {told} --set TITLE=URL,SPLIT"
 
 
@@ -62,7 +62,7 @@ DESCRIBED = {
         " camera's curve and under another light.",
         "Things that move between the exposures leave ghosts. Where both pictures are black or white nothing can"
         " be had. Few pairs: the figures have wide intervals.",
-        f"exposures made of 232 photographs of NYU Depth v2, RoadScene and MSRS by day, {_RESEARCH}",
+        f"exposures made of 213 photographs of NYU Depth v2, RoadScene and MSRS by day, {_RESEARCH}",
         _command("mef", "nyud", "roadscene", "msrs"),
     ),
     "mff": Described(
@@ -70,8 +70,9 @@ DESCRIBED = {
         "Of every place the picture that is in focus.",
         "At the edge of something near and out of focus, whose blur covers what is behind it, neither picture is sharp,"
         " and the fused one has a faint rim.",
-        f"83 triplets of NYU Depth v2 with a made focus, {_RESEARCH}",
-        _command("mff", "nyud"),
+        "83 triplets of NYU Depth v2 with a made focus, and a focus made of 258 photographs of MSRS by day and"
+        f" RoadScene at half their size, {_RESEARCH}",
+        _command("mff", "nyud", sharp=("msrs", "roadscene")),
     ),
     "pansharpening-ge1": Described(
         "GeoEye-1: panchromatic and multispectral, four bands, four times the resolution",

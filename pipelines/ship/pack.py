@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import cv2
 import numpy as np
 
 from rwkvfusion.model.fusing.planes import luma, to_planes
@@ -46,6 +47,14 @@ def pictures_of(samples: list[Sample], roles: int) -> list[Sample]:
     return [Sample(one.key, (plane,)) for one, plane in both if plane.mean() >= _NIGHT]
 
 
+def halves_of(samples: list[Sample], roles: int) -> list[Sample]:
+    """The first modality of each sample at half its size, sharp to the pixel then: as all sources and the target."""
+    halves = [
+        (one.key, cv2.resize(one.planes[0], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)) for one in samples
+    ]
+    return [Sample(key, (half,) * (roles + 1)) for key, half in halves if half.mean() >= _NIGHT]
+
+
 def held_out_last(samples: list[Sample], count: int) -> list[Sample]:
     """`samples` with `count` of the most frequent size last, spread over them."""
     size, many = Counter(one.planes[0].shape for one in samples).most_common(1)[0]
@@ -64,9 +73,16 @@ def _plane(array: np.ndarray) -> np.ndarray:
 @click.option("--held-out", default=6, show_default=True, help="Samples to watch a training by.")
 @click.option("--limit", type=click.IntRange(1), help="At most N samples of each dataset, evenly spread.")
 @click.option("--pictures", is_flag=True, help="For mef: the pictures alone, of which a training makes exposures.")
+@click.option("--sharp", multiple=True, metavar="DATASET", help="For mff: another, of which pictures alone go along.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 def pack(
-    datasets: tuple[str, ...], splits: tuple[str, ...], held_out: int, limit: int | None, pictures: bool, output: Path
+    datasets: tuple[str, ...],
+    splits: tuple[str, ...],
+    held_out: int,
+    limit: int | None,
+    pictures: bool,
+    sharp: tuple[str, ...],
+    output: Path,
 ) -> None:
     """Pack DATASETS, which `prepare` made, for a machine that has torch and numpy alone."""
     samples, texts, seen = list[Sample](), list[object](), dict[str, str]()
@@ -83,9 +99,14 @@ def pack(
         task, roles = data.task, survey.roles
     if pictures:
         task, roles, texts = "mef", ("under", "over"), [None]
-    about = {"datasets": seen, "text": texts[0] if all(text == texts[0] for text in texts) else None}
     width = next((one.text.shape[1] for one in samples if one.text is not None), _TEXT_WIDTH)
-    made = Pack(task, roles, width, tuple(held_out_last(samples, held_out)), held_out, about)
+    samples = held_out_last(samples, held_out)
+    for url in sharp:
+        data = TrainingSet.open([url], splits)
+        samples = halves_of(list(samples_of(data)), len(roles)) + samples
+        seen |= {Path(where).name: proof for where, proof in data.fingerprints.items()}
+    about = {"datasets": seen, "text": texts[0] if all(text == texts[0] for text in texts) else None}
+    made = Pack(task, roles, width, tuple(samples), held_out, about)
     write(output, made)
     say(f"{output}: {len(samples)} samples of {task}, {os.path.getsize(output) / 1e6:.1f} MB")
 

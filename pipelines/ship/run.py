@@ -41,11 +41,18 @@ def _run(module: str, *arguments: str) -> None:
 @click.argument("name", type=click.Choice(sorted({name for name in RECIPES if RECIPES[name].after is None})))
 @click.option("--dataset", "datasets", multiple=True, required=True, help="What `prepare` made, to train on.")
 @click.option("--set", "sets", multiple=True, metavar="TITLE=URL[,SPLIT ...]", required=True, help="Pairs to score on.")
+@click.option("--sharp", "sharp", multiple=True, help="For mff: what `prepare` made, of which pictures alone go along.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("out/ship"), show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the models.  [default: the package's]")
 @click.option("--steps", type=click.IntRange(1), help="Of each training.  [default: as many as the recipe says]")
 def run(
-    name: str, datasets: Sequence[str], sets: Sequence[str], work: Path, output: Path | None, steps: int | None
+    name: str,
+    datasets: Sequence[str],
+    sets: Sequence[str],
+    sharp: Sequence[str],
+    work: Path,
+    output: Path | None,
+    steps: int | None,
 ) -> None:
     """Pack the datasets, train NAME, score it and write its folder. Called again it goes on where it stopped.
 
@@ -55,7 +62,8 @@ def run(
     work.mkdir(parents=True, exist_ok=True)
     packed, last = work / f"{name.removesuffix('-tiny')}.npz", work / "checkpoints"
     if not packed.exists():
-        _run("pack", *datasets, *_PACKED[RECIPES[name].task], "-o", str(packed))
+        along = [part for one in sharp for part in ("--sharp", one)]
+        _run("pack", *datasets, *_PACKED[RECIPES[name].task], *along, "-o", str(packed))
     before: Path | None = None
     for one in chain_of(name):
         checkpoint = last / f"{one}.npz"

@@ -25,8 +25,10 @@ def exposures(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) ->
     return [_rounded(shot.clamp(1e-6, 1) ** power) for shot in shots], grain[:, :1]
 
 
-def focus(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) -> tuple[list[Tensor], Tensor]:
+def layers(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) -> tuple[list[Tensor], Tensor]:
     """Two pictures of 8 bits, each out of focus where the other is sharp, and the grain of the sharp one of them.
+
+    What is near spreads over what is behind it where it is out of focus, as a lens has it.
 
     Args:
         picture: (B, 1, H, W) in 0-1, sharp.
@@ -35,18 +37,8 @@ def focus(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) -> tup
         grain: (B, 2, H, W) that is added to the two.
     """
     near, far, hard, _ = amount.unbind(1)
-    share = _share(picture, field_, hard)
-    soft = [_out_of_focus(picture, 0.5 * 12**one) for one in (near, far)]
-    pictures = torch.lerp(soft[0], picture, share), torch.lerp(picture, soft[1], share)
-    first, second = grain[:, :1], grain[:, 1:]
-    chosen = torch.lerp(second, first, share)
-    return [_rounded(one + own) for one, own in zip(pictures, (first, second), strict=True)], chosen
-
-
-def layers(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) -> tuple[list[Tensor], Tensor]:
-    """As `focus`, but what is near spreads over what is behind it where it is out of focus, as a lens has it."""
-    near, far, hard, _ = amount.unbind(1)
-    share = _share(picture, field_, hard)
+    # 1 where the field is above 0, with a border as hard as `hard`.
+    share = torch.sigmoid(_stretched(field_, picture) * (4 * 50 ** hard[:, None, None, None]))
     sharp_near = torch.lerp(_out_of_focus(picture, 0.5 * 12**far), picture, share)
     sigma = 0.5 * 12**near
     sharp_far = _out_of_focus(share * picture, sigma) + (1 - _out_of_focus(share, sigma)) * picture
@@ -55,7 +47,7 @@ def layers(picture: Tensor, amount: Tensor, field_: Tensor, grain: Tensor) -> tu
     return [_rounded(sharp_near + first), _rounded((sharp_far + second).clamp(0, 1))], chosen
 
 
-SIMULATIONS = {"exposures": exposures, "focus": focus, "layers": layers}
+SIMULATIONS = {"exposures": exposures, "layers": layers}
 """By the name that a recipe has of it."""
 
 
@@ -68,11 +60,6 @@ def _out_of_focus(picture: Tensor, sigma: Tensor) -> Tensor:
     planes = F.pad(planes, (half,) * 4, mode="reflect")
     planes = F.conv2d(planes, window, groups=len(picture))
     return F.conv2d(planes, window.transpose(2, 3), groups=len(picture)).transpose(0, 1)
-
-
-def _share(picture: Tensor, field_: Tensor, hard: Tensor) -> Tensor:
-    """(B, 1, H, W), how much of each pixel is near: 1 where the field is above 0, with a border as hard as `hard`."""
-    return torch.sigmoid(_stretched(field_, picture) * (4 * 50 ** hard[:, None, None, None]))
 
 
 def _stretched(field_: Tensor, like: Tensor) -> Tensor:

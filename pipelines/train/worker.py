@@ -35,6 +35,7 @@ from rwkvfusion.infra.tracking import Point, RunInfo, Tracker, TrackingError
 from rwkvfusion.model.training.loader import Batch, Loader
 from rwkvfusion.model.training.preview import strip
 from rwkvfusion.model.training.trainer import CheckpointError, Trainer, TrainingError, learning_rate
+from rwkvfusion.pipelines import prometheus
 from rwkvfusion.pipelines.train.build import make_trainer, make_validator
 from rwkvfusion.pipelines.train.plan import TrainPlan
 from rwkvfusion.pipelines.train.preemption import Preemption
@@ -68,7 +69,8 @@ def train_worker(config: dict[str, WorkerSpec]) -> None:
         return
     preemption = Preemption(get_device(), spec.board)
     try:
-        _train(spec, preemption)
+        with prometheus.shown():
+            _train(spec, preemption)
     except (RwkvFusionError, MemoryError, RuntimeError) as error:
         reason = permanent_failure(error, spec.plan)
         if reason is not None:
@@ -209,6 +211,7 @@ class Recorder:
 
     def __init__(self, spec: WorkerSpec, trainer: Trainer, loader: Loader, resumed: Checkpoint | None = None) -> None:
         self.recipe, self.trainer, self.board = spec.plan.recipe, trainer, spec.board
+        self.model = spec.plan.model_name
         self.per_epoch = loader.order.per_epoch
         self.batch = loader.config.batch
         self.loader, self.told_why = loader, False
@@ -258,6 +261,8 @@ class Recorder:
         self.told = (now, done)
         words = f"{self.words}, MLflow gives no answer" if self.curves.is_away else self.words
         self.board.pin.remote(Progress(done, self.recipe.steps, loss, seconds, os.getpid(), words))
+        for series, value in ((prometheus.STEP, done), (prometheus.LOSS, loss), (prometheus.STEPPED, time.time())):
+            series.tell(value, model=self.model)
 
     def validated(self, found: Validation) -> None:
         """Called after each validation that was judged."""
@@ -279,6 +284,7 @@ class Recorder:
         (since, before), self.waits = self.waits, (time.perf_counter(), self.loader.waited)
         means["data_wait"] = (self.loader.waited - before) / (self.waits[0] - since)
         self.curves.add(means, done)
+        prometheus.DATA_WAIT.tell(means["data_wait"], model=self.model)
 
     def close(self) -> None:
         """Send what MLflow lacks, and say for how long it gave no answer."""

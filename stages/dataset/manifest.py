@@ -2,9 +2,11 @@
 
     {root}/{dataset}/{split}-{000000}.tar             a shard
     {root}/{dataset}/_manifests/{split}-{000000}.json  its proof: a shard exists when its manifest does
+    {root}/{dataset}/_index/{split}-{00}.arrow          copies of many manifests, to be read at once (infra.packs)
     {root}/{dataset}/_quarantine/{split}-{000000}.jsonl  pairs of it that are in no shard, and why
     {root}/{dataset}/_plan/shards.json                 the shards that it is to have, written before the first is made
-    {root}/{dataset}/_plan/picture_hashes.json         a cache of stages.source.splits
+    {root}/{dataset}/_plan/assignment.arrow            which pair is in which of them (pipelines.prepare.assignment)
+    {root}/{dataset}/_plan/picture_hashes.arrow        a cache of stages.source.splits
     {root}/{dataset}/_cache/{stage}/..                 what single stages have computed (stages.guidance.cache)
     {root}/{dataset}/_lease/..  _attempts/..           of the job that writes (infra.lease, pipelines.isolate)
     {root}/{dataset}/dataset.json  sizes.json  README.md  what the whole holds, for other readers and for people
@@ -17,27 +19,32 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_serializer,
 )
 
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.packs import Packs
 from rwkvfusion.infra.storage import MissingError, RefusedError, Store, sha256
 
-MANIFESTS = "_manifests"
+MANIFESTS, INDEX = "_manifests", "_index"
 QUARANTINE = "_quarantine"
-PLAN, PICTURE_HASHES = "_plan/shards.json", "_plan/picture_hashes.json"
+PLAN, PICTURE_HASHES = "_plan/shards.json", "_plan/picture_hashes.arrow"
+ASSIGNMENT = "_plan/assignment.arrow"
 CACHE = "_cache"
 FACTS, SIZES, CARD = "dataset.json", "sizes.json", "README.md"
 KEY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,95}$"
@@ -46,7 +53,6 @@ _INTERIM = rf"{_SHARD}\.[0-9a-f]{{12}}\.tar"
 """Names of tars that are to take an older one's place."""
 SHARD_PATTERN = re.compile(f"^{_SHARD}$")
 TAR_PATTERN = re.compile(rf"^({_INTERIM}|{_SHARD}\.tar)$")
-READERS = 16
 ALLOW = "--allow-incomplete"
 """The option of commands that take a dataset which lacks planned shards."""
 
@@ -62,24 +68,47 @@ class DamagedError(RefusedError):
     """A shard whose tar is not what its manifest proves."""
 
 
+class Effort(BaseModel):
+    """What a stage's part in a shard took, beside the time by the clock."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    cpu_seconds: float = Field(ge=0, allow_inf_nan=False, description="of all threads of its process")
+    queued_seconds: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="of the time by the clock: ready, and no core was free"
+    )
+    retries: int = Field(default=0, ge=0, description="times that it was begun before and not ended")
+    bytes: int = Field(default=0, ge=0, description="of the source: read; of a stage: kept in its cache")
+    first: bool = Field(default=False, description="whether it was the first of its process, which warmed up in it")
+
+
 class StageRecord(BaseModel):
     """One stage's part in a shard: what it was (its identity), how long it took, and of how many samples."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     stage: str
     identity: dict[str, Any]
-    fingerprint: str
+    fingerprint: Annotated[str, AfterValidator(sys.intern)]
     seconds: float = Field(ge=0, allow_inf_nan=False)
     made: int | None = Field(default=None, ge=0, description="samples it ran on; what it made of the rest was kept")
     narrow: dict[str, int] = Field(
         default={},
         description="of the source: by role, pictures that use little of their 16 bits, undeclared",
     )
+    effort: Effort | None = Field(default=None, description="None of shards made before it was noted")
+
+    @field_validator("identity")
+    @classmethod
+    def _shared(cls, identity: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        # The same in nearly all shards, and most of a manifest: one object for all that are read together.
+        if info.context is None:
+            return identity
+        first = info.context.setdefault(info.data.get("stage"), identity)
+        return first if first == identity else identity
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Proofs of pictures in which nothing is narrow stay as readers of before the field know them.
-        return {name: value for name, value in dump(self).items() if name != "narrow" or value}
+        # Proofs without them stay as readers of before the fields know them.
+        return {name: value for name, value in dump(self).items() if name not in ("narrow", "effort") or value}
 
 
 class Quarantined(BaseModel):
@@ -155,10 +184,10 @@ class Manifest(BaseModel):
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False).encode()
 
     @classmethod
-    def from_json(cls, data: bytes, where: str) -> Self:
-        """DatasetError naming `where` if `data` is not a manifest."""
+    def from_json(cls, data: bytes, where: str, shared: dict[str, Any] | None = None) -> Self:
+        """DatasetError naming `where` if `data` is not a manifest. `shared`: what manifests read together share."""
         try:
-            return cls.model_validate_json(data)
+            return cls.model_validate_json(data, context=shared)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "file"
@@ -193,18 +222,27 @@ def read_manifests(store: Store, *, skip_damaged: bool = False) -> list[Manifest
 
     `skip_damaged` takes a damaged one for absent: it was cut off while being written, and its shard is to be made.
     """
-    shards = (name.removesuffix(".json") for name in store.sizes(MANIFESTS))
-    names = sorted(manifest_name(shard) for shard in shards if SHARD_PATTERN.fullmatch(shard))
-    manifests = []
-    # A store answers many at once as fast as one.
-    with ThreadPoolExecutor(READERS) as pool:
-        for name, data in zip(names, pool.map(store.read, names), strict=True):
-            try:
-                manifests.append(Manifest.from_json(data, store.join(name)))
-            except DatasetError:
-                if not skip_damaged:
-                    raise
+    manifests: list[Manifest] = []
+    shared: dict[str, Any] = {}
+    for name, data in _packs(store).read():
+        try:
+            manifests.append(Manifest.from_json(data, store.join(f"{MANIFESTS}/{name}"), shared))
+        except DatasetError:
+            if not skip_damaged:
+                raise
     return manifests
+
+
+def index_manifests(store: Store, check: Callable[[], None] = lambda: None) -> None:
+    """Copy the manifests of a large dataset into few objects, so that `read_manifests` takes few requests.
+
+    The caller must be the only writer; `check` is called before each write.
+    """
+    _packs(store).write(check)
+
+
+def _packs(store: Store) -> Packs:
+    return Packs(store, MANIFESTS, INDEX, re.compile(rf"{_SHARD}\.json").fullmatch)
 
 
 def check_shard(store: Store, manifest: Manifest) -> str | None:

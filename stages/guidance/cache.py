@@ -57,11 +57,16 @@ class StageCache:
             return {}
         return {one: row for one, row in samples.items() if errors or row["error"] is None}
 
-    def write(self, shard: str, samples: pa.Table) -> None:
-        """Cache the stage's columns of a shard's samples; those that failed in a stage before it have no row."""
+    def write(self, shard: str, samples: pa.Table) -> int:
+        """Cache the stage's columns of a shard's samples; those that failed in a stage before it have no row.
+
+        Returns the bytes that this takes.
+        """
         table = samples.select(self.schema.names)
         ran = [error is None or error["stage"] == self.stage for error in table.column("error").to_pylist()]
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, self.schema, options=_OPTIONS) as writer:
             writer.write_table(table.filter(pa.array(ran, pa.bool_())))
-        self.store.write(f"{shard}.arrow", sink.getvalue().to_pybytes())
+        data = sink.getvalue().to_pybytes()
+        self.store.write(f"{shard}.arrow", data)
+        return len(data)

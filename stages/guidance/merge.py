@@ -15,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 from pydantic import Field
-from scipy.optimize import linear_sum_assignment
 
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.stages.dataset.sample import MAX_OBJECTS, Instance, Mask, Sample
@@ -162,6 +161,9 @@ class _Masks:
         return sorted({tuple(members): members for members in cluster.values()}.values())
 
     def _assign(self, rows: list[int], columns: list[int]) -> list[tuple[int, int]]:
+        # Half a second to import: of the workers of `prepare` one alone needs it.
+        from scipy.optimize import linear_sum_assignment
+
         gain = np.array([[self._gain(a, b) for b in columns] for a in rows])
         assigned = zip(*linear_sum_assignment(gain, maximize=True), strict=True)
         pairs = [(rows[r], columns[c]) for r, c in assigned if gain[r, c] > 0]

@@ -40,6 +40,7 @@ class MemberNames:
 
     def __init__(self, store: Store, pairs: Sequence[PairRef], exposures: Exposures | None, *, uniform: bool) -> None:
         self._pairs, self._exposures, self._uniform = pairs, exposures, uniform
+        self._members: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._formats = self._count(pairs)
         self._usual = {
             role: min(counts, key=lambda extension: (-counts[extension], extension))
@@ -60,8 +61,8 @@ class MemberNames:
         roles = tuple(role for role, _ in self._files(ref))
         if self._exposures == "extreme":
             # However many there are, two are read.
-            return (_EXPOSURE, _EXPOSURE, *(role for role in roles if role != _EXPOSURE))
-        return roles
+            roles = (_EXPOSURE, _EXPOSURE, *(role for role in roles if role != _EXPOSURE))
+        return self._members.setdefault(roles, roles)
 
     def packing(self, part: Sequence[PairRef]) -> dict[str, Any]:
         """What the tar of some pairs depends on besides themselves; nothing where their files are as most are."""
@@ -79,11 +80,12 @@ class MemberNames:
 
     def _files(self, ref: PairRef) -> list[tuple[str, str | None]]:
         """Role and name of each picture of a pair; no name for those that are made."""
-        roles = [_EXPOSURE if self._exposures else file.role for file in ref.files]
-        if ref.cut is not None:
-            return [(role, None) for role in (*roles, *([TARGET] if ref.cut.protocol != "full" else []))]
-        files = list(zip(roles, (file.name for file in ref.files), strict=True))
-        return [*files, *([(TARGET, ref.target)] if ref.target else [])]
+        pair = ref.dump()
+        files = [(_EXPOSURE if self._exposures else file["role"], file["name"]) for file in pair["files"]]
+        if pair["cut"] is not None:
+            made = [] if pair["cut"]["protocol"] == "full" else [TARGET]
+            return [(role, None) for role in (*(role for role, _ in files), *made)]
+        return [*files, *([(TARGET, pair["target"])] if pair["target"] else [])]
 
     def _count(self, pairs: Iterable[PairRef]) -> dict[str, Counter[str]]:
         formats: dict[str, Counter[str]] = defaultdict(Counter)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+import zlib
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
+
+import numpy as np
 
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.foreign import foreign
@@ -18,6 +22,7 @@ from rwkvfusion.stages.source.pair import NO_PICTURE, Match, NamedFile, Unpaired
 from rwkvfusion.stages.source.splits import SplitFolders, split_name
 
 MAX_KEY = 96
+_TOGETHER = 512
 _SHOWN = 4
 
 
@@ -30,9 +35,10 @@ class NameReader:
         self._layout, self._default_split = layout, default_split
         self._splits = splits or SplitFolders(())
         self.names = sorted(names)
-        folders = [_folder(name).split("/") for name in self.names if is_picture(name)]
+        folders = [folder.split("/") for folder in {_folder(name) for name in self.names if is_picture(name)}]
         # Folders that all pictures share are a wrapping (`MSRS-main/MSRS/...`), whatever they are called.
         self._n_wrapping = len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))))
+        self._before: dict[int, tuple[str, tuple[str, str] | str]] = {}
         self.unknown_folders: dict[str, None] = {}
         """Folders that the layout does not have, in which files of a modality lie, in the order of the listing."""
 
@@ -64,8 +70,43 @@ class NameReader:
             return Unpaired(name=name, reason=reason)
         return Unpaired(name=name, reason=foreign(name) or NO_PICTURE) if expected or foreign(name) else None
 
+    def alike(self, why_not: Callable[[str], str | None]) -> Iterator[list[NamedFile] | Unpaired]:
+        """The files of modalities and their extras, some hundred at a time: those of one name together, but for case
+        and composition. And each that is none, or that `why_not` tells something against.
+
+        Names are read twice, so that no more than 12 bytes of each are kept.
+        """
+        places, codes = array("I"), array("I")
+        for place, name in enumerate(self.names):
+            file = self.read(name)
+            if isinstance(file, NamedFile) and (reason := why_not(name)) is not None:
+                file = Unpaired(name=name, reason=reason)
+            if isinstance(file, Unpaired):
+                yield file
+            elif file is not None:
+                places.append(place)
+                codes.append(zlib.crc32("\0".join(file.folded()).encode("utf-8", "surrogatepass")))
+        together: list[NamedFile] = []
+        for group in _groups(np.frombuffer(codes, np.uint32)):
+            files = (self.read(self.names[places[at]]) for at in group)
+            together += [file for file in files if isinstance(file, NamedFile)]
+            if len(together) >= _TOGETHER:
+                yield together
+                together = []
+        yield together
+
     def _file(self, name: str, place: Place, stem: str, match: re.Match[str] | None) -> NamedFile | Unpaired:
         folder = _folder(name)
+        # Names come in order, so that most lie where the one before them of their place does.
+        if self._before.get(id(place), (None,))[0] != folder:
+            self._before[id(place)] = folder, self._place_folder(folder, match)
+        where = self._before[id(place)][1]
+        if isinstance(where, str):
+            return Unpaired(name=name, reason=where)
+        return NamedFile(name, place, *where, stem)
+
+    def _place_folder(self, folder: str, match: re.Match[str] | None) -> tuple[str, str] | str:
+        """The split of files in `folder`, and their inner folders; or why they are of no pair."""
         start, end = match.span() if match else (len(folder), len(folder))
         before, taken, after = (
             [part for part in path.split("/") if part] for path in (folder[:start], folder[start:end], folder[end:])
@@ -76,11 +117,21 @@ class NameReader:
             if part not in wrapping and not self._layout.has_inner(part) and self._splits.named(part) is None:
                 self.unknown_folders[part] = None
                 reason = f"lies in a folder `{printable(part)}`, which this layout does not have"
-                return Unpaired(name=name, reason=f"{reason} (source.splits=[{split_name(part)}] makes it a split)")
+                return f"{reason} (source.splits=[{split_name(part)}] makes it a split)"
         named = match.groupdict().get("split") if match else None
         places = range(len(before), len(before) + len(taken))
         split = self._splits.named(named) if named else self._splits.of([*before, *taken, *after], places)
-        return NamedFile(name, place, split or self._default_split, "/".join(inner), stem)
+        return split or self._default_split, "/".join(inner)
+
+
+def _groups(codes: np.ndarray) -> Iterator[np.ndarray]:
+    """The places of equal ones among `codes` (n,), in order; the groups in the order of their first places."""
+    order = np.argsort(codes, kind="stable").astype(np.uint32)
+    in_order = codes[order]
+    bounds = np.concatenate([[0], np.flatnonzero(in_order[1:] != in_order[:-1]) + 1, [len(codes)]]).astype(np.uint32)
+    del in_order
+    for group in np.argsort(order[bounds[:-1]], kind="stable") if len(codes) else ():
+        yield order[bounds[group] : bounds[group + 1]]
 
 
 def _folder(name: str) -> str:
@@ -186,20 +237,36 @@ class _Extras:
         self._unpaired.append(Unpaired(name=file.name, reason=reason))
 
 
-def make_keys(texts: Mapping[str, str]) -> dict[str, str]:
-    """A key for each name, of the text beside it; unique, and the same whatever the order.
+def make_keys(count: int, named: Callable[[int], tuple[str, str]]) -> Callable[[int], str]:
+    """The key of each of `count` pairs by its place, of the name and the text that `named` tells of it.
 
-    Names that would share a key, and those of which no letter or digit can stay, get a piece of the name's hash.
+    Keys are unique, and the same whatever the order. Names that would share a key, and those of which no letter or
+    digit can stay, get a piece of the name's hash. No more is kept of the others than 8 bytes.
     """
-    bases = {name: _plain(text) for name, text in texts.items()}
-    keys = {name: base[:MAX_KEY].rstrip("-_") for name, base in bases.items()}
+    changed: dict[int, str] = {}
+
+    def key(place: int) -> str:
+        return changed.get(place) or _plain(named(place)[1])[:MAX_KEY].rstrip("-_")
+
+    hashes = np.fromiter((hash(key(place)) for place in range(count)), np.int64, count)
     for n_digits in (8, 16, 32, 64):
+        # Equal keys have equal hashes, and so have a few others.
+        order = np.argsort(hashes, kind="stable")
+        alike = np.zeros(count, bool)
+        same = hashes[order][1:] == hashes[order][:-1]
+        alike[order[1:][same]] = alike[order[:-1][same]] = True
+        alike |= hashes == hash("")
+        keys = {place: key(place) for place in np.flatnonzero(alike).tolist()}
         uses = Counter(keys.values())
-        clashing = [name for name, key in keys.items() if uses[key] > 1 or not key]
-        for name in clashing:
-            base = (bases[name] or "pair")[: MAX_KEY - 1 - n_digits].rstrip("-_")
-            keys[name] = f"{base}-{sha256(name.encode())[:n_digits]}"
-    return keys
+        clashing = [place for place, one in keys.items() if uses[one] > 1 or not one]
+        if not clashing:
+            break
+        for place in clashing:
+            name, text = named(place)
+            base = (_plain(text) or "pair")[: MAX_KEY - 1 - n_digits].rstrip("-_")
+            changed[place] = f"{base}-{sha256(name.encode())[:n_digits]}"
+            hashes[place] = hash(changed[place])
+    return key
 
 
 def _plain(text: str) -> str:

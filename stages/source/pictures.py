@@ -74,13 +74,18 @@ class PictureReader:
         """The pairs of files whose names fit each other. SourceError where there is none."""
         layout, splits = self.origin.layout, self.split_folders(names)
         reader = NameReader(layout, names, default_split, splits)
-        results = [reader.read(name) for name in reader.names]
-        files = {one.name: one for one in results if isinstance(one, NamedFile)}
-        readable, unreadable = self.readable(files)
-        matches, alone = pair_files(layout, [files[name] for name in readable])
-        if not matches:
-            raise self.no_pair(names, [*files.values()], [*reader.unknown_folders])
-        return Candidates(matches, [*(one for one in results if isinstance(one, Unpaired)), *unreadable, *alone])
+        candidates = Candidates()
+        for alike in reader.alike(self.unreadable):
+            if isinstance(alike, Unpaired):
+                candidates.unpaired.append(alike)
+                continue
+            matches, alone = pair_files(layout, alike)
+            candidates.matches += matches
+            candidates.unpaired += alone
+        if not candidates.matches:
+            files = [file for file in map(reader.read, reader.names) if isinstance(file, NamedFile)]
+            raise self.no_pair(names, files, [*reader.unknown_folders])
+        return candidates
 
     def split_folders(self, names: Iterable[str]) -> SplitFolders:
         """What the folders of pictures say of their splits."""
@@ -89,9 +94,13 @@ class PictureReader:
         least = None if config.default_split else 1 if config.layout == PAIRED else 2
         return SplitFolders((name for name in names if is_picture(name)), config.splits, least)
 
+    def unreadable(self, name: str) -> str | None:
+        """Why a file cannot be opened; None where it can."""
+        return self.origin.unreadable(name, whole=not self.origin.layout.is_scene)
+
     def readable(self, names: Iterable[str]) -> tuple[list[str], list[Unpaired]]:
         """Those that can be opened, and the others."""
-        reasons = {name: self.origin.unreadable(name, whole=not self.origin.layout.is_scene) for name in names}
+        reasons = {name: self.unreadable(name) for name in names}
         bad = [Unpaired(name=name, reason=reason) for name, reason in reasons.items() if reason is not None]
         return [name for name, reason in reasons.items() if reason is None], bad
 

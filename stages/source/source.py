@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
+import pyarrow as pa
 
 from rwkvfusion.infra.storage import PATIENCE, Store
 from rwkvfusion.stages.dataset.sample import Sample, SampleError
@@ -24,12 +25,12 @@ from rwkvfusion.stages.source.splits import OnRead, PictureHashes, hash_files, j
 STAGE = "source"
 
 
-class Plan(BaseModel):
+@dataclass(frozen=True)
+class Plan:
     """What a source holds: its pairs sorted by split and key, the names that belong to none, the pictures that the
     layout is known to have no use for, and how many pairs the settings of the splits leave out: each picture of the
     listing is in one of these. And what was taken for granted of its files."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     pairs: tuple[PairRef, ...]
     unpaired: tuple[Unpaired, ...]
     ignored: tuple[Unpaired, ...] = ()
@@ -61,22 +62,29 @@ class Source:
         60 PNGs or 900 JPEGs of 0.3 megapixels a second and core, unless `hashes` has it. Raises SourceError where there
         is nothing to pair, StorageError where the store cannot be reached.
         """
-        listed, unpaired = self._listing()
-        reasons = {name: self.layout.ignored_by(name) for name in listed}
-        names = [name for name in listed if reasons[name] is None]
+        names, ignored, unpaired = self._listing()
         candidates = self._reader.plan(names, on_read)
+        del names
+        matches = candidates.matches
         # Keys come before the choice of splits, so that they do not depend on it.
-        keys = make_keys({match.name: self._key_text(match) for match in candidates.matches})
-        matches, unknown = self._split(candidates.matches, on_read, hashes)
-        self._check_splits(matches)
-        selected = [match for match in matches if not self.config.splits or match.split in self.config.splits]
-        pairs = [match.ref(keys[match.name]) for match in selected]
+        key = make_keys(len(matches), lambda place: (matches[place].name, self._key_text(matches[place])))
+        splits, unknown = self._split(matches, on_read, hashes)
+        self._check_splits(splits)
+        selected, n_matches = self.config.splits or {*splits}, len(matches)
+        pairs = []
+        for split in reversed(splits):
+            one = key(len(matches) - 1)
+            # It goes as the pair comes, so that not all of both are there at once.
+            match = matches.pop()
+            if split is not None and split in selected:
+                pairs.append(match.ref(one, split))
+        pairs.sort()
         return Plan(
-            pairs=tuple(sorted(pairs, key=lambda pair: (pair.split, pair.key))),
+            pairs=tuple(pairs),
             unpaired=tuple(sorted([*unpaired, *candidates.unpaired, *unknown], key=lambda one: one.name)),
-            ignored=tuple(Unpaired(name=n, reason=why) for n, why in reasons.items() if why and is_picture(n)),
+            ignored=tuple(ignored),
             assumed=tuple(candidates.assumed),
-            n_left_out=len(candidates.matches) - len(pairs),
+            n_left_out=n_matches - len(pairs),
         )
 
     def read(self, ref: PairRef) -> Sample:
@@ -108,49 +116,55 @@ class Source:
         error = SampleError(stage=STAGE, kind=kind, message=message)
         return Sample(key=ref.key, dataset=self.dataset, split=ref.split, task=self.task, error=error)
 
-    def _listing(self) -> tuple[list[str], list[Unpaired]]:
-        """All names that can be written down, and those that cannot (bytes of another encoding than UTF-8)."""
+    def _listing(self) -> tuple[list[str], list[Unpaired], list[Unpaired]]:
+        """All names that may be of pairs; pictures that the layout has no use for; and names that cannot be written
+        down (bytes of another encoding than UTF-8)."""
         if not self.store.isdir():
             what = "is a file" if self.store.exists() else "does not exist"
             raise SourceError(f"source.root {self.store.url} {what}: set it to the folder that holds the data")
-        names, unpaired = [], []
+        names, ignored, unpaired = [], [], []
         for name in self.store.files():
             plain = name.encode("utf-8", "backslashreplace").decode()
-            if plain == name:
-                names.append(name)
-            else:
+            if plain != name:
                 unpaired.append(Unpaired(name=plain, reason="its name is not UTF-8: rename the file"))
-        return names, unpaired
+            elif (reason := self.layout.ignored_by(name)) is None:
+                names.append(name)
+            elif is_picture(name):
+                ignored.append(Unpaired(name=name, reason=reason))
+        return names, ignored, unpaired
 
     def _key_text(self, match: Match) -> str:
         kinds = f"{'-'.join(reversed([*match.files]))}_" if self.layout.kind_in_key else ""
         return kinds + match.text
 
     def _split(
-        self, matches: list[Match], on_read: OnRead, hashes: PictureHashes | None
-    ) -> tuple[list[Match], list[Unpaired]]:
-        """The pairs in the splits of lists or of a holdout, where there are such; and the lines that name no pair."""
-        if TASKS[self.task].sharpens:
-            return matches, []
-        if self.config.split_lists:
+        self, matches: Sequence[Match], on_read: OnRead, hashes: PictureHashes | None
+    ) -> tuple[list[str | None], list[Unpaired]]:
+        """The split of each pair, by lists or by a holdout where there are such; None where lists leave it out. And
+        the lines that name no pair."""
+        sharpens = TASKS[self.task].sharpens
+        if self.config.split_lists and not sharpens:
             return split_by_lists(matches, self.config.split_lists, self.store.patience)
-        if not self._origin.holdout:
-            return matches, []
+        if not self._origin.holdout or sharpens:
+            return [sys.intern(match.split) for match in matches], []
+        alike = self.config.near_duplicates if self.layout.group is None else None
+        values = self._hashes(matches, on_read, hashes) if alike else None
         groups = [self._group(match) for match in matches]
-        if self.config.near_duplicates and self.layout.group is None:
-            names = [match.first for match in matches]
-            values = hashes.of(names, on_read) if hashes else hash_files(self.store, names, on_read)
-            groups = join_groups(groups, values, self.config.near_duplicates)
-        splits = (split_of(group, self._origin.holdout) for group in groups)
-        return [replace(match, split=split) for match, split in zip(matches, splits, strict=True)], []
+        if alike and values is not None:
+            groups = join_groups(groups, values, alike)
+        return [split_of(group, self._origin.holdout) for group in groups], []
+
+    def _hashes(self, matches: Sequence[Match], on_read: OnRead, hashes: PictureHashes | None) -> pa.UInt64Array:
+        names = [match.first for match in matches]
+        return hashes.of(names, on_read) if hashes else pa.array(hash_files(self.store, names, on_read), pa.uint64())
 
     def _group(self, match: Match) -> str:
         """What the pair is called, with its folders below the root but for those of splits and modalities."""
         named = re.fullmatch(self.layout.group, match.stem) if self.layout.group else None
         return named[1] if named else fold(f"{match.inner}/{match.stem}")
 
-    def _check_splits(self, matches: Sequence[Match]) -> None:
-        available = Counter(match.split for match in matches)
+    def _check_splits(self, splits: Sequence[str | None]) -> None:
+        available = Counter(split for split in splits if split is not None)
         for split in self.config.splits:
             if split not in available:
                 listed = ", ".join(f"{name} ({n} pairs)" for name, n in sorted(available.items()))

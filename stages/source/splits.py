@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from rwkvfusion.infra.hashes import cache_folder
 from rwkvfusion.infra.pictures.decode import ImageError, thumbnail
-from rwkvfusion.infra.storage import PATIENCE, RefusedError, StorageError, Store, absolute
+from rwkvfusion.infra.storage import PATIENCE, RefusedError, StorageError, Store, absolute, sha256
 from rwkvfusion.stages.dataset.manifest import PICTURE_HASHES
 from rwkvfusion.stages.source.files import SourceError
 from rwkvfusion.stages.source.layouts import SPLITS
+from rwkvfusion.stages.source.near import near_pairs
 from rwkvfusion.stages.source.pair import Match, Unpaired, is_picture
 
 OnRead = Callable[[int, int], None]
 """Called with the files that were read so far, and all that are to be."""
 REST = "train"
 """The split of the groups that no share takes."""
-N_BITS = 64
+_KEPT = pa.schema([("name", pa.string()), ("version", pa.string()), ("hash", pa.uint64())])
 _SIDE, _LOW = 32, 8
 _THREADS = 4
-_CHUNK = 1024
+_MAX_EDGES = 2**22
 
 
 def split_name(folder: str) -> str:
@@ -76,8 +78,9 @@ class SplitFolders:
 
 def split_by_lists(
     matches: Sequence[Match], lists: Mapping[str, str], patience: float = PATIENCE
-) -> tuple[list[Match], list[Unpaired]]:
-    """The pairs that `lists` (URL of the text file of each split) name, and the lines that name no pair.
+) -> tuple[list[str | None], list[Unpaired]]:
+    """The split of each pair by `lists` (URL of the text file of each), None where none names it; and the lines that
+    name no pair.
 
     A line is `folder/name.png`: the folders of the dataset without that of the modality, or the name alone where it
     is the only one. Raises SourceError where a pair is in two splits, or a line fits two pairs, or none fits.
@@ -108,7 +111,7 @@ def split_by_lists(
                 raise SourceError(
                     f"source.split_lists: {line!r} is in the lists of two splits, {split_of[place]!r} and {split!r}"
                 )
-    return [replace(matches[place], split=split_of[place]) for place in sorted(split_of)], unknown
+    return [split_of.get(place) for place in range(len(matches))], unknown
 
 
 def _lines(url: str, patience: float) -> list[str]:
@@ -149,77 +152,115 @@ def split_of(group: str, holdout: Mapping[str, float]) -> str:
     return REST
 
 
-def join_groups(groups: Sequence[str], hashes: Sequence[int | None], distance: int) -> list[str]:
+def join_groups(groups: Sequence[str], hashes: Sequence[int | None] | pa.UInt64Array, distance: int) -> list[str]:
     """The group of each pair after groups that share a near-duplicate were joined, directly or through others.
 
     `groups`: of each pair before; `hashes`: of `perceptual_hash`, None where there is none. Two pairs are
     near-duplicates where at most `distance` of the bits differ. Joined groups are named by the first of their names in
     order: a pair that is added renames others only where it is their near-duplicate and its group's name comes before
-    theirs, or where it joins groups that were apart. 5,000 pairs take a tenth of a second.
+    theirs, or where it joins groups that were apart. docs/scale.md says how long it takes.
     """
-    # Slow to import, here and below, and pairing files by their names needs none of it.
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    names = sorted(set(groups))
-    order = {name: number for number, name in enumerate(names)}
-    numbers = np.array([order[group] for group in groups], np.int64)
-    hashed = np.array([i for i, value in enumerate(hashes) if value is not None], np.int64)
-    bits = _signs([value for value in hashes if value is not None])
-    edges = [np.empty((2, 0), np.int64)]
-    for start in range(0, len(hashed), _CHUNK):
-        # Of vectors of signs, the product is the bits that are equal less those that differ.
-        near = bits[start : start + _CHUNK] @ bits[start:].T >= N_BITS - 2 * distance
-        edges.append(numbers[hashed[np.argwhere(near).T + start]])
-    first, second = np.concatenate(edges, axis=1)
-    graph = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(len(names), len(names)))
-    _, components = connected_components(graph, directed=False)
-    firsts = dict(zip(components[::-1].tolist(), reversed(names), strict=True))
-    return [firsts[component] for component in components[numbers].tolist()]
+    # Objects, as an array of strings would give each the length of the longest.
+    names, numbers = np.unique(np.array(groups, object), return_inverse=True)
+    given = hashes if isinstance(hashes, pa.Array) else pa.array(hashes, pa.uint64())
+    hashed = numbers[np.asarray(given.is_valid(), bool)]
+    values, first, same = np.unique(given.drop_null().to_numpy(), return_index=True, return_inverse=True)
+    owners = hashed[first]
+    joined = _Joined(len(names))
+    joined.add(owners[same], hashed)
+    del first, same, hashed, given
+    for one, other in near_pairs(values, distance):
+        joined.add(owners[one], owners[other])
+    firsts = joined.firsts()
+    return [names[firsts[number]] for number in numbers]
 
 
-def _signs(hashes: Sequence[int]) -> np.ndarray:
-    """(n, 64) float32 of -1 and 1; sums of so few are exact."""
-    data = b"".join(value.to_bytes(N_BITS // 8, "big") for value in hashes)
-    return np.unpackbits(np.frombuffer(data, np.uint8)).reshape(-1, N_BITS).astype(np.float32) * 2 - 1
+class _Joined:
+    """Which of `count` things are joined, directly or through others."""
+
+    def __init__(self, count: int) -> None:
+        self._firsts = np.arange(count)
+        self._edges: list[np.ndarray] = []
+        self._n_edges = 0
+
+    def add(self, ones: np.ndarray, others: np.ndarray) -> None:
+        """Join each of `ones` (n,) with the one of `others` beside it."""
+        apart = ones != others
+        self._edges.append(np.stack([ones[apart], others[apart]]))
+        self._n_edges += int(apart.sum())
+        if self._n_edges > _MAX_EDGES:
+            self.firsts()
+
+    def firsts(self) -> np.ndarray:
+        """Of each the first that it is joined with, (count,)."""
+        # Slow to import, here and below, and pairing files by their names needs none of it.
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        count = len(self._firsts)
+        joined = np.flatnonzero(self._firsts != np.arange(count))
+        ones, others = np.concatenate([np.stack([joined, self._firsts[joined]]), *self._edges], axis=1)
+        graph = coo_array((np.ones(len(ones), np.int8), (ones, others)), shape=(count, count))
+        _, components = connected_components(graph, directed=False)
+        _, first, component = np.unique(components, return_index=True, return_inverse=True)
+        self._firsts, self._edges, self._n_edges = first[component], [], 0
+        return self._firsts
 
 
 class PictureHashes:
-    """`perceptual_hash` of a source's pictures, kept in `_plan/picture_hashes.json` of the dataset's folder.
+    """`perceptual_hash` of a source's pictures, kept in `_plan/picture_hashes.arrow` of the dataset's folder, and for
+    datasets that are not begun in the user's cache folder, by the source.
 
     A picture is read again where its size is another, or its time (of objects the ETag). No more than a cache: where
-    the file cannot be read or written, or is of another source, pictures are read.
+    the files cannot be read or written, or are of another source, pictures are read.
     """
 
     def __init__(self, pictures: Store, folder: Store) -> None:
-        self._pictures, self._folder = pictures, folder
-        self._entries: dict[str, tuple[str, int | None]] = {}
-        self._has_new = False
+        self._pictures = pictures
+        self._schema = _KEPT.with_metadata({"source": pictures.url})
+        own = f"picture_hashes/{sha256(pictures.url.encode())[:20]}.arrow"
+        self._kept = {False: (Store(str(cache_folder())), own), True: (folder, PICTURE_HASHES)}
+        self._table: pa.Table = self._schema.empty_table()
+        self._has_new = {False: False, True: False}
 
-    def of(self, names: Sequence[str], on_read: OnRead) -> list[int | None]:
-        """Of each picture, None where it is gone or cannot be read. `on_read` and errors as of `hash_files`."""
-        versions, cached = self._pictures.versions(names), self._load()
-        missing = [name for name in names if name not in versions or cached.get(name, ("",))[0] != versions[name]]
-        hashes = {name: value for name, (_, value) in cached.items()}
-        hashes |= zip(missing, hash_files(self._pictures, missing, on_read), strict=True)
-        self._entries = {name: (versions[name], hashes[name]) for name in names if name in versions}
-        self._has_new = bool(missing)
-        return [hashes[name] for name in names]
+    def of(self, names: Sequence[str], on_read: OnRead) -> pa.UInt64Array:
+        """Of each picture, null where it is gone or cannot be read. `on_read` and errors as of `hash_files`."""
+        columns = [pa.array(names, pa.string()), pa.array(self._pictures.versions(names), pa.string())]
+        kept = {begun: self._load(begun) for begun in self._kept}
+        hashes, known = pa.nulls(len(names), pa.uint64()), pa.repeat(False, len(names))
+        for table in kept.values():
+            known_names, versions, values = (column.combine_chunks() for column in table.columns)
+            place = pc.index_in(columns[0], value_set=known_names)
+            valid = pc.fill_null(pc.equal(versions.take(place), columns[1]), False)
+            hashes = pc.if_else(valid, values.take(place), hashes)
+            known = pc.or_(known, valid)
+        missing = np.flatnonzero(~np.asarray(known, bool))
+        read = hash_files(self._pictures, [names[place] for place in missing.tolist()], on_read)
+        hashes = pc.replace_with_mask(hashes, pc.invert(known), pa.array(read, pa.uint64()))
+        there = pc.is_valid(columns[1])
+        self._table = pa.table([*columns, hashes], self._schema).filter(there)
+        self._has_new = {begun: not table.equals(self._table) for begun, table in kept.items()}
+        return hashes
 
-    def save(self) -> None:
-        """Write what was read since, if anything was."""
-        if self._has_new:
-            entries = {"source": self._pictures.url, "pictures": self._entries}
+    def save(self, *, begun: bool = True) -> None:
+        """Write what is not there yet, into the dataset's folder where the dataset is `begun`."""
+        if self._has_new[begun]:
+            store, name = self._kept[begun]
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_file(sink, self._schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+                writer.write_table(self._table)
             with suppress(StorageError):
-                self._folder.write(PICTURE_HASHES, json.dumps(entries).encode())
-            self._has_new = False
+                store.write(name, sink.getvalue().to_pybytes())
+            self._has_new[begun] = False
 
-    def _load(self) -> dict[str, tuple[str, int | None]]:
-        with suppress(StorageError, ValueError, KeyError, TypeError):
-            entries = json.loads(self._folder.read(PICTURE_HASHES))
-            if entries["source"] == self._pictures.url:
-                return {str(name): (str(version), value) for name, (version, value) in entries["pictures"].items()}
-        return {}
+    def _load(self, begun: bool) -> pa.Table:
+        store, name = self._kept[begun]
+        with suppress(StorageError, pa.ArrowException, OSError, ValueError):
+            with pa.ipc.open_file(store.read(name)) as reader:
+                table = reader.read_all()
+            if table.schema.equals(self._schema, check_metadata=True):
+                return table
+        return self._schema.empty_table()
 
 
 def hash_files(store: Store, names: Sequence[str], on_read: OnRead = lambda *_: None) -> list[int | None]:

@@ -55,8 +55,10 @@ def both(*stems: str) -> list[str]:
 
 def make(job: Job, shards: Sequence[str]) -> Job:
     """What `prepare` does for `shards` and no others, without a cluster; and the job as it is seen then."""
+    job.assignment.write(job.store)
     job.planned.write(job.store)
-    target = Target(job.store, job.dataset, job.task, job.fingerprint, Fence(job.store, 0))
+    moved = job.assignment.moved
+    target = Target(job.store, job.dataset, job.task, job.fingerprint, Fence(job.store, 0), moved=moved)
     for shard in (one for one in job.shards if one.name in shards):
         rows = ReadPairs(job.recipe.source, target)(pa.Table.from_pylist([first_row(shard.name, shard.to_json())]))
         for stage, print_ in zip(job.stages, job.fingerprints, strict=True):

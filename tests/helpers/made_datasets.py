@@ -43,11 +43,11 @@ def pair(seed: int, height: int = 48, width: int = 64, *, key: str | None = None
 
 
 def write_dataset(
-    root: Path | str, shards: Sequence[Sequence[Sample]], task: Task = "vif", split: str = "train"
+    root: Path | str, shards: Sequence[Sequence[Sample]], task: Task = "vif", split: str = "train", first: int = 0
 ) -> str:
-    """Commit `shards` as the dataset at `root`; its URL."""
+    """Commit `shards` as the dataset at `root`, numbered from `first`; its URL."""
     store = Store(str(root))
-    for index, samples in enumerate(shards):
+    for index, samples in enumerate(shards, first):
         tar = pack(samples)
         manifest = Manifest(
             shard=f"{split}-{index:06d}", dataset="made", task=task, sha256=sha256(tar), size=len(tar),

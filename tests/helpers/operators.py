@@ -13,7 +13,7 @@ from rwkvfusion.stages.guidance.row import read_columns
 
 def run_stage(operator: RunStage, samples: Sequence[Sample], shard: str = "train-000000") -> tuple[list[Sample], int]:
     """The samples as the operator passes them on, and how many of them its stage ran on."""
-    table, count = operator.process(shard, read_columns(samples))
+    table, count, _ = operator.process(shard, read_columns(samples))
     return from_table(table), count
 
 

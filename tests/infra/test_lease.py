@@ -87,6 +87,22 @@ def test_what_a_dead_job_left_is_taken_over_when_it_ran_out(store: Store, monkey
         assert files(store) == ["00000002.json"]
 
 
+def test_one_that_watches_sees_whether_the_holder_lives(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        Lease(store, "alive", seconds=3),
+        pytest.raises(LeaseError, match="alive"),
+        Lease(store, "next", watch=True),
+    ):
+        pass
+    dead = Lease(store, "dead", seconds=1.5)
+    monkeypatch.setattr(dead, "_thread", threading.Thread(target=lambda: None))
+    dead.__enter__()
+    elsewhere(monkeypatch)
+    with Lease(store, "next", watch=True) as after:
+        assert after.fence.number == dead.fence.number + 1
+        assert time.time() > dead.record.renewed + 1.5
+
+
 @pytest.mark.parametrize("how", ["killed", "zombie", "number reused"])
 def test_on_its_own_machine_a_dead_holder_is_seen_at_once(tmp_path: Path, how: str) -> None:
     code = (

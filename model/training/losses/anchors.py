@@ -30,10 +30,11 @@ _WHITE = 0.1
 # Of "sharper": the window of the local energy, and the power of the choice.
 _SHARP = 9
 _CHOICE = 4
-# Of "exposed": the window above which light is coarse, that of the local energy, and the share of the brighter source.
-_COARSE = 17
-_FINE = 17
-_BRIGHTER = 0.75
+# Of "exposed": the window above which light is coarse, the mean to which light is brought, and how far the share of the
+# brighter source goes for it.
+_COARSE = 25
+_LEVEL = 0.8
+_SHARES = (0.3, 0.85)
 
 
 def maximum(sources: Tensor) -> Tensor:
@@ -60,11 +61,16 @@ def sharper(sources: Tensor) -> Tensor:
 def exposed(sources: Tensor) -> Tensor:
     """The coarse light between the darkest and the brightest source, with the fine detail that has more energy.
 
-    Coarse light is taken from all of them everywhere: a choice by place turns light and dark around.
+    Their shares are those of the whole picture: a choice by place turns light and dark around.
     """
-    coarse = spread(sources, gaussian(_COARSE, _COARSE / 4))
-    detail = _mean(sources - coarse, spread(_energy(sources), uniform(_FINE)))
-    return torch.lerp(coarse.amin(0), coarse.amax(0), _BRIGHTER) + detail
+    window = gaussian(_COARSE, _COARSE / 6)
+    coarse = spread(sources, window)
+    fine = sources - coarse
+    detail = _mean(fine, spread(fine.square(), window))
+    dark, bright = coarse.amin(0), coarse.amax(0)
+    least, most = (light.mean((-2, -1), keepdim=True) for light in (dark, bright))
+    share = ((_LEVEL - least) / (most - least).clamp(min=_LEAST)).clamp(*_SHARES)
+    return torch.lerp(dark, bright, share) + detail
 
 
 def _energy(sources: Tensor) -> Tensor:

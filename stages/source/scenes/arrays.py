@@ -11,7 +11,6 @@ from typing import IO, Any, Self, TypeVar
 
 import h5py
 import numpy as np
-import scipy.io
 
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.pictures.decode import MAX_BYTES
@@ -83,7 +82,10 @@ class ArrayFile:
         """Every array of numbers, by name; those in groups as `group/name`."""
         if self._hdf5 is not None:
             return self._call(self._hdf5_headers)
-        listed = self._call(scipy.io.whosmat, self._rewound())
+        # Slow to import, here and below, and few sources have such files.
+        from scipy.io import whosmat
+
+        listed = self._call(whosmat, self._rewound())
         return {
             name: Header(tuple(map(int, shape)), np.dtype(_NUMBERS[kind]))
             for name, shape, kind in listed
@@ -112,8 +114,10 @@ class ArrayFile:
         return float(self.read(name).ravel()[0]) if header is not None and math.prod(header.shape) == 1 else None
 
     def _load(self, name: str, header: Header) -> np.ndarray:
+        from scipy.io import loadmat
+
         source: Any = self._rewound()
-        array = np.asarray(scipy.io.loadmat(source, variable_names=[name])[name])
+        array = np.asarray(loadmat(source, variable_names=[name])[name])
         if array.shape != header.shape or array.dtype.kind not in "biuf":
             raise SceneError(f"{name} is announced as {header} and is {array.shape} {array.dtype}")
         return array

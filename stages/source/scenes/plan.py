@@ -9,7 +9,6 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -64,9 +63,9 @@ class ScenePlanner:
         for match in pairs.matches:
             split = declared_split(match.name) or match.split or self._origin.default_split or "train"
             if TARGET in match.extras:
-                whole.append(replace(match, split=split))
+                whole.append(match.of(split))
             elif not layout.is_scene:
-                whole.append(replace(match, split=split + FULL, suffix=FULL))
+                whole.append(match.of(split + FULL, suffix=FULL))
             else:
                 scenes.append(match)
         self._plan([((*match.files.values(),), partial(self._rasters, match)) for match in scenes])
@@ -102,7 +101,7 @@ class ScenePlanner:
         """The cuts of two rasters without target."""
         with TiffPair(self._origin.store, *match.files.values()) as scene:
             self._result.assumed += (Assumed(name=match.name, what=note) for note in scene.notes)
-            yield from self._cuts(scene, replace(match, split=declared_split(match.name) or match.split), {})
+            yield from self._cuts(scene, match.of(declared_split(match.name) or match.split), {})
 
     def _arrays(self, name: str, folders: SplitFolders) -> Iterator[Match]:
         """The pairs of an HDF5 or MATLAB file."""
@@ -132,7 +131,7 @@ class ScenePlanner:
             for i in range(views["high"].length("N")):
                 cut = Cut(protocol="given" if has_target else "full", arrays=refs, index=i)
                 suffix = f"_{i:05d}" if is_stack else ""
-                yield replace(match, split=split, cut=cut, part=f"#{i}", suffix=suffix)
+                yield match.of(split, cut=cut, part=f"#{i}", suffix=suffix)
             return
         if self._task == "pansharpening":
             listed = ", ".join(f"{key} {header}" for key, header in file.headers.items()) or "no arrays"
@@ -192,9 +191,8 @@ class ScenePlanner:
                 tile = max(config.tile // shrink, 1)
                 for window in windows(region, tile, config.overlap // shrink, ratio):
                     corner = f"{window.row_off}-{window.col_off}"
-                    yield replace(
-                        match,
-                        split=part + (FULL if protocol == "full" else ""),
+                    yield match.of(
+                        part + (FULL if protocol == "full" else ""),
                         cut=Cut(protocol=protocol, arrays=dict(arrays), window=_pixels(window), region=_pixels(region)),
                         part=f"#{protocol}{corner}",
                         suffix=f"_{protocol}_{corner}",

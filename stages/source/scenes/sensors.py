@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from scipy.signal import oaconvolve
 
 from rwkvfusion.stages.source.files import SceneError
 from rwkvfusion.stages.source.names import words
@@ -113,13 +112,17 @@ def degrade(
 
 def _filtered(image: np.ndarray, bands: Sequence[int], kernel: np.ndarray, first: int) -> np.ndarray:
     """The bands filtered, from pixel `first` on: row i is what is seen at row i + first (+ the kernel's phase)."""
+    # A second to import, which each worker of `prepare` would take as it starts.
+    from scipy.signal import oaconvolve
+
     height, width, _ = image.shape
     # Taps before the point that is sampled; a kernel between pixels has one less of them.
     before = (len(kernel) - 1) // 2
     after = len(kernel) - 1 - before
     pads = ((before, after + first), (before, after + first), (0, 0))
     padded = np.pad(image[:, :, list(bands)].astype(np.float64), pads, mode="edge")[first:, first:]
-    return oaconvolve(padded, kernel[::-1, ::-1, None], mode="valid", axes=(0, 1))[:height, :width]
+    filtered: np.ndarray = oaconvolve(padded, kernel[::-1, ::-1, None], mode="valid", axes=(0, 1))
+    return filtered[:height, :width]
 
 
 Nanometres = tuple[float, float]

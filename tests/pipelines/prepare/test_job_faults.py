@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -102,9 +103,11 @@ def contents(store: Store) -> dict[str, object]:
     found: dict[str, object] = {}
     for name in store.files(deep=False):
         found[name] = store.read(name)
-    found["dataset.json"] = {**json.loads(store.read("dataset.json")), "recipe": None, "commit": None}
+    found["dataset.json"] = {**json.loads(store.read("dataset.json")), "recipe": None, "commit": None, "effort": None}
+    found["README.md"] = re.sub(r"## What it took\n.*?(?=\n## )", "", store.read("README.md").decode(), flags=re.DOTALL)
     for manifest in read_manifests(store):
-        stages = tuple(record.model_copy(update={"seconds": 0.0, "made": None}) for record in manifest.stages)
+        nothing = {"seconds": 0.0, "made": None, "effort": None}
+        stages = tuple(record.model_copy(update=nothing) for record in manifest.stages)
         # The commit of this repository, which may go on while tests run.
         found[manifest.shard] = manifest.model_copy(update={"stages": stages, "commit": None})
     assert len(found) == 2 * len(read_manifests(store)) + 3

@@ -16,7 +16,7 @@ from rwkvfusion.stages.guidance.stage import Resources, Stage, StageConfig, run
 
 
 def test_a_shard_that_begins_anew_counts_anew() -> None:
-    board = Tally()
+    board = Tally("made")
     assert board.take() is None
     for call in (("read", "a", 0), ("read", "a", 40), ("read", "b", 64), ("read", "a", 0), ("detect", "b", 8)):
         board.reach(*call)
@@ -30,7 +30,10 @@ def test_a_teller_is_brief_and_always_says_the_last(monkeypatch: pytest.MonkeyPa
     told: list[tuple[Any, ...]] = []
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    listener = SimpleNamespace(reach=SimpleNamespace(remote=lambda *call: told.append(call)))
+    listener = SimpleNamespace(
+        begin=SimpleNamespace(remote=lambda *call: told.append((*call, 0))),
+        reach=SimpleNamespace(remote=lambda *call: told.append(call)),
+    )
     tell = Teller(listener, "read", "train-000000", 64)
     for done in range(1, 65):
         now[0] += 0.05

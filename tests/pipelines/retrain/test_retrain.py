@@ -29,6 +29,7 @@ from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.names import WEIGHTS
 from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.pipelines.cli import main
+from rwkvfusion.pipelines.options import BUSY
 from rwkvfusion.pipelines.recipe import RecipeError, load_recipe
 from rwkvfusion.pipelines.registry.history import History
 from rwkvfusion.pipelines.retrain import run
@@ -164,7 +165,7 @@ def test_of_two_at_once_the_second_fails_soon_and_says_who_works(
         raise RetrainError("enough")
 
     monkeypatch.setattr(run, "_retrain", hold)
-    loaded = RetrainRecipe.model_validate(recipe(tmp_path))
+    loaded = RetrainRecipe.model_validate(recipe(tmp_path, lease_seconds=3))
     ends: list[BaseException] = []
 
     def work() -> None:
@@ -327,7 +328,7 @@ def test_three_runs_in_a_row_and_two_at_once_by_the_command_line(
     while not list((tmp_path / "train").glob("train-vif-*/_lease")):
         time.sleep(0.1)
     time.sleep(1)
-    assert call(1) == ""
+    assert call(BUSY) == ""
     assert re.search(r"is being written by .*rwkvfusion retrain", (tmp_path / "log").read_text())
     out, _ = slow.communicate(timeout=600)
     assert (slow.returncode, out.count("\n")) == (0, 1)

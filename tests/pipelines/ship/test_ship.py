@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from rwkvfusion.model.network.config import preset
 from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.pipelines.ship.finish import fuser_of
-from rwkvfusion.pipelines.ship.pack import held_out_last, pictures_of
+from rwkvfusion.pipelines.ship.pack import halves_of, held_out_last, pictures_of
 from rwkvfusion.pipelines.ship.packed import Pack, Sample, read, write
 from rwkvfusion.pipelines.ship.pictures import Pictures
 from rwkvfusion.pipelines.ship.recipes import RECIPES, Recipe
 from rwkvfusion.pipelines.ship.run import chain_of
-from rwkvfusion.pipelines.ship.simulations import exposures, focus, layers
+from rwkvfusion.pipelines.ship.simulations import exposures, layers
 from rwkvfusion.pipelines.ship.train import Training
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -87,6 +87,9 @@ def test_the_held_out_are_last_and_of_one_size() -> None:
     assert {one.planes[0].shape for one in found[-3:]} == {(20, 24)}
     dark = replace(samples[0], planes=(samples[0].planes[0] // 8,) * 2)
     assert [one.planes[0] is samples[1].planes[1] for one in pictures_of([dark, samples[1]], 1)] == [True]
+    (alone,) = halves_of([dark, samples[1]], 2)
+    assert [one.shape for one in alone.planes] == [(10, 12)] * 3
+    assert abs(float(alone.planes[2].mean()) - float(samples[1].planes[0].mean())) < 1
 
 
 def test_a_batch_is_what_was_drawn() -> None:
@@ -120,20 +123,18 @@ def test_exposures_are_darker_and_brighter_and_the_focus_is_in_one_of_two() -> N
     (dark, bright), _ = exposures(picture, even, field, grain)
     assert bool((dark <= bright).all())
     assert float(dark.mean()) < float(picture.mean()) < float(bright.mean())
-    (near, far), _ = focus(picture, torch.tensor([[0.9, 0.9, 1.0, 0.0]] * 3), field, grain)
-    apart = [(one - picture).abs() for one in (near, far)]
-    assert float(torch.minimum(*apart).mean()) < 0.15 * float(torch.maximum(*apart).mean())
+    amount = torch.tensor([[0.9, 0.9, 1.0, 0.0]] * 3)
+    (near, far), _ = layers(picture, amount, field, grain)
     for one in (dark, bright, near, far):
         torch.testing.assert_close(255 * one, (255 * one).round(), atol=1e-3, rtol=0)
+    apart = [(one - picture).abs() for one in (near, far)]
+    assert float(torch.minimum(*apart).median()) < 0.15 * float(torch.maximum(*apart).median())
     # What is near and out of focus spreads over what is behind it, so that there neither is sharp.
-    picture_ = (255 * picture).round() / 255
-    (near_, far_), _ = layers(picture, torch.tensor([[0.9, 0.9, 1.0, 0.0]] * 3), field, grain)
-    torch.testing.assert_close(near_, near)
-    was_sharp = (far == picture_) & (near != picture_)
-    assert int((was_sharp & (far_ != picture_)).sum()) > 0.02 * picture.numel()
+    is_soft = [one > 0.03 for one in apart]
+    assert float((is_soft[0] & is_soft[1]).float().mean()) > 0.02
     # The grain is that of the one in focus.
     grain[:, 0], grain[:, 1] = 0.02, -0.02
-    (near, far), chosen = focus(picture, torch.tensor([[0.9, 0.9, 1.0, 0.0]] * 3), field, grain)
+    (near, far), chosen = layers(picture, amount, field, grain)
     sharp_near = (near - grain[:, :1] - picture).abs() < (far - grain[:, 1:] - picture).abs()
     assert float(((chosen > 0) == sharp_near).float().mean()) > 0.9
 
@@ -182,7 +183,6 @@ def test_what_is_trained_is_a_fuser(tmp_path: Path) -> None:
 
 
 def test_a_later_training_begins_with_an_earlier_one(tmp_path: Path) -> None:
-    assert chain_of("mff") == ["mff", "mff-after"]
     assert chain_of("vif-tiny") == ["vif-tiny", "vif-tiny-after"]
     assert chain_of("mif") == ["mif"]
     earlier = Training("vif-tiny", TINY, pack_of(), CPU, tmp_path)

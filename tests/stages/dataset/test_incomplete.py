@@ -95,7 +95,7 @@ def test_shards_of_other_settings_or_pairs_count_as_missing(half: Job, tmp_path:
     write_pairs(tmp_path / "raw", ["0", "a", "b", "c", "d"], height=48, width=64)
     more = job_of(tmp_path)
     more.planned.write(more.store)
-    assert "0 of 5 shards are committed" in verify(half.store.url).problems[0]
+    assert "3 of 5 shards are committed" in verify(half.store.url).problems[0]
 
 
 def test_a_limit_is_a_plan_too(tmp_path: Path) -> None:

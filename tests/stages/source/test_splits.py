@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import time
 from collections import Counter, defaultdict
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,8 +25,10 @@ from rwkvfusion.pipelines.prepare.plan import plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.recipe import RecipeError, load_recipe
 from rwkvfusion.stages.dataset.manifest import PICTURE_HASHES, PLAN
+from rwkvfusion.stages.source import near
+from rwkvfusion.stages.source.near import N_BITS
 from rwkvfusion.stages.source.source import Plan
-from rwkvfusion.stages.source.splits import N_BITS, hash_files, join_groups, perceptual_hash, split_of
+from rwkvfusion.stages.source.splits import hash_files, join_groups, perceptual_hash, split_of
 
 NAMES = st.text("abc/1é副", max_size=5)
 SHARES = st.dictionaries(st.sampled_from(["test", "val", "other"]), st.floats(0.05, 0.3))
@@ -112,6 +116,35 @@ def test_a_pair_that_is_added_moves_others_only_by_joining_them(
             assert len(others | {new[0]}) >= 2, group
 
 
+BASES = st.lists(st.integers(0, 2**N_BITS - 1), min_size=1, max_size=4)
+FLIPS = st.lists(st.tuples(st.integers(0, 3), st.sets(st.integers(0, N_BITS - 1), max_size=10)), max_size=40)
+
+
+@pytest.mark.parametrize("n_equal", range(5))
+@settings(max_examples=40)
+@given(bases=BASES, flips=FLIPS, distance=st.integers(1, 12))
+def test_near_hashes_are_found_however_they_are_sorted(
+    n_equal: int, bases: list[int], flips: list[tuple[int, set[int]]], distance: int
+) -> None:
+    values = [bases[base % len(bases)] ^ sum(1 << bit for bit in bits) for base, bits in flips]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near, "_cost", lambda count, distance, n: n != n_equal)
+        pairs = near.near_pairs(np.array(values, np.uint64), distance)
+        found = {frozenset(pair) for part in pairs for pair in part.T.tolist()}
+    assert found == {
+        frozenset((i, j)) for i, j in combinations(range(len(values)), 2)
+        if (values[i] ^ values[j]).bit_count() <= distance
+    }  # fmt: skip
+
+
+def test_many_of_one_look_are_joined_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rwkvfusion.stages.source.splits._MAX_EDGES", 50)
+    values = [(i % 4 << 60) | 1 << (i // 4 % 3) for i in range(200)]
+    groups = [f"{i:03d}" for i in range(200)]
+    assert join_groups(groups, values, 2) == naive(groups, values, 2) == ["000"] * 200
+    assert join_groups(groups, values, 0) == [f"{i % 12:03d}" for i in range(200)]
+
+
 def test_thousands_of_pairs_take_seconds() -> None:
     hashes = [int(value) for value in np.random.default_rng(0).integers(0, 2**63, 5000)]
     started = time.perf_counter()
@@ -197,26 +230,33 @@ def test_a_second_plan_reads_only_pictures_that_changed(
 
     def plan() -> tuple[tuple[str, ...], list[str]]:
         opened.clear()
-        monkeypatch.setattr(Store, "read", counted)
-        job = plan_job(load_recipe("vif", PrepareRecipe, sets))
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "read", counted)
+            job = plan_job(load_recipe("vif", PrepareRecipe, sets))
         return tuple(f"{pair.split}/{pair.key}" for shard in job.shards for pair in shard.pairs), sorted(
             {*opened} - {"vi/0.png"}
         )
 
     first, read_first = plan()
     assert read_first == [f"vi/{i}.png" for i in range(1, 6)]
-    # Nothing is written before the dataset is begun.
+    # Nothing is written into the dataset before it is begun, and yet no picture is read again.
+    assert plan() == (first, [])
     assert not (tmp_path / "out").exists()
-    Store(str(tmp_path / "out" / "tno")).write(PLAN, b"{}")
-    assert plan() == (first, read_first)
+    dataset = Store(str(tmp_path / "out" / "tno"))
+    dataset.write(PLAN, b"{}")
+    assert plan() == (first, [])
+    with pa.ipc.open_file(dataset.read(PICTURE_HASHES)) as kept:
+        assert sorted(kept.read_all()["name"].to_pylist()) == [f"vi/{i}.png" for i in range(6)]
+    # Where somebody else goes on, on a machine that has never seen the source, the dataset has them.
+    monkeypatch.setenv("RWKVFUSION_CACHE", str(tmp_path / "other"))
     assert plan() == (first, [])
     root.write("vi/3.png", files["vi/4.png"])
     changed, read_again = plan()
     assert read_again == ["vi/3.png"]
     assert len({name.partition("/")[0] for name in changed if name[-1] in "34"}) == 1
     # It is no more than a cache.
-    Store(str(tmp_path / "out" / "tno")).write(PICTURE_HASHES, b"[")
+    monkeypatch.setenv("RWKVFUSION_CACHE", str(tmp_path / "another"))
+    dataset.write(PICTURE_HASHES, b"[")
     assert plan() == (changed, read_first)
 
 

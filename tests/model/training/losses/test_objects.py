@@ -181,15 +181,19 @@ def test_steeper_is_the_maximum_but_near_strong_edges() -> None:
 
 
 def test_exposed_has_the_detail_of_either_and_light_between_them() -> None:
-    truth = torch.from_numpy(data.camera()[100:196, 150:246] / 255).float()[None, None]
-    dark, bright = (0.25 * truth, (0.2 + 4 * truth).clamp(max=1))
+    truth = torch.from_numpy(data.camera()[40:296, 100:356] / 255).float()[None, None]
+    dark, bright = (0.7 * truth, (0.3 + 4 * truth).clamp(max=1))
     found = anchor("exposed", torch.stack((dark, bright)))
     light, low, high = (F.avg_pool2d(plane, 32) for plane in (found, dark, bright))
-    torch.testing.assert_close(light, 0.25 * low + 0.75 * high, atol=0.03, rtol=0)
+    torch.testing.assert_close(light, 0.15 * low + 0.85 * high, atol=0.03, rtol=0)
+    # Light goes to a level where shares allow it.
+    for less, more, expected in ((0.4, 0.9, 0.8), (0.1, 0.6, 0.525), (0.8, 1.0, 0.86)):
+        flat_sources = torch.stack([torch.full_like(truth, level) for level in (less, more)])
+        torch.testing.assert_close(anchor("exposed", flat_sources), torch.full_like(truth, expected))
     # Where one source is white, the detail is the other's.
-    flat = -F.max_pool2d(-bright, 25, stride=1, padding=12) == 1
+    flat = -F.max_pool2d(-bright, 37, stride=1, padding=18) == 1
     assert int(flat.sum()) > 100
-    fine, fine_of_dark = (plane - F.avg_pool2d(plane, 5, stride=1, padding=2) for plane in (found, dark))
+    fine, fine_of_dark = (plane - F.avg_pool2d(plane, 5, 1, 2, count_include_pad=False) for plane in (found, dark))
     assert float((fine - fine_of_dark)[flat].std()) < 0.2 * float(fine_of_dark[flat].std())
 
 

@@ -1,4 +1,5 @@
-"""Every command that the README and the help texts show is run as it stands, in a folder that holds what it names.
+"""Every command that the README, the pages of docs/ and the help texts show is run as it stands, in a folder that holds
+what it names; so are the lines of Python.
 
 Trainings are cut short, the four models of guidance=full are tiny and only planned with, a bucket is a folder, and
 the network of LPIPS has random weights that are there.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import textwrap
 from pathlib import Path
 
 import cv2
@@ -41,7 +43,8 @@ from rwkvfusion.pipelines.registry.history import History
 from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.source.files import open_picture
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+_TOP = Path(__file__).resolve().parent.parent
+PAGES = {page.name: page.read_text(encoding="utf-8") for page in (*sorted(_TOP.glob("docs/*.md")), _TOP / "README.md")}
 NAMES = ["00131d", "00055d", "00001n", "00002n"]
 SHORT = ["steps=2", "workers=1", "data.crop=[32,32]", "network.width=8", "log_every=2", "checkpoint_every=2"]
 DIR = {"16383": "data/thermal", "geotiff": "data/scenes", "hscube": "data/cubes", "m3fd": "data/M3FD", "": "data/TNO"}
@@ -54,7 +57,13 @@ def commands(text: str) -> list[str]:
     return re.findall(r"^\s+(?:\w[\w ]*: +)?(rwkvfusion [a-z]+\b.*?)(?:\s+#.*)?$", joined, re.MULTILINE)
 
 
-TEXTS = [README.read_text(), main.help or "", *(main.get_command(None, name).help for name in COMMANDS)]
+TEXTS = [*PAGES.values(), main.help or "", *(main.get_command(None, name).help for name in COMMANDS)]
+PYTHON = {
+    name: textwrap.dedent(found[0])
+    for name, text in PAGES.items()
+    if (found := re.search(r"^    import rwkvfusion\n(?:(?:    .*)?\n)*", text, re.MULTILINE))
+}
+"""The lines of Python that a page shows."""
 EXAMPLES = list(dict.fromkeys(line for text in TEXTS for line in commands(text)))
 _LONG = re.compile(
     r"rwkvfusion (demo|ablate|export|retrain|doctor --complexity|fuse .*--ray|prepare .*--sample"
@@ -75,9 +84,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for copy in (data, data / "TNO", data / "M3FD"):
         shutil.copytree(visible, copy / "vi", dirs_exist_ok=True)
         shutil.copytree(infrared, copy / "ir", dirs_exist_ok=True)
-    for target in ("VISIBLE.png", "A.png"):
+    for target in ("VISIBLE.png", "visible.png", "A.png"):
         shutil.copy(visible / "00131d.png", root / target)
-    for target in ("INFRARED.png", "B.png"):
+    for target in ("INFRARED.png", "infrared.png", "B.png"):
         shutil.copy(infrared / "00131d.png", root / target)
     shutil.copytree(visible, data / "thermal" / "vi")
     (data / "thermal" / "ir").mkdir()
@@ -210,6 +219,19 @@ def test_the_texts_have_examples_of_every_command() -> None:
     shown = {line.split()[1] for line in EXAMPLES}
     assert shown == set(COMMANDS)
     assert len(EXAMPLES) > 25
+    assert {*PYTHON} == {"README.md", "use.md"}
+
+
+@pytest.mark.parametrize("page", PYTHON)
+def test_lines_of_python_do_what_they_say(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(ROOT, folder / "package")
+    written = [Path(name) for name in re.findall(r'out="(.+?)"', PYTHON[page])]
+    for path in written:
+        path.unlink(missing_ok=True)
+    exec(PYTHON[page], {})
+    pictures = [cv2.imread(str(path)) for path in (Path("VISIBLE.png"), *written)]
+    assert len({picture.shape for picture in pictures}) == 1 < len(pictures)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ from rwkvfusion.model.registry.registry import RegisteredVersion, log_and_regist
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-README = Path(__file__).resolve().parents[3] / "README.md"
-SECTION = README.read_text(encoding="utf-8").partition("## Using a model\n")[2].partition("\n## ")[0]
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "use.md"
+SECTION = PAGE.read_text(encoding="utf-8").partition("## As a service\n")[2].partition("\n## ")[0]
 PARQUET = "application/vnd.apache.parquet"
 
 

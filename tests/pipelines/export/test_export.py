@@ -33,7 +33,7 @@ from rwkvfusion.pipelines.export.run import EXAMPLE
 
 SIZES = [(1, 1), (37, 53), (96, 96), (131, 77), (240, 321)]
 TEXT_WIDTH = 12
-README = Path(__file__).resolve().parents[3] / "README.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "use.md"
 Fuse = Callable[..., np.ndarray]
 Written = tuple[Fuser, Path, dict[str, Any]]
 """A fuser, the file that the command wrote of it, and what it answered."""
@@ -207,13 +207,13 @@ def test_a_file_tells_what_it_is(of_vif: Written) -> None:
     }  # fmt: skip
 
 
-def test_the_example_runs_as_the_readme_says(of_vif: Written, tmp_path: Path) -> None:
+def test_the_example_runs_as_the_page_says(of_vif: Written, tmp_path: Path) -> None:
     fuser, path, _ = of_vif
     made = pictures(48, 64)
     for name, picture in zip(("VISIBLE", "INFRARED"), made, strict=True):
         Image.fromarray(picture.squeeze()).save(tmp_path / f"{name}.png")
     (tmp_path / "vif.onnx").symlink_to(path)
-    lines = re.findall(r"^    (python .*vif\.onnx.*)$", README.read_text(), re.MULTILINE)
+    lines = re.findall(r"^    (python .*vif\.onnx.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(lines) == 2
     for line in lines:
         subprocess.run(["bash", "-c", line.replace("python", sys.executable, 1)], cwd=tmp_path, check=True)

@@ -1,0 +1,108 @@
+"""What the pages say of files, fields and tests is what there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import pytest
+from made import scene
+from made_fusers import luma_fuser, run
+from pydantic import BaseModel
+
+from rwkvfusion.infra.lease import LeaseRecord
+from rwkvfusion.model.fusing.fuser import FuserConfig
+from rwkvfusion.model.network.network import NetworkConfig
+from rwkvfusion.model.shipped import Facts
+from rwkvfusion.model.training.losses.config import LossConfig
+from rwkvfusion.model.training.trainer import STATE, OptimConfig, Trainer
+from rwkvfusion.pipelines.evaluate import rows
+from rwkvfusion.pipelines.prepare.card import _fields_of_meta
+from rwkvfusion.pipelines.registry.entry import Entry, Proof
+from rwkvfusion.pipelines.train import job
+from rwkvfusion.stages.dataset.manifest import Effort, Manifest, PlannedShards, Quarantined, StageRecord
+from rwkvfusion.stages.dataset.origin import Origin
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))
+}
+FORMATS = PAGES["docs/formats.md"]
+MODELS: list[tuple[str, type[BaseModel]]] = [
+    ("### `_manifests/SHARD.json`", Manifest),
+    ("Of each of its `stages`:", StageRecord),
+    ("Of an `effort`:", Effort),
+    ("Of a quarantined sample", Quarantined),
+    ("`_plan/shards.json` has", PlannedShards),
+    ("### `_lease/NUMBER.json`", LeaseRecord),
+    ("`config.json` beside it:", FuserConfig),
+    ("`scores.json` besides:", Facts),
+    ("| field of job.json", job._Record),
+    ("`data.json` among", Origin),
+    ("## The history of an alias", Entry),
+]
+
+
+def shown(start: str) -> set[str]:
+    """The fields in the first column of the first table from `start` on."""
+    assert FORMATS.count(start) == 1, start
+    lines = FORMATS[FORMATS.index(start) :].splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("|---"))
+    table = lines[head + 1 : head + 1 + next(i for i, line in enumerate(lines[head + 1 :]) if not line.startswith("|"))]
+    return {name for line in table for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
+
+
+@pytest.mark.parametrize(("start", "model"), MODELS, ids=[model.__name__ for _, model in MODELS])
+def test_every_field_of_a_file_is_on_the_page(start: str, model: type[BaseModel]) -> None:
+    assert shown(start) == {*model.model_fields}
+
+
+def test_every_field_of_the_network_of_meta_and_of_the_parameter_that_proves_an_entry_is_on_the_page() -> None:
+    assert shown("Of a `network`;") == {field.name for field in dataclasses.fields(NetworkConfig)}
+    assert _fields_of_meta() in FORMATS
+    proof = FORMATS[FORMATS.index("the parameter that proves it") :].partition(").")[0]
+    assert {*re.findall(r"`(\w+)`", proof)} == {*Proof.model_fields}
+    (parquet,) = re.findall(r"^\| `pairs.parquet` \|.*$", FORMATS, re.MULTILINE)
+    assert {name for name, _ in rows._FIXED} <= {*re.findall(r"`(\w+)`", parquet)}
+
+
+def test_every_field_of_a_checkpoint_and_of_a_fused_picture_is_on_the_page(tmp_path: Path) -> None:
+    fuser = luma_fuser()
+    trainer = Trainer(fuser.network, task="vif", loss=LossConfig(), optim=OptimConfig(), total=1, seed=0)
+    (tmp_path / "checkpoint").mkdir()
+    trainer.save(tmp_path / "checkpoint")
+    assert shown("| field of state.json") == {*json.loads((tmp_path / "checkpoint" / STATE).read_text())}
+    fuser.save(tmp_path / "model")
+    for seed, name in enumerate(("a", "b")):
+        assert cv2.imwrite(str(tmp_path / f"{name}.png"), scene(seed))
+    pictures = [tmp_path / f"{name}.png" for name in ("a", "b", "fused")]
+    result = run("fuse", "--model", tmp_path / "model", *pictures[:2], "-o", pictures[2])
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "fused.json").read_text())
+    assert shown("`NAME.json` beside a picture:") == {*record, "notes", "beside"}
+    assert {*record["output"]} <= {*re.findall(r"`(\w+)`", FORMATS.partition("| `output` |")[2].partition("\n")[0])}
+
+
+def of(pattern: str) -> Iterable[tuple[str, str]]:
+    """(page, what it names in code) for each of the pattern's matches."""
+    return [(page, name) for page, text in PAGES.items() for name in re.findall(rf"`({pattern})`", text)]
+
+
+def test_files_and_tests_that_pages_name_are_there() -> None:
+    tests = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    files = [*of(r"(?:infra|kernels|model|pipelines|stages|tests|docs)/[a-z0-9_/.]+\.[a-z]+")]
+    assert len(files) > 80
+    assert [one for one in files if not (ROOT / one[1]).is_file()] == []
+    assert [one for one in of(r"test_\w+\.py") if one[1] not in tests] == []
+    functions = {name for text in tests.values() for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+    assert [one for one in of(r"test_\w+") if one[1] not in functions] == []
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    assert PAGES["README.md"].count("\n") < 120
+    assert [page for page in PAGES if page.startswith("docs/") and f"({page})" not in PAGES["README.md"]] == []

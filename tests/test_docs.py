@@ -15,7 +15,10 @@ from made_fusers import luma_fuser, run
 from pydantic import BaseModel
 
 from rwkvfusion.infra.lease import LeaseRecord
+from rwkvfusion.model.detection import detector
+from rwkvfusion.model.fusing.export import metadata
 from rwkvfusion.model.fusing.fuser import FuserConfig
+from rwkvfusion.model.names import HASH
 from rwkvfusion.model.network.network import NetworkConfig
 from rwkvfusion.model.shipped import Facts
 from rwkvfusion.model.training.losses.config import LossConfig
@@ -23,6 +26,7 @@ from rwkvfusion.model.training.trainer import STATE, OptimConfig, Trainer
 from rwkvfusion.pipelines.evaluate import rows
 from rwkvfusion.pipelines.prepare.card import _fields_of_meta
 from rwkvfusion.pipelines.registry.entry import Entry, Proof
+from rwkvfusion.pipelines.retrain import run as retraining
 from rwkvfusion.pipelines.train import job
 from rwkvfusion.stages.dataset.manifest import Effort, Manifest, PlannedShards, Quarantined, StageRecord
 from rwkvfusion.stages.dataset.origin import Origin
@@ -44,6 +48,7 @@ MODELS: list[tuple[str, type[BaseModel]]] = [
     ("`scores.json` besides:", Facts),
     ("| field of job.json", job._Record),
     ("`data.json` among", Origin),
+    ("| field of cycle.json", retraining._Cycle),
     ("## The history of an alias", Entry),
 ]
 
@@ -65,18 +70,20 @@ def test_every_field_of_a_file_is_on_the_page(start: str, model: type[BaseModel]
 def test_every_field_of_the_network_of_meta_and_of_the_parameter_that_proves_an_entry_is_on_the_page() -> None:
     assert shown("Of a `network`;") == {field.name for field in dataclasses.fields(NetworkConfig)}
     assert _fields_of_meta() in FORMATS
+    assert shown("## A detector") == {"version", "n", *(field.name for field in dataclasses.fields(detector.Facts))}
     proof = FORMATS[FORMATS.index("the parameter that proves it") :].partition(").")[0]
     assert {*re.findall(r"`(\w+)`", proof)} == {*Proof.model_fields}
     (parquet,) = re.findall(r"^\| `pairs.parquet` \|.*$", FORMATS, re.MULTILINE)
     assert {name for name, _ in rows._FIXED} <= {*re.findall(r"`(\w+)`", parquet)}
 
 
-def test_every_field_of_a_checkpoint_and_of_a_fused_picture_is_on_the_page(tmp_path: Path) -> None:
+def test_every_field_of_a_checkpoint_a_fused_picture_and_an_export_is_on_the_page(tmp_path: Path) -> None:
     fuser = luma_fuser()
     trainer = Trainer(fuser.network, task="vif", loss=LossConfig(), optim=OptimConfig(), total=1, seed=0)
     (tmp_path / "checkpoint").mkdir()
     trainer.save(tmp_path / "checkpoint")
     assert shown("| field of state.json") == {*json.loads((tmp_path / "checkpoint" / STATE).read_text())}
+    assert shown("## An exported network") == {*metadata(fuser), "model", HASH, "example"}
     fuser.save(tmp_path / "model")
     for seed, name in enumerate(("a", "b")):
         assert cv2.imwrite(str(tmp_path / f"{name}.png"), scene(seed))
@@ -101,6 +108,15 @@ def test_files_and_tests_that_pages_name_are_there() -> None:
     assert [one for one in of(r"test_\w+\.py") if one[1] not in tests] == []
     functions = {name for text in tests.values() for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
     assert [one for one in of(r"test_\w+") if one[1] not in functions] == []
+
+
+def test_what_pages_type_on_a_cluster_is_what_its_own_page_says() -> None:
+    tried = (ROOT / "infra/deploy/README.md").read_text(encoding="utf-8")
+    lines = [
+        line for text in PAGES.values() for line in re.findall(r"^    ((?:ray|kubectl|sed) .*)$", text, re.MULTILINE)
+    ]
+    assert len(lines) > 3
+    assert [line for line in lines if line not in tried] == []
 
 
 def test_the_readme_is_short_and_leads_to_every_page() -> None:

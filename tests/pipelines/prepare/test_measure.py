@@ -246,7 +246,7 @@ def test_retries_are_noted_by_step_and_are_on_the_card(raw: Path, tmp_path: Path
 
 
 def test_gpus_are_priced_and_counted(raw: Path, tmp_path: Path) -> None:
-    job = plan(raw, tmp_path / "out", "caption.resources.gpus=0.5")
+    job = plan(raw, tmp_path / "out", "caption.resources.gpus=0.5", "shard.pairs=1")
     steps = {"source": 0.01, "detect": 0.02, "caption": 0.4, "segment": 0.05, "merge": 0.0, "text": 0.0, "commit": 0.0}
     costs = {step: Cost(10, 10 * each, 10, min(each, 0.05) * 10, 0, 0, 1000) for step, each in steps.items()}
     measured = Measured(
@@ -260,8 +260,9 @@ def test_gpus_are_priced_and_counted(raw: Path, tmp_path: Path) -> None:
     assert found.bottleneck == "caption"
     assert found.pairs_per_gpu_hour == pytest.approx(3600 / (0.4 * 0.5))
     assert found.cost == pytest.approx(found.seconds / 3600 * (16 * 0.05 + 2 * 2.5))
-    # Two half GPUs on each of two.
-    assert found.balanced_pools["caption"] == min(4, len(job.pending))
+    # Two half GPUs on each of two: of the actors that its pool there may have, no more find a place.
+    assert {pool.stage.name: pool.max_actors for pool in pools}["caption"] == len(job.pending) == 12
+    assert found.pools["caption"] == found.balanced_pools["caption"] == 4
     text = "\n".join(prediction_lines(found, prices))
     assert "all wait for caption" in text
     assert "16 CPUs at 0.05 and 2 GPUs at 2.5 an hour" in text
@@ -271,7 +272,7 @@ def test_gpus_are_priced_and_counted(raw: Path, tmp_path: Path) -> None:
     }
     found = predict(job, measured.model_copy(update={"costs": busy}), pools, cluster)
     # Waiting for cores that others had is not the job's own time.
-    assert found.pairs_per_second == pytest.approx(1 / (0.4 / found.pools["caption"]))
+    assert found.pairs_per_second == pytest.approx(1 / (0.4 / 4))
     assert "waited for a core for 90% of their time" in "\n".join(prediction_lines(found, None))
     took = {step: replace(cost, cpu_seconds=0.02 * found.pairs) for step, cost in costs.items()}
     lines = comparison_lines(found, found.seconds * 1.25, took)

@@ -184,7 +184,7 @@ def test_of_two_at_once_the_second_fails_soon_and_says_who_works(
     assert len(ends) == 1
 
 
-@pytest.mark.parametrize("is_ours, code", [(True, BUSY), (False, 1)])
+@pytest.mark.parametrize(("is_ours", "code"), [(True, BUSY), (False, 1)])
 def test_only_another_retraining_is_another_process_at_it(
     is_ours: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

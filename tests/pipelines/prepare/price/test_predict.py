@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkvfusion.pipelines.prepare import predict
-from rwkvfusion.pipelines.prepare.cost import Cost, costs, marginal
-from rwkvfusion.pipelines.prepare.predict import CORES, PriceError, Prices, Step, balanced, seconds_of, slowest
+from rwkvfusion.pipelines.prepare.price import predict
+from rwkvfusion.pipelines.prepare.price.cost import Cost, costs, marginal
+from rwkvfusion.pipelines.prepare.price.predict import CORES, PriceError, Prices, Step, balanced, seconds_of, slowest
 from rwkvfusion.stages.dataset.manifest import Effort, StageRecord
 
 parts = st.floats(0.001, 0.2)

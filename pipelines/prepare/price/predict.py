@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.hashes import cache_folder
 from rwkvfusion.infra.storage import StorageError, Store, sha256
-from rwkvfusion.pipelines.prepare.cost import Cost
 from rwkvfusion.pipelines.prepare.packing import Pool
 from rwkvfusion.pipelines.prepare.plan import Job
+from rwkvfusion.pipelines.prepare.price.cost import Cost
 from rwkvfusion.pipelines.prepare.progress import COMMIT
 from rwkvfusion.stages.source.source import STAGE
 

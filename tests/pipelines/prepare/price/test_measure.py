@@ -25,15 +25,15 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.cluster import Cluster
 from rwkvfusion.pipelines.isolate import Attempts
-from rwkvfusion.pipelines.prepare import measure as measure_module
 from rwkvfusion.pipelines.prepare import run as run_module
 from rwkvfusion.pipelines.prepare.card import finish_dataset
-from rwkvfusion.pipelines.prepare.cost import Cost, costs
-from rwkvfusion.pipelines.prepare.measure import SHARDS, sample_of
 from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.packing import Pool
 from rwkvfusion.pipelines.prepare.plan import Job, ShardPlan, plan_job
-from rwkvfusion.pipelines.prepare.predict import Measured, Prices, pairs_to_make, predict
+from rwkvfusion.pipelines.prepare.price import measure as measure_module
+from rwkvfusion.pipelines.prepare.price.cost import Cost, costs
+from rwkvfusion.pipelines.prepare.price.measure import SHARDS, sample_of
+from rwkvfusion.pipelines.prepare.price.predict import Measured, Prices, pairs_to_make, predict
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe, ShardConfig
 from rwkvfusion.pipelines.prepare.report import comparison_lines, prediction_lines
 from rwkvfusion.pipelines.recipe import load_recipe

@@ -63,6 +63,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "pipeline", pipeline)
         monkeypatch.setattr(module, "connect", lambda *_, **__: nullcontext(Cluster(2, 0, True)))
     monkeypatch.setattr(run_module, "counted", lambda _, on_pairs: nullcontext(on_pairs))
+    monkeypatch.setattr(run_module, "watched", lambda *_: nullcontext(lambda: None))
 
 
 def run(command: str, raw: Path, out: Path, *more: str) -> Result:

@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rwkvfusion.infra.cores import usable_cores
 from rwkvfusion.infra.errors import RwkvFusionError
@@ -214,6 +215,15 @@ def _describe(*, local: bool) -> Cluster:
     hosts = {node["NodeManagerAddress"] for node in nodes}
     least = min((node["Resources"]["CPU"] for node in nodes if node["Resources"].get("CPU")), default=1)
     return Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0), local, len(hosts), least)
+
+
+def board_of(kind: type, *arguments: Any, **options: Any) -> Any:
+    """An actor of `kind` on the node of this process, which takes no CPU and is there for as long as the job.
+
+    Ray places actors that need nothing on any node, and so on one that is taken.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here, **options)(kind).remote(*arguments)
 
 
 @contextmanager

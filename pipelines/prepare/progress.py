@@ -16,7 +16,7 @@ import ray
 
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.pipelines import prometheus
-from rwkvfusion.pipelines.cluster import polled
+from rwkvfusion.pipelines.cluster import board_of, polled
 from rwkvfusion.pipelines.console import LINE_SECONDS, Bar, is_terminal, phase, say
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Tally:
 @contextmanager
 def counted(dataset: str, tell: Callable[[dict[str, int]], None]) -> Iterator[Any]:
     """A Tally as an actor, which takes no CPU and ends with the block; `tell` is called with its news."""
-    tally = ray.remote(num_cpus=0)(Tally).remote(dataset)
+    tally = board_of(Tally, dataset)
     try:
         with polled(tally, tell):
             yield tally

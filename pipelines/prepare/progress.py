@@ -18,6 +18,7 @@ from rwkvfusion.infra.errors import printable
 from rwkvfusion.pipelines import prometheus
 from rwkvfusion.pipelines.cluster import board_of, polled
 from rwkvfusion.pipelines.console import LINE_SECONDS, Bar, is_terminal, phase, say
+from rwkvfusion.stages.source.source import STAGE
 
 if TYPE_CHECKING:
     from rwkvfusion.pipelines.prepare.plan import Job
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 READ, COMMIT = "read", "commit"
 """Names of the first and the last operator; the others have their stage's."""
-_STAGES = {READ: "source"}
+_STAGES = {READ: STAGE}
 """What manifests and Prometheus call an operator."""
 TELL_SECONDS = 0.5
 

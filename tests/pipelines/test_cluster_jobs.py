@@ -21,7 +21,7 @@ from shared_mlflow import SharedMlflow
 from rwkvfusion.infra.storage import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-PAIRS = 40
+PAIRS = 240
 
 
 def check_out(folder: Path) -> str:
@@ -93,8 +93,8 @@ def test_jobs_on_a_cluster_that_changes(
         return sum(name.endswith(".json") for name in dataset.files("_manifests"))
 
     with Nodes(dashboard=True, **more) as nodes:
-        nodes.add("first", 6)
-        nodes.add("second", 6)
+        nodes.add("first", 4)
+        nodes.add("second", 4)
         job = Submitted(nodes, tmp_path / "work", tmp_path / "prepare.log", *prepared(f"{s3_url}/raw", f"{s3_url}/out"))
         worked = set[str]()
 
@@ -103,7 +103,7 @@ def test_jobs_on_a_cluster_that_changes(
             return len(worked) == 2 and committed() >= 3
 
         job.until(both)
-        nodes.add("third", 12)
+        nodes.add("third", 8)
         job.until(lambda: at_work(nodes, "third"))
         nodes.take("first", 15)
         job.until(lambda: "first" not in nodes.ids())

@@ -90,7 +90,7 @@ RECIPES = {
     "mef-after": Recipe(
         "mef",
         steps=150,
-        loss={"ssim7": 24.0, "qabf": 6.0, "vif": 5.0, "qcb": 0.0, "anchor": 2500.0},
+        loss={"ssim7": 24.0, "qabf": 6.0, "vif": 11.0, "qcb": 0.0, "anchor": 2500.0},
         crop=256,
         batch=2,
         lr=3e-4,

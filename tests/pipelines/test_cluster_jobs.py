@@ -46,9 +46,10 @@ def upload(folder: Path, url: str) -> None:
 class Submitted:
     """A job of `ray job submit`, with what it says."""
 
-    def __init__(self, nodes: Nodes, folder: Path, log: Path, *words: str) -> None:
+    def __init__(self, nodes: Nodes, log: Path, *words: str) -> None:
         command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", nodes.jobs]
-        command += ["--working-dir", str(folder), "--", sys.executable, "-m", "rwkvfusion.pipelines.cli", *words]
+        # No working folder is sent along: nodes of one machine unpack it into one place, under the feet of the first.
+        command += ["--", sys.executable, "-m", "rwkvfusion.pipelines.cli", *words]
         self.log, self.nodes = log, nodes
         with log.open("wb") as sink:
             self.process = subprocess.Popen(command, stdout=sink, stderr=sink, env=nodes.environment)
@@ -101,7 +102,7 @@ def test_jobs_on_a_cluster_that_changes(
     with Nodes(dashboard=True, **more) as nodes:
         nodes.add("first", 4)
         nodes.add("second", 4)
-        job = Submitted(nodes, tmp_path / "work", tmp_path / "prepare.log", *prepared(f"{s3_url}/raw", f"{s3_url}/out"))
+        job = Submitted(nodes, tmp_path / "prepare.log", *prepared(f"{s3_url}/raw", f"{s3_url}/out"))
         worked = set[str]()
 
         def both() -> bool:
@@ -118,12 +119,12 @@ def test_jobs_on_a_cluster_that_changes(
         said = job.end()
         assert f"{PAIRS} pairs" in said
         print(said)
-        words = "retrain", "retrain.yaml", "--json"
+        words = "retrain", str(tmp_path / "work" / "retrain.yaml"), "--json"
         # What is held back has to be named by its fingerprint, which a first call prepares and tells.
-        first = Submitted(nodes, tmp_path / "work", tmp_path / "first.log", *words)
+        first = Submitted(nodes, tmp_path / "first.log", *words)
         assert first.process.wait(1200) == 1
         pin(tmp_path / "work" / "retrain.yaml", first.log.read_text())
-        retrained = Submitted(nodes, tmp_path / "work", tmp_path / "retrain.log", *words)
+        retrained = Submitted(nodes, tmp_path / "retrain.log", *words)
         print(retrained.end())
     client = MlflowClient(mlflow_server.uri)
     assert client.get_model_version_by_alias(NAME, "champion").version == "1"

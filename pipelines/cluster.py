@@ -10,7 +10,6 @@ import shutil
 import socket
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -25,6 +24,7 @@ from rwkvfusion.infra.cores import usable_cores
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.pipelines.console import Stderr, phase
 from rwkvfusion.pipelines.interrupt import is_ending, restore_handlers
+from rwkvfusion.pipelines.parallel import repeated
 
 LOCAL = "local"
 """The address of a Ray of our own."""
@@ -232,11 +232,6 @@ def polled(board: Any, tell: Callable[[Any], None]) -> Iterator[None]:
 
     An actor that cannot be reached is asked again.
     """
-    stop = threading.Event()
-
-    def poll() -> None:
-        while not stop.wait(_POLL_SECONDS):
-            pass_on()
 
     def pass_on() -> None:
         try:
@@ -246,11 +241,8 @@ def polled(board: Any, tell: Callable[[Any], None]) -> Iterator[None]:
         if newest is not None:
             tell(newest)
 
-    thread = threading.Thread(target=poll, name="progress", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(pass_on, _POLL_SECONDS):
+            yield
     finally:
-        stop.set()
-        thread.join()
         pass_on()

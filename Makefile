@@ -59,7 +59,7 @@ postgresql:
 	  echo "there is no PostgreSQL, and apt cannot bring it here: install it (sudo apt-get install postgresql), then run this again" >&2; exit 1; }
 
 bench-scale: install ## planning up to a million pairs, opening up to 100,000 shards; writes the tables of docs/scale.md (10 minutes)
-	$(BIN)/python -m rwkvfusion.pipelines.prepare.bench --write docs/scale.md $(BENCH)
+	$(BIN)/python -m rwkvfusion.pipelines.bench.scale --write docs/scale.md $(BENCH)
 
 bench-kernel: install ## the operator and a network against what their memory and FLOPs cost
 	$(BIN)/python -m rwkvfusion.model.network.bench $(BENCH)

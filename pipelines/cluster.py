@@ -10,7 +10,6 @@ import shutil
 import socket
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -19,11 +18,13 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rwkvfusion.infra.cores import usable_cores
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.pipelines.console import Stderr, phase
 from rwkvfusion.pipelines.interrupt import is_ending, restore_handlers
+from rwkvfusion.pipelines.parallel import repeated
 
 LOCAL = "local"
 """The address of a Ray of our own."""
@@ -216,17 +217,21 @@ def _describe(*, local: bool) -> Cluster:
     return Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0), local, len(hosts), least)
 
 
+def board_of(kind: type, *arguments: Any, **options: Any) -> Any:
+    """An actor of `kind` on the node of this process, which takes no CPU and is there for as long as the job.
+
+    Ray places actors that need nothing on any node, and so on one that is taken.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here, **options)(kind).remote(*arguments)
+
+
 @contextmanager
 def polled(board: Any, tell: Callable[[Any], None]) -> Iterator[None]:
     """Call `tell` with what the actor's method `take` returns, None aside, from a thread while the block runs.
 
     An actor that cannot be reached is asked again.
     """
-    stop = threading.Event()
-
-    def poll() -> None:
-        while not stop.wait(_POLL_SECONDS):
-            pass_on()
 
     def pass_on() -> None:
         try:
@@ -236,11 +241,8 @@ def polled(board: Any, tell: Callable[[Any], None]) -> Iterator[None]:
         if newest is not None:
             tell(newest)
 
-    thread = threading.Thread(target=poll, name="progress", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(pass_on, _POLL_SECONDS):
+            yield
     finally:
-        stop.set()
-        thread.join()
         pass_on()

@@ -1,10 +1,12 @@
-"""Several pieces of work at once, in threads of one process, and their results in order."""
+"""Several pieces of work at once, in threads of one process: results in order, and what is done again and again."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rwkvfusion.infra.cores import usable_cores
@@ -46,3 +48,21 @@ def in_order(work: Callable[..., T], items: Iterable[tuple[object, ...]], jobs: 
         pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()
+
+
+@contextmanager
+def repeated(work: Callable[[], object], seconds: float) -> Iterator[None]:
+    """Call `work` every so many seconds, from a thread, while the block runs."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.wait(seconds):
+            work()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

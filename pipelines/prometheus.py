@@ -6,13 +6,14 @@ is a board of these.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
 from ray.util.metrics import Counter, Gauge
+
+from rwkvfusion.pipelines.parallel import repeated
 
 _REPEAT_SECONDS = 1.0
 
@@ -54,20 +55,15 @@ def shown() -> Iterator[None]:
 
     So it is there for as long as the job lives, and gone soon after.
     """
-    stop = threading.Event()
 
-    def repeat() -> None:
-        while not stop.wait(_REPEAT_SECONDS):
-            for (series, labels), value in list(_last.items()):
-                _metric(series).set(value, dict(labels))
+    def tell_again() -> None:
+        for (series, labels), value in list(_last.items()):
+            _metric(series).set(value, dict(labels))
 
-    thread = threading.Thread(target=repeat, name="prometheus", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(tell_again, _REPEAT_SECONDS):
+            yield
     finally:
-        stop.set()
-        thread.join()
         _last.clear()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from rwkvfusion.infra.lease import Lease
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.bench.parts import timed
 from rwkvfusion.pipelines.cluster import connect
+from rwkvfusion.pipelines.parallel import repeated
 from rwkvfusion.pipelines.prepare import operators
 from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.plan import Job, ShardPlan, plan_job
@@ -175,24 +175,19 @@ def _on_ray(job: Job) -> dict[str, dict[str, float]]:
 def _cpu_of_children() -> Iterator[dict[str, float]]:
     """CPU seconds of the processes below this one, by what they are, once the block has ended."""
     spent: dict[int, tuple[str, float]] = {}
-    stop = threading.Event()
 
     def look() -> None:
-        while not stop.wait(_LOOK_SECONDS):
-            for process in psutil.Process().children(recursive=True):
-                # It may have ended by now; what it took until the last look is known.
-                with suppress(psutil.Error):
-                    times = process.cpu_times()
-                    spent[process.pid] = _kind(process), times.user + times.system
+        for process in psutil.Process().children(recursive=True):
+            # It may have ended by now; what it took until the last look is known.
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                spent[process.pid] = _kind(process), times.user + times.system
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
     sums: defaultdict[str, float] = defaultdict(float)
     try:
-        yield sums
+        with repeated(look, _LOOK_SECONDS):
+            yield sums
     finally:
-        stop.set()
-        thread.join()
         for kind, seconds in spent.values():
             sums[kind] += seconds
 

@@ -1,7 +1,7 @@
-"""The benchmark behind `make bench`: what `prepare` with built-in guidance and the training loader cost at 640x480.
+"""The benchmark behind `make bench-pairs`: what `prepare` with built-in guidance and the training loader cost.
 
-Everything is compared within one run, its repetitions in turn, so that a busy machine slows all; the ratios say more
-than the milliseconds.
+Pictures have 640x480. Everything is compared within one run, its repetitions in turn, so that a busy machine slows all;
+the ratios say more than the milliseconds.
 """
 
 from __future__ import annotations

@@ -90,4 +90,4 @@ def _read_raw(folder: Path) -> None:
                 elif member.name.endswith(".png"):
                     decode(data)
                 elif member.name.endswith(".npy"):
-                    np.load(io.BytesIO(data))
+                    np.load(io.BytesIO(data), allow_pickle=False)

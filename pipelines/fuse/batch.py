@@ -28,7 +28,7 @@ from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.fusing.tiles import Tile
 from rwkvfusion.model.names import CONFIG, WEIGHTS
 from rwkvfusion.model.registry.find import ModelSource
-from rwkvfusion.pipelines.cluster import Cluster, connect, polled
+from rwkvfusion.pipelines.cluster import Cluster, board_of, connect, polled
 from rwkvfusion.pipelines.console import Bar, say
 from rwkvfusion.pipelines.fuse.guide import FuseError
 from rwkvfusion.pipelines.fuse.listing import ListShard, row_of, shard_of
@@ -64,7 +64,7 @@ def fuse_on_ray(
         rows = [row_of(index, shard) for index, shard in enumerate(selected.shards)]
         worker = Worker.of(cluster, output)
         say(f"{len(rows)} shards; {min(worker.most, len(rows))} x {worker} on {cluster}")
-        board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
+        board = board_of(Board, max_restarts=-1, max_task_retries=-1)
         stack.callback(ray.kill, board)
         heard = Heard(on_picture or (lambda *_: None), len(selected))
         try:

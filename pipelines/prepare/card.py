@@ -21,8 +21,8 @@ from pydantic import BaseModel
 from rwkvfusion.infra.pictures.units import odd_words
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import sha256
-from rwkvfusion.pipelines.prepare.cost import Cost, costs
 from rwkvfusion.pipelines.prepare.plan import Job
+from rwkvfusion.pipelines.prepare.price.cost import Cost, costs
 from rwkvfusion.stages.dataset.manifest import CARD, FACTS, SIZES, Manifest
 from rwkvfusion.stages.dataset.members import Members, differences, total_members
 from rwkvfusion.stages.dataset.origin import UNKNOWN, Method, licence_of

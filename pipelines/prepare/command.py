@@ -12,13 +12,13 @@ from rwkvfusion.pipelines.console import Bar, answer, say
 from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, JSON, SET
 
 if TYPE_CHECKING:  # it takes Ray, and a second, to import
-    from rwkvfusion.pipelines.prepare.predict import Prices
+    from rwkvfusion.pipelines.prepare.price.predict import Prices
 
 
 def _prices(_: click.Context, parameter: click.Parameter, text: str | None) -> Prices | None:
     if text is None:
         return None
-    from rwkvfusion.pipelines.prepare.predict import PriceError, Prices
+    from rwkvfusion.pipelines.prepare.price.predict import PriceError, Prices
 
     try:
         return Prices.parse(text)
@@ -80,10 +80,10 @@ def prepare(
     rwkvfusion prepare m3fd.yaml --set source.root=data/M3FD --set guidance=full --set caption.prompt="<CAPTION>"
     """
     from rwkvfusion.pipelines.cluster import expect
-    from rwkvfusion.pipelines.prepare.measure import measure
     from rwkvfusion.pipelines.prepare.packing import packing_lines
     from rwkvfusion.pipelines.prepare.plan import plan_job
-    from rwkvfusion.pipelines.prepare.predict import Measured, predict
+    from rwkvfusion.pipelines.prepare.price.measure import measure
+    from rwkvfusion.pipelines.prepare.price.predict import Measured, predict
     from rwkvfusion.pipelines.prepare.progress import PairProgress
     from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
     from rwkvfusion.pipelines.prepare.report import outcome_lines, plan_facts, plan_lines, prediction_lines, swapped

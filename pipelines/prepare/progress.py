@@ -16,8 +16,9 @@ import ray
 
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.pipelines import prometheus
-from rwkvfusion.pipelines.cluster import polled
+from rwkvfusion.pipelines.cluster import board_of, polled
 from rwkvfusion.pipelines.console import LINE_SECONDS, Bar, is_terminal, phase, say
+from rwkvfusion.stages.source.source import STAGE
 
 if TYPE_CHECKING:
     from rwkvfusion.pipelines.prepare.plan import Job
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 READ, COMMIT = "read", "commit"
 """Names of the first and the last operator; the others have their stage's."""
-_STAGES = {READ: "source"}
+_STAGES = {READ: STAGE}
 """What manifests and Prometheus call an operator."""
 TELL_SECONDS = 0.5
 
@@ -60,7 +61,7 @@ class Tally:
 @contextmanager
 def counted(dataset: str, tell: Callable[[dict[str, int]], None]) -> Iterator[Any]:
     """A Tally as an actor, which takes no CPU and ends with the block; `tell` is called with its news."""
-    tally = ray.remote(num_cpus=0)(Tally).remote(dataset)
+    tally = board_of(Tally, dataset)
     try:
         with polled(tally, tell):
             yield tally

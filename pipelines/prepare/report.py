@@ -9,9 +9,9 @@ from typing import Any
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.pipelines.console import clock, table
 from rwkvfusion.pipelines.prepare.card import narrow_lines
-from rwkvfusion.pipelines.prepare.cost import Cost
 from rwkvfusion.pipelines.prepare.plan import Job
-from rwkvfusion.pipelines.prepare.predict import CORES, Prediction, Prices
+from rwkvfusion.pipelines.prepare.price.cost import Cost
+from rwkvfusion.pipelines.prepare.price.predict import CORES, Prediction, Prices
 from rwkvfusion.pipelines.prepare.run import Outcome
 from rwkvfusion.pipelines.prepare.status import counts
 from rwkvfusion.stages.dataset.manifest import QUARANTINE

@@ -23,11 +23,11 @@ from rwkvfusion.pipelines.cluster import Cluster, ClusterError, connect
 from rwkvfusion.pipelines.console import clock
 from rwkvfusion.pipelines.isolate import forget_attempts
 from rwkvfusion.pipelines.prepare.card import finish_dataset, narrow_of, scale_setting
-from rwkvfusion.pipelines.prepare.cost import Cost, costs
 from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.packing import Pool, packing_lines
 from rwkvfusion.pipelines.prepare.plan import Job
-from rwkvfusion.pipelines.prepare.predict import Measured, Prediction, predict
+from rwkvfusion.pipelines.prepare.price.cost import Cost, costs
+from rwkvfusion.pipelines.prepare.price.predict import Measured, Prediction, predict
 from rwkvfusion.pipelines.prepare.progress import COMMIT, READ, JobSeries, counted
 from rwkvfusion.pipelines.prepare.stall import watched
 from rwkvfusion.pipelines.prometheus import shown

@@ -68,7 +68,7 @@ class Growth:
         plan = self._planned()
         if plan is None:
             return None
-        self._see_new(plan)
+        self._see_new()
         done = [self._seen[name] for name in plan.shards if self._is_done(plan, name)]
         return Look(
             planned_pairs=sum(shard.pairs or 0 for shard in plan.shards.values()),
@@ -93,7 +93,7 @@ class Growth:
         shards = {name: PlannedShard() for name in names if SHARD_PATTERN.fullmatch(name)}
         return PlannedShards(shards=shards) if shards else None
 
-    def _see_new(self, plan: PlannedShards) -> None:
+    def _see_new(self) -> None:
         """Read the manifests that are new or were written anew; at first all, as any reader of a dataset does."""
         # Where a store tells no version, new ones are seen all the same.
         listed = self.store.versions_in(MANIFESTS)
@@ -103,11 +103,8 @@ class Growth:
         else:
             before = self._versions
             self._seen = {name: manifest for name, manifest in self._seen.items() if name in versions}
-            new = [
-                name
-                for name, version in versions.items()
-                if name in plan.shards and (name not in before or version != before[name])
-            ]
+            # Those of no plan that is known yet among them: it may have been written since it was read.
+            new = [name for name, version in versions.items() if name not in before or version != before[name]]
             with ThreadPoolExecutor(READERS) as pool:
                 read = pool.map(lambda name: read_manifest(self.store, name), new)
                 self._seen |= {manifest.shard: manifest for manifest in read if manifest is not None}

@@ -46,7 +46,7 @@ Say = Callable[[str], None]
 
 
 class RetrainError(RwkvFusionError):
-    """What was prepared is not fit to be trained on; the message is one sentence and says why."""
+    """What was prepared is not fit to be trained on, or is held by another job; the message says why."""
 
 
 class End(StrEnum):
@@ -108,7 +108,7 @@ def retrain(recipe: RetrainRecipe, *, say: Say = console.say) -> Retraining:
 
     Raises:
         LeaseError: another process is at it. RwkvFusionError: a part failed, see `prepare`, `train` and `promote`;
-            RetrainError: too much of a dataset is in quarantine.
+            RetrainError: too much of a dataset is in quarantine, or another job has a part of what is written.
     """
     url = recipe.webhook or os.environ.get(WEBHOOK)
     if url is not None and not url.startswith(("http://", "https://")):
@@ -117,7 +117,13 @@ def retrain(recipe: RetrainRecipe, *, say: Say = console.say) -> Retraining:
     store = Store(recipe.state).sub(recipe.promote.name)
     with Lease(store, "rwkvfusion retrain", recipe.lease_seconds, watch=True) as lease:
         try:
-            return _retrain(recipe, store, lease, url, say)
+            try:
+                return _retrain(recipe, store, lease, url, say)
+            except LeaseError as error:
+                # Where ours was taken over, another is at it. Else a part is held, perhaps by a job that died and has
+                # yet to run out, and nobody retrains.
+                lease.check()
+                raise RetrainError(str(error)) from error
         except Exception as error:
             if url is not None and not isinstance(error, LeaseError):
                 line = redacted(f"{recipe.promote.name}: failed: {error}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -53,6 +53,19 @@ class Recipe:
         return (low + (high - low) * parts).astype(np.float32)
 
 
+_MEF = Recipe(
+    "mef",
+    steps=2_500,
+    loss={"ssim7": 24.0, "qabf": 6.0, "vif": 2.5, "qcb": 0.0, "anchor": 2500.0},
+    crop=256,
+    batch=4,
+    simulate=1.0,
+    simulation="exposures",
+    light=2.5,
+    darker=(0.0, 6.0),
+    brighter=(0.5, 6.5),
+)
+
 RECIPES = {
     "vif": Recipe("vif", steps=18_000, moment=3),
     "vif-tiny": Recipe("vif", "tiny", steps=9_000),
@@ -75,33 +88,8 @@ RECIPES = {
         after="vif-tiny",
     ),
     "mif": Recipe("mif", moment=2),
-    "mef": Recipe(
-        "mef",
-        steps=2_500,
-        loss={"ssim7": 24.0, "qabf": 6.0, "vif": 2.5, "qcb": 0.0, "anchor": 2500.0},
-        crop=256,
-        batch=4,
-        simulate=1.0,
-        simulation="exposures",
-        light=2.5,
-        darker=(0.0, 6.0),
-        brighter=(0.5, 6.5),
-    ),
-    "mef-after": Recipe(
-        "mef",
-        steps=150,
-        loss={"ssim7": 24.0, "qabf": 6.0, "vif": 5.0, "qcb": 0.0, "anchor": 2500.0},
-        crop=256,
-        batch=2,
-        lr=3e-4,
-        ema=0.98,
-        simulate=1.0,
-        simulation="exposures",
-        light=2.5,
-        darker=(0.0, 6.0),
-        brighter=(0.5, 6.5),
-        after="mef",
-    ),
+    "mef": _MEF,
+    "mef-after": replace(_MEF, steps=150, loss=_MEF.loss | {"vif": 11.0}, batch=2, lr=3e-4, ema=0.98, after="mef"),
     "mff": Recipe(
         "mff",
         steps=7_600,

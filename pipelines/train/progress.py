@@ -5,9 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
-
-import ray
+from typing import Self
 
 from rwkvfusion.pipelines.console import Bar, phase, say
 
@@ -60,11 +58,6 @@ class Board:
         """What was pinned since the last call."""
         newest, self.newest = self.newest, None
         return newest
-
-
-def make_board() -> Any:
-    """A board in a process of its own; it takes no CPU from the workers."""
-    return ray.remote(num_cpus=0)(Board).remote()
 
 
 class StepProgress:

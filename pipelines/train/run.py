@@ -30,7 +30,7 @@ from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.registry.registry import RegisteredVersion, log_and_register
 from rwkvfusion.model.training.trainer import CheckpointError, Trained, TrainingError, read_averaged
 from rwkvfusion.pipelines import console
-from rwkvfusion.pipelines.cluster import Cluster, connect, expect, polled
+from rwkvfusion.pipelines.cluster import Cluster, board_of, connect, expect, polled
 from rwkvfusion.pipelines.console import phase
 from rwkvfusion.pipelines.ray_job import check_output, check_tracking
 from rwkvfusion.pipelines.recipe import RecipeError
@@ -39,7 +39,7 @@ from rwkvfusion.pipelines.train.card.text import EVALUATION
 from rwkvfusion.pipelines.train.card.write import write_card
 from rwkvfusion.pipelines.train.job import TrainJob, complete, finished_result, open_job, repair
 from rwkvfusion.pipelines.train.plan import TrainPlan, plan_training
-from rwkvfusion.pipelines.train.progress import Progress, StepProgress, make_board
+from rwkvfusion.pipelines.train.progress import Board, Progress, StepProgress
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
 from rwkvfusion.pipelines.train.result import Chosen, TrainResult, available, record_result
 from rwkvfusion.pipelines.train.scores import final_scores, no_scores
@@ -184,7 +184,7 @@ def _fit(job: TrainJob, progress: OnProgress | None, say: Callable[[str], None])
     # The controller and the board take no CPU; one more than the workers leaves room for Ray's own tasks.
     with connect(recipe.address, cpus=recipe.workers + 1) as cluster:
         use_gpu = _use_gpu(recipe, cluster)
-        board = make_board()
+        board = board_of(Board)
         spec = WorkerSpec(plan, job.run, board)
         workers = _Workers(
             train_worker,

@@ -71,9 +71,19 @@ class Nodes:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, name: str, cpus: float) -> None:
-        """Start the node `name`, and wait until the cluster has it."""
-        self._start(name, cpus, [f"--address={self.address}"])
-        self.wait(lambda: name in self.ids())
+        """Start the node `name`, and wait until the cluster has it.
+
+        `ray start` gives a node half a minute to come up, which is little beside a job on few cores: it is tried again.
+        """
+        for tries_left in (2, 1, 0):
+            self._start(name, cpus, [f"--address={self.address}"])
+            try:
+                self.wait(lambda: name in self.ids())
+                return
+            except AssertionError:
+                if not tries_left or self.processes[name].poll() is None:
+                    raise
+                del self.processes[name]
 
     def ids(self) -> dict[str, str]:
         """The nodes that live, by name."""

@@ -43,6 +43,21 @@ def tars(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (out / "msrs").glob("*.tar")}
 
 
+BOARDS = """
+import ray
+from rwkvfusion.pipelines.cluster import board_of, connect
+
+class Board:
+    def node(self):
+        return ray.get_runtime_context().get_node_id()
+
+with connect():
+    boards = [board_of(Board) for _ in range(8)]
+    beside = {ray.get(board.node.remote()) for board in boards} == {ray.get_runtime_context().get_node_id()}
+print(beside)
+"""
+
+
 @contextmanager
 def begun(store: Store) -> Iterator[dict[tuple[str, str], set[str]]]:
     """Of each step and shard, the nodes on which it was begun, as seen ten times a second."""
@@ -117,3 +132,13 @@ def test_nodes_join_are_drained_and_die_and_the_bytes_are_the_same(tmp_path: Pat
     plain = CliRunner().invoke(main, ["prepare", *settings(raw, tmp_path / "here"), "--set", "ray.address=local"])
     assert plain.exit_code == 0, plain.output
     assert tars(tmp_path / "out") == tars(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_what_a_job_is_told_by_is_on_no_node_that_is_taken_before_the_job() -> None:
+    with Nodes() as nodes:
+        nodes.add("first", 1)
+        nodes.add("second", 1)
+        environment = os.environ | {"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"}
+        done = subprocess.run([sys.executable, "-c", BOARDS], env=environment, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == "True\n"

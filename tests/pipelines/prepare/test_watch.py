@@ -101,6 +101,30 @@ def test_a_plan_of_the_same_size_that_was_written_anew_is_read_again(tmp_path: P
     assert growth.look() == Look(2, 2, 1, 1, 1, None)
 
 
+def test_a_shard_that_comes_between_a_look_at_the_plan_and_its_own_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    planned = {f"train-{i:06d}": PlannedShard(pairs=2, plan=str(NEW) * 64) for i in range(2)}
+    PlannedShards(fingerprint="f" * 64, shards=dict([*planned.items()][:1])).write(store)
+    growth = Growth(store)
+    growth.look()
+    plain = Store.versions_in
+
+    def late(self: Store, folder: str, **more: bool) -> dict[str, str | None]:
+        PlannedShards(fingerprint="f" * 64, shards=planned).write(store)
+        for number in range(2):
+            put(store, number, NEW)
+        monkeypatch.setattr(Store, "versions_in", plain)
+        return plain(self, folder, **more)
+
+    monkeypatch.setattr(Store, "versions_in", late)
+    growth.look()
+    look = growth.look()
+    assert look is not None
+    assert look.is_over
+
+
 def test_a_dataset_of_before_there_were_plans_is_taken_as_it_is(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["status", write_dataset(tmp_path, pairs(4, 2)), "--watch"])
     assert result.exit_code == 0, result.output

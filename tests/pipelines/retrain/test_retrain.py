@@ -24,8 +24,8 @@ from made_shipped import ROOT, ship
 from mlflow import MlflowClient
 from retrain_killed import POINTS
 
-from rwkvfusion.infra.lease import LeaseError
-from rwkvfusion.infra.storage import sha256
+from rwkvfusion.infra.lease import LEASES, Lease, LeaseError
+from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.names import WEIGHTS
 from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.pipelines.cli import main
@@ -182,6 +182,23 @@ def test_of_two_at_once_the_second_fails_soon_and_says_who_works(
     leave.set()
     first.join()
     assert len(ends) == 1
+
+
+@pytest.mark.parametrize(("is_ours", "code"), [(True, BUSY), (False, 1)])
+def test_only_another_retraining_is_another_process_at_it(
+    is_ours: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(_: object, store: Store, lease: Lease, *more: object) -> None:
+        part = store if is_ours else store.sub("dataset")
+        part.write(f"{LEASES}/00000009.json", lease._bytes())
+        Lease(part, "a job that died on another machine").__enter__()
+
+    monkeypatch.setattr(run, "_retrain", held)
+    path = write_recipe(tmp_path, recipe(tmp_path))
+    result = CliRunner().invoke(main, ["retrain", str(path)])
+    assert result.exit_code == code
+    said = "was taken over by" if is_ours else "is being written by"
+    assert said in result.output + str(result.exception)
 
 
 @pytest.mark.slow

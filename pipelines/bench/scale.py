@@ -313,7 +313,7 @@ def _measured(name: str, pairs: int, kept: Path | None) -> dict[str, float]:
     file = None if kept is None else kept / f"{name}.{pairs}"
     if file is None or not file.exists():
         say(f"{name} of {pairs:,} pairs")
-        command = [sys.executable, "-m", "rwkvfusion.pipelines.prepare.bench", "--measure", name, "--pairs", str(pairs)]
+        command = [sys.executable, "-m", "rwkvfusion.pipelines.bench.scale", "--measure", name, "--pairs", str(pairs)]
         text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -25,15 +25,15 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.cluster import Cluster
 from rwkvfusion.pipelines.isolate import Attempts
-from rwkvfusion.pipelines.prepare import measure as measure_module
 from rwkvfusion.pipelines.prepare import run as run_module
 from rwkvfusion.pipelines.prepare.card import finish_dataset
-from rwkvfusion.pipelines.prepare.cost import Cost, costs
-from rwkvfusion.pipelines.prepare.measure import SHARDS, sample_of
 from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.packing import Pool
 from rwkvfusion.pipelines.prepare.plan import Job, ShardPlan, plan_job
-from rwkvfusion.pipelines.prepare.predict import Measured, Prices, pairs_to_make, predict
+from rwkvfusion.pipelines.prepare.price import measure as measure_module
+from rwkvfusion.pipelines.prepare.price.cost import Cost, costs
+from rwkvfusion.pipelines.prepare.price.measure import SHARDS, sample_of
+from rwkvfusion.pipelines.prepare.price.predict import Measured, Prices, pairs_to_make, predict
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe, ShardConfig
 from rwkvfusion.pipelines.prepare.report import comparison_lines, prediction_lines
 from rwkvfusion.pipelines.recipe import load_recipe
@@ -63,6 +63,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "pipeline", pipeline)
         monkeypatch.setattr(module, "connect", lambda *_, **__: nullcontext(Cluster(2, 0, True)))
     monkeypatch.setattr(run_module, "counted", lambda _, on_pairs: nullcontext(on_pairs))
+    monkeypatch.setattr(run_module, "watched", lambda *_: nullcontext(lambda: None))
 
 
 def run(command: str, raw: Path, out: Path, *more: str) -> Result:
@@ -246,7 +247,7 @@ def test_retries_are_noted_by_step_and_are_on_the_card(raw: Path, tmp_path: Path
 
 
 def test_gpus_are_priced_and_counted(raw: Path, tmp_path: Path) -> None:
-    job = plan(raw, tmp_path / "out", "caption.resources.gpus=0.5")
+    job = plan(raw, tmp_path / "out", "caption.resources.gpus=0.5", "shard.pairs=1")
     steps = {"source": 0.01, "detect": 0.02, "caption": 0.4, "segment": 0.05, "merge": 0.0, "text": 0.0, "commit": 0.0}
     costs = {step: Cost(10, 10 * each, 10, min(each, 0.05) * 10, 0, 0, 1000) for step, each in steps.items()}
     measured = Measured(
@@ -260,8 +261,9 @@ def test_gpus_are_priced_and_counted(raw: Path, tmp_path: Path) -> None:
     assert found.bottleneck == "caption"
     assert found.pairs_per_gpu_hour == pytest.approx(3600 / (0.4 * 0.5))
     assert found.cost == pytest.approx(found.seconds / 3600 * (16 * 0.05 + 2 * 2.5))
-    # Two half GPUs on each of two.
-    assert found.balanced_pools["caption"] == min(4, len(job.pending))
+    # Two half GPUs on each of two: of the actors that its pool there may have, no more find a place.
+    assert {pool.stage.name: pool.max_actors for pool in pools}["caption"] == len(job.pending) == 12
+    assert found.pools["caption"] == found.balanced_pools["caption"] == 4
     text = "\n".join(prediction_lines(found, prices))
     assert "all wait for caption" in text
     assert "16 CPUs at 0.05 and 2 GPUs at 2.5 an hour" in text
@@ -271,7 +273,7 @@ def test_gpus_are_priced_and_counted(raw: Path, tmp_path: Path) -> None:
     }
     found = predict(job, measured.model_copy(update={"costs": busy}), pools, cluster)
     # Waiting for cores that others had is not the job's own time.
-    assert found.pairs_per_second == pytest.approx(1 / (0.4 / found.pools["caption"]))
+    assert found.pairs_per_second == pytest.approx(1 / (0.4 / 4))
     assert "waited for a core for 90% of their time" in "\n".join(prediction_lines(found, None))
     took = {step: replace(cost, cpu_seconds=0.02 * found.pairs) for step, cost in costs.items()}
     lines = comparison_lines(found, found.seconds * 1.25, took)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rwkvfusion.pipelines.prepare import bench
-from rwkvfusion.pipelines.prepare.bench import SimulatedStore, measure_memory, measure_opening, measure_planning
+from rwkvfusion.pipelines.bench import scale
+from rwkvfusion.pipelines.bench.scale import SimulatedStore, measure_memory, measure_opening, measure_planning
 
 PAIRS = 20_000
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "scale.md"
@@ -36,19 +36,19 @@ def test_a_dataset_is_opened_by_its_listing_and_a_few_requests() -> None:
     assert (small["plain_requests"], large["plain_requests"]) == (105, 2006)
     assert (small["open_requests"], large["open_requests"]) == (7, 8)
     # Of a shard that was made again the proof is read beside the index.
-    store = bench.write_shards(PAIRS // 20)
-    bench.index_manifests(store)
+    store = scale.write_shards(PAIRS // 20)
+    scale.index_manifests(store)
     other = store.read("_manifests/train-000008.json").replace(b"000008", b"000007")
     store.write("_manifests/train-000007.json", other)
     SimulatedStore.requests.clear()
-    dataset = bench.Dataset.open(store.url, allow_incomplete=True)
+    dataset = scale.Dataset.open(store.url, allow_incomplete=True)
     assert SimulatedStore.requests == {"LIST": 5, "GET": 2}
     assert dataset.manifests[7].sha256 == dataset.manifests[8].sha256
 
 
 def test_the_page_has_the_tables_that_the_benchmark_writes() -> None:
-    figures = {name: {1000: measure(1000)} for name, measure in bench.MEASURES.items()}
-    heads = [line for line in bench.tables(figures).splitlines() if line.startswith(("| pairs", "| shards"))]
+    figures = {name: {1000: measure(1000)} for name, measure in scale.MEASURES.items()}
+    heads = [line for line in scale.tables(figures).splitlines() if line.startswith(("| pairs", "| shards"))]
     page = DOCS.read_text(encoding="utf-8")
     assert len(heads) == 3
     assert all(head in page for head in heads)

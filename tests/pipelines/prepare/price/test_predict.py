@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkvfusion.pipelines.prepare import predict
-from rwkvfusion.pipelines.prepare.cost import Cost, costs, marginal
-from rwkvfusion.pipelines.prepare.predict import CORES, PriceError, Prices, Step, balanced, seconds_of, slowest
+from rwkvfusion.pipelines.prepare.price import predict
+from rwkvfusion.pipelines.prepare.price.cost import Cost, costs, marginal
+from rwkvfusion.pipelines.prepare.price.predict import CORES, PriceError, Prices, Step, balanced, seconds_of, slowest
 from rwkvfusion.stages.dataset.manifest import Effort, StageRecord
 
 parts = st.floats(0.001, 0.2)
@@ -84,7 +84,7 @@ def test_pools_grow_until_the_cores_are_what_all_wait_for_and_no_further(
     line: list[Step], cores: int, gpus: float, each: float, most: int
 ) -> None:
     line = [Step(step.name, step.cpu, step.alone, step.actors, each) for step in line]
-    evened = balanced(line, cores, gpus, most)
+    evened = balanced(line, cores, gpus, {step.name: most for step in line})
     name, pause = slowest(evened, cores)
     step = next((one for one in evened if one.name == name), None)
     is_full = each > 0 and (sum(one.actors for one in evened) + 1) * each > gpus
@@ -95,7 +95,7 @@ def test_pools_grow_until_the_cores_are_what_all_wait_for_and_no_further(
 
 def test_tasks_are_no_pools() -> None:
     line = [Step("source", 0.5, 0.5, 2, is_pool=False), *steps((0.01, 0.2, 1))]
-    assert [step.actors for step in balanced(line, 2, 0, 99)] == [2, 1]
+    assert [step.actors for step in balanced(line, 2, 0, {"s0": 99})] == [2, 1]
     assert slowest(line, 2) == (CORES, pytest.approx(0.255))
 
 

@@ -17,10 +17,10 @@ from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cluster import connect
 from rwkvfusion.pipelines.console import Bar
-from rwkvfusion.pipelines.prepare.cost import costs, marginal
 from rwkvfusion.pipelines.prepare.packing import pack
 from rwkvfusion.pipelines.prepare.plan import Job, ShardPlan
-from rwkvfusion.pipelines.prepare.predict import Measured, MeasureError, seconds_of, steps_of
+from rwkvfusion.pipelines.prepare.price.cost import costs, marginal
+from rwkvfusion.pipelines.prepare.price.predict import Measured, MeasureError, seconds_of, steps_of
 from rwkvfusion.pipelines.prepare.run import PrepareError, pipeline
 from rwkvfusion.pipelines.prepare.status import counts as in_words
 from rwkvfusion.pipelines.ray_data import cause

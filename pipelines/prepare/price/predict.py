@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.hashes import cache_folder
 from rwkvfusion.infra.storage import StorageError, Store, sha256
-from rwkvfusion.pipelines.prepare.cost import Cost
 from rwkvfusion.pipelines.prepare.packing import Pool
 from rwkvfusion.pipelines.prepare.plan import Job
+from rwkvfusion.pipelines.prepare.price.cost import Cost
 from rwkvfusion.pipelines.prepare.progress import COMMIT
 from rwkvfusion.stages.source.source import STAGE
 
@@ -225,22 +225,30 @@ def slowest(steps: Sequence[Step], cores: int) -> tuple[str, float]:
     return name, loads[name]
 
 
-def balanced(steps: Sequence[Step], cores: int, gpus: float, most: int) -> list[Step]:
+def balanced(steps: Sequence[Step], cores: int, gpus: float, most: Mapping[str, int]) -> list[Step]:
     """The steps with the least actors at which the cores are what all wait for, or the GPUs are taken.
 
-    `most`: actors that a stage can use, one for each shard.
+    `most`: by stage, the actors that it may have.
     """
     steps = [replace(step, actors=1) if step.is_pool else step for step in steps]
     while True:
         name, _ = slowest(steps, cores)
         place = next((i for i, step in enumerate(steps) if step.name == name and step.is_pool), None)
-        if place is None or steps[place].actors >= most:
+        if place is None or steps[place].actors >= most[name]:
             return steps
         more = replace(steps[place], actors=steps[place].actors + 1)
         grown = [*steps[:place], more, *steps[place + 1 :]]
         if more.gpus and sum(step.gpus * step.actors for step in grown) > gpus + 1e-6:
             return steps
         steps = grown
+
+
+def _followed(steps: Sequence[Step], pools: Sequence[Pool], cores: int, gpus: float) -> list[Step]:
+    """The steps with the actors that work and room will give them on a cluster, where a pool is bounded by the shards
+    alone."""
+    least = {pool.stage.name: pool.min_actors for pool in pools}
+    grown = balanced(steps, cores, gpus, {step.name: step.actors for step in steps})
+    return [replace(step, actors=max(step.actors, least[step.name])) if step.is_pool else step for step in grown]
 
 
 def predict(
@@ -251,7 +259,9 @@ def predict(
     n_pairs = sum(sizes)
     shares = {name: measured.shares[name] * n / max(n_pairs, 1) for name, n in pairs_to_make(job).items()}
     steps = steps_of(measured.costs, shares, pools, cluster)
-    evened = balanced(steps, cores, cluster.gpus, len(sizes))
+    if not cluster.local:
+        steps = _followed(steps, pools, cores, cluster.gpus)
+    evened = balanced(steps, cores, cluster.gpus, {step.name: len(sizes) for step in steps})
     seconds = measured.start_up_seconds + seconds_of(steps, sizes, cores)
     cpu, gpu = sum(step.cpu for step in steps), sum(step.alone * step.gpus for step in steps)
     bottleneck, pause = slowest(steps, cores)

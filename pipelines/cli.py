@@ -7,13 +7,15 @@ needs no Ray.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import click
 
-from rwkvfusion.infra.errors import RwkvFusionError, redact_tracebacks
+from rwkvfusion.infra.errors import TRACEBACK, RwkvFusionError, redact_tracebacks, unforeseen
 from rwkvfusion.pipelines.interrupt import watched
 from rwkvfusion.pipelines.options import BUSY, LEFT_OUT, NOT_PROMOTED, NOTHING_NEW
+from rwkvfusion.pipelines.ray_job import is_submitted
 
 COMMANDS = {
     "demo": ("demo.command", "The whole chain on photographs that come with scikit-image."),
@@ -57,10 +59,10 @@ class _Group(click.Group):
             except BaseException as error:
                 if watch is not None and watch.caused(error):
                     ctx.exit(watch.end())
-                if isinstance(error, RwkvFusionError):
-                    click.echo(f"rwkvfusion: {error}", err=True)
-                    ctx.exit(1)
-                raise
+                if (line := _line(error)) is None:
+                    raise
+                click.echo(f"rwkvfusion: {line}", err=True)
+                ctx.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -75,6 +77,16 @@ class _Group(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+def _line(error: BaseException) -> str | None:
+    """What is said of an exception; None for those that click or Python handle."""
+    if isinstance(error, RwkvFusionError):
+        return str(error)
+    is_handled = isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort | BrokenPipeError)
+    if not isinstance(error, Exception) or is_handled or TRACEBACK in os.environ or is_submitted():
+        return None
+    return unforeseen(error)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

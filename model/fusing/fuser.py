@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.errors import RwkvFusionError, first_invalid, printable
 from rwkvfusion.infra.pictures.decode import decode, decode_indices
 from rwkvfusion.infra.pictures.units import Picture, Scale, Unit, UnitError, measure
 from rwkvfusion.infra.storage import sha256
@@ -158,7 +158,7 @@ class Fuser:
             where = ".".join(map(str, first["loc"])) or "file"
             if first["type"] == "extra_forbidden" or where == "version":
                 raise _of_newer(folder, where) from None
-            raise _no_config(folder, f"{where}: {first['msg']}") from None
+            raise _no_config(folder, first_invalid(error)) from None
         except FuserError:
             raise
         except (TypeError, ValueError) as error:

@@ -37,7 +37,7 @@ from pydantic import (
     model_serializer,
 )
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, first_invalid
 from rwkvfusion.infra.packs import Packs
 from rwkvfusion.infra.storage import MissingError, RefusedError, Store, sha256
 
@@ -189,9 +189,7 @@ class Manifest(BaseModel):
         try:
             return cls.model_validate_json(data, context=shared)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "file"
-            raise DatasetError(f"{where} is not a shard manifest: {field}: {first['msg']}") from None
+            raise DatasetError(f"{where} is not a shard manifest: {first_invalid(error)}") from None
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:

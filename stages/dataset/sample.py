@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, first_invalid
 from rwkvfusion.infra.pictures.units import Scale, parse_scale, percentiles_of, unit_of
 from rwkvfusion.stages.dataset.manifest import Key
 from rwkvfusion.stages.dataset.task import Task
@@ -340,11 +340,10 @@ def _take_picture(key: str, members: dict[str, bytes], role: str, ext: str) -> b
 
 
 def _in_short(error: Exception) -> str:
-    """The error in one line: pydantic's own message quotes the whole input."""
-    if not isinstance(error, ValidationError):
-        return (str(error) or type(error).__name__).split("\n")[0][:300]
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc'])[:100]}: {first['msg']}"[:300]
+    """The error in one line."""
+    if isinstance(error, ValidationError):
+        return first_invalid(error)[:300]
+    return (str(error) or type(error).__name__).split("\n")[0][:300]
 
 
 def _json(value: Any) -> bytes:

@@ -30,6 +30,7 @@ _SHAPES = re.compile(r"\b(?:hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|(?:A
 _SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|API_KEY|CREDENTIAL")
 _LEAST = 8
 """Shorter values are words that would be found everywhere."""
+_PREFIX = re.compile(r"^(?:\((?:\w+\.)+\w+\) |[A-Z]+(?:_[A-Z]+)+: |\[Errno -?\d+\] )+")
 TRACEBACK = "RWKVFUSION_TRACEBACK"
 """Set it, and what nobody foresaw is shown as Python shows it."""
 _KINDS = {
@@ -101,6 +102,14 @@ def unforeseen(error: Exception) -> str:
         f"a bug{place}, or input that nobody foresaw: {text if ' ' in text else f'{type(error).__name__} {text}'};"
         f" report it with {_kept(error) or f'what {TRACEBACK}=1 shows'}"
     )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, for a sentence of ours; its name where it says nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+    # What libraries put before it: classes, codes and numbers of theirs.
+    return _PREFIX.sub("", str(error).strip().partition("\n")[0]).strip() or type(error).__name__
 
 
 def _kept(error: Exception) -> str | None:

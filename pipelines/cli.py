@@ -6,8 +6,10 @@ needs no Ray.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
+import re
 from typing import Any
 
 import click
@@ -59,6 +61,8 @@ class _Group(click.Group):
             except BaseException as error:
                 if watch is not None and watch.caused(error):
                     ctx.exit(watch.end())
+                if type(error) is click.BadParameter:
+                    raise _plain(error) from None
                 if (line := _line(error)) is None:
                     raise
                 click.echo(f"rwkvfusion: {line}", err=True)
@@ -74,9 +78,27 @@ class _Group(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            ctx.fail(f"there is no command {args[0]!r}" + (f": did you mean {near[0]}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+def _plain(error: click.BadParameter) -> click.BadParameter:
+    """The error without click's names for kinds of numbers."""
+    message = re.sub(r"is not a valid (integer|float)(?: range)?", _number, error.message)
+    return click.BadParameter(message, error.ctx, error.param, error.param_hint)
+
+
+def _number(found: re.Match[str]) -> str:
+    return "is not a whole number" if found[1] == "integer" else "is not a number"
 
 
 def _line(error: BaseException) -> str | None:

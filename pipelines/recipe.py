@@ -87,7 +87,7 @@ def _values(path: str) -> tuple[str, dict[Any, Any]]:
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise RecipeError(f"{name} must be a mapping of settings, not a {type(values).__name__}")
+        raise RecipeError(f"{name} is no recipe: it must be a mapping of settings, KEY: VALUE")
     return name, values
 
 
@@ -129,9 +129,9 @@ def _read(path: str) -> tuple[str, str]:
     available = builtin_recipes()
     if name in available:
         return name, resources.files("rwkvfusion.pipelines.recipes").joinpath(name).read_text(encoding="utf-8")
-    near = difflib.get_close_matches(Path(name).name, available, 1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise RecipeError(f"no recipe {path!r}: neither a file nor one of {', '.join(available)}.{hint}")
+    near = difflib.get_close_matches(Path(name).stem, [one.removesuffix(".yaml") for one in available], 1)
+    hint = f"did you mean {near[0]}.yaml? There is" if near else "neither a file nor one of"
+    raise RecipeError(f"no recipe {path!r}: {hint} {', '.join(available)}")
 
 
 def _set(values: dict[str, Any], override: str) -> None:

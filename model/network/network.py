@@ -250,7 +250,7 @@ class RWKVFusion(nn.Module):
         batch = images[0].shape[0]
         size = max(image.shape[2] for image in images), max(image.shape[3] for image in images)
         if all(tuple(image.shape[2:]) != size for image in images):
-            raise ValueError("no image is the largest in both height and width")
+            raise ValueError("no image is the largest in both height and width: give one that is")
         if mask is not None and (tuple(mask.shape) != (batch, *size) or mask.is_floating_point()):
             raise ValueError(f"mask must be integers of shape {(batch, *size)}, got {tuple(mask.shape)}")
         if text is not None and (text.ndim != 3 or text.shape[::2] != (batch, self.config.text_width)):

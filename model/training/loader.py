@@ -150,7 +150,7 @@ class Loader:
                 " resolution was made from the target by its sensor's blur, which no resized picture shows"
             )
         if config.whole_last and steps is None:
-            raise ValueError("whole_last is a part of the steps, and they are not given")
+            raise ValueError("whole_last is a part of the steps: give steps too")
         self.data, self.config, self.text_width, self.seed, self.rank = data, config, text_width, seed, rank
         self.channels, self.max_objects = channels, max_objects
         self.whole_from = steps - round(config.whole_last * steps) if steps and config.whole_last else None

@@ -66,10 +66,11 @@ class RetrainRecipe(BaseModel):
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.train.init is not None:
-            raise ValueError("train.init: here `init` says what a training starts from")
+            raise ValueError("train.init: here `init` says what a training starts from: leave it out")
         if self.train.register_as.name not in (None, self.promote.name):
             raise ValueError(
-                f"train.register.name is {self.train.register_as.name}, and promote.name is {self.promote.name}"
+                f"train.register.name is {self.train.register_as.name}, and promote.name is {self.promote.name}:"
+                " make them one"
             )
         return self
 

@@ -80,7 +80,7 @@ class Image(_Part):
     @model_validator(mode="after")
     def _rising(self) -> Self:
         if self.scale is None and (self.black is not None or self.percentiles is not None):
-            raise ValueError("black and percentiles go with a scale")
+            raise ValueError("black and percentiles go with a scale: give it too")
         if self.scale is not None and self.scale <= (self.black or 0):
             raise ValueError(f"the value that counts as 1 must lie above {self.black or 0:g}, not be {self.scale:g}")
         return self
@@ -193,7 +193,7 @@ class Text(_Part):
         """The inverse; ValueError for an array of another type or shape. Nothing that a header claims is allocated."""
         header = _NPY.match(data)
         if header is None or int.from_bytes(data[8:10], "little") != header.end() - 10:
-            raise ValueError("text.npy is not a (tokens, width) array of float16")
+            raise ValueError("text.npy must be a (tokens, width) array of float16")
         return cls(data=data[header.end() :], tokens=int(header[1]), width=int(header[2]))
 
 

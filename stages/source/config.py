@@ -172,7 +172,7 @@ class SourceConfig(_Settings):
     @classmethod
     def _shares(cls, holdout: dict[str, float] | None) -> dict[str, float] | None:
         if holdout and (not all(share > 0 for share in holdout.values()) or sum(holdout.values()) >= 1):
-            raise ValueError("parts are above 0 and less than 1 in all: what is left is for train")
+            raise ValueError("parts must be above 0 and less than 1 in all: what is left is for train")
         if holdout and REST in holdout:
             raise ValueError("leave out train: it gets the rest")
         return holdout
@@ -240,7 +240,7 @@ def _check_effect(config: SourceConfig, layout: Layout) -> None:
     of_groups = sharpens or layout.group is not None or not (config.holdout or layout.holdout)
     usual_bits = SourceConfig.model_fields["near_duplicates"].default
     if of_groups and config.near_duplicates not in (None, 0, usual_bits):
-        raise SourceError("source.near_duplicates is of a source.holdout of pictures, and there is none here")
+        raise SourceError("source.near_duplicates is of a source.holdout of pictures: set that too, or leave it out")
     roles = {*layout.modalities, TARGET, EVERY}
     unknown = sorted(set(config.scale) - roles)
     if unknown and not layout.is_sequence:

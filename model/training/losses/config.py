@@ -65,7 +65,7 @@ class LossConfig(BaseModel):
         if task not in LUMA_TASKS:
             found = found.model_copy(update={"intensity": 0.0, "gradient": 0.0})
         if not any(getattr(found, name) for name in TERMS):
-            raise ValueError("no term of the loss has a weight")
+            raise ValueError("no term of the loss has a weight: set one, e.g. gradient")
         return found
 
 

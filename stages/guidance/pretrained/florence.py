@@ -132,7 +132,9 @@ class FlorenceCaption(ModelStage[FlorenceCaptionConfig]):
         roles = self.config.roles
         images = [image for image in sample.images if roles is None or image.role in roles]
         if not images:
-            raise ValueError(f"none of the modalities {', '.join(sample.roles)} is in caption.roles")
+            raise ValueError(
+                f"none of the modalities {', '.join(sample.roles)} is in caption.roles: set it to one of them"
+            )
         return images
 
 

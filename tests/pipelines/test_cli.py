@@ -84,7 +84,7 @@ PAIRED += " --set source.modalities.infrared.folder=ir "
             1,
             "nowhere does not exist: set it to the folder that holds the data",
         ),
-        ("prepare msrs --set source.root=raw", 1, "no pair of layout 'msrs' below"),
+        ("prepare msrs --set source.root=empty", 1, "no pair of layout 'msrs' below"),
         (
             "prepare vif --set source.layout=mrs --set source.root=raw",
             1,
@@ -129,6 +129,7 @@ def test_a_mistake_is_answered_in_our_words(
     for folder in ("vi", "ir"):
         (tmp_path / "raw" / folder).mkdir(parents=True)
         assert cv2.imwrite(str(tmp_path / "raw" / folder / "a.png"), scene(1, 64, 64))
+    (tmp_path / "empty").mkdir()
     (tmp_path / "words.png").write_text("hello")
     (tmp_path / "bad.yaml").write_text("a: [1\nb: 2\n")
     result = CliRunner().invoke(main, arguments.split())

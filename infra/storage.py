@@ -130,9 +130,11 @@ class Store:
         return Store(self.join(name), self.patience)
 
     def exists(self, name: str = "") -> bool:
+        """Whether there is a file or a folder `name`. StorageError where the store fails."""
         return self._call("look up", name, lambda fs, path: bool(fs.exists(path)))
 
     def isdir(self, name: str = "") -> bool:
+        """Whether there is a folder `name`, of S3 one that holds something. StorageError where the store fails."""
         # To see whether a folder is there, fsspec lists all of it.
         call = _holds_any if self._is_s3 else lambda fs, path: bool(fs.isdir(path))
         return self._call("look up", name, call)

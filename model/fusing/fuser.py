@@ -215,7 +215,7 @@ class Fuser:
         text: np.ndarray | None = None,
         tile: Tile = "auto",
     ) -> np.ndarray:
-        """`fuse` of pictures that have their scales: see `measure`."""
+        """`fuse` of pictures that have their scales (see `measure`): shapes, results and errors are those of `fuse`."""
         selected = self._select({role: picture.values for role, picture in pictures.items()})
         height, width, ratio = _common_size(selected, same=self.config.luma_only)
         planes = [_planes(role, image, pictures[role].unit) for role, image in selected.items()]

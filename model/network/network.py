@@ -45,6 +45,7 @@ class EncoderLayer(nn.Module):
         self.brwkv = mixing(config, level, block)
 
     def forward(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Text]:
+        """Features (B, C, H, W) of a level, and the text that goes on to its next layer."""
         x, passed = self.fusion(x, images, objects, text)
         assert passed is not None
         return self.brwkv(x), passed

@@ -181,6 +181,7 @@ class Manifest(BaseModel):
         return self.model_dump(exclude=effort) == other.model_dump(exclude=effort)
 
     def to_json(self) -> bytes:
+        """As it is stored: equal manifests give equal bytes."""
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False).encode()
 
     @classmethod

@@ -119,6 +119,7 @@ def run(stage: Stage[Any], samples: Sequence[Sample], on_done: Callable[[int], N
 
     A batch that raises is halved until the one bad sample is alone, which then carries the error. Where memory ran
     out, the batches that follow are no larger than the half. `on_done` is called with the samples done so far.
+    StageError where the stage gives other samples than it was given, or in another order.
     """
     result = list(samples)
     good = [i for i, sample in enumerate(samples) if sample.error is None]

@@ -11,7 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from messages import classes, sources
+
+import rwkvfusion
+from rwkvfusion.pipelines.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = (
@@ -136,6 +140,18 @@ def test_what_raises_an_error_of_ours_says_so() -> None:
         }
         silent += [f"{name}: {error}" for error in sorted(raised & ours) if error not in told]
     assert silent == []
+
+
+def test_the_version_is_one_everywhere() -> None:
+    (newest, *_) = re.findall(r"^## (\d\S*) - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest == rwkvfusion.__version__
+    assert CliRunner().invoke(main, ["--version"]).output == f"rwkvfusion, version {newest}\n"
+    images = {
+        version
+        for path in (ROOT / "infra" / "deploy").iterdir()
+        for version in re.findall(r"rwkvfusion:(\d[\d.]*\d)", path.read_text(encoding="utf-8"))
+    }
+    assert images == {newest}
 
 
 CONSUMER = """

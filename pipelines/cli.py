@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from rwkvfusion import __version__
 from rwkvfusion.infra.errors import TRACEBACK, RwkvFusionError, redact_tracebacks, unforeseen
+from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.pipelines.interrupt import watched
 from rwkvfusion.pipelines.options import BUSY, LEFT_OUT, NOT_PROMOTED, NOTHING_NEW
 from rwkvfusion.pipelines.ray_job import is_submitted
@@ -113,7 +113,7 @@ def _line(error: BaseException) -> str | None:
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="rwkvfusion")
+@click.version_option(package_version(), prog_name="rwkvfusion")
 @click.option(
     "--tolerant",
     is_flag=True,

@@ -10,12 +10,16 @@ import difflib
 import importlib
 import os
 import re
-from typing import Any
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, TextIO
 
 import click
 
-from rwkvfusion.infra.errors import TRACEBACK, RwkvFusionError, redact_tracebacks, unforeseen
+from rwkvfusion.infra.errors import TRACEBACK, RwkvFusionError, redact_tracebacks, redacted, unforeseen
 from rwkvfusion.infra.provenance import package_version
+from rwkvfusion.pipelines.console import say
 from rwkvfusion.pipelines.interrupt import watched
 from rwkvfusion.pipelines.options import BUSY, LEFT_OUT, NOT_PROMOTED, NOTHING_NEW
 from rwkvfusion.pipelines.ray_job import is_submitted
@@ -112,6 +116,22 @@ def _line(error: BaseException) -> str | None:
     return unforeseen(error)
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Warnings of ours are lines for a person; those of libraries stay as Python shows them."""
+    text = redacted(str(message))
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
+        say(f"warning: {text}")
+    else:
+        (file or sys.stderr).write(warnings.formatwarning(text, category, filename, lineno, line))
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_version(), prog_name="rwkvfusion")
 @click.option(
@@ -129,6 +149,7 @@ def main(tolerant: bool) -> None:
     Train:         rwkvfusion train train_vif_small.yaml --set data.url=out/tno
     """
     redact_tracebacks()
+    warnings.showwarning = _show_warning
 
 
 if __name__ == "__main__":

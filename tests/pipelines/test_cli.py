@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from made import scene, write_pairs
 
+from rwkvfusion.model.shipped import shipped
 from rwkvfusion.pipelines import cli
 from rwkvfusion.pipelines.cli import COMMANDS, main
 from rwkvfusion.pipelines.cluster import ClusterError, connect
@@ -135,6 +137,17 @@ def test_a_mistake_is_answered_in_our_words(
     result = CliRunner().invoke(main, arguments.split())
     assert (result.exit_code, line in result.output) == (code, True), result.output
     assert not re.search(r"Traceback|[a-z]Error\b|Exception|pydantic|Errno|a bug at", result.output)
+
+
+def test_a_warning_of_ours_is_a_line_for_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        assert cv2.imwrite(name, scene(1, 64, 64))
+    shutil.copytree(shipped()["vif-tiny"].folder, tmp_path / "vif-tiny")
+    result = CliRunner().invoke(main, ["fuse", "--model", "vif-tiny", "a.png", "b.png", "-o", "c.png"])
+    assert result.exit_code == 0, result.output
+    told = "warning: vif-tiny is the model that comes with the package; the folder here is ./vif-tiny\n"
+    assert (told in result.stderr, "UserWarning" in result.stderr) == (True, False)
 
 
 def test_a_cluster_that_cannot_be_used_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

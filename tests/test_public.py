@@ -148,7 +148,7 @@ def test_the_version_is_one_everywhere() -> None:
     assert CliRunner().invoke(main, ["--version"]).output == f"rwkvfusion, version {newest}\n"
     images = {
         version
-        for path in (ROOT / "infra" / "deploy").iterdir()
+        for path in (ROOT / "ray_cluster.yaml", *(ROOT / "infra" / "deploy").iterdir())
         for version in re.findall(r"rwkvfusion:(\d[\d.]*\d)", path.read_text(encoding="utf-8"))
     }
     assert images == {newest}

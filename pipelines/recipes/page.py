@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from itertools import groupby
@@ -86,7 +87,9 @@ def _sentence(group: RecipeField) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text inside a row of a table, in which Markdown makes nothing of signs that YAML or a pattern has."""
+    """Text inside a row of a table, in which Markdown makes nothing of signs that YAML or a pattern has; of hashes the
+    head."""
+    text = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1...", text)
     return text.replace("|", "\\|").replace("*", "\\*").replace("<", "\\<").replace("[]", "\\[\\]")
 
 

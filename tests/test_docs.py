@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import re
@@ -28,6 +29,7 @@ from rwkvfusion.pipelines.prepare.card import _fields_of_meta
 from rwkvfusion.pipelines.registry.entry import Entry, Proof
 from rwkvfusion.pipelines.retrain import run as retraining
 from rwkvfusion.pipelines.train import job
+from rwkvfusion.pipelines.train.recipe import NetworkOverrides, TrainRecipe
 from rwkvfusion.stages.dataset.manifest import Effort, Manifest, PlannedShards, Quarantined, StageRecord
 from rwkvfusion.stages.dataset.origin import Origin
 
@@ -108,6 +110,47 @@ def test_files_and_tests_that_pages_name_are_there() -> None:
     assert [one for one in of(r"test_\w+\.py") if one[1] not in tests] == []
     functions = {name for text in tests.values() for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
     assert [one for one in of(r"test_\w+") if one[1] not in functions] == []
+
+
+def test_names_in_code_that_pages_give_as_file_and_name_are_there() -> None:
+    named = [*of(r"[a-z0-9_/]+\.py:[A-Za-z_.]+")]
+    assert len(named) > 25
+    missing = []
+    for page, name in named:
+        file, _, path = name.partition(":")
+        body = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+        for part in path.split("."):
+            found = next((node for node in body if part in _names(node)), None)
+            if found is None:
+                missing.append((page, name))
+                break
+            body = getattr(found, "body", [])
+    assert missing == []
+
+
+def _names(node: ast.stmt) -> set[str]:
+    """What a statement defines."""
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return {node.name} if isinstance(node, ast.ClassDef | ast.FunctionDef) else set()
+
+
+def test_every_equation_table_and_figure_of_the_paper_has_a_row() -> None:
+    first = [line.split(" | ")[0].strip("| ") for line in PAGES["docs/paper.md"].splitlines() if line.startswith("| ")]
+    equations = [number for cell in first if re.fullmatch(r"[\d, ]+", cell) for number in cell.split(", ")]
+    assert [*map(int, equations)] == [*range(1, 24)]
+    for kind, last in (("Tab.", 10), ("Fig.", 13)):
+        cells = [cell for cell in first if cell.startswith(("Sect.", "Tab.", "Fig."))]
+        lists = [found for cell in cells for found in re.findall(rf"{re.escape(kind)} ([\d]+(?:, \d+)*)", cell)]
+        assert sorted(int(number) for found in lists for number in found.split(", ")) == [*range(1, last + 1)]
+
+
+def test_departures_from_the_paper_are_settings() -> None:
+    page = PAGES["docs/paper.md"]
+    table = page[page.index("| setting | the paper | ours | why |") :].partition("\n\n")[0]
+    settings = {name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
+    assert len(settings) > 8
+    assert settings <= {*NetworkOverrides.model_fields, *TrainRecipe.model_fields}
 
 
 def test_what_pages_type_on_a_cluster_is_what_its_own_page_says() -> None:

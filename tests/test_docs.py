@@ -11,7 +11,9 @@ from pathlib import Path
 
 import cv2
 import pytest
-from made import scene
+import yaml
+from accounts import make
+from made import scene, write_pairs
 from made_fusers import luma_fuser, run
 from pydantic import BaseModel
 
@@ -25,12 +27,14 @@ from rwkvfusion.model.shipped import Facts
 from rwkvfusion.model.training.losses.config import LossConfig
 from rwkvfusion.model.training.trainer import STATE, OptimConfig, Trainer
 from rwkvfusion.pipelines.evaluate import rows
-from rwkvfusion.pipelines.prepare.card import _fields_of_meta
+from rwkvfusion.pipelines.prepare.card import _fields_of_meta, finish_dataset
+from rwkvfusion.pipelines.prepare.plan import plan_job
+from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.registry.entry import Entry, Proof
 from rwkvfusion.pipelines.retrain import run as retraining
 from rwkvfusion.pipelines.train import job
 from rwkvfusion.pipelines.train.recipe import NetworkOverrides, TrainRecipe
-from rwkvfusion.stages.dataset.manifest import Effort, Manifest, PlannedShards, Quarantined, StageRecord
+from rwkvfusion.stages.dataset.manifest import CARD, FACTS, Effort, Manifest, PlannedShards, Quarantined, StageRecord
 from rwkvfusion.stages.dataset.origin import Origin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,6 +99,34 @@ def test_every_field_of_a_checkpoint_a_fused_picture_and_an_export_is_on_the_pag
     record = json.loads((tmp_path / "fused.json").read_text())
     assert shown("`NAME.json` beside a picture:") == {*record, "notes", "beside"}
     assert {*record["output"]} <= {*re.findall(r"`(\w+)`", FORMATS.partition("| `output` |")[2].partition("\n")[0])}
+
+
+def test_every_field_of_a_dataset_and_its_cards_head_is_on_the_page(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "raw", ["a", "b"], height=32, width=32)
+    source = {"layout": "msrs", "root": str(tmp_path / "raw"), "scale": {"*": 255}}
+    job = plan_job(PrepareRecipe.model_validate({"source": source, "output": str(tmp_path / "out"), "masks": "none"}))
+    done = make(job, [shard.name for shard in job.shards])
+    finish_dataset(done, [done.committed[shard.name] for shard in done.shards])
+    facts = json.loads(done.store.read(FACTS))
+    assert shown("| field of dataset.json") == {*facts}
+    (row,) = re.findall(r"^\| `effort` \| by step.*$", FORMATS, re.MULTILINE)
+    assert {*facts["effort"]["source"]} <= {*re.findall(r"`(\w+)`", row)}
+    head = yaml.safe_load(done.store.read(CARD).decode().split("---")[1])
+    assert shown("| field of the card's head") == {*head}
+
+
+def test_every_field_of_a_report_and_of_an_outcome_is_on_the_page(tmp_path: Path) -> None:
+    for seed, folder in enumerate(("a", "b", "fused")):
+        (tmp_path / folder).mkdir()
+        assert cv2.imwrite(str(tmp_path / folder / "1.png"), scene(seed, 32, 32))
+    sides = [part for side in ("a", "b") for part in (f"--{side}", tmp_path / side)]
+    result = run("evaluate", *sides, "--fused", f"x={tmp_path / 'fused'}", "--report", tmp_path / "report")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert shown("| field of results.json") == {*report}
+    assert shown("| field of a table") == {*report["tables"][0]}
+    outcome = {field.name for field in dataclasses.fields(retraining.Retraining)}
+    assert shown("| field of the outcome") == outcome | {"text"}
 
 
 def of(pattern: str) -> Iterable[tuple[str, str]]:

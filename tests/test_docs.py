@@ -26,6 +26,7 @@ from rwkvfusion.model.network.network import NetworkConfig
 from rwkvfusion.model.shipped import Facts
 from rwkvfusion.model.training.losses.config import LossConfig
 from rwkvfusion.model.training.trainer import STATE, OptimConfig, Trainer
+from rwkvfusion.pipelines.bench import growth
 from rwkvfusion.pipelines.evaluate import rows
 from rwkvfusion.pipelines.prepare.card import _fields_of_meta, finish_dataset
 from rwkvfusion.pipelines.prepare.plan import plan_job
@@ -183,6 +184,24 @@ def test_departures_from_the_paper_are_settings() -> None:
     settings = {name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
     assert len(settings) > 8
     assert settings <= {*NetworkOverrides.model_fields, *TrainRecipe.model_fields}
+
+
+def test_a_table_that_the_code_makes_is_what_it_makes_now() -> None:
+    (marks,) = growth.MARKS.finditer(PAGES["docs/regenerate.md"])
+    assert marks[0] == marks[1] + growth.table() + marks[2], "make docs writes it anew"
+
+
+def test_every_page_has_its_promises_and_its_figures_beside_what_holds_them() -> None:
+    ran = PAGES["docs/ran.md"]
+    own = {"docs/ran.md", "docs/survives.md", "docs/extend.md"}
+    rows = {
+        link for link in re.findall(r"^\| \[(\w+\.md)\]", ran[ran.index("## What the pages promise") :], re.MULTILINE)
+    }
+    assert {page for page in PAGES if page.startswith("docs/")} - own <= {f"docs/{name}" for name in rows}
+    for heading in ("## What the README promises", "## What the pages promise"):
+        table = ran[ran.index(heading) :].partition("\n## ")[0]
+        cells = [line.strip("| ").split(" | ")[-1] for line in table.splitlines() if line.startswith("| ")][1:]
+        assert [cell for cell in cells if not re.search(r"test_|make |no test", cell)] == []
 
 
 def test_what_pages_type_on_a_cluster_is_what_its_own_page_says() -> None:

@@ -24,6 +24,8 @@ COMMANDS: Mapping[str, str] = {
 GROUP = "group"
 ANY_KEY = "NAME"
 """Stands in a field's name for a key that the recipe chooses."""
+OTHER = "module:Class"
+"""Stands for the methods of other packages, whose settings are not known here."""
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", types.NoneType: "null"}
 
 
@@ -100,10 +102,10 @@ def _of_methods(
     models: Sequence[type[BaseModel]], prefix: str, default: Any, when: str | None, closed: Collection[type[BaseModel]]
 ) -> Iterator[RecipeField]:
     """The fields of a group that has other ones for each `method`; one that is the same for several comes once."""
-    methods = {model.model_fields["method"].default: model for model in models}
+    methods = {_method_of(model): model for model in models}
     chosen = getattr(default, "method", None)
-    lines = {method: _first_line(model).removeprefix("Settings of ").rstrip(".") for method, model in methods.items()}
-    says = "; ".join(f"{method}: {line}" for method, line in lines.items())
+    lines = {method: _first_line(model).removeprefix("Settings of ") for method, model in methods.items()}
+    says = "; ".join(f"{method}: {line.partition('. ')[0].rstrip('.')}" for method, line in lines.items())
     yield RecipeField(f"{prefix}method", f"one of {', '.join(methods)}", (), False, chosen, says, when)
     having: dict[str, list[tuple[RecipeField, list[str]]]] = {}
     for method, model in methods.items():
@@ -114,10 +116,16 @@ def _of_methods(
                 same.append((field, [method]))
             else:
                 users.append(method)
+    n_built_in = sum(method != OTHER for method in methods)
     for name, same in having.items():
         for field, users in same if name != f"{prefix}method" else ():
-            only = when if len(users) == len(methods) else f"{prefix}method={' or '.join(users)}"
+            only = when if len(users) == n_built_in else f"{prefix}method={' or '.join(users)}"
             yield replace(field, when=only)
+
+
+def _method_of(model: type[BaseModel]) -> str:
+    method = model.model_fields["method"].default
+    return method if isinstance(method, str) else OTHER
 
 
 def _leaf(path: str, info: FieldInfo, default: Any, meaning: str, when: str | None) -> RecipeField:

@@ -107,7 +107,8 @@ def _refused(command: str, field: RecipeField, value: float) -> bool:
     *parents, last = field.name.replace(".NAME", ".x").split(".")
     for parent in parents:
         place = place.setdefault(parent, {})
-    place[last] = int(value) if value == int(value) else value
+    number = int(value) if value == int(value) else value
+    place[last] = {"x": number} if field.type.startswith("{") else number
     if field.when:
         path, method = field.when.split("=")
         settings[path.split(".")[0]]["method"] = method.split(" or ")[0]
@@ -115,7 +116,7 @@ def _refused(command: str, field: RecipeField, value: float) -> bool:
         model_of(command).model_validate(settings)
     except ValidationError as error:
         numeric = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
-        return any(problem["loc"][-1:] == (last,) and problem["type"] in numeric for problem in error.errors())
+        return any(last in problem["loc"] and problem["type"] in numeric for problem in error.errors())
     return False
 
 

@@ -74,9 +74,8 @@ train-gpu:       ## train a network that comes with the package, on any PYTHON w
 	$(PYTHON) infra/checkout.py rwkvfusion.pipelines.ship.train $(NAME) --pack $(PACK) --out out/ship/checkpoints \
 	  $(if $(SECONDS),--steps 0 --seconds $(SECONDS)) $(TRAIN)
 
-docs: install    ## what pages have of the code anew, and all of them as a site: open build/site/index.html
+docs: install    ## docs/recipes.md anew, and all pages as a site: open build/site/index.html
 	$(BIN)/python -m rwkvfusion.pipelines.recipes.page docs/recipes.md
-	$(BIN)/python -m rwkvfusion.pipelines.bench.growth docs/regenerate.md
 	$(BIN)/sphinx-build -W --keep-going -q -c docs -d build/doctrees . build/site
 
 lint: install    ## ruff: lint and format; hadolint where it is

@@ -26,7 +26,6 @@ from rwkvfusion.model.network.network import NetworkConfig
 from rwkvfusion.model.shipped import Facts
 from rwkvfusion.model.training.losses.config import LossConfig
 from rwkvfusion.model.training.trainer import STATE, OptimConfig, Trainer
-from rwkvfusion.pipelines.bench import growth
 from rwkvfusion.pipelines.evaluate import rows
 from rwkvfusion.pipelines.prepare.card import _fields_of_meta, finish_dataset
 from rwkvfusion.pipelines.prepare.plan import plan_job
@@ -184,11 +183,6 @@ def test_departures_from_the_paper_are_settings() -> None:
     settings = {name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
     assert len(settings) > 8
     assert settings <= {*NetworkOverrides.model_fields, *TrainRecipe.model_fields}
-
-
-def test_a_table_that_the_code_makes_is_what_it_makes_now() -> None:
-    (marks,) = growth.MARKS.finditer(PAGES["docs/regenerate.md"])
-    assert marks[0] == marks[1] + growth.table() + marks[2], "make docs writes it anew"
 
 
 def test_every_page_has_its_promises_and_its_figures_beside_what_holds_them() -> None:

@@ -26,6 +26,7 @@ from rwkvfusion.pipelines.ray_job import is_submitted
 
 COMMANDS = {
     "demo": ("demo.command", "The whole chain on photographs that come with scikit-image."),
+    "recipe": ("recipes.command", "Show recipes, and what every field of them means."),
     "prepare": ("prepare.command", "Regenerate a dataset: pairs in, WebDataset shards out."),
     "fetch": ("prepare.command", "Download the pretrained models that a recipe's guidance needs."),
     "status": ("prepare.command", "Show how much of a dataset is committed, in pairs and bytes."),

@@ -48,7 +48,7 @@ def load_recipe(path: str, model: type[M], overrides: Sequence[str] = ()) -> M:
 
     Override values are YAML (`true`, `3`, `[a, b]`, text). RecipeError for anything that does not fit `model`.
     """
-    name, values = _values(path)
+    name, values = settings_of(path)
     for override in overrides:
         _set(values, override)
     try:
@@ -68,7 +68,7 @@ def on_top(values: Any, base: str = "recipe") -> Any:
     if not isinstance(values, dict) or not isinstance(values.get(base), str):
         return values
     changes = {key: value for key, value in values.items() if key != base}
-    return _overlaid(_values(values[base])[1], changes)
+    return _overlaid(settings_of(values[base])[1], changes)
 
 
 def _overlaid(values: Any, changes: Any) -> Any:
@@ -77,9 +77,9 @@ def _overlaid(values: Any, changes: Any) -> Any:
     return {**values, **{key: _overlaid(values.get(key), change) for key, change in changes.items()}}
 
 
-def _values(path: str) -> tuple[str, dict[Any, Any]]:
-    """The name and the settings of a recipe."""
-    name, text = _read(path)
+def settings_of(path: str) -> tuple[str, dict[Any, Any]]:
+    """The name and the settings of a recipe, unchecked; RecipeError where there is none, or it is no mapping."""
+    name, text = text_of(path)
     try:
         values = _parse(text)
     except _NotYamlError as error:
@@ -111,8 +111,8 @@ def _parse(text: str) -> Any:
         raise _NotYamlError(f"a value cannot be read: {error}") from None
 
 
-def _read(path: str) -> tuple[str, str]:
-    """The name and the text of a recipe: a file, else a built-in one."""
+def text_of(path: str) -> tuple[str, str]:
+    """The name and the text of a recipe: a file, else a built-in one; RecipeError where neither can be read."""
     file = Path(os.path.expanduser(path))
     try:
         if file.is_file():

@@ -64,7 +64,7 @@ class LoaderConfig(BaseModel):
     )
     permute_objects: bool = Field(default=True, description="give the objects of a mask random indices")
     drop_guidance: float = Field(default=0.1, ge=0, le=1, description="chance to hide the text, and to hide the mask")
-    drop_text: float | None = Field(default=None, ge=0, le=1, description="that of the text; None: drop_guidance")
+    drop_text: float | None = Field(default=None, ge=0, le=1, description="that of the text; null: drop_guidance")
     mix: int = Field(default=4, ge=1, description="shards whose samples are mixed, and that are held in memory")
     cache_mb: int = Field(
         default=512,

@@ -29,8 +29,8 @@ class RetrainRecipe(BaseModel):
     prepare: dict[str, PrepareRecipe] = Field(
         default={}, description="the datasets that are kept up to date, by any names"
     )
-    train: TrainRecipe
-    promote: PromoteRecipe
+    train: TrainRecipe = Field(description="the training; its `init` is left out")
+    promote: PromoteRecipe = Field(description="how its model is judged")
     init: str = Field(
         default=CHAMPION,
         description="weights that a training starts from: champion (scratch where there is none), scratch, or the NAME"
@@ -43,7 +43,7 @@ class RetrainRecipe(BaseModel):
         default=SECONDS, ge=3, description="a job that was not heard of for so long loses its place to the next"
     )
     webhook: str | None = Field(
-        default=None, description="URL that gets the outcome as JSON; None: RWKVFUSION_WEBHOOK, else none"
+        default=None, description="URL that gets the outcome as JSON; null: RWKVFUSION_WEBHOOK, else none"
     )
 
     @field_validator("train", "promote", mode="before")

@@ -40,7 +40,7 @@ class MergeConfig(StageConfig):
         default=(("bright region", "dark region"),),
         description="groups of labels that may name one object; a label is always compatible with itself",
     )
-    max_objects: int = Field(default=MAX_OBJECTS, ge=1, le=MAX_OBJECTS)
+    max_objects: int = Field(default=MAX_OBJECTS, ge=1, le=MAX_OBJECTS, description="of a sample; the best stay")
 
 
 @dataclass(frozen=True, eq=False)

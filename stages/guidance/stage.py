@@ -24,20 +24,20 @@ class Resources(BaseModel):
     """What one actor of a stage takes, and how many there may be. GPUs may be fractions; batches are of samples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    cpus: float = Field(default=1.0, gt=0)
+    cpus: float = Field(default=1.0, gt=0, description="CPU cores of an actor")
     gpus: float | None = Field(
-        default=None, ge=0, description="None: stages with models share a card where there is one"
+        default=None, ge=0, description="GPUs of an actor; null: stages with models share a card where there is one"
     )
-    min_actors: int = Field(default=1, ge=1)
-    max_actors: int | None = Field(default=None, ge=1, description="None: as many as there is room for")
-    batch_size: int = Field(default=8, ge=1)
+    min_actors: int = Field(default=1, ge=1, description="processes that run the stage, at least")
+    max_actors: int | None = Field(default=None, ge=1, description="and at most; null: as many as there is room for")
+    batch_size: int = Field(default=8, ge=1, description="samples that a stage is given at once")
 
 
 class StageConfig(BaseModel):
     """Base of every stage's settings: what changes the output; `resources` does not and stays out of fingerprints."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    resources: Resources = Resources()
+    resources: Resources = Field(default=Resources(), description="what it runs on; changes nothing of what it makes")
 
 
 C = TypeVar("C", bound=StageConfig)

@@ -16,7 +16,7 @@ def _weight(description: str) -> Any:
 
 
 class LossConfig(BaseModel):
-    """Weights of the loss terms, and settings of some; None is the task's preset (see `loss_preset`).
+    """Weights of the loss terms, and settings of some; null is the task's preset (see `loss_preset`).
 
     A term of weight 0 is not computed. Pansharpening and hmif have `ssim` and the terms of the target only.
     """

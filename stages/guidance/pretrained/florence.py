@@ -43,7 +43,7 @@ class FlorenceCaptionConfig(FlorenceConfig):
 
     method: Literal["florence2"] = "florence2"
     prompt: str = Field(default="<MORE_DETAILED_CAPTION>", description=f"one of {', '.join(CAPTION_TASKS)}")
-    roles: tuple[Name, ...] | None = Field(default=None, description="modalities that are captioned; None: all")
+    roles: tuple[Name, ...] | None = Field(default=None, description="modalities that are captioned; null: all")
 
     @field_validator("prompt")
     @classmethod

@@ -96,7 +96,7 @@ def test_a_path_that_is_none_is_a_missing_recipe(path: str) -> None:
 
 
 def test_a_missing_recipe_lists_the_built_in_ones() -> None:
-    with pytest.raises(RecipeError, match=r"Did you mean msrs\.yaml"):
+    with pytest.raises(RecipeError, match=r"did you mean msrs\.yaml"):
         load_recipe("msr.yaml", Outer)
 
 

@@ -164,7 +164,7 @@ def test_what_cannot_be_shown_is_said_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text("nothing: 1\n")
     for arguments, words in (
         (["--fields"], "--fields is of one recipe or command: name a recipe, or prepare, train"),
-        (["vff.yaml"], "Did you mean vif.yaml?"),
+        (["vff.yaml"], "did you mean vif.yaml?"),
         ([str(tmp_path / "odd.yaml"), "--fields"], "is the recipe of no command: name the command whose fields"),
     ):
         result = CliRunner().invoke(main, ["recipe", *arguments])

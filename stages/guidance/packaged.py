@@ -16,7 +16,7 @@ REFERENCE = "module:Class"
 
 
 class PackagedConfig(BaseModel):
-    """A method of another package, with the settings that its class declares. PluginError, StageError for wrong ones."""
+    """A method of another package, with the settings of its class. PluginError, StageError for wrong ones."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     method: str

@@ -30,8 +30,8 @@ from rwkvfusion.stages.guidance.chain import (
 )
 from rwkvfusion.stages.guidance.display import view
 from rwkvfusion.stages.guidance.merge import MergeConfig
-from rwkvfusion.stages.guidance.rle import decode_rle
 from rwkvfusion.stages.guidance.packaged import REFERENCE
+from rwkvfusion.stages.guidance.rle import decode_rle
 from rwkvfusion.stages.guidance.stage import Stage, StageConfig, StageError, check_chain, fingerprint, run
 from rwkvfusion.stages.source.files import open_picture
 

@@ -15,6 +15,7 @@ from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.model.network.config import NetworkConfig, preset
 from rwkvfusion.model.training.loader import Loader
 from rwkvfusion.model.training.losses.config import LossConfig
+from rwkvfusion.model.training.losses.loss import try_others
 from rwkvfusion.model.training.survey import Survey, TrainingSet
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.train.recipe import TrainRecipe, ValidateConfig
@@ -146,11 +147,23 @@ def plan_training(
     if recipe.data.roles is not None:
         survey = replace(survey, roles=recipe.data.roles)
     network = network_of(recipe, data.task, survey)
+    _check_plugins(recipe, data.task, survey, network)
     plan = TrainPlan(
         recipe, data, survey, network, validation_pairs(recipe, data.task), read_init(recipe, network, say), begun_as
     )
     plan.loader(0, recipe.workers).batch(0)
     return plan
+
+
+def _check_plugins(recipe: TrainRecipe, task: str, survey: Survey, network: NetworkConfig) -> None:
+    """PluginError for a loss term of another package that is not there, or that no training could use."""
+    fuses_luma = task in LUMA_TASKS
+    try_others(
+        recipe.loss,
+        n_sources=len(network.in_channels) if fuses_luma else 0,
+        channels=network.out_channels,
+        has_target=survey.has_target,
+    )
 
 
 def network_of(recipe: TrainRecipe, task: str, survey: Survey | None = None) -> NetworkConfig:

@@ -275,10 +275,10 @@ def evaluate(
 
 
 def _gallery(output: str, cases: Cases, convention: Convention, systems: Mapping[str, str]) -> EvaluationGallery:
-    from rwkvfusion.model.metrics.table import VERSION
+    from rwkvfusion.model.metrics.table import metrics_version
     from rwkvfusion.pipelines.evaluate.report.pictures import EvaluationGallery
 
-    facts = dict(systems) | {"pairs": cases.line, "metrics": f"version {VERSION}"}
+    facts = dict(systems) | {"pairs": cases.line, "metrics": f"version {metrics_version(convention)}"}
     return EvaluationGallery(output, cases.task, convention, facts)
 
 

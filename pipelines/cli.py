@@ -7,6 +7,7 @@ needs no Ray.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 import click
@@ -57,7 +58,7 @@ class _Group(click.Group):
             except BaseException as error:
                 if watch is not None and watch.caused(error):
                     ctx.exit(watch.end())
-                if isinstance(error, RwkvFusionError):
+                if isinstance(error, RwkvFusionError) or _is_of_back_end(error):
                     click.echo(f"rwkvfusion: {error}", err=True)
                     ctx.exit(1)
                 raise
@@ -75,6 +76,12 @@ class _Group(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+def _is_of_back_end(error: BaseException) -> bool:
+    """Whether a back end of another package is wrong: `kernels` has an error of its own for that."""
+    module = sys.modules.get("rwkvfusion.kernels.backends.packaged")
+    return module is not None and isinstance(error, module.BackEndError)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -14,7 +14,7 @@ from rwkvfusion.model.metrics import sharpening
 from rwkvfusion.model.metrics.luma import edges, fidelity, perception, released, statistics, structure
 
 VERSION = "2"
-"""Of the code of the metrics; it is raised whenever a value can change, and stands in every result (see `metrics_version`)."""
+"""Of the code of the metrics; raised whenever a value can change, it stands in results: see `metrics_version`."""
 
 
 class Convention(StrEnum):

@@ -14,6 +14,7 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.tracking import Tracker, tracking_uri
 from rwkvfusion.model import shipped
 from rwkvfusion.model.fusing.fuser import NotFiniteError
+from rwkvfusion.model.metrics.table import metrics_version
 from rwkvfusion.model.shipped import Shipped
 from rwkvfusion.pipelines import console
 from rwkvfusion.pipelines.console import phase

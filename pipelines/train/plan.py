@@ -9,9 +9,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from rwkvfusion.infra.plugins import PluginError
 from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.kernels.backends.packaged import BackEndError
+from rwkvfusion.kernels.biwkv import back_end
 from rwkvfusion.model.network.config import NetworkConfig, preset
 from rwkvfusion.model.training.loader import Loader
 from rwkvfusion.model.training.losses.config import LossConfig
@@ -156,7 +160,12 @@ def plan_training(
 
 
 def _check_plugins(recipe: TrainRecipe, task: str, survey: Survey, network: NetworkConfig) -> None:
-    """PluginError for a loss term of another package that is not there, or that no training could use."""
+    """PluginError for a loss term or a back end of another package that no training could use."""
+    try:
+        for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+            back_end(device)
+    except BackEndError as error:
+        raise PluginError(str(error)) from None
     fuses_luma = task in LUMA_TASKS
     try_others(
         recipe.loss,

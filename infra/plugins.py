@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -99,6 +99,12 @@ def find(group: str, name: str, taken: Collection[str] = ()) -> Plugin | None:
     if _REFERENCE.fullmatch(name):
         return Plugin(group, name.rpartition(":")[2], name)
     return plugins(group, taken).get(name)
+
+
+def packages_of(group: str, names: Iterable[str]) -> str:
+    """The packages that plug-ins of these names are of, for a record; what is not installed is left out."""
+    found = installed().get(group, {})
+    return ", ".join(dict.fromkeys(found[name] for name in names if name in found))
 
 
 def plain(name: str) -> str:

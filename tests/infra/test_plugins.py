@@ -1,4 +1,4 @@
-"""Plug-ins of other packages that are wrong: one sentence that says whose it is and what to do, before anything runs."""
+"""Plug-ins of other packages that are wrong: one sentence says whose they are and what to do, before anything runs."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Bi-WKV by the paper's own sum: right, slow and short."""
+"""Bi-WKV in matrix products of float64, with the gradients that torch makes of them."""
 
 import torch
 from torch import Tensor
 
-from rwkvfusion.kernels.reference import biwkv_reference
+from rwkvfusion.kernels.graph import gated_biwkv
 
-CHUNK = 64  # tokens for which one row of `states` is kept
+CHUNK = 64  # tokens that share a place in `states`
 
 
 def unavailable() -> str | None:
@@ -14,7 +14,7 @@ def unavailable() -> str | None:
 
 
 def describe() -> str:
-    return "the paper's sum"
+    return "matrix products in float64"
 
 
 def supports(k: Tensor) -> bool:
@@ -24,17 +24,18 @@ def supports(k: Tensor) -> bool:
 def forward(
     k: Tensor, v: Tensor, r: Tensor | None, lam: Tensor, u: Tensor, rows: int, y: Tensor, states: Tensor | None
 ) -> None:
-    y.copy_(_gated(k, v, r, lam, u, rows))
+    y.copy_(_computed(k, v, r, lam, u, rows))
 
 
 def backward(
     grad: Tensor, k: Tensor, v: Tensor, r: Tensor | None, lam: Tensor, u: Tensor, rows: int, states: Tensor,
     gk: Tensor, gv: Tensor, gr: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    given = [one.detach().requires_grad_() for one in (k, v, lam, u, *([] if r is None else [r]))]
+    k, v, lam, u = given = [one.detach().requires_grad_() for one in (k, v, lam, u)]
+    r = None if r is None else r.detach().requires_grad_()
     with torch.enable_grad():
-        y = _gated(*given[:2], given[4] if r is not None else None, *given[2:4], rows)
-    g_k, g_v, g_lam, g_u, *g_r = torch.autograd.grad(y, given, grad.to(y.dtype))
+        y = _computed(k, v, r, lam, u, rows)
+    g_k, g_v, g_lam, g_u, *g_r = torch.autograd.grad(y, [*given, *([] if r is None else [r])], grad.double())
     gk.copy_(g_k)
     gv.copy_(g_v)
     if gr is not None:
@@ -42,12 +43,6 @@ def backward(
     return g_lam, g_u
 
 
-def _gated(k: Tensor, v: Tensor, r: Tensor | None, lam: Tensor, u: Tensor, rows: int) -> Tensor:
-    y = biwkv_reference(_by_columns(k, rows), _by_columns(v, rows), lam, u)
-    y = _by_columns(y, k.shape[1] // rows)
-    return y if r is None else y * torch.sigmoid(r.double())
-
-
-def _by_columns(x: Tensor, rows: int) -> Tensor:
-    """The tokens of a map of `rows` rows, column after column."""
-    return x.unflatten(1, (rows, -1)).transpose(1, 2).flatten(1, 2)
+def _computed(k: Tensor, v: Tensor, r: Tensor | None, lam: Tensor, u: Tensor, rows: int) -> Tensor:
+    gate = torch.full_like(k, torch.inf) if r is None else r  # open
+    return gated_biwkv(torch.cat((gate, k, v), dim=2).double(), lam.double(), u.double(), rows, torch.float64)

@@ -313,9 +313,11 @@ def test_all_five_are_used_by_the_commands_of_the_page(
     assert made == {"stage": "detect", "version": 1, "config": {"method": METHOD, "side": 16}}
     assert METHOD in (tmp_path / "out/drive/README.md").read_text()
 
-    table = call(evaluate, tmp_path, installed)
-    assert "SPREAD 1 of rwkvfusion-example" in table
-    assert json.loads((tmp_path / "scores.json").read_text())["vif-tiny"]["SPREAD"] > 0
+    for folder, picture in (("visible", scene(0)), ("infrared", scene(9)), ("fused", scene(0))):
+        (tmp_path / folder).mkdir()
+        assert cv2.imwrite(str(tmp_path / folder / "1.png"), picture)
+    assert "SPREAD 1 of rwkvfusion-example" in call(evaluate, tmp_path, installed)
+    assert json.loads((tmp_path / "scores.json").read_text())["ours"]["SPREAD"] > 0
 
     changes = (
         "steps=4", "workers=2", "log_every=2", "checkpoint_every=4", "data.crop=[32,32]", "data.batch=2",

@@ -164,6 +164,7 @@ def evaluate(
     pansharpening     a target         PSNR SAM ERGAS SSIM Q2n SCC (reduced resolution)
                       without one      Dl Ds HQNR (full resolution)
     hmif              a target         PSNR SAM ERGAS SSIM Q2n SCC
+    and what packages add (docs/extend.md)
 
     A table for each kind of comparison, one JSON for all. The trivial answers (each source alone, mean, maximum; of
     sharpening bicubic, Brovey, GSA) are always there: a method below them has not fused anything. A metric that a

@@ -217,7 +217,11 @@ class RWKVFusion(nn.Module):
         merit = sources if self.config.prefer == "brighter" else _sharpness(sources)
         # For two sources this is sigmoid(5 h + preference (merit of a - merit of b)).
         lift = F.pad(_SLOPE * logits, (0, 0, 0, 0, 0, 1))[:, :, None]
-        weights = torch.softmax(lift + self.config.preference * merit, dim=1)
+        odds = lift + self.config.preference * merit
+        # Not in training: each pixel then tells the network of its own choice.
+        if self.config.choice_window and not self.training:
+            odds = _mean(odds.flatten(0, 1), self.config.choice_window).reshape(odds.shape)
+        weights = torch.softmax(odds, dim=1)
         return (weights * sources).sum(dim=1) + residual
 
     def _objects(self, mask: Tensor | None, like: Tensor, pad: tuple[int, int, int, int]) -> Objects | None:
@@ -283,13 +287,15 @@ def _sharpness(images: Tensor) -> Tensor:
     flat = images.flatten(0, 1)
     centred = flat - flat.mean(dim=(2, 3), keepdim=True)
 
-    def mean(x: Tensor) -> Tensor:
-        for kernel, padding in (((7, 1), (3, 0)), ((1, 7), (0, 3))):
-            x = F.avg_pool2d(x, kernel, stride=1, padding=padding, count_include_pad=False)
-        return x
-
-    variance = (mean(centred.square()) - mean(centred).square()).clamp_min(0)
+    variance = (_mean(centred.square(), 7) - _mean(centred, 7).square()).clamp_min(0)
     return torch.log(variance + _NOISE**2).reshape(images.shape)
+
+
+def _mean(x: Tensor, side: int) -> Tensor:
+    """(B, C, H, W), the mean of the square of `side` pixels about each, as far as they lie within."""
+    for kernel, padding in (((side, 1), (side // 2, 0)), ((1, side), (0, side // 2))):
+        x = F.avg_pool2d(x, kernel, stride=1, padding=padding, count_include_pad=False)
+    return x
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:

@@ -102,7 +102,7 @@ _BEFORE: Mapping[str, Mapping[str, Any]] = {
     "": {"paper": True, "init": None, "validation": ValidateConfig(every=0)},
     "data": {
         "resize": False, "whole_last": 0.0, "transpose": False, "min_scale": 1.0, "hide_directions": False,
-        "permute_objects": False,
+        "permute_objects": False, "drop_text": None,
     },
     "network": {
         "size": None, "align": "mirrored", "decay": "relative", "gate_window": 0, "decoder_images": False,

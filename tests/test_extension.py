@@ -296,6 +296,7 @@ def call(command: list[str], folder: Path, environment: dict[str, str]) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_all_five_are_used_by_the_commands_of_the_page(
     installed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

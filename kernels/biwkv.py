@@ -3,8 +3,9 @@
     y_t = (sum_{i != t} e^{-(|t-i|-1) lam + k_i} v_i + e^{u+k_t} v_t) / (the same without v)
 
 Behind the one operator stand the CUDA kernels, the C++ kernels and plain torch operations: the best that this machine
-has is used, see `back_end`. The operator has shape inference, gradients and autocast (it computes in the type it is
-given, states in float32), and works under ``torch.compile`` and CUDA graphs.
+has is used, see `back_end`; before them, back ends of other packages (see `backends.packaged`). The operator has shape
+inference, gradients and autocast (it computes in the type it is given, states in float32), and works under
+``torch.compile`` and CUDA graphs.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rwkvfusion.kernels import graph
-from rwkvfusion.kernels.backends import cpu, cuda
+from rwkvfusion.kernels.backends import cpu, cuda, packaged
 from rwkvfusion.kernels.backends import torch as fallback
 
 __all__ = ["back_end", "biwkv", "gated_biwkv", "plain_operators"]
@@ -85,14 +86,19 @@ def plain_operators(dtype: torch.dtype) -> Iterator[None]:
 
 
 def back_end(device: torch.device | str, dtype: torch.dtype = torch.float32) -> tuple[str, str | None]:
-    """What computes on a device, in words, and why not something better (None: there is nothing better)."""
+    """What computes on a device, in words, and why not something better (None: there is nothing better).
+
+    BackEndError where a back end of another package is wrong.
+    """
     probe = torch.empty(0, dtype=dtype, device=device)
-    module = _module(probe)
+    if (other := packaged.find(probe)) is not None:
+        return other.describe(), None
+    module, idle = _module(probe), packaged.unavailable()
     if module is not fallback:
-        return module.describe(), None
+        return module.describe(), idle
     better = {"cpu": cpu, "cuda": cuda}.get(probe.device.type)
     reason = f"no kernels for {probe.device.type}" if better is None else better.unavailable()
-    return "plain torch operations", reason or f"no kernels for {dtype}"
+    return "plain torch operations", "; ".join(filter(None, (idle, reason or f"no kernels for {dtype}")))
 
 
 def _check(x: Tensor, v: Tensor, lam: Tensor, u: Tensor, channels: int) -> None:
@@ -108,6 +114,9 @@ def _check(x: Tensor, v: Tensor, lam: Tensor, u: Tensor, channels: int) -> None:
 
 
 def _module(k: Tensor) -> ModuleType:
+    if (other := packaged.find(k)) is not None:
+        module: ModuleType = other.module
+        return module
     if cpu.supports(k):
         return cpu
     return cuda if cuda.supports(k) else fallback

@@ -109,7 +109,7 @@ def _number(found: re.Match[str]) -> str:
 
 def _line(error: BaseException) -> str | None:
     """What is said of an exception; None for those that click or Python handle."""
-    if isinstance(error, RwkvFusionError):
+    if isinstance(error, RwkvFusionError) or _is_of_back_end(error):
         return str(error)
     is_handled = isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort | BrokenPipeError)
     if not isinstance(error, Exception) or is_handled or TRACEBACK in os.environ or is_submitted():
@@ -131,6 +131,12 @@ def _show_warning(
         say(f"warning: {text}")
     else:
         (file or sys.stderr).write(warnings.formatwarning(text, category, filename, lineno, line))
+
+
+def _is_of_back_end(error: BaseException) -> bool:
+    """Whether a back end of another package is wrong: `kernels` has an error of its own for that."""
+    module = sys.modules.get("rwkvfusion.kernels.backends.packaged")
+    return module is not None and isinstance(error, module.BackEndError)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

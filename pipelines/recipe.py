@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from rwkvfusion.infra.errors import RwkvFusionError, invalid, printable
+from rwkvfusion.infra.plugins import plugins
 
 MAX_CHARACTERS = 100_000
 """Of a recipe file: PyYAML takes seconds for these, and what is longer is some other file."""
@@ -179,7 +180,8 @@ def _explain(problem: ErrorDetails, path: list[str], inside: list[type[BaseModel
         tag = str(problem["ctx"]["tag"])
         near = difflib.get_close_matches(tag, valid, 1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{where}.method: there is no {tag!r}; {hint}There is {', '.join(valid)}"
+        others = "".join(f", {name}" for name in plugins("stages"))
+        return f"{where}.method: there is no {tag!r}; {hint}There is {', '.join(valid)}{others}"
     if problem["type"] == "missing":
         return f"{where!r} is required (give it in the recipe or by --set {where}=...)"
     if problem["type"] == "invalid_key":

@@ -25,6 +25,9 @@ settings.load_profile("no deadline")
 _CACHE = TemporaryDirectory(prefix="rwkvfusion-tests-cache-")
 os.environ["RWKVFUSION_CACHE"] = _CACHE.name
 
+# A package of its own, which is not installed here: see test_extension.py.
+collect_ignore = ["example_package"]
+
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

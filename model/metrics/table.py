@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cache
 from math import inf
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from rwkvfusion.model.metrics import sharpening
 from rwkvfusion.model.metrics.luma import edges, fidelity, perception, released, statistics, structure
 
 VERSION = "2"
-"""Of the code of the metrics; it is raised whenever a value can change, and stands in every result."""
+"""Of the code of the metrics; raised whenever a value can change, it stands in results: see `metrics_version`."""
 
 
 class Convention(StrEnum):
@@ -65,6 +66,21 @@ class Metric:
     source: str
     compute: Callable[..., float]
     tasks: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackagedMetric(Metric):
+    """A metric of another package, of convention `Y`; its entry point in `rwkvfusion.metrics` has its name.
+
+    Args:
+        comparison: what it is of.
+        version: raised whenever a value can change: values are compared within a version only.
+        package: distribution and version that it was found in; left out, since that is known by then.
+    """
+
+    comparison: Comparison
+    version: str
+    package: str = ""
 
 
 def _by_name(*metrics: Metric) -> dict[str, Metric]:
@@ -237,9 +253,12 @@ def metrics_of(
 ) -> Mapping[str, Metric]:
     """The metrics of a comparison, by name, in the order of a table's columns; of none where the convention has none.
 
-    `task`: leaves out what is of other tasks alone; None: those of every task.
+    Those of other packages are the last. `task`: leaves out what is of other tasks alone; None: those of every task.
+    PluginError where one of another package cannot be used.
     """
     metrics = _METRICS[convention].get(comparison, {})
+    if convention is Convention.Y:
+        metrics = metrics | _by_name(*(one for one in packaged() if one.comparison is comparison))
     return {name: one for name, one in metrics.items() if task is None or not one.tasks or task in one.tasks}
 
 
@@ -251,10 +270,25 @@ LPIPS = Metric(
 )  # fmt: skip
 """Against the sources, of what a network sees in the pictures (see `score_lpips`); its weights are not everywhere."""
 
-LOWER_IS_BETTER = frozenset(
-    name
-    for metrics in (*_Y.values(), {LPIPS.name: LPIPS})
-    for name, metric in metrics.items()
-    if metric.better == "lower"
-)
-"""Names of the metrics of which lower values are better, in every convention."""
+_BUILT_IN = (*dict.fromkeys(name for metrics in _Y.values() for name in metrics), LPIPS.name)
+
+
+@cache
+def packaged() -> tuple[PackagedMetric, ...]:
+    """The metrics of other packages that are installed here; PluginError where one cannot be used."""
+    from rwkvfusion.model.metrics.packaged import load
+
+    return load(_BUILT_IN)
+
+
+@cache
+def lower_is_better() -> frozenset[str]:
+    """Names of the metrics of which lower values are better, in every convention."""
+    metrics = [*(metric for metrics in _Y.values() for metric in metrics.values()), LPIPS, *packaged()]
+    return frozenset(metric.name for metric in metrics if metric.better == "lower")
+
+
+def metrics_version(convention: Convention = Convention.Y) -> str:
+    """Of all metrics: values are compared only where it is equal. `VERSION`, and those of other packages' metrics."""
+    others = packaged() if convention is Convention.Y else ()
+    return ", ".join([VERSION, *(f"{one.name} {one.version} of {one.package.split()[0]}" for one in others)])

@@ -18,7 +18,7 @@ from typing import Any
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.fusing.fuser import VERSION as FUSER_VERSION
-from rwkvfusion.model.metrics.table import VERSION as METRICS_VERSION
+from rwkvfusion.model.metrics.table import metrics_version
 from rwkvfusion.model.network.config import NetworkConfig
 from rwkvfusion.model.training.survey import Survey, TrainingSet
 from rwkvfusion.pipelines.evaluate.run import Selected, select_samples
@@ -139,7 +139,7 @@ class Exam:
         """Errors as of `select_samples`."""
         selected = select_samples(url, splits or None, pairs)
         shards = [(shard.manifest.sha256, list(shard.keys)) for shard in selected.dataset.shards]
-        key = _digest(shards, METRICS_VERSION, FUSER_VERSION, *guidances)
+        key = _digest(shards, metrics_version(), FUSER_VERSION, *guidances)
         return cls(selected.dataset.store.url, selected.splits, pairs, key, selected.line, tuple(guidances))
 
     def select(self) -> Selected:

@@ -16,7 +16,7 @@ from rwkvfusion.infra.pictures.decode import decode
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.model.metrics.baselines import luma_baselines
 from rwkvfusion.model.metrics.score import Picture, Scene, score
-from rwkvfusion.model.metrics.table import Comparison, Convention
+from rwkvfusion.model.metrics.table import Comparison, Convention, metrics_version
 from rwkvfusion.pipelines.cluster import connect
 from rwkvfusion.pipelines.evaluate.report.terminal import described, table_lines
 from rwkvfusion.pipelines.fuse.run import fuse_dataset, open_model
@@ -72,7 +72,7 @@ def run_demo(output: Path, *, steps: int | None = None, say: Callable[[str], Non
         for line in table_lines(shown):
             say("  " + line)
     say("")
-    say(f"scores:   {described(Convention.Y)}")
+    say(f"scores:   {described(Convention.Y, metrics_version())}")
     say(f"pictures: {root / 'fused'} (fused.png beside the sources and their mean)")
     say(f"model:    models:/{result.model_name}@{result.alias} (version {result.version})")
     say(f"          MLFLOW_TRACKING_URI={result.tracking_uri}")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rwkvfusion.infra.cores import usable_cores
+from rwkvfusion.infra.plugins import KINDS, installed
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.tracking import tracking_uri
 
@@ -32,6 +34,7 @@ def machine_facts() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": {name: _version(name) for name in _PACKAGES},
         "operator": operator_facts(),
+        "plugins": installed(),
         "s3": "ready" if importlib.util.find_spec("s3fs") else "missing: pip install 'rwkvfusion[s3]'",
         "ray_address": os.environ.get("RAY_ADDRESS"),
         "tracking_uri": tracking_uri(),
@@ -43,10 +46,15 @@ def operator_facts() -> dict[str, Any]:
     import torch
 
     from rwkvfusion.kernels.backends import cuda
+    from rwkvfusion.kernels.backends.packaged import BackEndError
     from rwkvfusion.kernels.biwkv import back_end
 
     def facts(device: str) -> dict[str, Any]:
-        return dict(zip(("back_end", "why_not_better"), back_end(device), strict=True))
+        try:
+            used, reason = back_end(device)
+        except BackEndError as error:
+            used, reason = "nothing", str(error)
+        return {"back_end": used, "why_not_better": reason}
 
     gpus = []
     for index in range(torch.cuda.device_count()):
@@ -71,6 +79,12 @@ def operator_line(facts: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def plugins_line(found: Mapping[str, Mapping[str, str]]) -> str:
+    """What other packages add, for a person."""
+    parts = (f"{KINDS[group]} {name} ({package})" for group, names in found.items() for name, package in names.items())
+    return ", ".join(parts) or "none"
+
+
 def machine_lines(facts: dict[str, Any]) -> list[str]:
     """`machine_facts` for a person."""
     packages = ", ".join(f"{name} {version or 'missing'}" for name, version in facts["packages"].items())
@@ -80,6 +94,7 @@ def machine_lines(facts: dict[str, Any]) -> list[str]:
         "devices": f"{facts['cpus']} CPUs, " + (", ".join(facts["gpus"]) or "no GPU"),
         "packages": packages,
         "operator": operator_line(facts["operator"]),
+        "plug-ins": plugins_line(facts["plugins"]),
         "s3": facts["s3"],
         "ray": facts["ray_address"] or "RAY_ADDRESS is not set: jobs start a Ray of their own here",
         "mlflow": facts["tracking_uri"],

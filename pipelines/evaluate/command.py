@@ -164,6 +164,7 @@ def evaluate(
     pansharpening     a target         PSNR SAM ERGAS SSIM Q2n SCC (reduced resolution)
                       without one      Dl Ds HQNR (full resolution)
     hmif              a target         PSNR SAM ERGAS SSIM Q2n SCC
+    and what packages add (docs/extend.md)
 
     A table for each kind of comparison, one JSON for all. The trivial answers (each source alone, mean, maximum; of
     sharpening bicubic, Brovey, GSA) are always there: a method below them has not fused anything. A metric that a
@@ -275,10 +276,10 @@ def evaluate(
 
 
 def _gallery(output: str, cases: Cases, convention: Convention, systems: Mapping[str, str]) -> EvaluationGallery:
-    from rwkvfusion.model.metrics.table import VERSION
+    from rwkvfusion.model.metrics.table import metrics_version
     from rwkvfusion.pipelines.evaluate.report.pictures import EvaluationGallery
 
-    facts = dict(systems) | {"pairs": cases.line, "metrics": f"version {VERSION}"}
+    facts = dict(systems) | {"pairs": cases.line, "metrics": f"version {metrics_version(convention)}"}
     return EvaluationGallery(output, cases.task, convention, facts)
 
 

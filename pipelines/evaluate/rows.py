@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.score import ScoreError, Scores
-from rwkvfusion.model.metrics.table import VERSION, Comparison, Convention
+from rwkvfusion.model.metrics.table import Comparison, Convention, metrics_version
 from rwkvfusion.pipelines.evaluate.cases.case import Case
 from rwkvfusion.pipelines.evaluate.cases.units import Marks
 
@@ -93,7 +93,11 @@ class Kind:
     @property
     def metadata(self) -> dict[str, str]:
         """As the file's schema carries it."""
-        facts = {"task": self.task, "convention": str(self.convention), "metrics_version": VERSION}
+        facts = {
+            "task": self.task,
+            "convention": str(self.convention),
+            "metrics_version": metrics_version(self.convention),
+        }
         return {f"{_META}{name}": value for name, value in (facts | {"version": package_version()}).items()}
 
 
@@ -200,7 +204,7 @@ class Kept:
                     f"{self.store.url} holds results of {fact} {facts.get(fact)}, and these are of {fact} {value}: they"
                     " are never mixed; give another --report DIR, or remove that one"
                 )
-        if facts.get("metrics_version") != VERSION:
+        if facts.get("metrics_version") != metrics_version(self.kind.convention):
             self.outdated = str(facts.get("metrics_version"))
             return ()
         return rows

@@ -24,7 +24,7 @@ from rwkvfusion.model.metrics.score import (
     score,
     score_lpips,
 )
-from rwkvfusion.model.metrics.table import LPIPS, VERSION, Comparison, Convention
+from rwkvfusion.model.metrics.table import LPIPS, Comparison, Convention, metrics_version
 from rwkvfusion.pipelines.evaluate.cases.case import Case, Cases, Inputs, Loaded, digest
 from rwkvfusion.pipelines.evaluate.cases.folders import FolderCases
 from rwkvfusion.pipelines.evaluate.cases.samples import DatasetCases, Selected, select_samples
@@ -119,7 +119,7 @@ def evaluate(cases: Cases, systems: Sequence[System], how: How = How()) -> Resul
     return Results(
         cases.task,
         how.convention,
-        VERSION,
+        metrics_version(how.convention),
         scored_of(rows, slices),
         tuple(system.name for system in systems),
         tuple(cases.left_out),
@@ -151,7 +151,9 @@ class _Work:
         how, inputs = self.how, case.read()
         entries = {system.name: system.open(case) for system in self.systems}
         more = [] if how.lpips is None else [LPIPS.name]
-        floor = digest(inputs.digest, case.task, how.sensor, how.convention, VERSION, self._units, *more)
+        floor = digest(
+            inputs.digest, case.task, how.sensor, how.convention, metrics_version(how.convention), self._units, *more
+        )
         hashes = {name: digest(floor, entry.digest) for name, entry in entries.items()}
         known = [] if how.kept is None else how.kept.find(floor, case)
         if not {row.system for row in known}.isdisjoint(hashes):

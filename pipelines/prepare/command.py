@@ -62,6 +62,7 @@ def prepare(
       pansharpening  pancollection psdata3 geotiff
       hmif           hscube
       any            paired: folders, prefixes or suffixes of your own (source.modalities)
+      of a package   its NAME, or module:NAME (docs/extend.md); so also STAGE.method
     source.holdout={val: 0.1, test: 0.1} makes splits of your own, scenes that look alike in one of them.
 
     guidance=full takes the paper's models (Florence-2, Grounding DINO, SAM, T5) instead of the built-in methods;

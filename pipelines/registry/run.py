@@ -14,7 +14,7 @@ from rwkvfusion.infra.storage import Store
 from rwkvfusion.infra.tracking import Tracker, tracking_uri
 from rwkvfusion.model import shipped
 from rwkvfusion.model.fusing.fuser import NotFiniteError
-from rwkvfusion.model.metrics.table import VERSION
+from rwkvfusion.model.metrics.table import metrics_version
 from rwkvfusion.model.shipped import Shipped
 from rwkvfusion.pipelines import console
 from rwkvfusion.pipelines.console import phase
@@ -148,7 +148,7 @@ def promote(
             is_better = judged.decision.verdict is Verdict.PROMOTED
             entry = turn.add(
                 judged.decision.verdict, version, version if is_better else before, sets=judged.sets,
-                reasons=(*judged.decision.reasons, *judged.notes), metrics_version=VERSION, report=folder,
+                reasons=(*judged.decision.reasons, *judged.notes), metrics_version=metrics_version(), report=folder,
                 report_sha256=digest, weights_sha256=candidate.weights_sha256,
                 champion_sha256=champion.weights_sha256 if champion else turn.weights_of(before),
                 recipe=recipe.digest,
@@ -239,7 +239,7 @@ def _judged_before(turn: Turn, version: str, recipe: PromoteRecipe) -> Entry | N
     if made is None or made.recipe != recipe.digest or made.before != turn.champion:
         return None
     entry = turn.history.read(made)
-    return entry if entry.metrics_version == VERSION else None
+    return entry if entry.metrics_version == metrics_version() else None
 
 
 def _standing(recipe: PromoteRecipe, version: str, made: Entry | None, *, dry_run: bool) -> Promotion:

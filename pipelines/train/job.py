@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save
 
 from rwkvfusion.infra.errors import redacted
+from rwkvfusion.infra.plugins import packages_of
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import MissingError, Store, sha256
 from rwkvfusion.infra.tracking import RunData, RunInfo, Tracker, find_run, run_exists, start_run, tracking_uri
@@ -233,6 +234,7 @@ def _tags(plan: TrainPlan) -> dict[str, str]:
         "pairs": str(len(plan.data)),
         "commit": commit() or "unknown",
         "package_version": package_version(),
+        **({"loss_packages": others} if (others := packages_of("losses", plan.recipe.loss.others or ())) else {}),
     }
 
 

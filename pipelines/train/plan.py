@@ -9,12 +9,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from rwkvfusion.infra.plugins import PluginError
 from rwkvfusion.infra.storage import Store, sha256
+from rwkvfusion.kernels.backends.packaged import BackEndError
+from rwkvfusion.kernels.biwkv import back_end
 from rwkvfusion.model.network.config import NetworkConfig, preset
 from rwkvfusion.model.training.loader import Loader
 from rwkvfusion.model.training.losses.config import LossConfig
+from rwkvfusion.model.training.losses.loss import try_others
 from rwkvfusion.model.training.survey import Survey, TrainingSet
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.train.recipe import TrainRecipe, ValidateConfig
@@ -146,11 +151,28 @@ def plan_training(
     if recipe.data.roles is not None:
         survey = replace(survey, roles=recipe.data.roles)
     network = network_of(recipe, data.task, survey)
+    _check_plugins(recipe, data.task, survey, network)
     plan = TrainPlan(
         recipe, data, survey, network, validation_pairs(recipe, data.task), read_init(recipe, network, say), begun_as
     )
     plan.loader(0, recipe.workers).batch(0)
     return plan
+
+
+def _check_plugins(recipe: TrainRecipe, task: str, survey: Survey, network: NetworkConfig) -> None:
+    """PluginError for a loss term or a back end of another package that no training could use."""
+    try:
+        for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+            back_end(device)
+    except BackEndError as error:
+        raise PluginError(str(error)) from None
+    fuses_luma = task in LUMA_TASKS
+    try_others(
+        recipe.loss,
+        n_sources=len(network.in_channels) if fuses_luma else 0,
+        channels=network.out_channels,
+        has_target=survey.has_target,
+    )
 
 
 def network_of(recipe: TrainRecipe, task: str, survey: Survey | None = None) -> NetworkConfig:

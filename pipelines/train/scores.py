@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from rwkvfusion.infra.errors import redacted
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.fusing.fuser import Fuser
-from rwkvfusion.model.metrics.table import VERSION, Convention
+from rwkvfusion.model.metrics.table import Convention, metrics_version
 from rwkvfusion.pipelines.evaluate.cases.samples import DatasetCases, Selected, select_samples
 from rwkvfusion.pipelines.evaluate.report.documents import write_report
 from rwkvfusion.pipelines.evaluate.report.terminal import notes as notes_of
@@ -128,7 +128,7 @@ def _scores(fuser: Fuser, data: DataConfig, say: Callable[[str], None], report: 
         pairs=sum(len(one.dataset) for one in selected) - len(results.failed) - len(results.left_out),
         splits=tuple(sorted(scored)),
         datasets=tuple(one.dataset.store.url for one in selected),
-        metrics_version=VERSION,
+        metrics_version=metrics_version(),
         verdicts=tuple(verdict_lines(results)),
         notes=tuple(notes),
     )

@@ -16,7 +16,7 @@ from rwkvfusion.infra.errors import redacted
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.metrics.paired import Summary, summary
 from rwkvfusion.model.metrics.score import ScoreError
-from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, Comparison, metrics_of
+from rwkvfusion.model.metrics.table import Comparison, lower_is_better, metrics_of
 from rwkvfusion.model.training.trainer import Trainer
 from rwkvfusion.pipelines.evaluate.cases.case import Case
 from rwkvfusion.pipelines.evaluate.cases.samples import DatasetCases, Selected, select_samples
@@ -134,7 +134,7 @@ class Validation:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.metric in LOWER_IS_BETTER
+        return self.metric in lower_is_better()
 
     @property
     def points(self) -> dict[str, float]:
@@ -250,7 +250,7 @@ class Validator:
                 own[0, rows, column] = scored.values[_MODEL][name]
                 floors = [values[name] for system, values in scored.values.items() if system != _MODEL]
                 if floors:
-                    best = np.fmin if name in LOWER_IS_BETTER else np.fmax
+                    best = np.fmin if name in lower_is_better() else np.fmax
                     own[1, rows, column] = best.reduce(floors)
 
     def _value(self, summaries: Mapping[str, Summary], floors: np.ndarray) -> float:
@@ -294,7 +294,7 @@ def worst_gain(values: Mapping[str, float], goals: Mapping[str, float]) -> float
     A lower value is a gain where lower is better. A goal that is 0 or not finite counts for nothing.
     """
     gains = [
-        (values[name] - goal) / abs(goal) * (-1 if name in LOWER_IS_BETTER else 1)
+        (values[name] - goal) / abs(goal) * (-1 if name in lower_is_better() else 1)
         for name, goal in goals.items()
         if goal and math.isfinite(goal) and math.isfinite(values.get(name, math.nan))
     ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.weights import WeightsError
@@ -16,6 +16,7 @@ from rwkvfusion.stages.guidance.builtin.detect import AnnotatedBoxes, AnnotatedB
 from rwkvfusion.stages.guidance.builtin.segment import AnnotatedMasks, AnnotatedMasksConfig, BoxSegmenter, SegmentConfig
 from rwkvfusion.stages.guidance.builtin.text import HashedText, TextConfig
 from rwkvfusion.stages.guidance.merge import MergeConfig, MergeMasks
+from rwkvfusion.stages.guidance.packaged import REFERENCE, PackagedConfig, check_place, is_packaged
 from rwkvfusion.stages.guidance.pretrained.base import ModelStage
 from rwkvfusion.stages.guidance.pretrained.encoder import TextEncoder, TextEncoderConfig
 from rwkvfusion.stages.guidance.pretrained.florence import (
@@ -52,12 +53,48 @@ STAGES: Mapping[type[StageConfig], Callable[[Any], Stage[Any]]] = {
 }
 """The stage that each kind of settings makes."""
 
+PROVIDES: Mapping[str, frozenset[str]] = {
+    "detect": SalientRegions.provides,
+    "caption": BuiltinCaption.provides,
+    "segment": BoxSegmenter.provides,
+    "text": HashedText.provides,
+}
+"""What each stage that has methods is to fill, whichever it is."""
+
+
+def _method(settings: Any) -> str:
+    """The method of a stage's settings; that of another package is `REFERENCE`."""
+    method = str(settings.get("method") if isinstance(settings, Mapping) else getattr(settings, "method", None))
+    return REFERENCE if method not in _BUILT_IN and is_packaged(method, _BUILT_IN) else method
+
+
+_BUILT_IN = frozenset(kind.model_fields["method"].default for kind in STAGES if "method" in kind.model_fields)
+
+
+_Packaged = Annotated[PackagedConfig, Tag(REFERENCE)]
 Detect = Annotated[
-    DetectConfig | GroundingDinoConfig | FlorenceDetectConfig | AnnotatedBoxesConfig, Field(discriminator="method")
+    Annotated[DetectConfig, Tag("salient")]
+    | Annotated[GroundingDinoConfig, Tag("grounding_dino")]
+    | Annotated[FlorenceDetectConfig, Tag("florence2_grounding")]
+    | Annotated[AnnotatedBoxesConfig, Tag("annotation")]
+    | _Packaged,
+    Discriminator(_method),
 ]
-Caption = Annotated[CaptionConfig | FlorenceCaptionConfig, Field(discriminator="method")]
-Segment = Annotated[SegmentConfig | SamConfig | AnnotatedMasksConfig, Field(discriminator="method")]
-Text = Annotated[TextConfig | TextEncoderConfig, Field(discriminator="method")]
+Caption = Annotated[
+    Annotated[CaptionConfig, Tag("measured")] | Annotated[FlorenceCaptionConfig, Tag("florence2")] | _Packaged,
+    Discriminator(_method),
+]
+Segment = Annotated[
+    Annotated[SegmentConfig, Tag("grabcut")]
+    | Annotated[SamConfig, Tag("sam")]
+    | Annotated[AnnotatedMasksConfig, Tag("annotation")]
+    | _Packaged,
+    Discriminator(_method),
+]
+Text = Annotated[
+    Annotated[TextConfig, Tag("hashed")] | Annotated[TextEncoderConfig, Tag("encoder")] | _Packaged,
+    Discriminator(_method),
+]
 
 
 class GuidanceConfig(BaseModel):
@@ -112,22 +149,24 @@ def guidance_stages(
 
     `labels` names the values of annotated masks. StageError where the settings do not fit each other.
     """
-    caption: StageConfig = config.caption
-    is_measured = isinstance(caption, CaptionConfig)
+    is_measured = isinstance(config.caption, CaptionConfig)
+    text = _stage("text", config.text)
     if config.masks == "none" or (config.masks == "auto" and TASKS[task].sharpens):
         # Nothing is detected that a measured caption could name.
-        return _checked([caption.model_copy(update={"max_regions": 0}) if is_measured else caption, config.text])
-    detect = _with(config.detect, prompts=() if config.prompts == "auto" else config.prompts, labels=dict(labels))
-    segment = _with(config.segment, labels=dict(labels))
-    needs_caption = "caption" in STAGES[type(detect)](detect).requires
-    if needs_caption and is_measured:
+        none = {"max_regions": 0} if is_measured else {}
+        return _checked([_stage("caption", config.caption.model_copy(update=none)), text])
+    caption = _stage("caption", config.caption)
+    prompts = () if config.prompts == "auto" else config.prompts
+    detect = _stage("detect", config.detect, prompts=prompts, labels=dict(labels))
+    segment = _stage("segment", config.segment, labels=dict(labels))
+    if "caption" in detect.requires and is_measured:
         raise StageError(
             f"detect.method {config.detect.method!r} looks for what the caption names, and the measured captions name"
             " no objects: set prompts=[person, car, ...] or caption.method=florence2"
         )
     # The measured captions say where the detections lie.
-    order = [detect, caption] if is_measured else [caption, detect]
-    return _checked([*order, segment, config.merge, config.text])
+    order = [detect, caption] if is_measured or "boxes" in caption.requires else [caption, detect]
+    return _checked([*order, segment, MergeMasks(config.merge), text])
 
 
 def check_weights(stages: Sequence[Stage[Any]]) -> None:
@@ -150,8 +189,17 @@ def fetch_weights(stages: Sequence[Stage[Any]], say: Callable[[str], None]) -> N
             say(f"{stage.name}: {weights.model} is at {weights.path} (sha256 {weights.sha256[:12]})")
 
 
-def _checked(configs: Sequence[StageConfig]) -> list[Stage[Any]]:
-    stages = [STAGES[type(config)](config) for config in configs]
+def _stage(place: str, config: StageConfig | PackagedConfig, **defaults: Any) -> Stage[Any]:
+    """The stage of `config`, which is that of `place`; `defaults` as of `_with`."""
+    if not isinstance(config, PackagedConfig):
+        return STAGES[type(config)](_with(config, **defaults))
+    kind, settings = config.parts()
+    stage = kind(_with(settings, **defaults))
+    check_place(place, config.method, stage, PROVIDES[place])
+    return stage
+
+
+def _checked(stages: list[Stage[Any]]) -> list[Stage[Any]]:
     check_chain(stages)
     return stages
 

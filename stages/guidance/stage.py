@@ -76,8 +76,13 @@ class Stage(ABC, Generic[C]):
         """Fill `provides` of each sample: pure, same order, same length. An exception fails the batch."""
 
     def identity(self) -> dict[str, Any]:
-        """What made the output, for manifests and the fingerprint: settings, version, and models if any."""
+        """What made the output, for manifests and the fingerprint: settings, version, and models if any.
+
+        The method of a stage of another package is its class, `module:Class`.
+        """
         settings = self.config.model_dump(mode="json", exclude={"resources"})
+        if not type(self).__module__.startswith("rwkvfusion."):
+            settings = {"method": f"{type(self).__module__}:{type(self).__qualname__}", **settings}
         return {"stage": self.name, "version": self.version, "config": settings}
 
 

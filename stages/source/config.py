@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rwkvfusion.infra.pictures.decode import MAX_BYTES
 from rwkvfusion.infra.pictures.units import EVERY, Scales
+from rwkvfusion.infra.plugins import plugins
 from rwkvfusion.infra.storage import Store, absolute
 from rwkvfusion.stages.dataset.sample import RESERVED, Name
 from rwkvfusion.stages.dataset.task import TASKS, Task, task_of
@@ -26,6 +27,7 @@ from rwkvfusion.stages.source.layouts import (
     Layout,
     Place,
     canonical,
+    find_layout,
 )
 from rwkvfusion.stages.source.scenes.sensors import RESPONSES, SENSORS
 from rwkvfusion.stages.source.splits import REST
@@ -103,7 +105,9 @@ class SceneConfig(BaseModel):
 class SourceConfig(_Settings):
     """Where pairs come from. `modalities`, `target`, `mask`, `labels` and `task` describe a layout `paired`."""
 
-    layout: str = Field(description=f"one of {', '.join(sorted(LAYOUTS))}, or {PAIRED}")
+    layout: str = Field(
+        description=f"one of {', '.join(sorted(LAYOUTS))}, or {PAIRED}; of another package: its name, or module:NAME"
+    )
     root: str = Field(min_length=1, description="folder or URL that holds the data")
     scene: SceneConfig = SceneConfig()
     scale: Scales = Field(
@@ -201,11 +205,12 @@ def layout_of(config: SourceConfig) -> Layout:
 def _layout(config: SourceConfig) -> Layout:
     if config.layout == PAIRED:
         return _paired(config)
-    layout = LAYOUTS.get(config.layout)
+    layout = find_layout(config.layout)
     if layout is None:
-        near = difflib.get_close_matches(config.layout.lower(), [*LAYOUTS, PAIRED], 1)
+        names = [*LAYOUTS, *plugins("layouts")]
+        near = difflib.get_close_matches(config.layout.lower(), [*names, PAIRED], 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        available = ", ".join(sorted(LAYOUTS))
+        available = ", ".join(sorted(names))
         raise SourceError(
             f"unknown source.layout {config.layout!r}: {hint}There is {available}; and {PAIRED} for any other"
         )

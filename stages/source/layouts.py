@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
-from rwkvfusion.stages.dataset.task import Task
+from rwkvfusion.infra.plugins import Plugin, find, plain, plugins
+from rwkvfusion.stages.dataset.task import TASKS, Task
 from rwkvfusion.stages.source.names import words
 
 TARGET, MASK, CAPTION = "target", "mask", "caption"
@@ -285,16 +287,45 @@ LAYOUTS: Mapping[str, Layout] = {
 """Layouts by name. A dataset of another shape is described in the recipe, as layout `paired`."""
 
 PAIRED = "paired"
+_BUILT_IN = (*LAYOUTS, PAIRED)
 
 
 def canonical(name: str) -> str:
-    """The name of a layout as `LAYOUTS` has it, whatever its case and its `-`, `_` and spaces (MFI-WHU, NYU-D).
+    """The name of a layout as `LAYOUTS` or a plug-in has it, whatever its case, `-`, `_` and spaces (MFI-WHU, NYU-D).
 
     A name that is no layout's is returned as it is.
     """
-    letters = _letters(name)
-    return next((layout for layout in (*LAYOUTS, PAIRED) if _letters(layout) == letters), name)
+
+    def among(names: Iterable[str]) -> str | None:
+        return next((layout for layout in names if plain(layout) == plain(name)), None)
+
+    return among(_BUILT_IN) or (among(plugins("layouts", _BUILT_IN)) or name)
 
 
-def _letters(name: str) -> str:
-    return re.sub("[-_ ]", "", name.lower())
+def find_layout(name: str) -> Layout | None:
+    """The layout of that canonical name, or the `module:Name`; PluginError for one of another package that is none."""
+    if name in LAYOUTS:
+        return LAYOUTS[name]
+    plugin = find("layouts", name, _BUILT_IN)
+    return None if plugin is None else _checked(plugin, plugin.load())
+
+
+def default_dataset(layout: str) -> str:
+    """What a dataset of a layout is called by default: as its layout is, of `module:Name` the name."""
+    return layout.rpartition(":")[2].strip("_").lower()
+
+
+def _checked(plugin: Plugin, layout: Any) -> Layout:
+    if not isinstance(layout, Layout):
+        raise plugin.wrong(
+            f"must be a `Layout` (rwkvfusion.stages.source.layouts), and is of type {type(layout).__name__}"
+        )
+    if layout.task not in TASKS:
+        raise plugin.wrong(f"has task {layout.task!r}, and there is {', '.join(TASKS)}")
+    if not isinstance(layout.places, tuple) or not all(isinstance(place, Place) for place in layout.places):
+        raise plugin.wrong("must have a tuple of `Place` as its places")
+    if len(layout.modalities) < 2 and not (layout.is_sequence or layout.arrays):
+        raise plugin.wrong(
+            f"must have places of two or more modalities, and has {', '.join(layout.modalities) or 'none'}"
+        )
+    return layout

@@ -15,6 +15,7 @@ from rwkvfusion.stages.dataset.sample import Sample, SampleError
 from rwkvfusion.stages.dataset.task import TASKS, Task
 from rwkvfusion.stages.source.config import Origin, SourceConfig, layout_of
 from rwkvfusion.stages.source.files import PairError, SourceError, read_caption
+from rwkvfusion.stages.source.layouts import default_dataset
 from rwkvfusion.stages.source.pair import Assumed, Match, PairRef, Unpaired, fold, is_picture
 from rwkvfusion.stages.source.pairing import make_keys
 from rwkvfusion.stages.source.pictures import PictureReader
@@ -46,7 +47,7 @@ class Source:
         self.layout = layout_of(config)
         self.store = Store(config.root, patience)
         self.task: Task = self.layout.task
-        self.dataset = name or config.layout
+        self.dataset = name or default_dataset(config.layout)
         self.labels = self.layout.labels
         self.narrow: Counter[str] = Counter()
         """By role, pictures read so far that use little of their 16 bits while nothing declares their scale."""

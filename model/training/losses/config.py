@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from rwkvfusion.model.training.losses.anchors import Anchor
+from rwkvfusion.model.training.losses.packaged import term_plugin
 from rwkvfusion.model.training.losses.presets import TERMS, weights
 from rwkvfusion.stages.dataset.task import LUMA_TASKS
 
@@ -51,11 +52,15 @@ class LossConfig(BaseModel):
     target_edges: float | None = _weight("distance of signed edges to the true picture's")
     target_squared: float | None = _weight("squared distance to the true picture")
     clamp: float | None = _weight("distance of what is outside 0-1 to it")
+    others: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={}, description="weights of terms of other packages, by their names"
+    )
 
     def resolved(self, task: str, *, paper: bool = False) -> Self:
         """With the preset in the place of every None.
 
-        ValueError for an unknown task, for a term that its sources do not allow, and where no term has a weight.
+        ValueError for an unknown task, for a term that its sources do not allow, and where no term has a weight;
+        PluginError for a term of another package that is not installed.
         """
         given = {name: value for name, value in self.model_dump().items() if value is not None}
         refused = [] if task in LUMA_TASKS else [name for name in _NEW_OF_SOURCES if given.get(name)]
@@ -64,7 +69,9 @@ class LossConfig(BaseModel):
             raise ValueError(f"{task} has no loss term {' or '.join(refused)}: its sources differ in resolution")
         if task not in LUMA_TASKS:
             found = found.model_copy(update={"intensity": 0.0, "gradient": 0.0})
-        if not any(getattr(found, name) for name in TERMS):
+        for name in found.others or ():
+            term_plugin(name)
+        if not any((*(getattr(found, name) for name in TERMS), *(found.others or {}).values())):
             raise ValueError("no term of the loss has a weight: set one, e.g. gradient")
         return found
 

@@ -12,7 +12,11 @@ TERMS = (
 )  # fmt: skip
 """The fields that are weights."""
 
-_ALL: dict[str, Any] = {**dict.fromkeys(TERMS, 0.0), "steeper_gain": 1.0, "anchor_to": "maximum", "object_lift": 0.25}
+_ALL: dict[str, Any] = {
+    **dict.fromkeys(TERMS, 0.0), "steeper_gain": 1.0, "anchor_to": "maximum", "object_lift": 0.25, "others": {},
+}  # fmt: skip
+NAMES = (*_ALL, "intensity_mode")
+"""The fields of `LossConfig`."""
 _PAPER = {"intensity": 10.0, "gradient": 20.0, "ssim": 2.0}
 _SHARPENING = {"target": 1.0, "ssim": 0.1}
 _METRICS = {"ssim7": 3.5, "qabf": 8.0, "vif": 0.4, "qcb": 0.4, "clamp": 10.0}

@@ -11,6 +11,7 @@ from typing import Any
 
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.paired import ALPHA, MARGIN, Outcome, Summary, Verdict
+from rwkvfusion.model.metrics.table import Metric, PackagedMetric
 from rwkvfusion.pipelines.evaluate.report.findings import Part, parts_of
 from rwkvfusion.pipelines.evaluate.report.terminal import caption, gaps, notes, pairs, percent, too_few
 from rwkvfusion.pipelines.evaluate.results import Results, finite
@@ -66,7 +67,7 @@ def _table(part: Part) -> dict[str, Any]:
         "comparison": str(part.scored.comparison),
         "slice": part.name or None,
         "pairs": part.n_pairs,
-        "metrics": {name: {"better": one.better, "summary": one.summary} for name, one in part.metrics.items()},
+        "metrics": {name: _metric(one) for name, one in part.metrics.items()},
         "undefined": part.scored.undefined,
         "systems": {
             system: {name: {**asdict(one), "rank": part.ranks[system][name]} for name, one in row.items()}
@@ -77,6 +78,14 @@ def _table(part: Part) -> dict[str, Any]:
             for (first, second), found in part.verdicts.items()
         ],
     }
+
+
+def _metric(metric: Metric) -> dict[str, str]:
+    """What is said of a metric; of another package's, also where it is from."""
+    told = {"better": metric.better, "summary": metric.summary}
+    if isinstance(metric, PackagedMetric):
+        told |= {"version": metric.version, "package": metric.package}
+    return told
 
 
 def markdown(results: Results, parts: Sequence[Part]) -> str:

@@ -9,7 +9,7 @@ from textwrap import wrap
 import numpy as np
 
 from rwkvfusion.model.metrics.paired import Outcome, Verdict, least_pairs
-from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, VERSION
+from rwkvfusion.model.metrics.table import lower_is_better
 from rwkvfusion.pipelines import console
 from rwkvfusion.pipelines.evaluate.report.findings import Part, parts_of
 from rwkvfusion.pipelines.evaluate.results import Results, Scored
@@ -27,7 +27,7 @@ def result_lines(results: Results, width: int = WIDTH) -> Iterator[str]:
     for i, part in enumerate(parts):
         yield from [""] if i else []
         yield from table_lines(part.scored.means, width)
-        lower = [metric for metric in part.metrics if metric in LOWER_IS_BETTER]
+        lower = [metric for metric in part.metrics if metric in lower_is_better()]
         legend = f"; lower is better: {', '.join(lower)}" if lower else ""
         yield f"means over {caption(results, part)}; * marks the best{legend}"
     yield from notes(results)
@@ -122,7 +122,7 @@ def gaps(scored: Scored) -> Iterator[str]:
         yield f"{metric}: mean of {words} ({scored.undefined[metric]})"
 
 
-def described(convention: str, version: str = VERSION) -> str:
+def described(convention: str, version: str) -> str:
     """What scores are of, as it stands beside them: "convention y (metrics 2)"."""
     return f"convention {convention} (metrics {version})"
 
@@ -150,5 +150,5 @@ def table_lines(means: Rows, width: int = WIDTH) -> list[str]:
 
 def _column(metric: str, values: Sequence[float]) -> list[str]:
     defined = [value for value in values if not math.isnan(value)]
-    best = (min if metric in LOWER_IS_BETTER else max)(defined, default=math.nan)
+    best = (min if metric in lower_is_better() else max)(defined, default=math.nan)
     return [f"{value:.3f}{'*' if value == best else ' '}" for value in values]

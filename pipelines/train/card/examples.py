@@ -12,7 +12,7 @@ import numpy as np
 from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.model.fusing.fuser import Fuser
 from rwkvfusion.model.fusing.planes import to_planes
-from rwkvfusion.model.metrics.table import LOWER_IS_BETTER
+from rwkvfusion.model.metrics.table import lower_is_better
 from rwkvfusion.model.training.preview import strip
 from rwkvfusion.pipelines.evaluate.cases.case import Case
 from rwkvfusion.pipelines.evaluate.systems import ModelSystem
@@ -33,7 +33,7 @@ class Example(NamedTuple):
 def chosen(values: Mapping[str, float], metric: str) -> dict[str, str]:
     """{worst, median, best: key} by the `values` of `metric`, those that are finite; fewer where there are not three,
     of a single one `only`."""
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = -1 if metric in lower_is_better() else 1
     keys = sorted((key for key, one in values.items() if math.isfinite(one)), key=lambda key: (sign * values[key], key))
     if len(keys) < 2:
         return dict(zip(("only",), keys, strict=False))

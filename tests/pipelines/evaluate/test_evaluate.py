@@ -22,7 +22,7 @@ from rwkvfusion.infra.pictures.encode import encode_png
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.metrics.baselines import luma_baselines
 from rwkvfusion.model.metrics.luma.planes import luma
-from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, VERSION, Comparison, Convention, metrics_of
+from rwkvfusion.model.metrics.table import VERSION, Comparison, Convention, lower_is_better, metrics_of
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.evaluate.report.terminal import result_lines, table_lines
@@ -240,7 +240,7 @@ def test_a_sample_that_cannot_be_fused_or_read_is_named(model: str, dataset: str
 
 def test_the_help_names_every_metric() -> None:
     words = set(run("--help").replace("/", " ").split())
-    assert words >= {*METRICS, *LOWER_IS_BETTER, "PSNR_ref", "SSIM_ref", "Q2n", "SCC", "HQNR"}
+    assert words >= {*METRICS, *lower_is_better(), "PSNR_ref", "SSIM_ref", "Q2n", "SCC", "HQNR"}
 
 
 names = st.text("abcXYZ_ é1", min_size=1, max_size=30).map(str.strip).filter(bool)
@@ -250,7 +250,7 @@ values = st.one_of(st.floats(-2000, 60000, width=16), st.sampled_from([math.inf,
 @settings(max_examples=150, deadline=None)
 @given(st.data(), st.integers(60, 140))
 def test_tables_are_aligned_narrow_and_mark_the_best(data: st.DataObject, width: int) -> None:
-    metrics = data.draw(st.lists(st.one_of(st.sampled_from([*METRICS, *LOWER_IS_BETTER]), names), unique=True))
+    metrics = data.draw(st.lists(st.one_of(st.sampled_from([*METRICS, *lower_is_better()]), names), unique=True))
     rows = data.draw(st.lists(names, min_size=1, max_size=4, unique=True))
     means = {name: {metric: data.draw(values) for metric in metrics} for name in rows}
     blocks = [block.split("\n") for block in "\n".join(table_lines(means, width)).split("\n\n")] if metrics else []
@@ -268,7 +268,7 @@ def test_tables_are_aligned_narrow_and_mark_the_best(data: st.DataObject, width:
     assert len(seen) == len(metrics)
     for metric, column in zip(metrics, seen, strict=True):
         known = [row[metric] for row in means.values() if not math.isnan(row[metric])]
-        best = (min if metric in LOWER_IS_BETTER else max)(known, default=None)
+        best = (min if metric in lower_is_better() else max)(known, default=None)
         for cell, row in zip(column, means.values(), strict=True):
             assert cell == f"{row[metric]:.3f}" + ("*" if row[metric] == best else "")
 

@@ -18,7 +18,7 @@ from rwkvfusion.infra.pictures.decode import decode, describe
 from rwkvfusion.infra.pictures.encode import encode_picture
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
-from rwkvfusion.model.metrics.table import LOWER_IS_BETTER, VERSION, Comparison, metrics_of
+from rwkvfusion.model.metrics.table import VERSION, Comparison, lower_is_better, metrics_of
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.stages.dataset.sample import Image, Sample
@@ -181,7 +181,7 @@ def test_sources_on_another_scale_are_brought_to_one(tmp_path: Path) -> None:
 
 def test_the_table_knows_which_way_is_better() -> None:
     metrics = [metric for comparison in Comparison for metric in metrics_of(comparison).values()]
-    assert all((metric.better == "lower") == (metric.name in LOWER_IS_BETTER) for metric in metrics)
+    assert all((metric.better == "lower") == (metric.name in lower_is_better()) for metric in metrics)
     assert [*metrics_of(Comparison.REDUCED), *metrics_of(Comparison.FULL)] == [*REDUCED, *FULL]
 
 

@@ -123,7 +123,7 @@ def test_results_of_two_conventions_or_versions_are_never_mixed(
     assert (tmp_path / "r" / FILE).read_bytes() == before
     said = run(options(folders, "one"), *report, "--task", "mff", code=1)
     assert "holds results of task vif, and these are of task mff" in said
-    monkeypatch.setattr(rows_module, "VERSION", "older")
+    monkeypatch.setattr(rows_module, "metrics_version", lambda _: "older")
     rows, _ = from_parquet(before)
     Store(str(tmp_path / "r")).write(FILE, to_parquet(rows, Kind("vif", Convention.Y)))
     monkeypatch.undo()

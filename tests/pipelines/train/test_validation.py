@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.metrics.paired import summary
-from rwkvfusion.model.metrics.table import LOWER_IS_BETTER
+from rwkvfusion.model.metrics.table import lower_is_better
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.registry.find import resolve
 from rwkvfusion.pipelines.evaluate.run import evaluate_dataset, select_samples
@@ -124,7 +124,7 @@ def test_its_scores_are_those_of_evaluate_with_intervals(fuser: Fuser, tmp_path:
     assert worst is not None
     gains = []
     for name in ("MI", "VIF", "SF", "Qabf", "Qcb", "Qcv", "SSIM"):
-        sign = -1 if name in LOWER_IS_BETTER else 1
+        sign = -1 if name in lower_is_better() else 1
         floors = np.stack([values[name] for system, values in scored.values.items() if system != "model"])
         best = (sign * floors).max(axis=0) * sign
         gains.append(sign * (results.means["model"][name] / best.mean() - 1))

@@ -30,6 +30,7 @@ from rwkvfusion.stages.guidance.chain import (
 )
 from rwkvfusion.stages.guidance.display import view
 from rwkvfusion.stages.guidance.merge import MergeConfig
+from rwkvfusion.stages.guidance.packaged import REFERENCE
 from rwkvfusion.stages.guidance.rle import decode_rle
 from rwkvfusion.stages.guidance.stage import Stage, StageConfig, StageError, check_chain, fingerprint, run
 from rwkvfusion.stages.source.files import open_picture
@@ -264,8 +265,10 @@ def test_a_chain_that_cannot_work_is_refused_before_it_starts() -> None:
 
 def test_every_method_that_a_recipe_can_name_has_its_stage() -> None:
     configs = [get_args(hint)[0] for hint in (Detect, Caption, Segment, Text)]
-    classes = {config for union in configs for config in get_args(union)}
+    tagged = [get_args(option) for union in configs for option in get_args(union)]
+    classes = {config for config, tag in tagged if tag.tag != REFERENCE}
     assert classes | {MergeConfig} == set(STAGES)
+    assert all(config.model_fields["method"].default == tag.tag for config, tag in tagged if config in classes)
     methods = {config.model_fields["method"].default for config in classes}
     assert all(set(named.values()) <= methods for named in METHODS.values())
 

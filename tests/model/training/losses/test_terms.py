@@ -20,6 +20,7 @@ from rwkvfusion.model.training.losses.config import TERMS, LossConfig, loss_pres
 from rwkvfusion.model.training.losses.filters import edges
 from rwkvfusion.model.training.losses.loss import Terms, training_loss
 from rwkvfusion.model.training.losses.perception import qabf, qcb
+from rwkvfusion.model.training.losses.presets import NAMES
 from rwkvfusion.model.training.losses.similarity import ssim7, vif
 
 OFF = dict.fromkeys(TERMS, 0.0)
@@ -288,6 +289,7 @@ def test_filters_made_in_inference_mode_serve_training() -> None:
 
 def test_every_weight_has_a_term_and_every_term_a_weight() -> None:
     assert set(loss_module._TERMS) == set(TERMS)
-    settings = {"intensity_mode", "steeper_gain", "anchor_to", "object_lift"}
+    settings = {"intensity_mode", "steeper_gain", "anchor_to", "object_lift", "others"}
     assert set(TERMS) == set(LossConfig.model_fields) - settings
+    assert set(NAMES) == set(LossConfig.model_fields)
     assert all(field.description for field in LossConfig.model_fields.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -104,6 +104,29 @@ class Job:
     def pending(self) -> tuple[ShardPlan, ...]:
         """Shards that are not committed as this recipe would make them."""
         return tuple(shard for shard in self.shards if not self._is_done(shard))
+
+    @property
+    def waves(self) -> Iterator[tuple[ShardPlan, ...]]:
+        """`pending`, in parts to be committed one after the other: a shard whose pairs go to others is made anew once
+        those are committed, so that who reads meanwhile misses none.
+
+        Shards that exchange pairs are in one part; of theirs some may be missing for a while.
+        """
+        left = {shard.name: shard for shard in self.pending}
+        later = {name: {source for source in self.assignment.moved.get(name, ()) if source in left} for name in left}
+        for name, sources in later.items():
+            keys = {pair.key for pair in left[name].pairs} if sources else set()
+            # What another part of this job has moved already is in its place.
+            later[name] = {source for source in sources if self._holds(source, keys)}
+        while left:
+            held_back = set[str]().union(*(later[name] for name in left))
+            wave = tuple(shard for shard in left.values() if shard.name not in held_back) or tuple(left.values())
+            yield wave
+            left = {name: shard for name, shard in left.items() if shard not in wave}
+
+    def _holds(self, name: str, keys: set[str]) -> bool:
+        """Whether the committed shard has any of these pairs."""
+        return name in self.committed and not keys.isdisjoint(self.committed[name].keys)
 
     def _is_done(self, shard: ShardPlan) -> bool:
         manifest = self.committed.get(shard.name)

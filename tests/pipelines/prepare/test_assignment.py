@@ -26,8 +26,10 @@ from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.prepare.assignment import Assignment, assign
 from rwkvfusion.pipelines.prepare.plan import Job, plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
+from rwkvfusion.pipelines.prepare.run import prepare
 from rwkvfusion.pipelines.prepare.verify import verify
 from rwkvfusion.stages.dataset.commit import retire
+from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.dataset.manifest import ASSIGNMENT, Manifest, Quarantined
 from rwkvfusion.stages.dataset.tar import members_by_key
 
@@ -292,6 +294,44 @@ def test_a_job_that_is_killed_goes_on_with_the_same_plan_whatever_was_committed(
             assert {shard.name for shard in again.pending} == {*pending}.difference(committed)
             assert again.assignment.moved == job.assignment.moved == {"train-000000": ("train-000004",)}
             rmtree(tmp_path / "killed")
+
+
+def test_while_pairs_move_no_reader_misses_one_or_sees_one_twice(tmp_path: Path) -> None:
+    """A job that two shards make one, and the last of all takes the number that is free, is killed at every moment."""
+    names = "dfghijkmnpqr"
+    add(tmp_path, names)
+    make(job_of(tmp_path), [shard.name for shard in job_of(tmp_path).shards])
+    folder, left = tmp_path / "out" / "msrs", {*names} - {*"dfij"}
+    before = {sample.key: sample for sample in Dataset.open(str(folder)).samples()}
+    remove(tmp_path, "dfij")
+
+    def check(*, over: bool) -> None:
+        """What readers see now: each pair once, as it was; of those that went maybe some, until it is over."""
+        samples = list(Dataset.open(str(folder), allow_incomplete=not over).samples())
+        seen = {sample.key: sample for sample in samples}
+        assert len(seen) == len(samples)
+        assert {*seen} == left if over else left <= {*seen} <= {*names}
+        assert seen == {key: before[key] for key in seen}
+        assert verify(str(folder), deep=True, allow_incomplete=not over).clean
+
+    job = job_of(tmp_path)
+    assert (keys(job), job.stale) == ({"0": "gh", "1": "pqr", "2": "kmn"}, ("train-000003",))
+    waves = [[shard.name for shard in wave] for wave in job.waves]
+    assert waves == [["train-000000"], ["train-000001"]]
+    job.assignment.write(job.store)
+    job.planned.write(job.store)
+    for wave in waves:
+        for name in wave:
+            check(over=False)
+            make(job_of(tmp_path), [name])
+            # Killed here: who comes next goes on with what is left.
+            assert [[shard.name for shard in part] for part in job_of(tmp_path).waves] == waves[waves.index(wave) + 1 :]
+    # All that is planned is there; what is not, is not read, and goes as the next job ends.
+    check(over=True)
+    assert job_of(tmp_path).stale == ("train-000003",)
+    prepare(job_of(tmp_path), say=lambda _: None)
+    assert (job_of(tmp_path).stale, job_of(tmp_path).pending) == ((), ())
+    check(over=True)
 
 
 @pytest.mark.usefixtures("local_ray")

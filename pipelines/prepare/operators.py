@@ -92,7 +92,7 @@ class ReadPairs:
         watch, first = Stopwatch(), _is_first(READ)
         done = self._committed(shard, plan)
         if done is not None:
-            return ShardRow(shard, plan, manifest=done.to_json().decode())
+            return ShardRow(shard, plan, manifest=done.to_json().decode(), records=done.stages)
         refs = planned_pairs(plan)
         tell = Teller(self.target.tally, READ, shard, len(refs))
         with self.attempts.of(shard) as isolate:

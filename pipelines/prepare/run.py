@@ -102,9 +102,13 @@ def prepare(
         series = JobSeries(job.dataset, sum(len(shard.pairs) for shard in job.pending))
 
         def on_start(pools: list[Pool], cluster: Cluster) -> None:
-            if measured is not None and not predicted:
-                predicted.append(predict(job, measured, pools, cluster))
-                say(f"about {clock(predicted[0].seconds)} in all, by a sample of {measured.pairs} pairs")
+            if measured is None or predicted:
+                return
+            if (misfit := measured.misfit(job, cluster)) is not None:
+                say(f"the last sample {misfit}, so that it does not say how long this takes: --sample N takes one here")
+                return
+            predicted.append(predict(job, measured, pools, cluster))
+            say(f"about {clock(predicted[0].seconds)} in all, by a sample of {measured.pairs} pairs")
 
         for manifest, records in _make_pending(job, lease, on_start, (series.on_pairs, on_pairs), say):
             manifests[manifest.shard] = manifest
@@ -208,7 +212,7 @@ def _make_pending(
             # Shards that are committed now but came back in no row: the rows were lost on the way.
             for name in sorted(left - {shard.name for shard in job.pending}):
                 left.discard(name)
-                yield job.committed[name], []
+                yield job.committed[name], list(job.committed[name].stages)
 
 
 def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally: Any = None) -> Dataset:

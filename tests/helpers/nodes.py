@@ -152,6 +152,17 @@ class Nodes:
             )  # fmt: skip
 
 
+def kill_worker(nodes: Nodes, name: str) -> str | None:
+    """Kill an actor of a stage on the node `name` that is at work; its title, None where there was none."""
+    for process in nodes.processes_of(name):
+        with contextlib.suppress(psutil.Error):
+            title = "".join(process.cmdline()[:1])
+            if _ACTOR.match(title) and _BUSY.match(title):
+                process.kill()
+                return title
+    return None
+
+
 def at_work(nodes: Nodes, name: str) -> list[str]:
     """What the workers of the node `name` do right now, as Ray titles them."""
     return [title for title in _titles(nodes.processes_of(name)) if _BUSY.match(title)]

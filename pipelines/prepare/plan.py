@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.pipelines.prepare.assignment import Assignment, assign
+from rwkvfusion.pipelines.prepare.assignment import Assignment, assign, waves
 from rwkvfusion.pipelines.prepare.packing import Pool, needed_cpus, pack
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.ray_job import check_output
@@ -107,22 +107,15 @@ class Job:
 
     @property
     def waves(self) -> Iterator[tuple[ShardPlan, ...]]:
-        """`pending`, in parts to be committed one after the other: a shard whose pairs go to others is made anew once
-        those are committed, so that who reads meanwhile misses none.
-
-        Shards that exchange pairs are in one part; of theirs some may be missing for a while.
-        """
-        left = {shard.name: shard for shard in self.pending}
-        later = {name: {source for source in self.assignment.moved.get(name, ()) if source in left} for name in left}
-        for name, sources in later.items():
-            keys = {pair.key for pair in left[name].pairs} if sources else set()
-            # What another part of this job has moved already is in its place.
-            later[name] = {source for source in sources if self._holds(source, keys)}
-        while left:
-            held_back = set[str]().union(*(later[name] for name in left))
-            wave = tuple(shard for shard in left.values() if shard.name not in held_back) or tuple(left.values())
-            yield wave
-            left = {name: shard for name, shard in left.items() if shard not in wave}
+        """`pending`, in the parts of `assignment.waves`."""
+        pending = {shard.name: shard for shard in self.pending}
+        takes = {name: {one for one in self.assignment.moved.get(name, ()) if one in pending} for name in pending}
+        for name, others in takes.items():
+            keys = {pair.key for pair in pending[name].pairs} if others else set()
+            # Of what moved some may be in its place since a job that was killed.
+            takes[name] = {other for other in others if self._holds(other, keys)}
+        for names in waves(takes):
+            yield tuple(pending[name] for name in names)
 
     def _holds(self, name: str, keys: set[str]) -> bool:
         """Whether the committed shard has any of these pairs."""

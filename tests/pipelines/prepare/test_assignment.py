@@ -23,7 +23,7 @@ from PIL import Image
 
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.prepare.assignment import Assignment, assign
+from rwkvfusion.pipelines.prepare.assignment import Assignment, assign, waves
 from rwkvfusion.pipelines.prepare.plan import Job, plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.prepare.run import prepare
@@ -133,6 +133,31 @@ def test_each_pair_is_in_one_shard_and_few_are_written_again(
                 assert {name: {*others} for name, others in now.moved.items()} == {n: o for n, o in moved.items() if o}
         assert put(pairs, size, now) is now
         before, was = now, pairs
+
+
+@given(st.integers(0, 80), st.integers(1, 3), edits, st.integers(1, 9), st.booleans())
+def test_no_pair_is_out_of_reach_while_shards_are_made_anew(
+    n: int, n_kinds: int, steps: list[tuple[set[int], set[int], set[int]]], size: int, backwards: bool
+) -> None:
+    """Pairs go and come; those of one part of the shards are committed in any order."""
+    there = set(range(n))
+    before = put([(*KINDS[number % n_kinds], f"{number:03d}") for number in there], size)
+    for gone, come, _ in steps:
+        there = (there | come) - gone
+        now = put([(*KINDS[number % n_kinds], f"{number:03d}") for number in there], size, before)
+        old, new = content(before), content(now)
+        made = [name for name in new if new[name] != old.get(name)]
+        takes = {name: {one for one in now.moved.get(name, ()) if one in made} for name in made}
+        stay = {key for keys in old.values() for key in keys} & {key for keys in new.values() for key in keys}
+        parts = list(waves(takes))
+        assert sorted(name for part in parts for name in part) == sorted(made)
+        state, exchanged = dict(old), set[str]()
+        for part in parts:
+            exchanged |= {key for name in part for one in takes[name] if one in part for key in old[one]}
+            for name in reversed(part) if backwards else part:
+                state[name] = new[name]
+                assert stay - exchanged <= {key for keys in state.values() for key in keys}
+        before = now
 
 
 @given(st.integers(0, 90), st.integers(0, 90), st.integers(1, 9))

@@ -79,6 +79,7 @@ class Place(BaseModel):
 
     @classmethod
     def of(cls, cluster: Cluster) -> Self:
+        """Of this process's cluster."""
         return cls(cores=cluster.cores, gpus=cluster.gpus, cpu=processor() if cluster.local else None)
 
     def __str__(self) -> str:

@@ -152,12 +152,12 @@ class Nodes:
             )  # fmt: skip
 
 
-def kill_worker(nodes: Nodes, name: str) -> str | None:
-    """Kill an actor of a stage on the node `name` that is at work; its title, None where there was none."""
+def kill_worker(nodes: Nodes, name: str, stage: str) -> str | None:
+    """Kill an actor of `stage` on the node `name` that is at work; its title, None where there was none."""
     for process in nodes.processes_of(name):
         with contextlib.suppress(psutil.Error):
             title = "".join(process.cmdline()[:1])
-            if _ACTOR.match(title) and _BUSY.match(title):
+            if _ACTOR.match(title) and _BUSY.match(title) and f"({stage})" in title:
                 process.kill()
                 return title
     return None

@@ -123,7 +123,8 @@ def test_each_worker_that_is_killed_costs_a_shard_of_its_stage_at_most(tmp_path:
         nodes.add("first", 5)
         nodes.add("second", 3)
         environment = os.environ | {"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"}
-        command = [sys.executable, "-m", "rwkvfusion.pipelines.cli", "prepare", *settings(raw, tmp_path / "out")]
+        command = [sys.executable, "-m", "rwkvfusion.pipelines.cli", "prepare"]
+        command += settings(raw, tmp_path / "out", "ray.stalled_seconds=15")
         job = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment)
 
         def kept() -> int:

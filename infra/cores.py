@@ -1,18 +1,27 @@
-"""How many CPU cores this process may use, which in a container is not what the machine has."""
+"""Which CPU this is, and how many cores of it this process may use: in a container not what the machine has."""
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 from pathlib import Path
 
 _SELF, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_CPUS = Path("/proc/cpuinfo")
 
 
 def usable_cores() -> int:
     """Cores by this process's affinity and by the quota of its control groups; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, _quota()))
+
+
+def processor() -> str:
+    """The name of this machine's CPU."""
+    lines = (line.partition(":") for line in _text(_CPUS).splitlines())
+    named = (name.strip() for what, _, name in lines if what.strip() == "model name")
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _quota() -> int:

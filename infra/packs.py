@@ -93,7 +93,10 @@ class Packs:
         """The pack's copies of objects that have these versions; none of a pack that is gone or damaged."""
         try:
             with pa.ipc.open_file(self._packs.read(pack)) as reader:
-                columns = reader.read_all().select(_SCHEMA.names).to_pydict()
+                table = reader.read_all().select(_SCHEMA.names)
+            # Else Python is given what is no text, or lies outside.
+            table.validate(full=True)
+            columns = table.to_pydict()
         except (RefusedError, pa.ArrowException, KeyError, ValueError, OSError):
             return {}
         rows = zip(*columns.values(), strict=True)

@@ -1,6 +1,7 @@
 """Samples that kill the process they are worked on in: seen by counting, then worked on each in a process of its own.
 
-{root}/{dataset}/_attempts/{step}/{shard}     the nodes on which work on a shard was begun and not ended, one a line
+{root}/{dataset}/_attempts/{step}/{shard}     the nodes on which work on a shard was begun and not ended, one a line;
+                                              "stopped" for one that ended as the job began anew
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
@@ -26,6 +27,8 @@ SHARD_TRIES = 3
 """Times a shard may take its worker with it before its samples are worked on one by one."""
 NODE_TRIES = 2 * SHARD_TRIES
 """The same, with the times that the worker went with its node: that may have been taken, or killed by the shard."""
+_EXCUSED = "stopped"
+"""In place of a node: the pipeline was stopped, and with it whoever was at work."""
 ITEM_TRIES = 2
 """Times an item may take its process with it: the first may have been killed for another's sake."""
 
@@ -55,10 +58,6 @@ class Attempts:
         yield len(begun) >= NODE_TRIES or _deaths(begun) >= SHARD_TRIES
         self.store.remove(shard)
 
-    def count(self, shard: str) -> int:
-        """How often work on `shard` was begun without an end, other than by the loss of the node."""
-        return _deaths(self._begun(shard))
-
     def _begun(self, shard: str) -> list[str]:
         try:
             return self.store.read(shard).decode().splitlines()
@@ -76,7 +75,15 @@ def _deaths(begun: list[str]) -> int:
     Nodes of an earlier cluster count as there: nobody knows any more what ended the work on them.
     """
     lost = {node["NodeID"] for node in ray.nodes() if not node["Alive"]} if begun and ray.is_initialized() else set()
-    return sum(node not in lost for node in begun)
+    return sum(node not in lost for node in begun if node != _EXCUSED)
+
+
+def excuse_attempts(store: Store) -> None:
+    """Count what is begun in the dataset's folder `store` as lost with its node: all that was at work is stopped."""
+    for name in store.files(ATTEMPTS):
+        with suppress(MissingError):
+            begun = store.read(name).decode().splitlines()
+            store.write(name, "\n".join([*begun[:-1], _EXCUSED]).encode())
 
 
 def forget_attempts(store: Store) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkvfusion.infra.cores import usable_cores
+from rwkvfusion.infra.cores import processor, usable_cores
 from rwkvfusion.infra.errors import RwkvFusionError
 
 LOAD, PYFUNC = "rwkvfusion.load", "pyfunc"
@@ -28,7 +27,7 @@ LOAD, PYFUNC = "rwkvfusion.load", "pyfunc"
 _STARTING_SECONDS = 120.0
 _LEAST = 5
 """Calls, however long they take."""
-_STATUS, _CPUS = Path("/proc/self/status"), Path("/proc/cpuinfo")
+_STATUS = Path("/proc/self/status")
 
 
 class MeasureError(RwkvFusionError):
@@ -130,22 +129,12 @@ def _answers(way: str, folder: str, seconds: str, *files: str) -> Iterator[dict[
 
 def _peak() -> int | None:
     """Not `getrusage`: what it tells may be the peak of the process that started this one."""
-    kilobytes = _after(_STATUS, "VmHWM:")
-    return None if kilobytes is None else 1024 * int(kilobytes.split()[0])
-
-
-def processor() -> str:
-    """The name of this machine's CPU."""
-    return _after(_CPUS, "model name\t:") or platform.processor() or platform.machine()
-
-
-def _after(file: Path, word: str) -> str | None:
-    """The rest of the first line that begins with `word`."""
     try:
-        lines = file.read_text().splitlines()
+        lines = _STATUS.read_text().splitlines()
     except OSError:
         return None
-    return next((line.removeprefix(word).strip() for line in lines if line.startswith(word)), None)
+    peaks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return 1024 * peaks[0] if peaks else None
 
 
 if __name__ == "__main__":

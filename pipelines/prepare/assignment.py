@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -178,6 +178,22 @@ def _moves(shards: pa.DictionaryArray, old: Numbers, before: Assignment | None) 
         if new != was:
             moves[new] = (*moves.get(new, ()), was)
     return moves
+
+
+def waves(takes: Mapping[str, Collection[str]]) -> Iterator[list[str]]:
+    """Shards to be made, in parts to be committed one after the other: one that others take pairs from is made anew
+    once they are committed, so that who reads meanwhile misses none.
+
+    `takes`: by shard, the others of them that hold pairs of it now. Where shards take from each other, what is left
+    comes at once, and of its pairs some may be missing for a while.
+    """
+    left = list(takes)
+    while left:
+        held_back = {other for name in left for other in takes[name]}
+        if len(held_back) == len(left):
+            held_back = set()
+        yield [name for name in left if name not in held_back]
+        left = [name for name in left if name in held_back]
 
 
 def shard_numbers(groups: Numbers, held: Numbers, size: int) -> Numbers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,10 +34,11 @@ from rwkvfusion.stages.dataset.manifest import (
 from rwkvfusion.stages.dataset.members import count_members, made_uniform
 from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION, Sample, from_table
 from rwkvfusion.stages.dataset.tar import pack
-from rwkvfusion.stages.guidance.cache import StageCache
+from rwkvfusion.stages.guidance.cache import Kept, StageCache
 from rwkvfusion.stages.guidance.display import shared_views, to_arrow
 from rwkvfusion.stages.guidance.row import (
     READ_FIELDS,
+    Identity,
     ShardRow,
     identities,
     read_columns,
@@ -87,10 +89,10 @@ class ReadPairs:
 
     def read(self, shard: str, plan: str) -> ShardRow:
         """The shard's samples; only its manifest where it is committed as planned."""
-        watch = Stopwatch()
+        watch, first = Stopwatch(), _is_first(READ)
         done = self._committed(shard, plan)
         if done is not None:
-            return ShardRow(shard, plan, manifest=done.to_json().decode())
+            return ShardRow(shard, plan, manifest=done.to_json().decode(), records=done.stages)
         refs = planned_pairs(plan)
         tell = Teller(self.target.tally, READ, shard, len(refs))
         with self.attempts.of(shard) as isolate:
@@ -107,7 +109,7 @@ class ReadPairs:
             fingerprint="",
             made=len(samples),
             narrow=narrow,
-            **_spent(watch, STAGE, self.attempts.retries, n_bytes),
+            **_spent(watch, first, self.attempts.retries, n_bytes),
         )
         return ShardRow(shard, plan, columns, (record,))
 
@@ -163,49 +165,57 @@ class RunStage:
     def _run(self, row: ShardRow) -> ShardRow:
         if row.manifest:
             return row
-        watch = Stopwatch()
         with shared_views(row.views) as views:
-            samples, n_computed, n_bytes = self.process(row.shard, row.samples)
-        record = StageRecord(
-            stage=self.stage.name,
-            identity=self.stage.identity(),
-            fingerprint=self.fingerprint,
-            made=n_computed,
-            **_spent(watch, self.stage.name, self.attempts.retries if n_computed else 0, n_bytes),
-        )
-        return row.after(samples, record, to_arrow(views))
+            samples, record, lost = self.process(row.shard, row.samples)
+        return row.after(samples, lost or record, to_arrow(views))
 
-    def process(self, shard: str, samples: pa.Table) -> tuple[pa.Table, int, int]:
-        """The table of samples with the columns that the stage fills, of how many samples it computed them, and the
-        bytes that it cached.
+    def process(self, shard: str, samples: pa.Table) -> tuple[pa.Table, StageRecord, StageRecord | None]:
+        """The table of samples with the columns that the stage fills; the record of what was done for it now; and,
+        where that is nothing as this very job has done it before, and the row was lost since, the record of that.
 
         Samples that failed before keep what they have; of others what is cached is taken, of those that were in
         another shard what is cached of that.
         """
-        fields = self.cache.fields
+        watch, first = Stopwatch(), _is_first(self.stage.name)
+        fields, job = self.cache.fields, self.target.fence.number
         before = dict(zip(identities(samples), samples.select(fields).to_pylist(), strict=True))
-        cached = self.cache.read(shard, errors=not self.target.retry)
+        kept = self.cache.read(shard)
+        cached = self._usable(kept)
         lacking = [identity for identity, row in before.items() if row["error"] is None and identity not in cached]
         for other in self.target.moved.get(shard, ()) if lacking else ():
-            cached = self.cache.read(other, errors=not self.target.retry) | cached
+            cached = self._usable(self.cache.read(other)) | cached
         rows: list[Any] = [
             row if row["error"] is not None else cached.get(identity) for identity, row in before.items()
         ]
         todo = [place for place, row in enumerate(rows) if row is None]
         tell = Teller(self.target.tally, self.stage.name, shard, len(rows))
-        n_bytes = 0
-        if todo:
-            with self.attempts.of(shard) as isolate:
+
+        def record(n_bytes: int = 0) -> StageRecord:
+            return StageRecord(
+                stage=self.stage.name,
+                identity=self.stage.identity(),
+                fingerprint=self.fingerprint,
+                made=len(todo),
+                **_spent(watch, first, self.attempts.retries if todo else 0, n_bytes),
+            )
+
+        # Until it is kept it is not done: who dies in between is seen to have had it.
+        with self.attempts.of(shard) if todo else nullcontext(False) as isolate:
+            if todo:
                 n_before = len(rows) - len(todo)
                 readable = from_table(samples, READ_FIELDS | self.stage.requires)
                 computed = self._compute([readable[place] for place in todo], isolate, lambda n: tell(n_before + n))
                 for place, sample in zip(todo, computed, strict=True):
                     rows[place] = sample.model_dump(include=set(fields))
-        samples = with_columns(samples, fields, rows)
-        if lacking:
-            n_bytes = self.cache.write(shard, samples)
+            samples = with_columns(samples, fields, rows)
+            n_bytes = self.cache.write(shard, samples, record(), job) if lacking else 0
         tell(len(rows))
-        return samples, len(todo), n_bytes
+        return samples, record(n_bytes), kept.record if not lacking and kept.job == job else None
+
+    def _usable(self, kept: Kept) -> dict[Identity, dict[str, Any]]:
+        """What need not be made: where failed samples are tried again, they are once."""
+        errors = not self.target.retry or kept.job == self.target.fence.number
+        return {identity: row for identity, row in kept.samples.items() if errors or row["error"] is None}
 
     def _compute(self, samples: list[Sample], isolate: bool, tell: Callable[[int], None]) -> list[Sample]:
         if not isolate:
@@ -245,7 +255,7 @@ class CommitShard:
 
     def _commit(self, row: ShardRow) -> tuple[str, tuple[StageRecord, ...]]:
         """The manifest, as JSON, and the row's records with one of the commit itself."""
-        watch = Stopwatch()
+        watch, first = Stopwatch(), _is_first(COMMIT)
         manifest = self.commit(row)
         proof = manifest.to_json()
         record = StageRecord(
@@ -253,7 +263,7 @@ class CommitShard:
             identity={},
             fingerprint="",
             made=row.samples.num_rows,
-            **_spent(watch, COMMIT, 0, manifest.size + len(proof)),
+            **_spent(watch, first, 0, manifest.size + len(proof)),
         )
         return proof.decode(), (*row.records, record)
 
@@ -309,10 +319,17 @@ def _bytes_read(sample: Sample) -> int:
 
 
 _WARM = set[str]()
-"""The operators that have run in this process."""
+"""The operators that have begun in this process."""
 
 
-def _spent(watch: Stopwatch, operator: str, retries: int, n_bytes: int) -> dict[str, Any]:
+def _is_first(operator: str) -> bool:
+    """Whether the operator begins with its first shard in this process."""
+    first = operator not in _WARM
+    _WARM.add(operator)
+    return first
+
+
+def _spent(watch: Stopwatch, first: bool, retries: int, n_bytes: int) -> dict[str, Any]:
     """`seconds` and `effort` of the operator's record."""
     spent = watch.spent()
     effort = Effort(
@@ -320,9 +337,8 @@ def _spent(watch: Stopwatch, operator: str, retries: int, n_bytes: int) -> dict[
         queued_seconds=spent.queued_seconds,
         retries=retries,
         bytes=n_bytes,
-        first=operator not in _WARM,
+        first=first,
     )
-    _WARM.add(operator)
     return {"seconds": round(spent.seconds, 3), "effort": effort}
 
 

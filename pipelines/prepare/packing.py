@@ -1,7 +1,8 @@
 """How many actors each stage gets, and what they share: the job sized to its cluster, before it starts.
 
 On a cluster pools have no size but a least one: Ray Data starts actors where there is work for them and room, on nodes
-that join too, and ends those without work. What actors hold there is what its autoscaler brings nodes for.
+that join too, and ends those without work. What actors hold there is what its autoscaler brings nodes for. One that is
+smaller than the least pools, and is not said to grow, is filled as a machine is.
 """
 
 from __future__ import annotations
@@ -72,15 +73,19 @@ def pack(stages: Sequence[Stage[Any]], idle: frozenset[str], cluster: Cluster, s
     lacking = _lacking(pools, cluster)
     if lacking and cluster.local:
         raise PackingError(f"{lacking}: lower STAGE.resources.gpus or STAGE.resources.min_actors")
-    return [_grown(pool, cluster, shards, min_gpus) for pool in pools]
+    return [_grown(pool, cluster, shards, min_gpus, shrink < 1) for pool in pools]
 
 
-def _grown(pool: Pool, cluster: Cluster, shards: int, min_gpus: float) -> Pool:
-    """The pool with as many actors at most as its stage and the shards allow, and this machine where it is that."""
+def _grown(pool: Pool, cluster: Cluster, shards: int, min_gpus: float, shrunk: bool) -> Pool:
+    """The pool with as many actors at most as its stage and the shards allow, and this machine where it is that.
+
+    So does a cluster on which they take `shrunk` parts of the CPUs that they want: of these it would have places for
+    as many as there are shards, all in its memory at once.
+    """
     if pool.max_actors == 0:
         return pool
     room = float(shards)
-    if cluster.local:
+    if cluster.local or (shrunk and not pool.gpus):
         # Stages run side by side, so that more actors than this would only wait for each other.
         room = min(room, int(pool.min_actors * cluster.gpus / min_gpus + 1e-6) if pool.gpus else cluster.cores // 2)
     max_actors = max(pool.min_actors, min(pool.stage.config.resources.max_actors or room, room))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.pipelines.prepare.assignment import Assignment, assign
+from rwkvfusion.pipelines.prepare.assignment import Assignment, assign, waves
 from rwkvfusion.pipelines.prepare.packing import Pool, needed_cpus, pack
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.ray_job import check_output
@@ -104,6 +104,22 @@ class Job:
     def pending(self) -> tuple[ShardPlan, ...]:
         """Shards that are not committed as this recipe would make them."""
         return tuple(shard for shard in self.shards if not self._is_done(shard))
+
+    @property
+    def waves(self) -> Iterator[tuple[ShardPlan, ...]]:
+        """`pending`, in the parts of `assignment.waves`."""
+        pending = {shard.name: shard for shard in self.pending}
+        takes = {name: {one for one in self.assignment.moved.get(name, ()) if one in pending} for name in pending}
+        for name, others in takes.items():
+            keys = {pair.key for pair in pending[name].pairs} if others else set()
+            # Of what moved some may be in its place since a job that was killed.
+            takes[name] = {other for other in others if self._holds(other, keys)}
+        for names in waves(takes):
+            yield tuple(pending[name] for name in names)
+
+    def _holds(self, name: str, keys: set[str]) -> bool:
+        """Whether the committed shard has any of these pairs."""
+        return name in self.committed and not keys.isdisjoint(self.committed[name].keys)
 
     def _is_done(self, shard: ShardPlan) -> bool:
         manifest = self.committed.get(shard.name)

@@ -59,11 +59,16 @@ class Tally:
 
 
 @contextmanager
-def counted(dataset: str, tell: Callable[[dict[str, int]], None]) -> Iterator[Any]:
-    """A Tally as an actor, which takes no CPU and ends with the block; `tell` is called with its news."""
+def counted(dataset: str, *tell: Callable[[dict[str, int]], None]) -> Iterator[Any]:
+    """A Tally as an actor, which takes no CPU and ends with the block; each of `tell` is called with its news."""
+
+    def tell_all(news: dict[str, int]) -> None:
+        for one in tell:
+            one(news)
+
     tally = board_of(Tally, dataset)
     try:
-        with polled(tally, tell):
+        with polled(tally, tell_all):
             yield tally
     finally:
         ray.kill(tally)

@@ -49,7 +49,10 @@ class RayConfig(_Group):
 
     address: str | None = Field(default=None, description="null: RAY_ADDRESS, else a Ray on this machine")
     cpus: float = Field(
-        default=0, ge=0, description="CPUs that a cluster grows to, so that the job is not sized to fewer at its start"
+        default=0,
+        ge=0,
+        description="CPUs that a cluster grows to, so that the job is not sized to fewer at its start; where that is"
+        " too little for an actor of each stage, none gets more than half as many actors as there are CPUs",
     )
     gpus: float = Field(default=0, ge=0, description="GPUs that it grows to, which stages with models share")
     stalled_seconds: float = Field(

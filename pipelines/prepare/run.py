@@ -21,7 +21,7 @@ from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.lease import Fence, Lease
 from rwkvfusion.pipelines.cluster import Cluster, ClusterError, connect
 from rwkvfusion.pipelines.console import clock
-from rwkvfusion.pipelines.isolate import forget_attempts
+from rwkvfusion.pipelines.isolate import excuse_attempts, forget_attempts
 from rwkvfusion.pipelines.prepare.card import finish_dataset, narrow_of, scale_setting
 from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.packing import Pool, packing_lines
@@ -96,23 +96,21 @@ def prepare(
             job.assignment.write(job.store)
         job.planned.write(job.store)
         job.hashes.save()
-        for name in job.stale:
-            retire(job.store, job.committed[name])
         manifests = {name: manifest for name, manifest in job.committed.items() if name not in job.stale}
         spent: dict[str, Cost] = {}
         predicted: list[Prediction] = []
         series = JobSeries(job.dataset, sum(len(shard.pairs) for shard in job.pending))
 
         def on_start(pools: list[Pool], cluster: Cluster) -> None:
-            if measured is not None and not predicted:
-                predicted.append(predict(job, measured, pools, cluster))
-                say(f"about {clock(predicted[0].seconds)} in all, by a sample of {measured.pairs} pairs")
+            if measured is None or predicted:
+                return
+            if (misfit := measured.misfit(job, cluster)) is not None:
+                say(f"the last sample {misfit}, so that it does not say how long this takes: --sample N takes one here")
+                return
+            predicted.append(predict(job, measured, pools, cluster))
+            say(f"about {clock(predicted[0].seconds)} in all, by a sample of {measured.pairs} pairs")
 
-        def on_passed(passed: Mapping[str, int]) -> None:
-            series.on_pairs(passed)
-            on_pairs(passed)
-
-        for manifest, records in _make_pending(job, lease, on_start, on_passed, say):
+        for manifest, records in _make_pending(job, lease, on_start, (series.on_pairs, on_pairs), say):
             manifests[manifest.shard] = manifest
             spent = costs(records, spent)
             series.on_shard(manifest, records)
@@ -123,6 +121,9 @@ def prepare(
                 n_unindexed = 0
         lease.check()
         forget_attempts(job.store)
+        # Only now: until all that is planned is there, readers take from them what has not found its new place.
+        for name in job.stale:
+            retire(job.store, job.committed[name])
         index_manifests(job.store, lease.check)
         ordered = [manifests[shard.name] for shard in job.shards]
         if job.pending or job.stale or not job.store.exists(FACTS):
@@ -165,7 +166,7 @@ def _make_pending(
     job: Job,
     lease: Lease,
     on_start: Callable[[list[Pool], Cluster], None],
-    on_pairs: OnPairs,
+    on_pairs: Sequence[OnPairs],
     say: Callable[[str], None],
 ) -> Iterator[tuple[Manifest, list[StageRecord]]]:
     """Make the pending shards, yielding the manifest of each and what each stage did for it now.
@@ -184,15 +185,18 @@ def _make_pending(
                 pools = job.pack(cluster)
                 say(f"{len(left)} shards; " + "\n".join(packing_lines(pools, cluster)))
                 on_start(pools, cluster)
-                on_pairs({})
+                for tell in on_pairs:
+                    tell({})
                 patience = job.recipe.ray.stalled_seconds
-                with watched(patience, say) as alive, counted(job.dataset, _both(on_pairs, alive)) as tally:
-                    for row in pipeline(job, pools, cluster, lease.fence, tally).iter_rows():
-                        manifest = Manifest.from_json(row["manifest"].encode(), "result")
-                        records = [StageRecord.model_validate(record) for record in json.loads(row["records"])]
-                        failures = 0
-                        left.discard(manifest.shard)
-                        yield manifest, records
+                with watched(patience, say) as alive, counted(job.dataset, alive, *on_pairs) as tally:
+                    for shards in job.waves:
+                        wave = replace(job, shards=shards)
+                        for row in pipeline(wave, pools, cluster, lease.fence, tally).iter_rows():
+                            manifest = Manifest.from_json(row["manifest"].encode(), "result")
+                            records = [StageRecord.model_validate(record) for record in json.loads(row["records"])]
+                            failures = 0
+                            left.discard(manifest.shard)
+                            yield manifest, records
         except RayTaskError as error:
             raise PrepareError(cause(error)) from error
         except (RayError, ConnectionError, ClusterError) as error:
@@ -202,20 +206,13 @@ def _make_pending(
             if failures > MAX_FAILURES:
                 raise PrepareError(f"{cause(error)} ({failures} times in a row, and no shard in between)") from error
             lease.check()
+            excuse_attempts(job.store)
             say(f"a part of Ray died: {cause(error)[:200]}\nresuming with what is not committed")
             job = job.again()
             # Shards that are committed now but came back in no row: the rows were lost on the way.
             for name in sorted(left - {shard.name for shard in job.pending}):
                 left.discard(name)
-                yield job.committed[name], []
-
-
-def _both(on_pairs: OnPairs, alive: Callable[[], None]) -> OnPairs:
-    def told(passed: Mapping[str, int]) -> None:
-        alive()
-        on_pairs(passed)
-
-    return told
+                yield job.committed[name], list(job.committed[name].stages)
 
 
 def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally: Any = None) -> Dataset:

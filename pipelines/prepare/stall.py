@@ -83,7 +83,7 @@ class _Watch:
         self.last = self.told = time.monotonic()
         self.nodes = _nodes()
 
-    def alive(self) -> None:
+    def alive(self, _: object = None) -> None:
         """A pair has passed."""
         self.last = self.told = time.monotonic()
 
@@ -110,9 +110,9 @@ _watch: _Watch | None = None
 
 
 @contextmanager
-def watched(seconds: float, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+def watched(seconds: float, say: Callable[[str], None]) -> Iterator[Callable[[object], None]]:
     """While the block runs, what is executed in it says after `seconds` without progress what waits; call the yielded
-    function whenever there is some."""
+    function whenever there is some, with whatever that is."""
     global _watch
     _watch = _Watch(seconds, say)
     detectors = DataContext.get_current().issue_detectors_config.detectors

@@ -79,7 +79,7 @@ def _duplicates(dataset: Dataset) -> Iterator[str]:
 
 
 def _orphans(dataset: Dataset, sizes: Mapping[str, int]) -> Iterator[str]:
-    proved = {shard.manifest.tar for shard in dataset.shards}
+    proved = {manifest.tar for manifest in dataset.manifests}
     for name in sorted(sizes):
         if name.endswith(".tar") and name not in proved:
             yield f"{dataset.store.join(name)} has no manifest: it was never committed and is not read"

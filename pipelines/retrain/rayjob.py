@@ -74,12 +74,22 @@ def retrain_in_cluster(recipe: RetrainRecipe, path: str, *, say: Callable[[str],
         if name is None:
             # Held for as long as it takes to see that nobody retrains anywhere, and no longer: the RayJob needs it.
             with Lease(store, _JOB, recipe.lease_seconds, watch=True):
-                name = str(_kubectl("create", "--filename", path)["metadata"]["name"])
+                name = _create(path, wanted)
             say(f"created RayJob {name}")
         else:
             say(f"RayJob {name} is there and has not ended: waiting for it, and creating none")
         _wait(name, lease)
     return RayJob(name, found is not None, time.monotonic() - start)
+
+
+def _create(path: str, wanted: dict[str, Any]) -> str:
+    """Have the RayJob in the file made; its name. Where there is no answer it may have been made: then it is found."""
+    for attempt in _patient():
+        with attempt:
+            again = attempt.retry_state.attempt_number > 1
+            made = _unfinished(wanted) if again else None
+            return made or str(_kubectl("create", "--filename", path)["metadata"]["name"])
+    raise AssertionError("the last attempt raises")
 
 
 def _wait(name: str, lease: Lease) -> None:
@@ -128,13 +138,16 @@ def _read(path: str) -> dict[str, Any]:
 
 def _get(what: str) -> dict[str, Any]:
     """`kubectl get`, again and again where there is no answer."""
-    patient = Retrying(
+    return _patient()(_kubectl, "get", what)
+
+
+def _patient() -> Retrying:
+    return Retrying(
         retry=retry_if_exception_type(_NoAnswerError),
         stop=stop_after_delay(_PATIENCE),
         wait=wait_exponential(max=30),
         reraise=True,
     )
-    return patient(_kubectl, "get", what)
 
 
 def _kubectl(*arguments: str) -> dict[str, Any]:

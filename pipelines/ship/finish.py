@@ -17,13 +17,13 @@ import click
 import numpy as np
 import torch
 
+from rwkvfusion.infra.cores import processor
 from rwkvfusion.model.fusing.fuser import Fuser, FuserConfig
 from rwkvfusion.model.network.complexity import parameters
 from rwkvfusion.model.network.config import NetworkConfig
 from rwkvfusion.model.network.network import RWKVFusion
 from rwkvfusion.model.registry.find import resolve
 from rwkvfusion.model.registry.loaded import load
-from rwkvfusion.model.registry.measured import processor
 from rwkvfusion.model.shipped import CARD, ROOT, SCORES, Facts, Score
 from rwkvfusion.pipelines.console import say
 from rwkvfusion.pipelines.ship import train

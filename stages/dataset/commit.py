@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.stages.dataset.manifest import (
+    CACHE,
     MANIFESTS,
     QUARANTINE,
     SHARD_PATTERN,
@@ -66,8 +67,12 @@ def commit_shard(store: Store, manifest: Manifest, tar: bytes, check: Callable[[
 
 
 def retire(store: Store, manifest: Manifest) -> None:
-    """Take a shard back: its proof first, so that nobody reads what is about to change."""
-    for name in (manifest_name(manifest.shard), manifest.tar, quarantine_name(manifest.shard)):
+    """Take a shard back: its proof first, so that nobody reads what is about to change.
+
+    What stages made of it goes too: a later shard may have its number, and other pairs.
+    """
+    cached = [f"{CACHE}/{folder}/{manifest.shard}.arrow" for folder in store.sub(CACHE).folders()]
+    for name in (manifest_name(manifest.shard), manifest.tar, quarantine_name(manifest.shard), *cached):
         store.remove(name)
 
 

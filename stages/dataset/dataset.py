@@ -16,6 +16,7 @@ from rwkvfusion.stages.dataset.manifest import (
     DamagedError,
     DatasetError,
     Manifest,
+    PlannedShards,
     read_manifest,
     read_manifests,
     read_planned,
@@ -67,7 +68,10 @@ class Dataset:
     manifests: tuple[Manifest, ...]
     """Of all committed shards, whatever is selected; also of those whose every sample is in quarantine."""
     shards: tuple[Shard, ...]
-    """Those that have selected samples."""
+    """Those that have selected samples. No two have the same: while `prepare` moves pairs to other shards, a pair is
+    taken from the shard that is as planned."""
+    planned: PlannedShards | None = None
+    """What the dataset is to hold, where it says so."""
 
     @classmethod
     def open(cls, url: str, *, allow_incomplete: bool = False) -> Self:
@@ -77,7 +81,10 @@ class Dataset:
         """
         store = _folder(url)
         manifests = tuple(read_manifests(store))
-        dataset = cls(store, manifests, tuple(Shard(store, one, one.keys) for one in manifests if one.keys))
+        planned = read_planned(store)
+        keys = _once(manifests, planned)
+        shards = tuple(Shard(store, one, keys[one.shard]) for one in manifests if keys[one.shard])
+        dataset = cls(store, manifests, shards, planned)
         missing = None if allow_incomplete else dataset.incomplete()
         if missing:
             raise DatasetError(
@@ -105,11 +112,10 @@ class Dataset:
 
     def incomplete(self) -> str | None:
         """That the dataset lacks shards of its plan, in words that begin with its URL; None where it does not."""
-        planned = read_planned(self.store)
-        missing = planned.missing(self.manifests) if planned else []
-        if planned is None or not missing:
+        missing = self.planned.missing(self.manifests) if self.planned else []
+        if self.planned is None or not missing:
             return None
-        total = len(planned.shards)
+        total = len(self.planned.shards)
         return (
             f"{self.store.url} is incomplete: {total - len(missing)} of {total} shards are committed as they were"
             f" planned last, {missing[0]} {f'and {len(missing) - 1} others are' if len(missing) > 1 else 'is'} not"
@@ -149,6 +155,22 @@ class Dataset:
             return f"{key} is in quarantine ({lost.kind} at {lost.stage}): {lost.message}"
         near = difflib.get_close_matches(key, available, n=3, cutoff=0.4) or available[:3]
         return f"{self.store.url} has no sample {key} in the splits asked for; near it: {', '.join(near)}"
+
+
+def _once(manifests: Iterable[Manifest], planned: PlannedShards | None) -> dict[str, tuple[str, ...]]:
+    """By shard, which of its keys are to be read: of shards that are not as planned, those that no other has; none
+    where all that is planned is there."""
+    keys = {manifest.shard: manifest.keys for manifest in manifests}
+    if planned is None:
+        return keys
+    missing = set(planned.missing(manifests))
+    old = [name for name in keys if name in missing or name not in planned.shards]
+    if old:
+        seen = {key for name, held in keys.items() if name in planned.shards and name not in missing for key in held}
+        for name in old:
+            keys[name] = tuple(key for key in keys[name] if missing and key not in seen)
+            seen.update(keys[name])
+    return keys
 
 
 def fingerprint_of(shards: Iterable[Shard]) -> str:

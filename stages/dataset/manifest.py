@@ -39,6 +39,7 @@ from pydantic import (
 
 from rwkvfusion.infra.errors import RwkvFusionError, first_invalid
 from rwkvfusion.infra.packs import Packs
+from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.storage import MissingError, RefusedError, Store, sha256
 
 MANIFESTS, INDEX = "_manifests", "_index"
@@ -47,6 +48,8 @@ PLAN, PICTURE_HASHES = "_plan/shards.json", "_plan/picture_hashes.arrow"
 ASSIGNMENT = "_plan/assignment.arrow"
 CACHE = "_cache"
 FACTS, SIZES, CARD = "dataset.json", "sizes.json", "README.md"
+VERSION = 1
+"""Of the format of proofs."""
 KEY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,95}$"
 _SHARD = r"[a-z][a-z0-9_]{0,31}-[0-9]{6}"
 _INTERIM = rf"{_SHARD}\.[0-9a-f]{{12}}\.tar"
@@ -64,14 +67,24 @@ class DatasetError(RwkvFusionError, ValueError):
     """A dataset that cannot be read as one; the message names the URL and what to do."""
 
 
+class NewerError(DatasetError):
+    """A proof of a later format: neither damaged nor absent, and nothing may be made in its place."""
+
+
 class DamagedError(RefusedError):
     """A shard whose tar is not what its manifest proves."""
 
 
-class Effort(BaseModel):
+class _Part(BaseModel):
+    """Of a proof. What later versions say besides is no part of what it proves, and is ignored; where a reader has to
+    know it, the proof's `version` is another."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Effort(_Part):
     """What a stage's part in a shard took, beside the time by the clock."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     cpu_seconds: float = Field(ge=0, allow_inf_nan=False, description="of all threads of its process")
     queued_seconds: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="of the time by the clock: ready, and no core was free"
@@ -81,10 +94,9 @@ class Effort(BaseModel):
     first: bool = Field(default=False, description="whether it was the first of its process, which warmed up in it")
 
 
-class StageRecord(BaseModel):
+class StageRecord(_Part):
     """One stage's part in a shard: what it was (its identity), how long it took, and of how many samples."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     stage: str
     identity: dict[str, Any]
     fingerprint: Annotated[str, AfterValidator(sys.intern)]
@@ -111,10 +123,9 @@ class StageRecord(BaseModel):
         return {name: value for name, value in dump(self).items() if name not in ("narrow", "effort") or value}
 
 
-class Quarantined(BaseModel):
+class Quarantined(_Part):
     """A sample that is in no shard: its files in the source, the stage that refused it, and why."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     key: str
     files: tuple[str, ...]
     stage: str
@@ -122,11 +133,10 @@ class Quarantined(BaseModel):
     message: str
 
 
-class Manifest(BaseModel):
+class Manifest(_Part):
     """The proof of one shard. A shard whose every sample is in quarantine has size 0 and no tar."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    version: int = 1
+    version: int = VERSION
     shard: str = Field(pattern=SHARD_PATTERN.pattern)
     dataset: str
     task: str
@@ -186,11 +196,31 @@ class Manifest(BaseModel):
 
     @classmethod
     def from_json(cls, data: bytes, where: str, shared: dict[str, Any] | None = None) -> Self:
-        """DatasetError naming `where` if `data` is not a manifest. `shared`: what manifests read together share."""
+        """DatasetError naming `where` if `data` is not a manifest, NewerError if it is one of a later format.
+
+        `shared`: what manifests read together share.
+        """
         try:
-            return cls.model_validate_json(data, context=shared)
+            manifest = cls.model_validate_json(data, context=shared)
         except ValidationError as error:
+            _check_version(data, where)
             raise DatasetError(f"{where} is not a shard manifest: {first_invalid(error)}") from None
+        if manifest.version > VERSION:
+            _check_version(data, where)
+        return manifest
+
+
+def _check_version(data: bytes, where: str) -> None:
+    try:
+        facts = json.loads(data)
+        version, by = facts["version"], facts["package_version"]
+    except (ValueError, KeyError, TypeError):
+        return
+    if isinstance(version, int) and version > VERSION:
+        raise NewerError(
+            f"{where} is of format {version}, written by rwkvfusion {by}; this is rwkvfusion {package_version()}, which"
+            f" knows formats up to {VERSION}: update it"
+        )
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:
@@ -202,6 +232,8 @@ def read_manifest(store: Store, shard: str) -> Manifest | None:
     """The shard's manifest; None where there is none, or one that is damaged: its shard is to be made."""
     try:
         return Manifest.from_json(store.read(manifest_name(shard)), store.join(manifest_name(shard)))
+    except NewerError:
+        raise
     except (MissingError, DatasetError):
         return None
 
@@ -226,8 +258,8 @@ def read_manifests(store: Store, *, skip_damaged: bool = False) -> list[Manifest
     for name, data in _packs(store).read():
         try:
             manifests.append(Manifest.from_json(data, store.join(f"{MANIFESTS}/{name}"), shared))
-        except DatasetError:
-            if not skip_damaged:
+        except DatasetError as error:
+            if not skip_damaged or isinstance(error, NewerError):
                 raise
     return manifests
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,9 @@ from typing import Any, Self
 
 import psutil
 import seaweed
+
+from rwkvfusion.infra.storage import Store
+from rwkvfusion.stages.dataset.manifest import read_manifests
 
 WAIT_SECONDS = 240
 _STORE_BYTES = 100_000_000
@@ -91,10 +95,10 @@ class Nodes:
         alive = {identity.hex(): info for identity, info in found.items() if info.state == 0}
         return {info.labels["name"]: identity for identity, info in alive.items()}
 
-    def take(self, name: str, seconds: float) -> None:
+    def take(self, name: str, seconds: float) -> list[str]:
         """Drain the node with a warning of so many seconds, then kill it, as a cloud takes a spot machine back.
 
-        Ray ends a drained node itself only once it has no work.
+        Ray ends a drained node itself only once it has no work. Returns as `kill` does.
         """
         from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
@@ -102,18 +106,20 @@ class Nodes:
         accepted, why = self.gcs.drain_node(self.ids()[name], reason, "spot", int(deadline * 1000))
         assert accepted, why
         time.sleep(max(0.0, deadline - time.time()))
-        self.kill(name)
+        return self.kill(name)
 
-    def kill(self, name: str) -> None:
-        """All processes of the node at once, as where the machine is gone."""
+    def kill(self, name: str) -> list[str]:
+        """All processes of the node at once, as where the machine is gone; returns the titles of its stages' actors."""
         process = self.processes[name]
         family = self.processes_of(name)
+        killed = [title for title in _titles(family) if _ACTOR.match(title)]
         del self.processes[name]
         for one in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         process.wait()
         psutil.wait_procs(family, timeout=30)
+        return killed
 
     def processes_of(self, name: str) -> list[psutil.Process]:
         """All processes of the node, that of `ray start` first; none where it has ended."""
@@ -146,13 +152,45 @@ class Nodes:
             )  # fmt: skip
 
 
-def at_work(nodes: Nodes, name: str) -> list[str]:
-    """What the workers of the node `name` do right now, as Ray titles them."""
-    titles = []
+def kill_worker(nodes: Nodes, name: str, stage: str) -> str | None:
+    """Kill an actor of `stage` on the node `name` that is at work; its title, None where there was none."""
     for process in nodes.processes_of(name):
         with contextlib.suppress(psutil.Error):
+            title = "".join(process.cmdline()[:1])
+            if _ACTOR.match(title) and _BUSY.match(title) and f"({stage})" in title:
+                process.kill()
+                return title
+    return None
+
+
+def at_work(nodes: Nodes, name: str) -> list[str]:
+    """What the workers of the node `name` do right now, as Ray titles them."""
+    return [title for title in _titles(nodes.processes_of(name)) if _BUSY.match(title)]
+
+
+def _titles(processes: list[psutil.Process]) -> list[str]:
+    titles = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
             titles += process.cmdline()[:1]
-    return [title for title in titles if re.search(r"^ray::(.*submit|.*\b(read|commit)\b)", title)]
+    return titles
 
 
+def begun_again(store: Store, pairs: int) -> list[tuple[str, str]]:
+    """Each time that a stage began anew with a shard that a worker was killed at: stage and shard.
+
+    By what the proofs in the dataset's folder say, which have to account for each of its pairs once a stage.
+    """
+    again, made = [], Counter[str]()
+    for manifest in read_manifests(store):
+        for record in manifest.stages[1:]:
+            assert record.effort is not None
+            again += [(record.stage, manifest.shard)] * record.effort.retries
+            made[record.stage] += record.made or 0
+    assert set(made.values()) == {pairs}, made
+    return again
+
+
+_BUSY = re.compile(r"ray::(.*submit|.*\b(read|commit)\b)")
+_ACTOR = re.compile(r"ray::.*MapWorker")
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]

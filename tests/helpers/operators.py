@@ -13,8 +13,8 @@ from rwkvfusion.stages.guidance.row import read_columns
 
 def run_stage(operator: RunStage, samples: Sequence[Sample], shard: str = "train-000000") -> tuple[list[Sample], int]:
     """The samples as the operator passes them on, and how many of them its stage ran on."""
-    table, count, _ = operator.process(shard, read_columns(samples))
-    return from_table(table), count
+    table, record, _ = operator.process(shard, read_columns(samples))
+    return from_table(table), record.made or 0
 
 
 def died(attempts: Attempts, shard: str = "train-000000") -> None:

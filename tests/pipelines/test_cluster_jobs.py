@@ -15,7 +15,7 @@ import yaml
 from made import write_pairs
 from made_retraining import NAME, recipe, write_halves
 from mlflow import MlflowClient
-from nodes import Nodes, at_work
+from nodes import Nodes, at_work, begun_again
 from shared_mlflow import SharedMlflow
 
 from rwkvfusion.infra.storage import Store
@@ -112,13 +112,16 @@ def test_jobs_on_a_cluster_that_changes(
         job.until(both)
         nodes.add("third", 8)
         job.until(lambda: at_work(nodes, "third"))
-        nodes.take("first", 15)
+        killed = nodes.take("first", 15)
         job.until(lambda: "first" not in nodes.ids())
         assert committed() < PAIRS
-        nodes.kill("second")
+        killed += nodes.kill("second")
         said = job.end()
         assert f"{PAIRS} pairs" in said
-        print(said)
+        again = begun_again(dataset, PAIRS)
+        print(f"killed: {killed}; begun again: {again}\n{said}")
+        # A shard a worker that was killed; where the job begins anew, also one of each on the node of eight CPUs.
+        assert len(again) <= len(killed) + 8 * said.count("a part of Ray died")
         words = "retrain", str(tmp_path / "work" / "retrain.yaml"), "--json"
         # What is held back has to be named by its fingerprint, which a first call prepares and tells.
         first = Submitted(nodes, tmp_path / "first.log", *words)

@@ -20,7 +20,7 @@ from rwkvfusion.pipelines.console import Bar
 from rwkvfusion.pipelines.prepare.packing import pack
 from rwkvfusion.pipelines.prepare.plan import Job, ShardPlan
 from rwkvfusion.pipelines.prepare.price.cost import costs, marginal
-from rwkvfusion.pipelines.prepare.price.predict import Measured, MeasureError, seconds_of, steps_of
+from rwkvfusion.pipelines.prepare.price.predict import Measured, MeasureError, Place, seconds_of, steps_of
 from rwkvfusion.pipelines.prepare.run import PrepareError, pipeline
 from rwkvfusion.pipelines.prepare.status import counts as in_words
 from rwkvfusion.pipelines.ray_data import cause
@@ -62,10 +62,13 @@ def measure(job: Job, count: int) -> Measured:
     n_bytes = {step: cost.bytes / n_pairs for step, cost in every.items()}
     shares = {step: cost.pairs / n_pairs for step, cost in every.items()}
     steps = steps_of(found, shares, pools, cluster)
+    place = Place.of(cluster.grown(job.recipe.ray.cpus, job.recipe.ray.gpus))
     explained = seconds_of(steps, [len(shard.pairs) for shard in sampled.shards], max(1, cluster.cores))
     return Measured(
         url=job.store.url,
         fingerprint=job.fingerprint,
+        place=place,
+        resources={stage.name: stage.config.resources for stage in job.stages},
         pairs=n_pairs,
         quarantined=dict(sorted(reasons.items())),
         start_up_seconds=max(seconds - explained, 0.0),

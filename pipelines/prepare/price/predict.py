@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rwkvfusion.infra.cores import processor
 from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.hashes import cache_folder
 from rwkvfusion.infra.storage import StorageError, Store, sha256
@@ -22,6 +23,8 @@ from rwkvfusion.pipelines.prepare.packing import Pool
 from rwkvfusion.pipelines.prepare.plan import Job
 from rwkvfusion.pipelines.prepare.price.cost import Cost
 from rwkvfusion.pipelines.prepare.progress import COMMIT
+from rwkvfusion.stages.dataset.manifest import Manifest
+from rwkvfusion.stages.guidance.stage import Resources
 from rwkvfusion.stages.source.source import STAGE
 
 if TYPE_CHECKING:  # it takes Ray, and a second, to import
@@ -66,6 +69,23 @@ class Prices:
         return cls(**found)
 
 
+class Place(BaseModel):
+    """What a sample was taken on: cores and GPUs, and which CPU where that is known: on this machine."""
+
+    model_config = ConfigDict(frozen=True)
+    cores: int
+    gpus: float
+    cpu: str | None
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> Self:
+        """Of this process's cluster."""
+        return cls(cores=cluster.cores, gpus=cluster.gpus, cpu=processor() if cluster.local else None)
+
+    def __str__(self) -> str:
+        return f"{self.cpu or 'a cluster'} ({self.cores} cores, {self.gpus:g} GPUs)"
+
+
 class Measured(BaseModel):
     """What a sample of `pairs` pairs took: by step, beyond all steps (`start_up_seconds`), and bytes a pair.
 
@@ -76,6 +96,9 @@ class Measured(BaseModel):
     model_config = ConfigDict(frozen=True)
     url: str
     fingerprint: str
+    place: Place
+    resources: dict[str, Resources]
+    """By stage."""
     pairs: int = Field(gt=0)
     quarantined: dict[str, int]
     start_up_seconds: float = Field(ge=0, allow_inf_nan=False)
@@ -92,12 +115,25 @@ class Measured(BaseModel):
 
     @classmethod
     def of(cls, job: Job) -> Self | None:
-        """What was kept for the dataset of `job`; None where there is nothing, or it is of other stages."""
+        """What was kept for the dataset of `job`; None where there is nothing, or it is damaged."""
         try:
-            found = cls.model_validate_json(Store(str(cache_folder())).read(_memo(job.store.url)))
+            return cls.model_validate_json(Store(str(cache_folder())).read(_memo(job.store.url)))
         except (OSError, StorageError, ValidationError):
             return None
-        return found if found.fingerprint == job.fingerprint else None
+
+    def misfit(self, job: Job, cluster: Cluster) -> str | None:
+        """Why it says nothing of `job` on `cluster`, grown; None where it does."""
+        place, resources = Place.of(cluster), {stage.name: stage.config.resources for stage in job.stages}
+        if self.fingerprint != job.fingerprint:
+            return "is of stages with other settings"
+        if self.place != place:
+            return f"was taken on {self.place}, and this is {place}"
+        for stage, now in resources.items():
+            # How many actors there are is no matter: a prediction goes by the pools that the job has.
+            then = self.resources.get(stage)
+            if then is None or (then.gpus, then.batch_size) != (now.gpus, now.batch_size):
+                return f"was taken with other {stage}.resources"
+        return None
 
 
 def _memo(url: str) -> str:
@@ -294,12 +330,17 @@ def pairs_to_make(job: Job) -> dict[str, int]:
     """By stage, the pairs of pending shards of which its cache has nothing, as far as names tell."""
     left = dict.fromkeys(job.cached, 0)
     for shard in job.pending:
-        manifest = job.committed.get(shard.name)
+        keys = {pair.key for pair in shard.pairs}
+        # Pairs that come from another shard are cached under its name.
+        names = {shard.name, *job.assignment.moved.get(shard.name, ())}
+        known = {name: _known(job.committed[name], job.retry) for name in names if name in job.committed}
         # Cached without a proof: a job died in between, and had these very pairs.
-        n_new = 0
-        if manifest is not None:
-            known = {*manifest.keys, *(() if job.retry else (one.key for one in manifest.quarantined))}
-            n_new = sum(pair.key not in known for pair in shard.pairs)
+        known.setdefault(shard.name, keys)
         for stage, shards in job.cached.items():
-            left[stage] += n_new if shard.name in shards else len(shard.pairs)
+            left[stage] += len(keys.difference(*(of for name, of in known.items() if name in shards)))
     return left
+
+
+def _known(manifest: Manifest, retry: bool) -> set[str]:
+    """The pairs of a shard that need not be made again."""
+    return {*manifest.keys, *(() if retry else (one.key for one in manifest.quarantined))}

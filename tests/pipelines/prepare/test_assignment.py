@@ -23,11 +23,13 @@ from PIL import Image
 
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.prepare.assignment import Assignment, assign
+from rwkvfusion.pipelines.prepare.assignment import Assignment, assign, waves
 from rwkvfusion.pipelines.prepare.plan import Job, plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
+from rwkvfusion.pipelines.prepare.run import prepare
 from rwkvfusion.pipelines.prepare.verify import verify
 from rwkvfusion.stages.dataset.commit import retire
+from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.dataset.manifest import ASSIGNMENT, Manifest, Quarantined
 from rwkvfusion.stages.dataset.tar import members_by_key
 
@@ -131,6 +133,31 @@ def test_each_pair_is_in_one_shard_and_few_are_written_again(
                 assert {name: {*others} for name, others in now.moved.items()} == {n: o for n, o in moved.items() if o}
         assert put(pairs, size, now) is now
         before, was = now, pairs
+
+
+@given(st.integers(0, 80), st.integers(1, 3), edits, st.integers(1, 9), st.booleans())
+def test_no_pair_is_out_of_reach_while_shards_are_made_anew(
+    n: int, n_kinds: int, steps: list[tuple[set[int], set[int], set[int]]], size: int, backwards: bool
+) -> None:
+    """Pairs go and come; those of one part of the shards are committed in any order."""
+    there = set(range(n))
+    before = put([(*KINDS[number % n_kinds], f"{number:03d}") for number in there], size)
+    for gone, come, _ in steps:
+        there = (there | come) - gone
+        now = put([(*KINDS[number % n_kinds], f"{number:03d}") for number in there], size, before)
+        old, new = content(before), content(now)
+        made = [name for name in new if new[name] != old.get(name)]
+        takes = {name: {one for one in now.moved.get(name, ()) if one in made} for name in made}
+        stay = {key for keys in old.values() for key in keys} & {key for keys in new.values() for key in keys}
+        parts = list(waves(takes))
+        assert sorted(name for part in parts for name in part) == sorted(made)
+        state, exchanged = dict(old), set[str]()
+        for part in parts:
+            exchanged |= {key for name in part for one in takes[name] if one in part for key in old[one]}
+            for name in reversed(part) if backwards else part:
+                state[name] = new[name]
+                assert stay - exchanged <= {key for keys in state.values() for key in keys}
+        before = now
 
 
 @given(st.integers(0, 90), st.integers(0, 90), st.integers(1, 9))
@@ -292,6 +319,44 @@ def test_a_job_that_is_killed_goes_on_with_the_same_plan_whatever_was_committed(
             assert {shard.name for shard in again.pending} == {*pending}.difference(committed)
             assert again.assignment.moved == job.assignment.moved == {"train-000000": ("train-000004",)}
             rmtree(tmp_path / "killed")
+
+
+def test_while_pairs_move_no_reader_misses_one_or_sees_one_twice(tmp_path: Path) -> None:
+    """A job that two shards make one, and the last of all takes the number that is free, is killed at every moment."""
+    names = "dfghijkmnpqr"
+    add(tmp_path, names)
+    make(job_of(tmp_path), [shard.name for shard in job_of(tmp_path).shards])
+    folder, left = tmp_path / "out" / "msrs", {*names} - {*"dfij"}
+    before = {sample.key: sample for sample in Dataset.open(str(folder)).samples()}
+    remove(tmp_path, "dfij")
+
+    def check(*, over: bool) -> None:
+        """What readers see now: each pair once, as it was; of those that went maybe some, until it is over."""
+        samples = list(Dataset.open(str(folder), allow_incomplete=not over).samples())
+        seen = {sample.key: sample for sample in samples}
+        assert len(seen) == len(samples)
+        assert {*seen} == left if over else left <= {*seen} <= {*names}
+        assert seen == {key: before[key] for key in seen}
+        assert verify(str(folder), deep=True, allow_incomplete=not over).clean
+
+    job = job_of(tmp_path)
+    assert (keys(job), job.stale) == ({"0": "gh", "1": "pqr", "2": "kmn"}, ("train-000003",))
+    waves = [[shard.name for shard in wave] for wave in job.waves]
+    assert waves == [["train-000000"], ["train-000001"]]
+    job.assignment.write(job.store)
+    job.planned.write(job.store)
+    for wave in waves:
+        for name in wave:
+            check(over=False)
+            make(job_of(tmp_path), [name])
+            # Killed here: who comes next goes on with what is left.
+            assert [[shard.name for shard in part] for part in job_of(tmp_path).waves] == waves[waves.index(wave) + 1 :]
+    # All that is planned is there; what is not, is not read, and goes as the next job ends.
+    check(over=True)
+    assert job_of(tmp_path).stale == ("train-000003",)
+    prepare(job_of(tmp_path), say=lambda _: None)
+    assert (job_of(tmp_path).stale, job_of(tmp_path).pending) == ((), ())
+    check(over=True)
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -17,7 +17,16 @@ from operators import died, run_stage
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines import isolate
-from rwkvfusion.pipelines.isolate import NODE_TRIES, SHARD_TRIES, Attempts, Death, IsolateError, each_alone
+from rwkvfusion.pipelines.isolate import (
+    NODE_TRIES,
+    SHARD_TRIES,
+    Attempts,
+    Death,
+    IsolateError,
+    each_alone,
+    excuse_attempts,
+    forget_attempts,
+)
 from rwkvfusion.pipelines.prepare import operators as prepare_operators
 from rwkvfusion.pipelines.prepare.operators import ReadPairs, RunStage, Target
 from rwkvfusion.pipelines.prepare.plan import ShardPlan
@@ -112,7 +121,7 @@ def test_a_shard_that_took_three_workers_with_it_is_gone_through_alone(tmp_path:
     assert (error.stage, error.kind) == ("deadly", "worker_died")
     assert "SIGKILL" in error.message
     # The count is gone, and the outcome is kept: nobody tries the sample again, unless asked to.
-    assert Attempts(store, "deadly").count("train-000000") == 0
+    assert not store.files("_attempts")
     assert run_stage(stage, samples) == (made, 0)
     retry = RunStage(deadly(), "f" * 64, Target(store, "made", "vif", "", Fence(store, 0), retry=True))
     harmless = [samples[0], samples[2]]
@@ -120,7 +129,8 @@ def test_a_shard_that_took_three_workers_with_it_is_gone_through_alone(tmp_path:
 
 
 def test_a_node_that_is_gone_took_the_work_and_no_sample_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    attempts, alive = Attempts(Store(str(tmp_path)), "caption"), {"a": True, "b": True}
+    store = Store(str(tmp_path))
+    attempts, alive = Attempts(store, "caption"), {"a": True, "b": True}
     here = ["a"]
     monkeypatch.setattr(isolate, "_this_node", lambda: here[0])
     monkeypatch.setattr(isolate.ray, "is_initialized", lambda: True)
@@ -137,17 +147,36 @@ def test_a_node_that_is_gone_took_the_work_and_no_sample_did(tmp_path: Path, mon
     assert [dies(), dies()] == [False, True]
     # The last two were of the node, as is known by now.
     alive["b"] = False
-    assert attempts.count("train-000000") == 2
     here[0] = "a"
     with attempts.of("train-000000") as alone:
         assert not alone
-    assert attempts.count("train-000000") == 0
+    assert not store.files("_attempts")
     # A shard that goes with one node after the other is looked at closely all the same.
     here[0] = "b"
     assert [dies() for _ in range(NODE_TRIES + 1)] == [False] * NODE_TRIES + [True]
     # Of a node of an earlier cluster nobody knows.
+    forget_attempts(store)
+    assert [dies() for _ in range(SHARD_TRIES)] == [False] * SHARD_TRIES
     alive.clear()
-    assert attempts.count("train-000000") == NODE_TRIES + 1
+    assert dies()
+
+
+def test_what_a_job_stopped_as_it_began_anew_is_no_death(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    attempts = Attempts(store, "caption")
+    for _ in range(SHARD_TRIES):
+        died(attempts)
+    died(attempts, "train-000001")
+    excuse_attempts(store)
+    # Two deaths and one that was stopped, which is noted as begun anew all the same.
+    with attempts.of("train-000000") as alone:
+        assert (alone, attempts.retries) == (False, SHARD_TRIES)
+    # One that takes the whole pipeline with it is looked at closely in the end.
+    for _ in range(NODE_TRIES - 1):
+        died(attempts, "train-000001")
+        excuse_attempts(store)
+    with attempts.of("train-000001") as alone:
+        assert (alone, attempts.retries) == (True, NODE_TRIES)
 
 
 def test_isolated_reading_waits_for_its_store_as_long_as_the_recipe_says(

@@ -59,16 +59,25 @@ def test_without_cards_models_take_none_and_here_no_more_actors_than_cores(monke
 def test_on_a_cluster_pools_may_grow_with_it_and_hold_what_they_take_of_what_it_grows_to() -> None:
     stages = [WithModel("caption"), Plain("merge", max_actors=3)]
     small = cluster(2)
-    assert [(pool.min_actors, pool.max_actors) for pool in pack(stages, frozenset(), small, shards=50)] == [
-        (1, 50),
-        (1, 3),
-    ]
     # Of the two CPUs that are there both pools and the tasks get a part; of those to come each gets its own.
     assert [pool.cpus for pool in pack(stages, frozenset(), small, shards=50)] == [0.25, 0.25]
     grown = pack(stages, frozenset(), small.grown(16, 1), shards=50)
     assert [(pool.cpus, pool.gpus) for pool in grown] == [(1, 1), (1, 0)]
+    assert [(pool.min_actors, pool.max_actors) for pool in grown] == [(1, 50), (1, 3)]
     # This machine does not grow.
     assert cluster(2, local=True).grown(16, 1) == cluster(2, local=True)
+
+
+@given(st.integers(1, 64), st.integers(1, 6), st.floats(0.1, 3), st.integers(1, 3), st.integers(1, 300))
+def test_no_cluster_holds_more_actors_than_it_has_cores_for(
+    cpus: int, n_stages: int, each: float, least: int, shards: int
+) -> None:
+    """Actors that take whole CPUs are held to them by Ray; of those that take parts there are few."""
+    stages = [Plain(f"s{number}", cpus=each, min_actors=least) for number in range(n_stages)]
+    for pool in pack(stages, frozenset(), cluster(cpus), shards):
+        placed = min(pool.max_actors, int(cpus / pool.cpus + 1e-6))
+        assert placed <= max(pool.min_actors, cpus // 2, int(cpus / each + 1e-6))
+        assert pool.cpus == pytest.approx(each) or pool.max_actors <= max(least, cpus // 2)
 
 
 def test_a_stage_that_has_kept_everything_takes_nothing() -> None:

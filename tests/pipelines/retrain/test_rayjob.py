@@ -198,6 +198,19 @@ def test_a_rayjob_that_has_not_ended_is_waited_for_and_another_is_none_of_ours(
             pass
 
 
+@pytest.mark.parametrize("lost", ["unheard", "unanswered"])
+def test_a_create_that_has_no_answer_makes_one_rayjob(tmp_path: Path, kubernetes: Path, file: str, lost: str) -> None:
+    (kubernetes / lost).touch()
+
+    def end(line: str) -> None:
+        assert line.startswith("created RayJob")
+        fake_kubectl.end(kubernetes, line.split()[-1])
+
+    done = retrain_in_cluster(plan(tmp_path), file, say=end)
+    assert (fake_kubectl.jobs(kubernetes), done.found) == ([done.name], False)
+    assert sum(call.startswith("create") for call in fake_kubectl.calls(kubernetes)) == 1 + (lost == "unheard")
+
+
 def test_what_cannot_work_is_said_before_anything_is_created(
     tmp_path: Path, kubernetes: Path, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

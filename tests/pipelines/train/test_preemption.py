@@ -23,7 +23,6 @@ from rwkvfusion.pipelines.train.plan import plan_training
 from rwkvfusion.pipelines.train.recipe import TrainRecipe
 
 STEPS = 400
-LOG_EVERY = 2
 
 
 def curve(tracking: str) -> dict[int, list[float]]:
@@ -74,7 +73,7 @@ def test_a_node_that_is_taken_after_a_warning_costs_a_step_at_most(tmp_path: Pat
                  "prefetch": 1, "final_pairs": 2},
         "network": {"width": 8, "levels": [1], "channel_factors": [1]},
         "optim": {"warmup": 2, "lr": 3e-3},
-        "steps": STEPS, "log_every": LOG_EVERY, "checkpoint_every": STEPS, "workers": 2,
+        "steps": STEPS, "log_every": 1, "checkpoint_every": STEPS, "workers": 2,
         "tracking": {"uri": tracking}, "output": str(tmp_path / "train"), "register": {"measure": 0},
         # One death that counts as a failure would end it.
         "max_failures": 0,
@@ -95,9 +94,9 @@ def test_a_node_that_is_taken_after_a_warning_costs_a_step_at_most(tmp_path: Pat
     assert "a node was to be taken: a checkpoint of each step from step" in said
     made = curve(tracking)
     straight = losses(plan_training(TrainRecipe.model_validate(values)), tmp_path)
-    ends = range(LOG_EVERY, STEPS + 1, LOG_EVERY)
-    means = {end: sum(straight[end - LOG_EVERY : end]) / LOG_EVERY for end in ends}
-    assert {step: points[-1] for step, points in made.items()} == pytest.approx(means, rel=1e-6)
+    assert {step: points[-1] for step, points in made.items()} == pytest.approx(
+        dict(enumerate(straight, start=1)), rel=1e-6
+    )
     twice = [step for step, points in made.items() if len(points) > 1]
     print(f"points made twice: {twice}")
     assert len(twice) <= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,16 @@ from made_datasets import pair, write_dataset
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.stages.dataset.commit import retire
 from rwkvfusion.stages.dataset.dataset import Dataset
-from rwkvfusion.stages.dataset.manifest import DatasetError, Quarantined, read_manifest, write_manifest
+from rwkvfusion.stages.dataset.manifest import (
+    DatasetError,
+    Effort,
+    NewerError,
+    Quarantined,
+    manifest_name,
+    read_manifest,
+    read_manifests,
+    write_manifest,
+)
 from rwkvfusion.stages.dataset.sample import Sample
 
 
@@ -66,6 +77,35 @@ def test_what_cannot_be_selected_is_named(url: str) -> None:
         Dataset.open(url).select(keys=["x"])
     with pytest.raises(DatasetError, match="holds no samples"):
         Dataset.open(url).select()
+
+
+def test_what_later_versions_say_besides_is_ignored_and_a_later_format_is_refused(url: str) -> None:
+    store, before = Store(url), Dataset.open(url)
+    name = manifest_name("train-000000")
+    facts = json.loads(store.read(name))
+    effort = {"cpu_seconds": 0.5, "joules": 7}
+    stage = {"stage": "caption", "identity": {}, "fingerprint": "f", "seconds": 1.0, "effort": effort, "later": []}
+    lost = {"key": "x", "files": [], "stage": "source", "kind": "damaged", "message": "it ends early", "later": 1}
+    facts |= {"later": {}, "stages": [stage], "quarantined": [lost], "package_version": "9.0"}
+    store.write(name, json.dumps(facts).encode())
+    after = Dataset.open(url)
+    assert (after.fingerprint, list(after.samples())) == (before.fingerprint, list(before.samples()))
+    assert after.manifests[1].stages[0].effort == Effort(cpu_seconds=0.5)
+    readers: list[Callable[[], object]] = [
+        lambda: Dataset.open(url),
+        lambda: read_manifest(store, "train-000000"),
+        # As `prepare` reads them, which makes what is damaged anew and removes what is left of it.
+        lambda: read_manifests(store, skip_damaged=True),
+    ]
+    for changes in ({}, {"keys": {"a": 1}}):
+        store.write(name, json.dumps(facts | {"version": 2} | changes).encode())
+        for read in readers:
+            with pytest.raises(
+                NewerError, match=r"train-000000\.json is of format 2, written by rwkvfusion 9\.0; this"
+            ):
+                read()
+    store.write(name, json.dumps(facts | {"version": 2, "package_version": None})[:-9].encode())
+    assert (read_manifest(store, "train-000000"), len(read_manifests(store, skip_damaged=True))) == (None, 2)
 
 
 def test_a_tar_with_other_keys_than_its_manifest_is_refused(url: str) -> None:

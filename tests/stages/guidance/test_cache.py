@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rwkvfusion.stages.dataset.sample import SCHEMA_VERSION, Box, Instance, Samp
 from rwkvfusion.stages.dataset.tar import pack
 from rwkvfusion.stages.guidance.cache import StageCache
 from rwkvfusion.stages.guidance.rle import encode_rle
+from rwkvfusion.stages.guidance.row import read_columns
 from rwkvfusion.stages.guidance.stage import Stage, StageConfig, fingerprints
 
 
@@ -102,7 +104,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, damage: str) -> None:
     stage = Boxes(StageConfig())
     _, count = run_stage(RunStage(stage, "f" * 64, target_at(tmp_path)), samples)
     assert count == 3
-    assert len(cache.read("train-000000")) == 3
+    assert len(cache.read("train-000000").samples) == 3
 
 
 def test_fingerprints_follow_what_a_stage_reads() -> None:
@@ -151,6 +153,9 @@ class MortalStore(Store):
 
     left: list[int] = field(default_factory=lambda: [10**6])
 
+    def sub(self, name: str) -> Store:
+        return MortalStore(self.join(name), self.patience, self.left)
+
     def _step(self) -> None:
         self.left[0] -= 1
         if self.left[0] < 0:
@@ -163,6 +168,41 @@ class MortalStore(Store):
     def remove(self, name: str) -> None:
         self._step()
         super().remove(name)
+
+
+@pytest.mark.parametrize(("steps", "retries"), [(0, 0), (1, 1), (2, 0), (3, 0)])
+def test_what_a_kill_redoes_is_the_shard_at_work_and_is_noted_even_where_its_row_is_lost(
+    tmp_path: Path, steps: int, retries: int
+) -> None:
+    """A worker dies before it has begun, before what it made is kept, or after."""
+    samples, stage = [pair(i, key=key) for i, key in enumerate(["a", "bad", "c"])], Boxes(StageConfig())
+
+    def worker(left: int = 10**6, job: int = 7, **changes: Any) -> RunStage:
+        store = MortalStore(str(tmp_path), left=[left])
+        return RunStage(stage, "f" * 64, target_at(tmp_path, store=store, fence=Fence(store, job), **changes))
+
+    with suppress(Killed):
+        worker(steps).process("train-000000", read_columns(samples))
+    n_begun = stage.keys.count("a")
+    table, first, lost = worker().process("train-000000", read_columns(samples))
+    first = lost or first
+    n_made = stage.keys.count("a")
+    # In batches of all, and of halves of those with a bad one: each time in as many calls.
+    assert (n_begun > 0, n_made > n_begun) == (steps > 0, steps < 2)
+    assert first.effort is not None
+    assert (first.made, first.effort.retries, first.effort.bytes > 0) == (3, retries, True)
+    # The same job comes by again, as the row was lost with its node: also one that tries failed samples once more.
+    for retry in (False, True):
+        again, none, kept = worker(retry=retry).process("train-000000", read_columns(samples))
+        assert again.equals(table)
+        assert kept is not None
+        assert kept.effort is not None
+        assert (none.made, kept.made, kept.effort.retries) == (0, 3, retries)
+        assert kept.effort.bytes == first.effort.bytes
+    assert stage.keys.count("a") == n_made
+    # What an earlier job made is no work of this one.
+    _, none, kept = worker(job=8).process("train-000000", read_columns(samples))
+    assert (none.made, kept, stage.keys.count("a")) == (0, None, n_made)
 
 
 def shard_of(samples: Sequence[Sample], fingerprint: str) -> tuple[Manifest, bytes]:

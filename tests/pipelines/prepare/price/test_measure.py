@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import write_pairs
 
+from rwkvfusion.infra.cores import processor
 from rwkvfusion.infra.hashes import cache_folder
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.infra.storage import Store
@@ -33,9 +34,10 @@ from rwkvfusion.pipelines.prepare.plan import Job, ShardPlan, plan_job
 from rwkvfusion.pipelines.prepare.price import measure as measure_module
 from rwkvfusion.pipelines.prepare.price.cost import Cost, costs
 from rwkvfusion.pipelines.prepare.price.measure import SHARDS, sample_of
-from rwkvfusion.pipelines.prepare.price.predict import Measured, Prices, pairs_to_make, predict
+from rwkvfusion.pipelines.prepare.price.predict import Measured, Place, Prices, pairs_to_make, predict
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe, ShardConfig
 from rwkvfusion.pipelines.prepare.report import comparison_lines, prediction_lines
+from rwkvfusion.pipelines.prepare.run import prepare
 from rwkvfusion.pipelines.recipe import load_recipe
 from rwkvfusion.stages.dataset.manifest import CACHE, MANIFESTS, StageRecord, read_manifests
 from rwkvfusion.stages.source.pair import PairRef
@@ -62,8 +64,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (run_module, measure_module):
         monkeypatch.setattr(module, "pipeline", pipeline)
         monkeypatch.setattr(module, "connect", lambda *_, **__: nullcontext(Cluster(2, 0, True)))
-    monkeypatch.setattr(run_module, "counted", lambda _, on_pairs: nullcontext(on_pairs))
-    monkeypatch.setattr(run_module, "watched", lambda *_: nullcontext(lambda: None))
+    monkeypatch.setattr(run_module, "counted", lambda *_: nullcontext())
+    monkeypatch.setattr(run_module, "watched", lambda *_: nullcontext(lambda _: None))
 
 
 def run(command: str, raw: Path, out: Path, *more: str) -> Result:
@@ -123,9 +125,21 @@ def test_what_is_predicted_of_all_pairs_is_what_the_job_takes(raw: Path, tmp_pat
     other = run("prepare", raw, out, "--dry-run", "--sample", "8", "--json", "--set", "text.width=64")
     assert other.exit_code == 0, other.output
     assert set(json.loads(other.stdout)["prediction"]["seconds_per_pair"]) == {"source", "text", "commit"}
-    # Nobody asks for the old sample's opinion of a job with other stages.
-    assert Measured.of(plan(raw, out)) is None
-    assert Measured.of(plan(raw, out, "text.width=64")) is not None
+    # The last sample says nothing of a job with other stages, resources or cores.
+    last = Measured.of(plan(raw, out))
+    assert last is not None
+    two, same = Cluster(2, 0, True), plan(raw, out, "text.width=64", "text.resources.max_actors=2")
+    assert last.misfit(same, two) is None
+    assert last.misfit(plan(raw, out), two) == "is of stages with other settings"
+    batched = plan(raw, out, "text.width=64", "caption.resources.batch_size=3")
+    assert last.misfit(batched, two) == "was taken with other caption.resources"
+    here = f"was taken on {processor()} ({two.cores} cores, 0 GPUs), and this is "
+    assert last.misfit(same, Cluster(2, 1, True)) == here + f"{processor()} ({two.cores} cores, 1 GPUs)"
+    assert last.misfit(same, Cluster(16, 0, False)) == here + "a cluster (16 cores, 0 GPUs)"
+    made = run("prepare", raw, out, "--set", "text.width=64", "--set", "caption.resources.batch_size=3")
+    assert made.exit_code == 0, made.output
+    assert "the last sample was taken with other caption.resources, so that it does not say how long" in made.output
+    assert "in all, by a sample" not in made.output
     # It is a memo: what is damaged is as good as none.
     for memo in (cache_folder() / "samples").iterdir():
         memo.write_bytes(memo.read_bytes()[:-9])
@@ -219,6 +233,19 @@ def test_stages_pay_for_the_pairs_that_are_new(tmp_path: Path) -> None:
     write_pairs(some, NAMES[:8], height=48, width=64)
     more = plan(some, tmp_path / "out", "text.width=64")
     assert pairs_to_make(more) == {"detect": 2, "caption": 2, "segment": 2, "merge": 2, "text": 8}
+    # Pairs go, and what is left of the second shard comes into the first: it is cached under the name of the other.
+    for name in (*NAMES[1:4], *NAMES[6:8]):
+        for picture in some.rglob(f"{name}.png"):
+            picture.unlink()
+    fewer = plan(some, tmp_path / "out")
+    assert [len(shard.pairs) for shard in fewer.pending] == [3]
+    assert pairs_to_make(fewer) == dict.fromkeys(pairs_to_make(fewer), 0)
+    prepare(make(fewer, ["train-000000"]), say=lambda _: None)
+    # A shard that comes later has the number of the one that went, and none of its pairs.
+    write_pairs(some, [f"{i:05d}X" for i in range(3)], height=48, width=64)
+    later = plan(some, tmp_path / "out")
+    assert [shard.name for shard in later.pending] == ["train-000000", "train-000001"]
+    assert pairs_to_make(later) == dict.fromkeys(pairs_to_make(later), 3)
 
 
 def test_retries_are_noted_by_step_and_are_on_the_card(raw: Path, tmp_path: Path) -> None:
@@ -251,7 +278,8 @@ def test_gpus_are_priced_and_counted(raw: Path, tmp_path: Path) -> None:
     steps = {"source": 0.01, "detect": 0.02, "caption": 0.4, "segment": 0.05, "merge": 0.0, "text": 0.0, "commit": 0.0}
     costs = {step: Cost(10, 10 * each, 10, min(each, 0.05) * 10, 0, 0, 1000) for step, each in steps.items()}
     measured = Measured(
-        url=job.store.url, fingerprint=job.fingerprint, pairs=10, quarantined={}, start_up_seconds=60, bytes_read=1e3,
+        url=job.store.url, fingerprint=job.fingerprint, place=Place.of(Cluster(16, 2, False)), resources={}, pairs=10,
+        quarantined={}, start_up_seconds=60, bytes_read=1e3,
         bytes_written=2e3, costs=costs, shares=dict.fromkeys(costs, 1.0),
     )  # fmt: skip
     cluster = Cluster(cpus=16, gpus=2, local=False)

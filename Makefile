@@ -9,7 +9,7 @@ FOLDERS := infra kernels model pipelines stages
 UV := $(BIN)/uv pip install --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-mlflow soak s3 mlflow postgresql bench-scale bench-pairs bench-kernel gpu-check train-gpu check lint types clean lock
+.PHONY: help install demo test test-slow test-mlflow soak s3 mlflow postgresql bench-scale bench-pairs bench-kernel gpu-check train-gpu check docs lint types clean lock
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -73,6 +73,10 @@ gpu-check:       ## the CUDA kernels on this machine's GPU: right, and how fast;
 train-gpu:       ## train a network that comes with the package, on any PYTHON with torch: NAME=vif PACK=vif.npz SECONDS=500
 	$(PYTHON) infra/checkout.py rwkvfusion.pipelines.ship.train $(NAME) --pack $(PACK) --out out/ship/checkpoints \
 	  $(if $(SECONDS),--steps 0 --seconds $(SECONDS)) $(TRAIN)
+
+docs: install    ## docs/recipes.md anew, and all pages as a site: open build/site/index.html
+	$(BIN)/python -m rwkvfusion.pipelines.recipes.page docs/recipes.md
+	$(BIN)/sphinx-build -W --keep-going -q -c docs -d build/doctrees . build/site
 
 lint: install    ## ruff: lint and format; hadolint where it is
 	$(BIN)/ruff check .

@@ -74,7 +74,7 @@ class RunStore:
             # It was there, or MLflow failed, maybe after it was made.
             params = self._data().params
             if key not in params:
-                raise StorageError(f"{self.url}: MLflow did not take {name}") from None
+                raise StorageError(f"{self.url}: MLflow did not take {name}: run this again") from None
             return bool(params[key] == text)
         return True
 

@@ -22,7 +22,7 @@ import fsspec
 from fsspec.core import split_protocol, url_to_fs
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from rwkvfusion.infra.errors import USERINFO, RwkvFusionError
+from rwkvfusion.infra.errors import USERINFO, RwkvFusionError, first_line
 
 JUNK = frozenset({"thumbs.db", ".ds_store", "desktop.ini", "__macosx", ".ipynb_checkpoints"})
 PATIENCE = 60.0
@@ -49,6 +49,8 @@ _CUT_OFF = frozenset({"IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"
 _NETWORK = frozenset({"HTTPClientError", "ConnectionError", "ClientConnectionError", "ClientPayloadError",
                       "IncompleteReadError", "ResponseParserError"})  # fmt: skip
 """Errors of the HTTP clients below fsspec that are not OSErrors, by the names of their classes."""
+_NO_KEYS = frozenset({"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"})
+"""Those of who has no credentials."""
 _log = logging.getLogger("rwkvfusion.storage")
 T = TypeVar("T")
 
@@ -107,7 +109,8 @@ class Store:
         try:
             fs, root = url_to_fs(self.url, **(_s3_options(self.patience) if self._is_s3 else {}))
         except (ImportError, ValueError) as error:
-            raise StorageError(f"cannot open {self.url}: {error} (for s3:// install 'rwkvfusion[s3]')") from None
+            how = "; install it: pip install 'rwkvfusion[s3]'" if self._is_s3 else ""
+            raise StorageError(f"cannot open {self.url}: {first_line(error)}{how}") from None
         if self._is_s3:
             # Its own retries come out of the same patience.
             fs.retries = 2
@@ -127,9 +130,11 @@ class Store:
         return Store(self.join(name), self.patience)
 
     def exists(self, name: str = "") -> bool:
+        """Whether there is a file or a folder `name`. StorageError where the store fails."""
         return self._call("look up", name, lambda fs, path: bool(fs.exists(path)))
 
     def isdir(self, name: str = "") -> bool:
+        """Whether there is a folder `name`, of S3 one that holds something. StorageError where the store fails."""
         # To see whether a folder is there, fsspec lists all of it.
         call = _holds_any if self._is_s3 else lambda fs, path: bool(fs.isdir(path))
         return self._call("look up", name, call)
@@ -316,7 +321,12 @@ class Store:
         except _ThereError:
             raise
         except FileNotFoundError as error:
-            raise MissingError(f"cannot {action} {url}: there is no such file") from error
+            what = (
+                "its folder or bucket is not there, and cannot be made"
+                if action == "write"
+                else "there is no such file"
+            )
+            raise MissingError(f"cannot {action} {url}: {what}") from error
         except Exception as error:
             # Each store's client has its own errors (botocore's are not even OSErrors); callers see one.
             reason = _reason(error)
@@ -536,4 +546,6 @@ def _no_secrets(protocol: str, path: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    return str(error.strerror) if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+    if type(error).__name__ in _NO_KEYS:
+        return "no credentials are set: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    return str(error.strerror) if isinstance(error, OSError) and error.strerror else first_line(error)

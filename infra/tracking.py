@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import time
@@ -22,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import yaml
 
-from rwkvfusion.infra.errors import RwkvFusionError, redacted
+from rwkvfusion.infra.errors import RwkvFusionError, first_line, redacted
 from rwkvfusion.infra.provenance import commit
 from rwkvfusion.infra.storage import Store
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 ARTIFACTS = "mlartifacts"
 SQLITE = "sqlite:///"
+_SCHEMES = {"http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc"}
 _MAX_PARAM_LENGTH = 6000
 _MAX_NAME_LENGTH = 250
 """Of a run: PostgreSQL refuses a longer one, SQLite takes it."""
@@ -57,13 +59,15 @@ def tracking_uri(uri: str | None = None) -> str:
     """`uri`, else `MLFLOW_TRACKING_URI`, else the sqlite file `mlflow.db` of the current folder; sqlite made absolute.
 
     Workers run in other folders, where a relative path would name another database.
-    TrackingError for a plain folder, which MLflow no longer takes.
+    TrackingError for a plain folder, which MLflow no longer takes, and for what is no URL of one.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     if uri.startswith(SQLITE):
         return SQLITE + str(Path(uri.removeprefix(SQLITE)).expanduser().absolute())
     if "://" not in uri or uri.startswith("file:"):
         raise TrackingError(f"{uri} is a folder, which MLflow no longer takes: use sqlite:///FILE.db or a server's URL")
+    if re.split(r"\+|-|://", uri)[0] not in _SCHEMES:
+        raise TrackingError(f"MLflow cannot be at {uri}: use a server's URL (http:// or https://) or sqlite:///FILE.db")
     return uri
 
 
@@ -296,7 +300,7 @@ def translated(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, ModuleNotFoundError, OSError) as error:
         # Not `from error`: its text names the URI with its password, and a traceback shows it.
-        raise TrackingError(f"MLflow at {uri}: {error}") from None
+        raise TrackingError(f"MLflow at {uri}: {first_line(error)}") from None
 
 
 def open_experiment(client: MlflowClient, uri: str, name: str) -> str:

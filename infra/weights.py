@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from fsspec.core import split_protocol
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, first_line
 from rwkvfusion.infra.hashes import HEX, cache_folder, file_hashes, sha256sum
 from rwkvfusion.infra.storage import open_file
 
@@ -281,7 +281,7 @@ class HubModel:
         except RepositoryNotFoundError:
             why = f"{hub} has no model {self.model}, or shows it only to its members (`hf auth login`)"
         except Exception as error:  # noqa: BLE001 - the hub's client has errors of its own and of two HTTP libraries
-            why = f"could not download {self._named} from {hub}: {_first_line(error)}"
+            why = f"could not download {self._named} from {hub}: {first_line(error)}"
         raise WeightsError(f"{self.option}: {why}")
 
 
@@ -429,10 +429,6 @@ def _check_hash(sha256: str | None, option: str) -> None:
         raise WeightsError(f"{_beside(option, 'sha256')}: {sha256!r} is not 64 hexadecimal digits in lower case")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _reason(error: Exception) -> str:
     """Why a file did not come, without what follows the question mark of its URL."""
     # fsspec's http calls every refusal a missing file; what the server said is the first cause of it.
@@ -443,4 +439,4 @@ def _reason(error: Exception) -> str:
         return f"the server answered {status} {getattr(first, 'message', '')}".rstrip()
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    return re.sub(r"\?[^\s'\")]*", "", _first_line(error))
+    return re.sub(r"\?[^\s'\")]*", "", first_line(error))

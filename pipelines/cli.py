@@ -6,17 +6,27 @@ needs no Ray.
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from typing import Any
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, TextIO
 
 import click
 
-from rwkvfusion.infra.errors import RwkvFusionError, redact_tracebacks
+from rwkvfusion.infra.errors import TRACEBACK, RwkvFusionError, redact_tracebacks, redacted, unforeseen
+from rwkvfusion.infra.provenance import package_version
+from rwkvfusion.pipelines.console import say
 from rwkvfusion.pipelines.interrupt import watched
 from rwkvfusion.pipelines.options import BUSY, LEFT_OUT, NOT_PROMOTED, NOTHING_NEW
+from rwkvfusion.pipelines.ray_job import is_submitted
 
 COMMANDS = {
     "demo": ("demo.command", "The whole chain on photographs that come with scikit-image."),
+    "recipe": ("recipes.command", "Show recipes, and what every field of them means."),
     "prepare": ("prepare.command", "Regenerate a dataset: pairs in, WebDataset shards out."),
     "fetch": ("prepare.command", "Download the pretrained models that a recipe's guidance needs."),
     "status": ("prepare.command", "Show how much of a dataset is committed, in pairs and bytes."),
@@ -57,10 +67,12 @@ class _Group(click.Group):
             except BaseException as error:
                 if watch is not None and watch.caused(error):
                     ctx.exit(watch.end())
-                if isinstance(error, RwkvFusionError):
-                    click.echo(f"rwkvfusion: {error}", err=True)
-                    ctx.exit(1)
-                raise
+                if type(error) is click.BadParameter:
+                    raise _plain(error) from None
+                if (line := _line(error)) is None:
+                    raise
+                click.echo(f"rwkvfusion: {line}", err=True)
+                ctx.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -72,13 +84,57 @@ class _Group(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            ctx.fail(f"there is no command {args[0]!r}" + (f": did you mean {near[0]}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
+def _plain(error: click.BadParameter) -> click.BadParameter:
+    """The error without click's names for kinds of numbers."""
+    message = re.sub(r"is not a valid (integer|float)(?: range)?", _number, error.message)
+    return click.BadParameter(message, error.ctx, error.param, error.param_hint)
+
+
+def _number(found: re.Match[str]) -> str:
+    return "is not a whole number" if found[1] == "integer" else "is not a number"
+
+
+def _line(error: BaseException) -> str | None:
+    """What is said of an exception; None for those that click or Python handle."""
+    if isinstance(error, RwkvFusionError):
+        return str(error)
+    is_handled = isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort | BrokenPipeError)
+    if not isinstance(error, Exception) or is_handled or TRACEBACK in os.environ or is_submitted():
+        return None
+    return unforeseen(error)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Warnings of ours are lines for a person; those of libraries stay as Python shows them."""
+    text = redacted(str(message))
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
+        say(f"warning: {text}")
+    else:
+        (file or sys.stderr).write(warnings.formatwarning(text, category, filename, lineno, line))
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="rwkvfusion", prog_name="rwkvfusion")
+@click.version_option(package_version(), prog_name="rwkvfusion")
 @click.option(
     "--tolerant",
     is_flag=True,
@@ -94,6 +150,7 @@ def main(tolerant: bool) -> None:
     Train:         rwkvfusion train train_vif_small.yaml --set data.url=out/tno
     """
     redact_tracebacks()
+    warnings.showwarning = _show_warning
 
 
 if __name__ == "__main__":

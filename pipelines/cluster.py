@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rwkvfusion.infra.cores import usable_cores
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, first_line
 from rwkvfusion.pipelines.console import Stderr, phase
 from rwkvfusion.pipelines.interrupt import is_ending, restore_handlers
 from rwkvfusion.pipelines.parallel import repeated
@@ -118,9 +118,8 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
             ray.init(**options)
     except Exception as error:
         # Ray raises nothing more special where a part of it dies while it starts.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         place = f"no Ray cluster to be used at {address}" if address else "Ray did not start on this machine"
-        raise ClusterError(f"{place}: {lines[0]}") from error
+        raise ClusterError(f"{place}: {first_line(error)}") from error
     finally:
         # Ray has put its own in their place.
         restore_handlers()
@@ -185,8 +184,8 @@ def _probe(address: str) -> None:
         socket.create_connection((host_port[1], int(host_port[2])), _ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(
-            f"no Ray cluster answers at {address}: {error}. Start one there with `ray start --head`, or leave the"
-            " address out to use a Ray of our own on this machine"
+            f"no Ray cluster answers at {address}: {first_line(error)}. Start one there with `ray start --head`, or"
+            " leave the address out to use a Ray of our own on this machine"
         ) from None
 
 

@@ -39,5 +39,10 @@ def check_tracking(uri: str | None, *, hosts: int = 1) -> None:
         )
 
 
+def is_submitted() -> bool:
+    """Whether this process runs inside a Ray job, whose output is all that is seen of it."""
+    return _JOB in os.environ
+
+
 def _scattered(hosts: int) -> str:
-    return "inside a Ray job" if _JOB in os.environ else f"on a cluster of {hosts} machines" if hosts > 1 else ""
+    return "inside a Ray job" if is_submitted() else f"on a cluster of {hosts} machines" if hosts > 1 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -14,12 +15,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.errors import RwkvFusionError, invalid, printable
 
 MAX_CHARACTERS = 100_000
 """Of a recipe file: PyYAML takes seconds for these, and what is longer is some other file."""
 _MAX_PROBLEMS, _MAX_LENGTH = 8, 600
 """Of a message: the problems it names, and the characters of each."""
+
+_UNION = re.compile(
+    r"(int|float|str|bool|none|dict|list|tuple|set|literal|constrained-\w+|function-\w+|lax-or-strict)(\[|$)"
+)
+"""How pydantic calls the members of a union that are no models."""
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 200
@@ -42,14 +48,14 @@ def load_recipe(path: str, model: type[M], overrides: Sequence[str] = ()) -> M:
 
     Override values are YAML (`true`, `3`, `[a, b]`, text). RecipeError for anything that does not fit `model`.
     """
-    name, values = _values(path)
+    name, values = settings_of(path)
     for override in overrides:
         _set(values, override)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         problems = error.errors()
-        lines = list(dict.fromkeys(_explain(problem, model)[:_MAX_LENGTH] for problem in problems[:_MAX_PROBLEMS]))
+        lines = _lines(problems[:_MAX_PROBLEMS], model)
         lines += [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
         raise RecipeError(f"{name}: {printable('; '.join(lines))}") from None
 
@@ -62,7 +68,7 @@ def on_top(values: Any, base: str = "recipe") -> Any:
     if not isinstance(values, dict) or not isinstance(values.get(base), str):
         return values
     changes = {key: value for key, value in values.items() if key != base}
-    return _overlaid(_values(values[base])[1], changes)
+    return _overlaid(settings_of(values[base])[1], changes)
 
 
 def _overlaid(values: Any, changes: Any) -> Any:
@@ -71,9 +77,9 @@ def _overlaid(values: Any, changes: Any) -> Any:
     return {**values, **{key: _overlaid(values.get(key), change) for key, change in changes.items()}}
 
 
-def _values(path: str) -> tuple[str, dict[Any, Any]]:
-    """The name and the settings of a recipe."""
-    name, text = _read(path)
+def settings_of(path: str) -> tuple[str, dict[Any, Any]]:
+    """The name and the settings of a recipe, unchecked; RecipeError where there is none, or it is no mapping."""
+    name, text = text_of(path)
     try:
         values = _parse(text)
     except _NotYamlError as error:
@@ -81,7 +87,7 @@ def _values(path: str) -> tuple[str, dict[Any, Any]]:
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise RecipeError(f"{name} must be a mapping of settings, not a {type(values).__name__}")
+        raise RecipeError(f"{name} is no recipe: it must be a mapping of settings, KEY: VALUE")
     return name, values
 
 
@@ -94,6 +100,10 @@ def _parse(text: str) -> Any:
         return yaml.safe_load(text)
     except RecursionError:
         raise _NotYamlError("it is nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise _NotYamlError(at + " ".join(str(error.problem or error.context).split())) from None
     except yaml.YAMLError as error:
         raise _NotYamlError(" ".join(str(error).split())) from None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
@@ -101,8 +111,8 @@ def _parse(text: str) -> Any:
         raise _NotYamlError(f"a value cannot be read: {error}") from None
 
 
-def _read(path: str) -> tuple[str, str]:
-    """The name and the text of a recipe: a file, else a built-in one."""
+def text_of(path: str) -> tuple[str, str]:
+    """The name and the text of a recipe: a file, else a built-in one; RecipeError where neither can be read."""
     file = Path(os.path.expanduser(path))
     try:
         if file.is_file():
@@ -119,9 +129,9 @@ def _read(path: str) -> tuple[str, str]:
     available = builtin_recipes()
     if name in available:
         return name, resources.files("rwkvfusion.pipelines.recipes").joinpath(name).read_text(encoding="utf-8")
-    near = difflib.get_close_matches(Path(name).name, available, 1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise RecipeError(f"no recipe {path!r}: neither a file nor one of {', '.join(available)}.{hint}")
+    near = difflib.get_close_matches(Path(name).stem, [one.removesuffix(".yaml") for one in available], 1)
+    hint = f"did you mean {near[0]}.yaml? There is" if near else "neither a file nor one of"
+    raise RecipeError(f"no recipe {path!r}: {hint} {', '.join(available)}")
 
 
 def _set(values: dict[str, Any], override: str) -> None:
@@ -142,14 +152,28 @@ def _set(values: dict[str, Any], override: str) -> None:
     place[last] = value
 
 
-def _explain(problem: ErrorDetails, model: type[BaseModel]) -> str:
-    path, inside = _walk(model, [str(part) for part in problem["loc"]])
+def _lines(problems: Sequence[ErrorDetails], model: type[BaseModel]) -> list[str]:
+    """A line for each value that does not fit; what a value of several types could be is said in one."""
+    lines: list[str] = []
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for problem in problems:
+        path, inside = _walk(model, [str(part) for part in problem["loc"]])
+        must, _, kind = invalid(problem).partition(" be ")
+        if must != "must" or problem["type"] == "value_error":
+            lines.append(_explain(problem, path, inside))
+            continue
+        kinds.setdefault(tuple(path), []).append(kind)
+        given = "" if isinstance(problem["input"], dict) else f", not {_short.repr(problem['input'])}"
+        line = f"{'.'.join(path) or 'recipe'} must be {' or '.join(dict.fromkeys(kinds[tuple(path)]))}{given}"
+        lines = [other for other in lines if not other.startswith(f"{'.'.join(path)} must be ")] + [line]
+    return list(dict.fromkeys(line[:_MAX_LENGTH] for line in lines))
+
+
+def _explain(problem: ErrorDetails, path: list[str], inside: list[type[BaseModel]]) -> str:
+    """What is wrong at `path`, which is, or should be, a field of the models `inside`."""
     where = ".".join(path) or "recipe"
     if problem["type"] == "extra_forbidden":
-        valid = sorted({key for m in inside for key in _fields(m)})
-        near = difflib.get_close_matches(path[-1], valid, 1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*path[:-1], near[0]])!r}?" if near else f"valid here: {', '.join(valid)}"
-        return f"unknown key {where!r}, {hint}"
+        return f"unknown key {where!r}, {_instead(path, inside)}"
     if problem["type"] == "union_tag_invalid":
         valid = [text.strip(" '") for text in str(problem["ctx"]["expected_tags"]).split(",")]
         tag = str(problem["ctx"]["tag"])
@@ -158,11 +182,20 @@ def _explain(problem: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{where}.method: there is no {tag!r}; {hint}There is {', '.join(valid)}"
     if problem["type"] == "missing":
         return f"{where!r} is required (give it in the recipe or by --set {where}=...)"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "model_type":
-        message = "settings of its own belong here, {KEY: VALUE}"
-    got = "" if isinstance(problem["input"], dict) else f" (got {_short.repr(problem['input'])})"
-    return f"{where}: {message}{got}"
+    if problem["type"] == "invalid_key":
+        return f"the key {where} is no text: put it in quotes"
+    message, given = invalid(problem), _short.repr(problem["input"])
+    return f"{where}: {message}" + ("" if isinstance(problem["input"], dict) or given in message else f" (got {given})")
+
+
+def _instead(path: list[str], inside: list[type[BaseModel]]) -> str:
+    """What could be meant by a key that there is not: one that is like it, or called so in a group beside it."""
+    fields = {name: annotation for m in inside for name, annotation in _fields(m).items()}
+    near = difflib.get_close_matches(path[-1], fields, 1, cutoff=0.5)
+    below = [f"{name}.{path[-1]}" for name in fields for m in _models(fields[name]) if path[-1] in _fields(m)]
+    if close := below if path[-1] in {name.partition(".")[2] for name in below} else near:
+        return f"did you mean {'.'.join([*path[:-1], close[0]])!r}?"
+    return f"valid here: {', '.join(sorted(fields))}"
 
 
 def _walk(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], list[type[BaseModel]]]:
@@ -171,6 +204,8 @@ def _walk(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], list[t
     path: list[str] = []
     inside = models = [model]
     for place, part in enumerate(loc, start=1):
+        if not models and place > 1 and _UNION.match(part):
+            continue
         if selected := [m for m in models if _method(m) == part]:
             models = selected
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import re
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import cv2
 import pytest
-from made import scene
+import yaml
+from accounts import make
+from made import scene, write_pairs
 from made_fusers import luma_fuser, run
 from pydantic import BaseModel
 
@@ -24,11 +27,14 @@ from rwkvfusion.model.shipped import Facts
 from rwkvfusion.model.training.losses.config import LossConfig
 from rwkvfusion.model.training.trainer import STATE, OptimConfig, Trainer
 from rwkvfusion.pipelines.evaluate import rows
-from rwkvfusion.pipelines.prepare.card import _fields_of_meta
+from rwkvfusion.pipelines.prepare.card import _fields_of_meta, finish_dataset
+from rwkvfusion.pipelines.prepare.plan import plan_job
+from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.registry.entry import Entry, Proof
 from rwkvfusion.pipelines.retrain import run as retraining
 from rwkvfusion.pipelines.train import job
-from rwkvfusion.stages.dataset.manifest import Effort, Manifest, PlannedShards, Quarantined, StageRecord
+from rwkvfusion.pipelines.train.recipe import NetworkOverrides, TrainRecipe
+from rwkvfusion.stages.dataset.manifest import CARD, FACTS, Effort, Manifest, PlannedShards, Quarantined, StageRecord
 from rwkvfusion.stages.dataset.origin import Origin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,6 +101,34 @@ def test_every_field_of_a_checkpoint_a_fused_picture_and_an_export_is_on_the_pag
     assert {*record["output"]} <= {*re.findall(r"`(\w+)`", FORMATS.partition("| `output` |")[2].partition("\n")[0])}
 
 
+def test_every_field_of_a_dataset_and_its_cards_head_is_on_the_page(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "raw", ["a", "b"], height=32, width=32)
+    source = {"layout": "msrs", "root": str(tmp_path / "raw"), "scale": {"*": 255}}
+    job = plan_job(PrepareRecipe.model_validate({"source": source, "output": str(tmp_path / "out"), "masks": "none"}))
+    done = make(job, [shard.name for shard in job.shards])
+    finish_dataset(done, [done.committed[shard.name] for shard in done.shards])
+    facts = json.loads(done.store.read(FACTS))
+    assert shown("| field of dataset.json") == {*facts}
+    (row,) = re.findall(r"^\| `effort` \| by step.*$", FORMATS, re.MULTILINE)
+    assert {*facts["effort"]["source"]} <= {*re.findall(r"`(\w+)`", row)}
+    head = yaml.safe_load(done.store.read(CARD).decode().split("---")[1])
+    assert shown("| field of the card's head") == {*head}
+
+
+def test_every_field_of_a_report_and_of_an_outcome_is_on_the_page(tmp_path: Path) -> None:
+    for seed, folder in enumerate(("a", "b", "fused")):
+        (tmp_path / folder).mkdir()
+        assert cv2.imwrite(str(tmp_path / folder / "1.png"), scene(seed, 32, 32))
+    sides = [part for side in ("a", "b") for part in (f"--{side}", tmp_path / side)]
+    result = run("evaluate", *sides, "--fused", f"x={tmp_path / 'fused'}", "--report", tmp_path / "report")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert shown("| field of results.json") == {*report}
+    assert shown("| field of a table") == {*report["tables"][0]}
+    outcome = {field.name for field in dataclasses.fields(retraining.Retraining)}
+    assert shown("| field of the outcome") == outcome | {"text"}
+
+
 def of(pattern: str) -> Iterable[tuple[str, str]]:
     """(page, what it names in code) for each of the pattern's matches."""
     return [(page, name) for page, text in PAGES.items() for name in re.findall(rf"`({pattern})`", text)]
@@ -108,6 +142,60 @@ def test_files_and_tests_that_pages_name_are_there() -> None:
     assert [one for one in of(r"test_\w+\.py") if one[1] not in tests] == []
     functions = {name for text in tests.values() for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
     assert [one for one in of(r"test_\w+") if one[1] not in functions] == []
+
+
+def test_names_in_code_that_pages_give_as_file_and_name_are_there() -> None:
+    named = [*of(r"[a-z0-9_/]+\.py:[A-Za-z_.]+")]
+    assert len(named) > 25
+    missing = []
+    for page, name in named:
+        file, _, path = name.partition(":")
+        body = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+        for part in path.split("."):
+            found = next((node for node in body if part in _names(node)), None)
+            if found is None:
+                missing.append((page, name))
+                break
+            body = getattr(found, "body", [])
+    assert missing == []
+
+
+def _names(node: ast.stmt) -> set[str]:
+    """What a statement defines."""
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return {node.name} if isinstance(node, ast.ClassDef | ast.FunctionDef) else set()
+
+
+def test_every_equation_table_and_figure_of_the_paper_has_a_row() -> None:
+    first = [line.split(" | ")[0].strip("| ") for line in PAGES["docs/paper.md"].splitlines() if line.startswith("| ")]
+    equations = [number for cell in first if re.fullmatch(r"[\d, ]+", cell) for number in cell.split(", ")]
+    assert [*map(int, equations)] == [*range(1, 24)]
+    for kind, last in (("Tab.", 10), ("Fig.", 13)):
+        cells = [cell for cell in first if cell.startswith(("Sect.", "Tab.", "Fig."))]
+        lists = [found for cell in cells for found in re.findall(rf"{re.escape(kind)} ([\d]+(?:, \d+)*)", cell)]
+        assert sorted(int(number) for found in lists for number in found.split(", ")) == [*range(1, last + 1)]
+
+
+def test_departures_from_the_paper_are_settings() -> None:
+    page = PAGES["docs/paper.md"]
+    table = page[page.index("| setting | the paper | ours | why |") :].partition("\n\n")[0]
+    settings = {name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
+    assert len(settings) > 8
+    assert settings <= {*NetworkOverrides.model_fields, *TrainRecipe.model_fields}
+
+
+def test_every_page_has_its_promises_and_its_figures_beside_what_holds_them() -> None:
+    ran = PAGES["docs/ran.md"]
+    own = {"docs/ran.md", "docs/survives.md", "docs/extend.md"}
+    rows = {
+        link for link in re.findall(r"^\| \[(\w+\.md)\]", ran[ran.index("## What the pages promise") :], re.MULTILINE)
+    }
+    assert {page for page in PAGES if page.startswith("docs/")} - own <= {f"docs/{name}" for name in rows}
+    for heading in ("## What the README promises", "## What the pages promise"):
+        table = ran[ran.index(heading) :].partition("\n## ")[0]
+        cells = [line.strip("| ").split(" | ")[-1] for line in table.splitlines() if line.startswith("| ")][1:]
+        assert [cell for cell in cells if not re.search(r"test_|make |no test", cell)] == []
 
 
 def test_what_pages_type_on_a_cluster_is_what_its_own_page_says() -> None:

@@ -255,7 +255,7 @@ def _by_opencv(data: bytes) -> np.ndarray:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
-        raise ImageError("damaged 16-bit picture")
+        raise ImageError("damaged picture: its 16-bit values cannot be decoded; save it anew")
     array = _channels_last(array)[:, :, :3]
     return np.ascontiguousarray(array[:, :, ::-1] if array.shape[2] == 3 else array)
 

@@ -170,7 +170,7 @@ def _channels_last(array: np.ndarray, axes: str) -> np.ndarray:
 
 def _number(tiff: tifffile.TiffFile, member: tifffile.TiffPage | tifffile.TiffFrame | None) -> int:
     if member is None:
-        raise ImageError("damaged picture: a page of the TIFF is missing")
+        raise ImageError("damaged picture: a page of the TIFF is missing; save it anew")
     return int(member.index) if isinstance(member.index, int) else 0
 
 
@@ -215,7 +215,7 @@ def _values(array: np.ndarray, page: tifffile.TiffPage, *, raw: bool) -> np.ndar
 def _coloured(indices: np.ndarray, page: tifffile.TiffPage) -> np.ndarray:
     """The colours of a palette, in 8 bits; one channel where all are grey."""
     if page.colormap is None:
-        raise ImageError("damaged picture: its palette is missing")
+        raise ImageError("damaged picture: its palette is missing; save it as RGB")
     colours = (np.asarray(page.colormap) >> 8).astype(np.uint8).T
     if int(indices.max()) >= len(colours):
         raise ImageError(f"damaged picture: index {int(indices.max())} is beyond its palette")
@@ -256,7 +256,7 @@ def _check_strips(data: bytes, first: tifffile.TiffPage, page: tifffile.TiffPage
         if size * DEFLATE_RATIO <= 2**30:
             continue
         if len(zlib.decompressobj().decompress(data[start : start + size], announced + 1)) > announced:
-            raise ImageError("damaged picture: a strip holds more than the whole picture")
+            raise ImageError("damaged picture: a strip holds more than the whole picture; save it anew")
 
 
 def _unturned(data: bytes, tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> bytes:

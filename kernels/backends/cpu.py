@@ -81,7 +81,7 @@ def in_reach(lam: Tensor, u: Tensor, length: int) -> bool:
 def _tell_slow() -> None:
     """Once a process."""
     warnings.warn(
-        "Bi-WKV: the C++ kernels follow decays of up to 0.625 a token, of -40 over the sequence, and boni of 40;"
+        "Bi-WKV: the C++ kernels follow decays of up to 0.625 a token, of -40 over the sequence, and bonuses of 40;"
         " beyond, plain torch operations compute, ten times as slow or more",
         RuntimeWarning,
         stacklevel=2,

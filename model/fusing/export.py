@@ -35,6 +35,10 @@ height and width{low}{tile}. \
 Output: fused, (1, {out}, H, W) float32, not clamped{chroma}. Times the span of {like}, plus its value of 0, rounded \
 half to even and clipped to the type, it is the picture. `example` is this as Python."""
 
+_CHROMA = """\
+; Cb and Cr are sum(c |c|) / sum(|c|) over the pictures' offsets c from neutral, and smaller by one factor where the \
+colour would leave 0 to 1"""
+
 
 class ExportError(RwkvFusionError, ValueError):
     """A network that cannot be exported, or a package that is missing; the message says which."""
@@ -83,7 +87,7 @@ def metadata(fuser: Fuser) -> dict[str, str]:
         low="" if network.residual is None else f"; {like} of any smaller size, it is brought to that of the other",
         tile="" if tile is None else f"; larger pictures than {tile[1]}x{tile[0]} in tiles of that size that overlap",
         out=network.out_channels,
-        chroma="; Cb and Cr are sum(c |c|) / sum(|c|) over the pictures' offsets c from neutral" * config.luma_only,
+        chroma=_CHROMA * config.luma_only,
         like=like,
     )
     return {

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rwkvfusion.infra.errors import RwkvFusionError, printable
+from rwkvfusion.infra.errors import RwkvFusionError, first_invalid, printable
 from rwkvfusion.infra.pictures.decode import decode, decode_indices
 from rwkvfusion.infra.pictures.units import Picture, Scale, Unit, UnitError, measure
 from rwkvfusion.infra.storage import sha256
@@ -31,7 +31,7 @@ from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.dataset.task import Task
 
 FORMAT_VERSION = 1
-VERSION = "1"
+VERSION = "2"
 """Of the code that fuses; it is raised whenever a picture of the same weights can change."""
 ADVICE = (
     'say which value does here (--scale {role}=VALUE; of a loaded model scale="{role}=VALUE", of a served one the'
@@ -158,7 +158,7 @@ class Fuser:
             where = ".".join(map(str, first["loc"])) or "file"
             if first["type"] == "extra_forbidden" or where == "version":
                 raise _of_newer(folder, where) from None
-            raise _no_config(folder, f"{where}: {first['msg']}") from None
+            raise _no_config(folder, first_invalid(error)) from None
         except FuserError:
             raise
         except (TypeError, ValueError) as error:
@@ -215,7 +215,7 @@ class Fuser:
         text: np.ndarray | None = None,
         tile: Tile = "auto",
     ) -> np.ndarray:
-        """`fuse` of pictures that have their scales: see `measure`."""
+        """`fuse` of pictures that have their scales (see `measure`): shapes, results and errors are those of `fuse`."""
         selected = self._select({role: picture.values for role, picture in pictures.items()})
         height, width, ratio = _common_size(selected, same=self.config.luma_only)
         planes = [_planes(role, image, pictures[role].unit) for role, image in selected.items()]

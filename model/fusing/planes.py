@@ -18,6 +18,7 @@ from rwkvfusion.infra.pictures.units import Unit, unit_of
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 _CB_SCALE, _CR_SCALE = 2 * (1 - _BLUE), 2 * (1 - _RED)
 NEUTRAL = 0.5
+_SMALLEST = 1e-12
 
 
 def to_planes(image: np.ndarray, unit: Unit | None = None) -> Tensor:
@@ -56,8 +57,7 @@ def rgb_to_ycbcr(rgb: Tensor) -> Tensor:
 def ycbcr_to_rgb(ycbcr: Tensor) -> Tensor:
     """Y, Cb, Cr (..., 3, H, W) -> RGB (..., 3, H, W): the exact inverse of `rgb_to_ycbcr`.
 
-    Fused luma and chroma may name a colour that RGB cannot show; the result then leaves 0-1, and clamping it is the
-    caller's choice.
+    Fused luma and chroma may name a colour that RGB cannot show; the result then leaves 0-1.
     """
     luma, cb, cr = ycbcr.unbind(dim=-3)
     red = luma + _CR_SCALE * (cr - NEUTRAL)
@@ -92,10 +92,20 @@ def fuse_chroma(chroma: Sequence[Tensor]) -> Tensor:
 def with_chroma(fused: Tensor, sources: Sequence[Tensor]) -> Tensor:
     """Give the fused luma (1, H, W) the fused chroma of its sources (1 or 3, H, W).
 
-    (3, H, W), or the luma as it is where no source shows colour.
+    A colour that the luma has no room for is brought towards grey until it fits: clipping its channels would change
+    the luma, and the hue. (3, H, W), or the luma as it is where no source shows colour.
     """
     chroma = [rgb_to_ycbcr(image)[1:] for image in sources if not is_grey(image)]
     if not chroma:
         return fused
     planes = fuse_chroma(chroma)
-    return ycbcr_to_rgb(torch.cat([fused.to(planes.dtype), planes]))
+    fused = fused.to(planes.dtype)
+    rgb = ycbcr_to_rgb(torch.cat([fused, planes]))
+    # Pictures of a declared scale may lie beyond 0 and 1, and colours may as far as they do.
+    seen = (fused, *sources)
+    highest = torch.stack([image.amax(dim=0) for image in seen]).amax(dim=0).clamp_min(1)
+    lowest = torch.stack([image.amin(dim=0) for image in seen]).amin(dim=0).clamp_max(0)
+    offsets = rgb - fused
+    room = torch.where(offsets > 0, highest - fused, fused - lowest)
+    part = (room / offsets.abs().clamp_min(_SMALLEST)).amin(dim=0, keepdim=True)
+    return torch.where(part < 1, fused + part * offsets, rgb)

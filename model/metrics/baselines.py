@@ -63,7 +63,7 @@ def bicubic(low: npt.NDArray[Any], ratio: int) -> Array:
 
 
 def brovey(high: Array, seen: Array, low: Array, upsampled: Array) -> Array:
-    """Every band times one ratio per pixel, so that spectra keep their direction (Gillespie et al. 1987).
+    """Every band times one ratio per pixel, so that spectra keep their direction (Gillespie et al. 1987): (H, W, C).
 
     The ratio is I_high / I_low. I_low: mean over the upsampled bands. I_high: mean over the bands of `high`, brought
     to the mean and deviation of the low-resolution intensity by the gain and offset that do so to `seen`, `high` at

@@ -83,7 +83,7 @@ class Lpips:
 
 
 def open_lpips() -> Lpips:
-    """From what is on this machine. WeightsError says what is missing, and the command that gets it."""
+    """From what is on this machine. MissingWeightsError says what is missing, and the command that gets it."""
     linear = _linear_weights()
     try:
         weights = VGG16.find()

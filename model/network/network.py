@@ -45,6 +45,7 @@ class EncoderLayer(nn.Module):
         self.brwkv = mixing(config, level, block)
 
     def forward(self, x: Tensor, images: Tensor, objects: Objects | None, text: Text) -> tuple[Tensor, Text]:
+        """Features (B, C, H, W) of a level, and the text that goes on to its next layer."""
         x, passed = self.fusion(x, images, objects, text)
         assert passed is not None
         return self.brwkv(x), passed
@@ -217,7 +218,11 @@ class RWKVFusion(nn.Module):
         merit = sources if self.config.prefer == "brighter" else _sharpness(sources)
         # For two sources this is sigmoid(5 h + preference (merit of a - merit of b)).
         lift = F.pad(_SLOPE * logits, (0, 0, 0, 0, 0, 1))[:, :, None]
-        weights = torch.softmax(lift + self.config.preference * merit, dim=1)
+        odds = lift + self.config.preference * merit
+        # Not in training: each pixel then tells the network of its own choice.
+        if self.config.choice_window and not self.training:
+            odds = _mean(odds.flatten(0, 1), self.config.choice_window).reshape(odds.shape)
+        weights = torch.softmax(odds, dim=1)
         return (weights * sources).sum(dim=1) + residual
 
     def _objects(self, mask: Tensor | None, like: Tensor, pad: tuple[int, int, int, int]) -> Objects | None:
@@ -250,7 +255,7 @@ class RWKVFusion(nn.Module):
         batch = images[0].shape[0]
         size = max(image.shape[2] for image in images), max(image.shape[3] for image in images)
         if all(tuple(image.shape[2:]) != size for image in images):
-            raise ValueError("no image is the largest in both height and width")
+            raise ValueError("no image is the largest in both height and width: give one that is")
         if mask is not None and (tuple(mask.shape) != (batch, *size) or mask.is_floating_point()):
             raise ValueError(f"mask must be integers of shape {(batch, *size)}, got {tuple(mask.shape)}")
         if text is not None and (text.ndim != 3 or text.shape[::2] != (batch, self.config.text_width)):
@@ -283,13 +288,15 @@ def _sharpness(images: Tensor) -> Tensor:
     flat = images.flatten(0, 1)
     centred = flat - flat.mean(dim=(2, 3), keepdim=True)
 
-    def mean(x: Tensor) -> Tensor:
-        for kernel, padding in (((7, 1), (3, 0)), ((1, 7), (0, 3))):
-            x = F.avg_pool2d(x, kernel, stride=1, padding=padding, count_include_pad=False)
-        return x
-
-    variance = (mean(centred.square()) - mean(centred).square()).clamp_min(0)
+    variance = (_mean(centred.square(), 7) - _mean(centred, 7).square()).clamp_min(0)
     return torch.log(variance + _NOISE**2).reshape(images.shape)
+
+
+def _mean(x: Tensor, side: int) -> Tensor:
+    """(B, C, H, W), the mean of the square of `side` pixels about each, as far as they lie within."""
+    for kernel, padding in (((side, 1), (side // 2, 0)), ((1, side), (0, side // 2))):
+        x = F.avg_pool2d(x, kernel, stride=1, padding=padding, count_include_pad=False)
+    return x
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:

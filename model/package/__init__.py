@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rwkvfusion.model.registry.loaded import LoadedModel
 
 __all__ = ["__version__", "load"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 # A registered model brings what it needs of this package; the rest is found where the package is installed.
 __path__ = extend_path(__path__, __name__)
 if __path__[0].endswith(os.path.join("model", "package")):

@@ -5,6 +5,7 @@ Its files are brought here, and proved.
 
 from __future__ import annotations
 
+import difflib
 import re
 import socket
 import tempfile
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies
 
-from rwkvfusion.infra.errors import RwkvFusionError, redacted
+from rwkvfusion.infra.errors import RwkvFusionError, first_line, redacted
 from rwkvfusion.infra.reach import GIVE_UP_SECONDS, UnreachableError, reach
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.infra.tracking import is_there, tracking_uri, using
@@ -81,9 +82,11 @@ def resolve(uri: str, tracking: str | None = None) -> ModelSource:
         return _registered(uri, tracking_uri(tracking))
     store = Store(uri)
     if not store.isdir():
+        near = difflib.get_close_matches(uri, shipped.shipped(), 1)
+        hint = f"did you mean {near[0]}? " if near else ""
         raise ServingError(
-            f"no model at {uri}: there is no such folder (models of a registry are models:/NAME@ALIAS; `rwkvfusion"
-            " models` lists those that come with the package)"
+            f"no model at {uri}: {hint}there is no such folder (models of a registry are models:/NAME@ALIAS;"
+            " `rwkvfusion models` lists those that come with the package)"
         )
     folder = _fuser_folder(store.files(), uri)
     local = Path(store.url) / folder
@@ -137,7 +140,9 @@ def _from_mlflow(client: MlflowClient, uri: str, kept: Cached | None) -> ModelSo
     folder = local / _fuser_folder(files, uri)
     if meaning:
         if sha256((folder / WEIGHTS).read_bytes()) != meaning.proof:
-            raise ServingError(f"{source.uri}: {WEIGHTS} is not what was registered (SHA-256 differs)")
+            raise ServingError(
+                f"{source.uri}: {WEIGHTS} is not what was registered (SHA-256 differs): name another version"
+            )
         Cached.keep(client.tracking_uri, uri, meaning, folder)
     return replace(source, folder=folder)
 
@@ -171,11 +176,10 @@ def _downloaded(client: MlflowClient, source: ModelSource) -> Path:
         local = Path(mlflow.artifacts.download_artifacts(source.uri, dst_path=folder))
     # Each kind of store has errors of its own.
     except Exception as error:  # noqa: BLE001
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         advice = _ADVICE.get(place.scheme, "see that this machine may read that place")
         raise ServingError(
-            f"the files of {source.uri} are registered at {location}, which cannot be read from here: {reason};"
-            f" {advice}"
+            f"the files of {source.uri} are registered at {location}, which cannot be read from here:"
+            f" {first_line(error)}; {advice}"
         ) from None
     # Of a bucket whose objects have expired, MLflow gives an empty folder.
     if not any(local.rglob(WEIGHTS)):
@@ -248,7 +252,7 @@ def _fuser_folder(files: list[str], uri: str) -> str:
     folders = sorted({name.rpartition("/")[0] for name in files if name.rpartition("/")[2] == WEIGHTS}, key=len)
     if len(folders) != 1:
         count = f"{len(folders)} fusers" if folders else f"no {WEIGHTS}"
-        raise ServingError(f"{uri} is not a fuser's folder: it holds {count}")
+        raise ServingError(f"{uri} is not a fuser's folder: it holds {count}; give the folder of one model")
     return folders[0]
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     PathLike: TypeAlias = str | os.PathLike[str]
     Picture: TypeAlias = np.ndarray | bytes | Image | PathLike
+    Caption: TypeAlias = str | np.ndarray | None
     P = TypeVar("P", np.ndarray, bytes, Image)
 
 
@@ -55,20 +56,23 @@ class LoadedModel:
         return f"<{self.source.uri}: {self.task}, {' + '.join(self.roles)}>"
 
     @overload
-    def __call__(self, *pictures: P, mask: Any = ..., caption: Any = ..., scale: str | None = ..., tile: Tile = ...,
-                 out: None = ...) -> P: ...  # fmt: skip
+    def __call__(self, *pictures: P, mask: Picture | None = ..., caption: Caption = ..., scale: str | None = ...,
+                 tile: Tile = ..., out: None = ...) -> P: ...  # fmt: skip
 
     @overload
-    def __call__(self, *pictures: Sequence[P], mask: Any = ..., caption: Any = ..., scale: str | None = ...,
-                 tile: Tile = ..., out: None = ...) -> list[P]: ...  # fmt: skip
+    def __call__(self, *pictures: Sequence[P], mask: Sequence[Picture | None] | None = ...,
+                 caption: Sequence[Caption] | None = ..., scale: str | None = ..., tile: Tile = ...,
+                 out: None = ...) -> list[P]: ...  # fmt: skip
+
+    # A path is also a sequence of paths; it is meant as one.
+    @overload
+    def __call__(self, *pictures: Picture, mask: Picture | None = ..., caption: Caption = ...,  # type: ignore[overload-overlap]
+                 scale: str | None = ..., tile: Tile = ..., out: PathLike) -> Path | str: ...  # fmt: skip
 
     @overload
-    def __call__(self, *pictures: Picture, mask: Any = ..., caption: Any = ..., scale: str | None = ...,
-                 tile: Tile = ..., out: PathLike) -> Path | str: ...  # fmt: skip
-
-    @overload
-    def __call__(self, *pictures: list[Any], mask: Any = ..., caption: Any = ..., scale: str | None = ...,
-                 tile: Tile = ..., out: list[Any]) -> list[Path | str]: ...  # fmt: skip
+    def __call__(self, *pictures: Sequence[Picture], mask: Sequence[Picture | None] | None = ...,
+                 caption: Sequence[Caption] | None = ..., scale: str | None = ..., tile: Tile = ...,
+                 out: Sequence[PathLike]) -> list[Path | str]: ...  # fmt: skip
 
     def __call__(
         self,

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, first_invalid
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.names import CONFIG, WEIGHTS
 from rwkvfusion.stages.dataset.task import TASKS, Task
@@ -82,7 +82,7 @@ class Shipped:
         try:
             return Facts.model_validate_json((self.folder / SCORES).read_bytes())
         except (OSError, ValidationError) as error:
-            reason = " ".join(str(error).split())
+            reason = error.strerror if isinstance(error, OSError) else first_invalid(error)
             raise ShippedError(f"{self.folder / SCORES} is damaged, install the package anew: {reason}") from None
 
     @cached_property

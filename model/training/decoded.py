@@ -100,10 +100,14 @@ def unit(sample: Decoded) -> int:
     for array in (*sample.images, *([] if sample.target is None else [sample.target])):
         ratio = height // array.shape[0]
         if (array.shape[0] * ratio, array.shape[1] * ratio) != (height, width):
-            raise DataError(f"{sample.key}: {array.shape[1]}x{array.shape[0]} does not divide {width}x{height}")
+            raise DataError(
+                f"{sample.key}: {array.shape[1]}x{array.shape[0]} does not divide {width}x{height}: prepare it anew"
+            )
         found = int(np.lcm(found, ratio))
     if sample.mask is not None and sample.mask.shape != (height, width):
-        raise DataError(f"{sample.key}: the mask is {sample.mask.shape}, the pictures {(height, width)}")
+        raise DataError(
+            f"{sample.key}: the mask is {sample.mask.shape}, the pictures {(height, width)}: sizes must be equal"
+        )
     return found
 
 

@@ -64,6 +64,7 @@ class LoaderConfig(BaseModel):
     )
     permute_objects: bool = Field(default=True, description="give the objects of a mask random indices")
     drop_guidance: float = Field(default=0.1, ge=0, le=1, description="chance to hide the text, and to hide the mask")
+    drop_text: float | None = Field(default=None, ge=0, le=1, description="that of the text; null: drop_guidance")
     mix: int = Field(default=4, ge=1, description="shards whose samples are mixed, and that are held in memory")
     cache_mb: int = Field(
         default=512,
@@ -150,7 +151,7 @@ class Loader:
                 " resolution was made from the target by its sensor's blur, which no resized picture shows"
             )
         if config.whole_last and steps is None:
-            raise ValueError("whole_last is a part of the steps, and they are not given")
+            raise ValueError("whole_last is a part of the steps: give steps too")
         self.data, self.config, self.text_width, self.seed, self.rank = data, config, text_width, seed, rank
         self.channels, self.max_objects = channels, max_objects
         self.whole_from = steps - round(config.whole_last * steps) if steps and config.whole_last else None
@@ -301,9 +302,10 @@ class Loader:
         )
         if config.permute_objects:
             cut = augment.permute_objects(cut, indices)
+        of_text = config.drop_guidance if config.drop_text is None else config.drop_text
         return replace(
             cut,
-            text=None if no_text < config.drop_guidance else cut.text,
+            text=None if no_text < of_text else cut.text,
             mask=None if no_mask < config.drop_guidance else cut.mask,
         )
 

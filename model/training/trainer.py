@@ -48,7 +48,7 @@ class OptimConfig(BaseModel):
     lr: float = Field(default=1e-3, gt=0, description="highest learning rate")
     final_lr: float = Field(default=0.01, ge=0, le=1, description="learning rate of the last step, as a part of `lr`")
     warmup: int = Field(default=100, ge=0, description="steps of linear rise; never more than a tenth of all steps")
-    weight_decay: float = Field(default=1e-6, ge=0)
+    weight_decay: float = Field(default=1e-6, ge=0, description="of AdamW")
     clip: float = Field(default=1.0, gt=0, description="gradients of a larger norm are scaled down to it")
     ema: float = Field(default=0.999, ge=0, lt=1, description="part of the old average kept per step, after a warm-up")
     max_skipped: int = Field(default=10, ge=1, description="steps in a row without finite gradients that end the run")

@@ -50,7 +50,14 @@ def _guidances(_context: click.Context, _option: click.Parameter, text: str | No
     help="Score every training under these too: none, text, mask, all, other (another pair's mask), empty (a mask of no"
     " object). See below.",
 )
-@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder of the study: its trainings, scores and tables; the same one resumes it.",
+)
 @click.option("--any-code", is_flag=True, help="Use again what other code has trained; the table says so.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained and scored.")
 @SET

@@ -102,8 +102,12 @@ def with_chroma(fused: np.ndarray, sources: list[np.ndarray]) -> np.ndarray:
     chroma = np.stack([np.concatenate([(i[2:] - luma(i)) / CB, (i[:1] - luma(i)) / CR]) for i in coloured])
     weight = np.abs(chroma).sum(axis=0)
     cb, cr = (chroma * np.abs(chroma)).sum(axis=0) / np.where(weight > 0, weight, 1)
-    red, blue = fused[0] + CR * cr, fused[0] + CB * cb
-    return np.stack([red, (fused[0] - RED * red - BLUE * blue) / GREEN, blue])
+    red, blue = CR * cr, CB * cb
+    offsets = np.stack([red, -(RED * red + BLUE * blue) / GREEN, blue])
+    # A colour that the luma has no room for is brought towards grey until it fits.
+    seen = np.concatenate([fused, *sources])
+    room = np.where(offsets > 0, seen.max(axis=0).clip(1) - fused, fused - seen.min(axis=0).clip(None, 0))
+    return fused + (room / np.abs(offsets).clip(1e-12)).min(axis=0).clip(None, 1) * offsets
 
 
 def main() -> None:

@@ -69,10 +69,10 @@ def plain_png(png: bytes) -> tuple[bytes, int, int, bool]:
     bits: what a browser shows would not be its values."""
     chunks = list(_chunks(png))
     if not chunks or chunks[0][0] != b"IHDR" or chunks[-1][0] != b"IEND":
-        raise ValueError("not a whole PNG")
+        raise ValueError("not a whole PNG: write it anew")
     width, height, bits, colour = struct.unpack(">IIBB", chunks[0][1][8:18])
     if bits > 8:
-        raise ValueError("a PNG of 16 bits a channel, of which a browser shows 8")
+        raise ValueError("a PNG of 16 bits a channel, of which a browser shows 8: save it as 8 bits")
     return _PNG + b"".join(chunk for kind, chunk in chunks if kind in _PIXELS), width, height, colour in (0, 4)
 
 

@@ -210,6 +210,9 @@ def verify(url: str, deep: bool, allow_incomplete: bool, as_json: bool) -> None:
     """Check a dataset against its manifests, and for the shards that `prepare` planned.
 
     Exit code 0 if clean, 1 with a list of what is wrong.
+
+    \b
+    rwkvfusion verify out/tno --deep
     """
     from rwkvfusion.pipelines.prepare.verify import verify as run_verify
 

@@ -47,7 +47,7 @@ class StorageConfig(_Group):
 class RayConfig(_Group):
     """Which Ray cluster runs the job."""
 
-    address: str | None = Field(default=None, description="None: RAY_ADDRESS, else a Ray on this machine")
+    address: str | None = Field(default=None, description="null: RAY_ADDRESS, else a Ray on this machine")
     cpus: float = Field(
         default=0,
         ge=0,
@@ -63,8 +63,8 @@ class RayConfig(_Group):
 class PrepareRecipe(GuidanceConfig):
     """Everything `rwkvfusion prepare` needs to know. Every field can be set with `--set a.b=c`."""
 
-    name: Key | None = Field(default=None, description="the dataset's name; None: the layout's")
-    task: Task | None = Field(default=None, description="checked against the layout's; None: the layout's")
+    name: Key | None = Field(default=None, description="the dataset's name; null: the layout's")
+    task: Task | None = Field(default=None, description="checked against the layout's; null: the layout's")
     source: SourceConfig
     output: str = Field(default="out", description="folder or URL; the dataset goes into {output}/{name}")
     shard: ShardConfig = ShardConfig()

@@ -130,7 +130,7 @@ def recall(
     labelled = _read(pairs, names, "reading pairs to test on")
     truth = [pair.boxes for pair in labelled]
     if not any(map(len, truth)):
-        raise ScoreError("the labels of the pairs to test on have no object: there is nothing to find")
+        raise ScoreError("the labels of the pairs to test on have no object: name pairs with --test that have some")
     detections: dict[str, list[list[Detections]]] = {}
     with Bar("detect", len(pairs.views) * len(detectors), "view") as bar:
         for view in pairs.views:

@@ -98,8 +98,10 @@ def promote(
 @_TRACKING
 @JSON
 def rollback(name: str, to: str | None, alias: str, tracking_uri: str | None, as_json: bool) -> None:
-    """Point @champion of the registered model NAME at the champion before, once its weights are seen to be those that
-    were registered (SHA-256); takes seconds, and is an entry of the history. A second one goes back further.
+    """Point @champion of the registered model NAME at the champion before it.
+
+    Its weights are first seen to be those that were registered (SHA-256). Takes seconds, and is an entry of the
+    history. A second one goes back further.
 
     Exit codes: 0 done, 1 failed, and nothing moved.
 

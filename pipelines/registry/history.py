@@ -90,7 +90,7 @@ class History:
         with tempfile.TemporaryDirectory() as scratch, translated(self.uri):
             data = Path(self.client.download_artifacts(self.run_id, proof.file, scratch)).read_bytes()
         if sha256(data) != proof.sha256:
-            raise PromoteError(f"{proof.file} of run {self.run_id} is not what was written there (SHA-256 differs)")
+            raise PromoteError(f"{proof.file} of run {self.run_id} was changed or damaged since (SHA-256 differs)")
         try:
             return Entry.model_validate_json(data)
         except ValidationError:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
-from rwkvfusion.infra.errors import RwkvFusionError, printable, redacted
+from rwkvfusion.infra.errors import RwkvFusionError, first_line, printable, redacted
 from rwkvfusion.infra.hashes import HEX
 from rwkvfusion.infra.pictures.encode import text_of
 from rwkvfusion.infra.provenance import package_version
@@ -260,8 +260,7 @@ def _artifact(client: MlflowClient, run_id: str, name: str, notes: list[str]) ->
         return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
     # Each kind of store has errors of its own.
     except Exception as error:  # noqa: BLE001
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        notes.append(redacted(f"its {name} cannot be read: {reason}"))
+        notes.append(redacted(f"its {name} cannot be read: {first_line(error)}"))
         return None
 
 

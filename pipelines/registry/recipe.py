@@ -23,7 +23,7 @@ class SetConfig(_Group):
         default=None, pattern="^[0-9a-f]{64}$", description="of the splits' shards; without it nothing is promoted"
     )
     splits: tuple[str, ...] = Field(default=(), description="none: those that begin with test, else all")
-    limit: int | None = Field(default=None, ge=1, description="pairs, evenly spread; None: all")
+    limit: int | None = Field(default=None, ge=1, description="pairs, evenly spread; null: all")
 
 
 class GateConfig(_Group):
@@ -58,11 +58,11 @@ class GateConfig(_Group):
 
 
 class CostConfig(_Group):
-    """How many times the champion's the candidate's costs may be; None sets no limit."""
+    """How many times the champion's the candidate's costs may be; null sets no limit."""
 
     time: float | None = Field(default=1.25, gt=0, description="median milliseconds of a picture on this machine")
     memory: float | None = Field(default=1.25, gt=0, description="bytes at the peak of a picture")
-    parameters: float | None = Field(default=1.5, gt=0)
+    parameters: float | None = Field(default=1.5, gt=0, description="how many the network has")
 
 
 class PixelConfig(_Group):
@@ -92,7 +92,7 @@ class PromoteRecipe(_Group):
     )
     sensor: str = Field(default="generic", description="of pansharpening without targets: whose low-pass filter")
     worst: int = Field(default=10, ge=0, description="pairs in the report's gallery, the worst first")
-    jobs: int | None = Field(default=None, ge=1, description="pairs at once; None: CPU cores")
+    jobs: int | None = Field(default=None, ge=1, description="pairs at once; null: CPU cores")
 
     @property
     def digest(self) -> str:

@@ -6,6 +6,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from rwkvfusion.infra.errors import first_line
 from rwkvfusion.infra.lease import LeaseError
 from rwkvfusion.infra.reach import reach
 from rwkvfusion.infra.storage import sha256
@@ -35,7 +36,9 @@ def rollback(name: str, alias: str, to: str | None = None, tracking: str | None 
         expected = turn.weights_of(version)
         actual = _weights(history, version)
         if expected not in (None, actual):
-            raise PromoteError(f"{WEIGHTS} of {name} version {version} is not what was registered: its SHA-256 differs")
+            raise PromoteError(
+                f"{WEIGHTS} of {name} version {version} is not what was registered: its SHA-256 differs; name another"
+            )
         proof = "its weights have the SHA-256 that was registered" if expected else "nothing says what its weights were"
         return turn.add(
             Verdict.ROLLED_BACK, version, version, reasons=(proof,), weights_sha256=actual,
@@ -58,7 +61,9 @@ def why(name: str, alias: str, version: str, tracking: str | None = None) -> tup
             pass
     found = about(history.proofs, version)
     if not found and not history.has(version):
-        raise PromoteError(f"{name} has no version {version}")
+        raise PromoteError(
+            f"{name} has no version {version}: `rwkvfusion promote {name} --why VERSION` takes one it has"
+        )
     return history.champion, [history.read(proof) for proof in found]
 
 
@@ -102,8 +107,9 @@ def _weights(history: History, version: str) -> str:
             found = [*Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch)).rglob(WEIGHTS)]
         # Each kind of store has errors of its own.
         except Exception as error:  # noqa: BLE001
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise PromoteError(f"the files of {uri} cannot be read: {reason}; --to names another version") from None
+            raise PromoteError(
+                f"the files of {uri} cannot be read: {first_line(error)}; --to names another version"
+            ) from None
         if len(found) != 1:
             raise PromoteError(f"{uri} has no {WEIGHTS}: --to names another version")
         return sha256(found[0].read_bytes())

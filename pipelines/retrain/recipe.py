@@ -29,8 +29,8 @@ class RetrainRecipe(BaseModel):
     prepare: dict[str, PrepareRecipe] = Field(
         default={}, description="the datasets that are kept up to date, by any names"
     )
-    train: TrainRecipe
-    promote: PromoteRecipe
+    train: TrainRecipe = Field(description="the training; its `init` is left out")
+    promote: PromoteRecipe = Field(description="how its model is judged")
     init: str = Field(
         default=CHAMPION,
         description="weights that a training starts from: champion (scratch where there is none), scratch, or the NAME"
@@ -43,7 +43,7 @@ class RetrainRecipe(BaseModel):
         default=SECONDS, ge=3, description="a job that was not heard of for so long loses its place to the next"
     )
     webhook: str | None = Field(
-        default=None, description="URL that gets the outcome as JSON; None: RWKVFUSION_WEBHOOK, else none"
+        default=None, description="URL that gets the outcome as JSON; null: RWKVFUSION_WEBHOOK, else none"
     )
 
     @field_validator("train", "promote", mode="before")
@@ -66,10 +66,11 @@ class RetrainRecipe(BaseModel):
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.train.init is not None:
-            raise ValueError("train.init: here `init` says what a training starts from")
+            raise ValueError("train.init: here `init` says what a training starts from: leave it out")
         if self.train.register_as.name not in (None, self.promote.name):
             raise ValueError(
-                f"train.register.name is {self.train.register_as.name}, and promote.name is {self.promote.name}"
+                f"train.register.name is {self.train.register_as.name}, and promote.name is {self.promote.name}:"
+                " make them one"
             )
         return self
 

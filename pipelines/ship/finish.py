@@ -56,7 +56,7 @@ def fuser_of(checkpoint: Path, moment: int | None) -> tuple[Fuser, dict[str, Any
         weights, step = train.averaged(groups, moment or RECIPES[state["name"]].moment)
     except ValueError as error:
         raise click.UsageError(f"{checkpoint}: {error}") from None
-    network = RWKVFusion(NetworkConfig(**state["network"]))
+    network = RWKVFusion(NetworkConfig(**state["network"] | RECIPES[state["name"]].in_use))
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     task, pack, crop = state["recipe"]["task"], state["pack"], state["recipe"]["crop"]
     config = FuserConfig.of(
@@ -204,6 +204,8 @@ def finish(
         whole = f"of {state['done']}, {state['seconds']:.0f} s on one {state['device']}"
         before = RECIPES[state["name"]].after
         story = f"Averaged weights of step {step} ({whole}), {state['samples']} pairs."
+        in_use = ", ".join(f"`{setting}` {value:g}" for setting, value in RECIPES[state["name"]].in_use.items())
+        story += f" In use {in_use}." if in_use else ""
         story += f" It began with those of `{before}`, see `pipelines/ship/recipes.py`." if before else ""
     else:
         fuser, story = Fuser.load(resolve(str(model)).folder), "By `rwkvfusion train`."

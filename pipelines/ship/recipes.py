@@ -42,6 +42,8 @@ class Recipe:
     """By how much sources that are made of one picture differ in level and noise, of those of `SIMULATIONS` that can:
     which of them is in focus then counts where there is nothing to see, too."""
     seed: int = 0
+    in_use: dict[str, float] = field(default_factory=dict)
+    """Settings of the network that are others in use than in training."""
     after: str | None = None
     """The recipe whose averaged weights it begins with."""
 
@@ -73,6 +75,7 @@ RECIPES = {
         "vif",
         steps=1_500,
         loss={"nearer": 34.0, "ssim7": 9.0, "anchor": 600.0},
+        in_use={"preference": 18.0},
         batch=3,
         lr=3e-4,
         after="vif",

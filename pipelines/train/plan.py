@@ -97,7 +97,7 @@ _BEFORE: Mapping[str, Mapping[str, Any]] = {
     "": {"paper": True, "init": None, "validation": ValidateConfig(every=0)},
     "data": {
         "resize": False, "whole_last": 0.0, "transpose": False, "min_scale": 1.0, "hide_directions": False,
-        "permute_objects": False,
+        "permute_objects": False, "drop_text": None,
     },
     "network": {
         "size": None, "align": "mirrored", "decay": "relative", "gate_window": 0, "decoder_images": False,
@@ -175,7 +175,9 @@ def _fixed_by_data(config: NetworkConfig, task: str, survey: Survey) -> dict[str
     if task in LUMA_TASKS:
         return {"in_channels": (1,) * len(survey.roles), **text}
     if not survey.has_target:
-        raise RecipeError(f"{task} is learnt from a target, and {survey.example.key} and others have none")
+        raise RecipeError(
+            f"{task} is learnt from a target, and {survey.example.key} and others have none: prepare pairs with one"
+        )
     if config.residual is None or len(survey.roles) != len(config.in_channels):
         raise RecipeError(f"{task} fuses {len(config.in_channels)} modalities, not {', '.join(survey.roles)}")
     return {"in_channels": survey.channels, "out_channels": survey.channels[config.residual], **text}

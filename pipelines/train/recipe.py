@@ -29,7 +29,7 @@ class DataConfig(LoaderConfig):
         default=False, description="learn from what is there of a dataset that `prepare` has not finished"
     )
     roles: tuple[str, ...] | None = Field(
-        default=None, description="modalities in order, `ct|pet` for either; None: as seen in a few shards"
+        default=None, description="modalities in order, `ct|pet` for either; null: as seen in a few shards"
     )
     final_splits: tuple[str, ...] = Field(
         default=(),
@@ -56,9 +56,9 @@ class DataConfig(LoaderConfig):
 
 
 class NetworkOverrides(_Group):
-    """Departures from the task's preset; None keeps it. Channels and text width follow from the data."""
+    """Departures from the task's preset; null keeps it. Channels and text width follow from the data."""
 
-    size: Size | None = Field(default=None, description="tiny, small, full (the authors') or large; None is full")
+    size: Size | None = Field(default=None, description="tiny, small, full (the authors') or large; null is full")
     width: int | None = Field(default=None, description="channels of the first level")
     levels: tuple[int, ...] | None = Field(default=None, description="BRWKV layers of each encoder level")
     channel_factors: tuple[int, ...] | None = Field(default=None, description="widening of each level")
@@ -101,7 +101,7 @@ class ValidateConfig(_Group):
     metric: str | None = Field(
         default=None,
         description="whose mean is the best; `worst`: the smallest relative gain over `goals`, without goals over the"
-        " best trivial answer of each pair. None: PSNR to the targets, where there are none Qabf or HQNR",
+        " best trivial answer of each pair. null: PSNR to the targets, where there are none Qabf or HQNR",
     )
     goals: dict[str, float] = Field(default={}, description="what `worst` is measured by: a value for each metric")
     patience: int | None = Field(
@@ -119,16 +119,16 @@ class TrackingConfig(_Group):
     """Where MLflow records the run."""
 
     uri: str | None = Field(
-        default=None, repr=False, description="None: MLFLOW_TRACKING_URI, else mlflow.db in this folder"
+        default=None, repr=False, description="null: MLFLOW_TRACKING_URI, else mlflow.db in this folder"
     )
-    experiment: str = "rwkvfusion"
-    run_name: str | None = Field(default=None, description="None: task, datasets and time")
+    experiment: str = Field(default="rwkvfusion", description="of MLflow, which holds the run")
+    run_name: str | None = Field(default=None, description="null: task, datasets and time")
 
 
 class RegisterConfig(_Group):
     """How the trained model enters the registry."""
 
-    name: str | None = Field(default=None, description="None: rwkvfusion-TASK")
+    name: str | None = Field(default=None, description="null: rwkvfusion-TASK")
     alias: str = Field(default=CANDIDATE, min_length=1, description="moved to the new version")
     measure: float = Field(
         default=5.0, ge=0, description="seconds for which the model's card measures what a picture costs; 0: not at all"
@@ -156,12 +156,12 @@ class TrainRecipe(_Group):
     workers: int = Field(default=1, ge=1, description="processes; one a GPU")
     threads: int = Field(default=1, ge=1, description="torch threads of each worker")
     use_gpu: Literal["auto"] | bool = Field(default="auto", description="auto: where the cluster has GPUs")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the first weights, crops and order; same seed, same losses")
     tracking: TrackingConfig = TrackingConfig()
     register_as: RegisterConfig = Field(default=RegisterConfig(), alias="register")
     output: str = Field(default="out/train", description="folder or URL of the checkpoints; workers must reach it")
     max_failures: int = Field(default=3, ge=0, description="deaths of workers that are survived")
-    address: str | None = Field(default=None, description="Ray cluster; None: RAY_ADDRESS, else one on this machine")
+    address: str | None = Field(default=None, description="Ray cluster; null: RAY_ADDRESS, else one on this machine")
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:

@@ -53,7 +53,10 @@ def commit_shard(store: Store, manifest: Manifest, tar: bytes, check: Callable[[
     elif not store.create(manifest_name(manifest.shard), manifest.to_json()):
         present = read_manifest(store, manifest.shard)
         if present is not None and not present.proves_same(manifest):
-            raise StorageError(f"{store.join(manifest_name(manifest.shard))} was written by another job meanwhile")
+            raise StorageError(
+                f"{store.join(manifest_name(manifest.shard))} was written by another job meanwhile:"
+                " let it end, then run this again"
+            )
         # What was in the way is damaged, or says the same.
         write_manifest(store, manifest)
     if manifest.sha256 is not None:

@@ -56,7 +56,7 @@ class Shard:
             raise DatasetError(f"{self.url}: {error}") from None
         if tuple(members) != self.manifest.keys:
             odd = sorted(set(members) ^ set(self.manifest.keys)) or ["their order"]
-            raise DatasetError(f"{self.url} and its manifest differ in keys: {', '.join(odd[:3])}")
+            raise DatasetError(f"{self.url} and its manifest differ in keys: {', '.join(odd[:3])}; run prepare again")
         return samples
 
 

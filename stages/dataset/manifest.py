@@ -37,7 +37,7 @@ from pydantic import (
     model_serializer,
 )
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, first_invalid
 from rwkvfusion.infra.packs import Packs
 from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.storage import MissingError, RefusedError, Store, sha256
@@ -191,6 +191,7 @@ class Manifest(_Part):
         return self.model_dump(exclude=effort) == other.model_dump(exclude=effort)
 
     def to_json(self) -> bytes:
+        """As it is stored: equal manifests give equal bytes."""
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False).encode()
 
     @classmethod
@@ -203,9 +204,7 @@ class Manifest(_Part):
             manifest = cls.model_validate_json(data, context=shared)
         except ValidationError as error:
             _check_version(data, where)
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "file"
-            raise DatasetError(f"{where} is not a shard manifest: {field}: {first['msg']}") from None
+            raise DatasetError(f"{where} is not a shard manifest: {first_invalid(error)}") from None
         if manifest.version > VERSION:
             _check_version(data, where)
         return manifest

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.errors import RwkvFusionError, first_invalid
 from rwkvfusion.infra.pictures.units import Scale, parse_scale, percentiles_of, unit_of
 from rwkvfusion.stages.dataset.manifest import Key
 from rwkvfusion.stages.dataset.task import Task
@@ -80,7 +80,7 @@ class Image(_Part):
     @model_validator(mode="after")
     def _rising(self) -> Self:
         if self.scale is None and (self.black is not None or self.percentiles is not None):
-            raise ValueError("black and percentiles go with a scale")
+            raise ValueError("black and percentiles go with a scale: give it too")
         if self.scale is not None and self.scale <= (self.black or 0):
             raise ValueError(f"the value that counts as 1 must lie above {self.black or 0:g}, not be {self.scale:g}")
         return self
@@ -193,7 +193,7 @@ class Text(_Part):
         """The inverse; ValueError for an array of another type or shape. Nothing that a header claims is allocated."""
         header = _NPY.match(data)
         if header is None or int.from_bytes(data[8:10], "little") != header.end() - 10:
-            raise ValueError("text.npy is not a (tokens, width) array of float16")
+            raise ValueError("text.npy must be a (tokens, width) array of float16")
         return cls(data=data[header.end() :], tokens=int(header[1]), width=int(header[2]))
 
 
@@ -340,11 +340,10 @@ def _take_picture(key: str, members: dict[str, bytes], role: str, ext: str) -> b
 
 
 def _in_short(error: Exception) -> str:
-    """The error in one line: pydantic's own message quotes the whole input."""
-    if not isinstance(error, ValidationError):
-        return (str(error) or type(error).__name__).split("\n")[0][:300]
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc'])[:100]}: {first['msg']}"[:300]
+    """The error in one line."""
+    if isinstance(error, ValidationError):
+        return first_invalid(error)[:300]
+    return (str(error) or type(error).__name__).split("\n")[0][:300]
 
 
 def _json(value: Any) -> bytes:

@@ -20,7 +20,7 @@ _END = bytes(tarfile.BLOCKSIZE)
 def pack(samples: Sequence[Sample], extensions: Mapping[str, str] = MappingProxyType({})) -> bytes:
     """A tar of the samples: sorted by key, then by field, mtime 0, no owners: equal samples give equal bytes.
 
-    `extensions` as in `Sample.members`.
+    `extensions` as in `Sample.members`. SampleFormatError for a failed sample, and for a key that is there twice.
 
     By whole names `a-b.png` would come before `a.png`, and the samples in another order than their keys.
     """

@@ -75,11 +75,19 @@ class GuidanceConfig(BaseModel):
     prompts: Literal["auto"] | tuple[str, ...] = Field(
         default="auto", description="what an open-set detector looks for; auto: what the caption names"
     )
-    detect: Detect = DetectConfig()
-    caption: Caption = CaptionConfig()
-    segment: Segment = SegmentConfig()
-    merge: MergeConfig = MergeConfig()
-    text: Text = TextConfig()
+    detect: Detect = Field(
+        default=DetectConfig(), description="finds boxes of objects in each modality; `guidance` chooses its method"
+    )
+    caption: Caption = Field(
+        default=CaptionConfig(), description="describes each modality in words; `guidance` chooses its method"
+    )
+    segment: Segment = Field(
+        default=SegmentConfig(), description="makes a mask of each box; `guidance` chooses its method"
+    )
+    merge: MergeConfig = Field(
+        default=MergeConfig(), description="makes one mask of those of all modalities; areas are parts of the picture"
+    )
+    text: Text = Field(default=TextConfig(), description="encodes the captions; `guidance` chooses its method")
 
     @model_validator(mode="before")
     @classmethod

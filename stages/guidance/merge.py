@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import cv2
 import numpy as np
@@ -41,7 +40,7 @@ class MergeConfig(StageConfig):
         default=(("bright region", "dark region"),),
         description="groups of labels that may name one object; a label is always compatible with itself",
     )
-    max_objects: int = Field(default=MAX_OBJECTS, ge=1, le=MAX_OBJECTS)
+    max_objects: int = Field(default=MAX_OBJECTS, ge=1, le=MAX_OBJECTS, description="of a sample; the best stay")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +58,7 @@ class Object:
         return int(np.count_nonzero(self.mask))
 
     @property
-    def rank(self) -> tuple[Any, ...]:
+    def rank(self) -> tuple[float, float, int, str, bytes]:
         """Sort key, best first: quality, then size, then content, so that only equal masks tie."""
         return (-self.predicted_iou, -self.stability, -self.area, self.label, np.packbits(self.mask).tobytes())
 
@@ -74,6 +73,7 @@ class MergeMasks(Stage[MergeConfig]):
     provides = frozenset({"mask"})
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples, each with its mask: (H, W) of uint8, 0 where no object is."""
         return [self._merge(sample) for sample in samples]
 
     def _merge(self, sample: Sample) -> Sample:

@@ -30,7 +30,7 @@ def decode_rle(rle: Rle) -> np.ndarray:
 
 
 def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Pixels two boolean masks share over those either has; 0 where neither has any."""
+    """Pixels that two boolean masks (H, W) share over those that either has; 0 where neither has any."""
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else 0.0
 

@@ -24,20 +24,20 @@ class Resources(BaseModel):
     """What one actor of a stage takes, and how many there may be. GPUs may be fractions; batches are of samples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    cpus: float = Field(default=1.0, gt=0)
+    cpus: float = Field(default=1.0, gt=0, description="CPU cores of an actor")
     gpus: float | None = Field(
-        default=None, ge=0, description="None: stages with models share a card where there is one"
+        default=None, ge=0, description="GPUs of an actor; null: stages with models share a card where there is one"
     )
-    min_actors: int = Field(default=1, ge=1)
-    max_actors: int | None = Field(default=None, ge=1, description="None: as many as there is room for")
-    batch_size: int = Field(default=8, ge=1)
+    min_actors: int = Field(default=1, ge=1, description="processes that run the stage, at least")
+    max_actors: int | None = Field(default=None, ge=1, description="and at most; null: as many as there is room for")
+    batch_size: int = Field(default=8, ge=1, description="samples that a stage is given at once")
 
 
 class StageConfig(BaseModel):
     """Base of every stage's settings: what changes the output; `resources` does not and stays out of fingerprints."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    resources: Resources = Resources()
+    resources: Resources = Field(default=Resources(), description="what it runs on; changes nothing of what it makes")
 
 
 C = TypeVar("C", bound=StageConfig)
@@ -119,6 +119,7 @@ def run(stage: Stage[Any], samples: Sequence[Sample], on_done: Callable[[int], N
 
     A batch that raises is halved until the one bad sample is alone, which then carries the error. Where memory ran
     out, the batches that follow are no larger than the half. `on_done` is called with the samples done so far.
+    StageError where the stage gives other samples than it was given, or in another order.
     """
     result = list(samples)
     good = [i for i, sample in enumerate(samples) if sample.error is None]

@@ -65,13 +65,13 @@ class SceneConfig(BaseModel):
     scale: float | None = Field(
         default=None,
         gt=0,
-        description="of sharpening: value that counts as 1, e.g. 2047 for 11 bit; None: what the file declares, the"
+        description="of sharpening: value that counts as 1, e.g. 2047 for 11 bit; null: what the file declares, the"
         " layout's usual one, or the largest of its type. Larger values are kept",
     )
     axes: str | None = Field(
         default=None,
         pattern="^[NCHW]{2,4}$",
-        description="of arrays, e.g. NCHW or HWC; None: the only reading that fits, and HWC for MATLAB's cubes",
+        description="of arrays, e.g. NCHW or HWC; null: the only reading that fits, and HWC for MATLAB's cubes",
     )
     sensor: str = Field(default="generic", description=f"whose MTF degrades a scene: {', '.join(sorted(SENSORS))}")
     ratio: int = Field(default=4, ge=2, le=16, description="of the resolutions that are made of a cube")
@@ -82,7 +82,7 @@ class SceneConfig(BaseModel):
         " parts); auto: rgb where its wavelengths are known, else even:3",
     )
     wavelengths: tuple[float, float] | None = Field(
-        default=None, description="first and last band of a cube in nm; None: known by the file's name, or not at all"
+        default=None, description="first and last band of a cube in nm; null: known by the file's name, or not at all"
     )
     protocol: Literal["auto", "reduced", "full"] = Field(
         default="auto",
@@ -110,7 +110,7 @@ class SourceConfig(_Settings):
         default={},
         description="of pictures, of all or by role: the value that counts as 1 (16383 for 14 bits), [low, high] where"
         " low counts as 0, or percentiles of each picture (p1-p99), which are kept with the sample as the values they"
-        " came to; a target has that of the first modality. None: what a TIFF declares, or the largest of the type. Of"
+        " came to; a target has that of the first modality. null: what a TIFF declares, or the largest of the type. Of"
         " sharpening set scene.scale",
     )
     follow_links: bool = Field(
@@ -134,7 +134,7 @@ class SourceConfig(_Settings):
         default=None,
         description="splits of our own, e.g. {val: 0.1, test: 0.1}, and train for the rest: that part of the names of"
         " pairs on average, by their hash and whatever their folders, so that pairs that are added move none; or of the"
-        " rows of each scene that is cut into tiles. None: the layout's own (harvard: a fifth of the cases; scenes: a"
+        " rows of each scene that is cut into tiles. null: the layout's own (harvard: a fifth of the cases; scenes: a"
         " quarter of the rows); {}: the folders decide",
     )
     near_duplicates: int | None = Field(
@@ -143,10 +143,10 @@ class SourceConfig(_Settings):
         le=32,
         description="with a holdout, pairs whose first modalities look alike share a split: 64-bit perceptual hashes"
         " that differ in so many bits at most. Planning then reads a picture of each pair (some 60 PNGs or 900 JPEGs of"
-        " 0.3 megapixels a second and core). None or 0: off; harvard keeps cases together instead",
+        " 0.3 megapixels a second and core). null or 0: off; harvard keeps cases together instead",
     )
     default_split: Name | None = Field(
-        default=None, description="the split of pairs in no split's folder; None: the root's own name, else train"
+        default=None, description="the split of pairs in no split's folder; null: the root's own name, else train"
     )
     splits: tuple[Name, ...] = Field(
         default=(), description="take these splits only; empty: all. A folder's name makes a split too"
@@ -172,7 +172,7 @@ class SourceConfig(_Settings):
     @classmethod
     def _shares(cls, holdout: dict[str, float] | None) -> dict[str, float] | None:
         if holdout and (not all(share > 0 for share in holdout.values()) or sum(holdout.values()) >= 1):
-            raise ValueError("parts are above 0 and less than 1 in all: what is left is for train")
+            raise ValueError("parts must be above 0 and less than 1 in all: what is left is for train")
         if holdout and REST in holdout:
             raise ValueError("leave out train: it gets the rest")
         return holdout
@@ -240,7 +240,7 @@ def _check_effect(config: SourceConfig, layout: Layout) -> None:
     of_groups = sharpens or layout.group is not None or not (config.holdout or layout.holdout)
     usual_bits = SourceConfig.model_fields["near_duplicates"].default
     if of_groups and config.near_duplicates not in (None, 0, usual_bits):
-        raise SourceError("source.near_duplicates is of a source.holdout of pictures, and there is none here")
+        raise SourceError("source.near_duplicates is of a source.holdout of pictures: set that too, or leave it out")
     roles = {*layout.modalities, TARGET, EVERY}
     unknown = sorted(set(config.scale) - roles)
     if unknown and not layout.is_sequence:

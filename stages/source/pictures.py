@@ -119,7 +119,7 @@ class PictureReader:
             first = {file.place.role: file.name for file in reversed(files)}
             counts = Counter(file.place.role for file in files)
             seen = ", ".join(f"{counts[role]} {role} (e.g. {printable(name)})" for role, name in sorted(first.items()))
-            seen = f"there is {seen}, but no two whose names fit each other"
+            seen = f"there are {seen}, but no two whose names fit each other"
         else:
             folders = {name.rpartition("/")[0] or "the root itself" for name in names if is_picture(name)}
             if len(folders) > _SHOWN:

@@ -17,7 +17,7 @@ import yaml
 from made import write_pairs
 from made_datasets import pairs, write_dataset
 
-from rwkvfusion.infra.errors import RwkvFusionError, redacted
+from rwkvfusion.infra.errors import TRACEBACK, RwkvFusionError, redacted
 from rwkvfusion.infra.storage import StorageError, Store
 from rwkvfusion.infra.tracking import RunInfo, Tracker, TrackingError, start_run, using
 from rwkvfusion.pipelines.train.job import open_job
@@ -135,9 +135,13 @@ def test_what_exceptions_show_holds_no_secret(tmp_path: Path) -> None:
         f"def fail(**_): raise ValueError('http://me:{PASSWORD}@h')\n"
         "main.get_command(None, 'doctor').callback = fail\nmain(['doctor'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1
+    for shown in ({}, {TRACEBACK: "1"}):
+        environment = {**os.environ, "TMPDIR": str(tmp_path), **shown}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert (done.returncode, "ValueError" in done.stderr, PASSWORD in done.stderr) == (1, True, False)
     assert done.stderr.splitlines()[-1] == "ValueError: http://me:***@h"
+    (kept,) = tmp_path.glob("rwkvfusion-*.txt")
+    assert "ValueError: http://me:***@h" in kept.read_text()
 
 
 def everything_below(folder: Path) -> bytes:

@@ -309,7 +309,7 @@ def worker(job: Yaml, index: int) -> Yaml:
         ("tolerates", lambda j: worker(j, 1)["template"]["spec"].pop("tolerations")),
         ("memory is not both", lambda j: head_of(j)["containers"][0]["resources"]["limits"].pop("memory")),
         ("over its limit", lambda j: head_of(j)["containers"][0]["resources"]["requests"].update(cpu="5")),
-        ("images differ", lambda j: head_of(j)["containers"][0].update(image="registry.example.com/rwkvfusion:0.2.0")),
+        ("images differ", lambda j: head_of(j)["containers"][0].update(image="registry.example.com/rwkvfusion:0.3.0")),
         ("without a version", lambda j: head_of(j)["containers"][0].update(image="registry.example.com/rwkvfusion")),
         ("mounted but not declared", lambda j: head_of(j)["volumes"].pop()),
         ("declared but not mounted", lambda j: head_of(j)["containers"][0]["volumeMounts"].pop()),

@@ -1,12 +1,15 @@
 """Recipes: what fits is read, what does not is named with the nearest valid key."""
 
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ConfigDict
 
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
-from rwkvfusion.pipelines.recipe import RecipeError, builtin_recipes, load_recipe
+from rwkvfusion.pipelines.recipe import RecipeError, _fields, _models, builtin_recipes, load_recipe
+from rwkvfusion.pipelines.registry.recipe import PromoteRecipe
+from rwkvfusion.pipelines.train.recipe import TrainRecipe
 
 
 class Inner(BaseModel):
@@ -42,14 +45,15 @@ def test_overrides_reach_nested_fields_and_keep_their_types(tmp_path: Path) -> N
         ("shard: {pairs: 3}\n", [], ["'output' is required", "--set output="]),
         ("output: a\nmore: {x: {zzz: 3}}\n", [], ["unknown key 'more.x.zzz', valid here: pairs"]),
         ("output: a\nmore: {x: {pair: 3}}\n", [], ["did you mean 'more.x.pairs'"]),
-        ("output: a\nmore: {x: vi}\n", [], ["more.x: settings of its own belong here, {KEY: VALUE} (got 'vi')"]),
-        ("output: a\nshard: {pairs: many}\n", [], ["shard.pairs", "'many'"]),
+        ("output: a\nmore: {x: vi}\n", [], ["more.x must be a group of settings, {KEY: VALUE}, not 'vi'"]),
+        ("output: a\nshard: {pairs: many}\n", [], ["shard.pairs must be a whole number, not 'many'"]),
+        ("output: a\npairs: 3\n", [], ["unknown key 'pairs', did you mean 'shard.pairs'?"]),
         ("output: a\n", ["shard.pairs"], ["--set takes a.b=value"]),
         ("output: a\n", ["shard=3"], ["shard", "3"]),
         ("output: a\n", ["a." * 9000], ["--set takes", "..."]),
         ("- a\n- b\n", [], ["must be a mapping"]),
         ("output: [\n", [], ["is not YAML"]),
-        ("output: &a [*a]\n", [], ["output: Input should be a valid string"]),
+        ("output: &a [*a]\n", [], ["output must be a text, not [["]),
         ("[" * 3000, [], ["nested too deeply"]),
         ("output: " + "{a: " * 3000, [], ["nested too deeply"]),
         ("output: " + "9" * 5000, [], ["a value cannot be read"]),
@@ -61,7 +65,7 @@ def test_overrides_reach_nested_fields_and_keep_their_types(tmp_path: Path) -> N
         ("output: a\0b\n", [], ["is not YAML", "#x0000"]),
         ("output:\n\t- a\n", [], ["is not YAML", "'\\t'"]),
         ("output: 2024-01-01\n", [], ["output", "datetime.date"]),
-        ("output: a\n1: 2\nnull: 3\n", [], ["1: Keys should be strings", "None: Keys"]),
+        ("output: a\n1: 2\nnull: 3\n", [], ["the key 1 is no text", "the key None is no text"]),
         ("output: a\nshard: {pairs: [" + "x, " * 9000 + "]}\n", [], ["shard.pairs", "..."]),
         ("x" * 100_001, [], ["more than 100000 characters"]),
         ("output: a\n" + "".join(f"k{n}: 1\n" for n in range(3000)), [], ["'k0'", "and 2992 more"]),
@@ -92,7 +96,7 @@ def test_a_path_that_is_none_is_a_missing_recipe(path: str) -> None:
 
 
 def test_a_missing_recipe_lists_the_built_in_ones() -> None:
-    with pytest.raises(RecipeError, match=r"Did you mean msrs\.yaml"):
+    with pytest.raises(RecipeError, match=r"did you mean msrs\.yaml"):
         load_recipe("msr.yaml", Outer)
 
 
@@ -119,3 +123,33 @@ def test_guidance_chooses_each_method_and_a_stage_can_differ(tmp_path: Path) -> 
         methods("detect.method=dino")
     with pytest.raises(RecipeError, match=r"unknown key 'detect.box_treshold', did you mean 'detect.box_threshold'"):
         methods("guidance=full", "detect.box_treshold=0.1")
+
+
+RECIPES: list[type[BaseModel]] = [PrepareRecipe, TrainRecipe, PromoteRecipe]
+
+
+@pytest.mark.parametrize("model", RECIPES, ids=[model.__name__ for model in RECIPES])
+def test_whatever_a_field_is_set_to_is_refused_in_our_words(model: type[BaseModel], tmp_path: Path) -> None:
+    path, messages = recipe(tmp_path, "{}\n"), []
+    keys = sorted(dotted(model))
+    for key in keys:
+        for value in ("-1.5", "[[]]", "{zzz: {}}", "zzz", "null", "true"):
+            try:
+                load_recipe(path, model, [f"{key}={value}"])
+            except RecipeError as error:
+                messages.append(str(error).removeprefix(f"{path}: "))
+    lines = {line for message in messages for line in message.split("; ")}
+    foreign = r"Input|[Vv]alue error|a valid |dictionary|NoneType|pydantic|\[int|function-"
+    assert [line for line in lines if re.search(foreign, line)] == []
+    # What is in a group of its own takes none of them all.
+    assert [key for key in keys if "." in key and not any(key in line for line in lines)] == []
+
+
+def dotted(model: type[BaseModel], above: str = "", depth: int = 0) -> set[str]:
+    """Every field as --set names it."""
+    found = set()
+    for name, annotation in _fields(model).items():
+        found.add(f"{above}{name}")
+        for inner in _models(annotation) if depth < 3 else ():
+            found |= dotted(inner, f"{above}{name}.", depth + 1)
+    return found

@@ -59,7 +59,9 @@ def psnr(fused: Prepared, sources: Sequence[Prepared]) -> float:
     """
     peak, error = float(fused.plane.max()), mean_squared_error(fused, sources)
     if peak <= 0:
-        raise ValueError("PSNR of convention rwkvfusion is not defined for a black picture: its peak is 0")
+        raise ValueError(
+            "PSNR of convention rwkvfusion is not defined for a black picture: its peak is 0; use convention y"
+        )
     return 10 * math.log10(peak**2 / error) if error > 0 else math.inf
 
 

@@ -16,7 +16,7 @@ def _weight(description: str) -> Any:
 
 
 class LossConfig(BaseModel):
-    """Weights of the loss terms, and settings of some; None is the task's preset (see `loss_preset`).
+    """Weights of the loss terms, and settings of some; null is the task's preset (see `loss_preset`).
 
     A term of weight 0 is not computed. Pansharpening and hmif have `ssim` and the terms of the target only.
     """
@@ -65,7 +65,7 @@ class LossConfig(BaseModel):
         if task not in LUMA_TASKS:
             found = found.model_copy(update={"intensity": 0.0, "gradient": 0.0})
         if not any(getattr(found, name) for name in TERMS):
-            raise ValueError("no term of the loss has a weight")
+            raise ValueError("no term of the loss has a weight: set one, e.g. gradient")
         return found
 
 

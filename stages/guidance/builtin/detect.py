@@ -29,7 +29,7 @@ class DetectConfig(StageConfig):
         default=18.0, gt=0, description="least difference to the surroundings, in grey levels of 255"
     )
     deviations: float = Field(default=2.0, gt=0, description="least difference in standard deviations over the picture")
-    min_score: float = Field(default=0.15, ge=0, le=1)
+    min_score: float = Field(default=0.15, ge=0, le=1, description="regions with a lower score are dropped")
     nms_iou: float = Field(default=0.4, gt=0, le=1, description="from here the weaker of two boxes is dropped")
     max_boxes: int = Field(default=8, ge=1, description="of each modality")
     max_area: float = Field(default=0.4, gt=0, le=1, description="largest box, as a fraction of the picture")

@@ -17,7 +17,7 @@ class ModelConfig(StageConfig):
 
     model: str = Field(description="hub id, or a local folder that holds the model")
     revision: str | None = Field(default=None, description="commit of the hub's repository; none for a local folder")
-    sha256: str | None = Field(default=None, description="of the weights file; None: not checked, only recorded")
+    sha256: str | None = Field(default=None, description="of the weights file; null: not checked, only recorded")
     half: bool = Field(default=True, description="half precision on GPUs (bfloat16 where they have it)")
 
     @model_validator(mode="before")

@@ -43,7 +43,7 @@ class FlorenceCaptionConfig(FlorenceConfig):
 
     method: Literal["florence2"] = "florence2"
     prompt: str = Field(default="<MORE_DETAILED_CAPTION>", description=f"one of {', '.join(CAPTION_TASKS)}")
-    roles: tuple[Name, ...] | None = Field(default=None, description="modalities that are captioned; None: all")
+    roles: tuple[Name, ...] | None = Field(default=None, description="modalities that are captioned; null: all")
 
     @field_validator("prompt")
     @classmethod
@@ -132,7 +132,9 @@ class FlorenceCaption(ModelStage[FlorenceCaptionConfig]):
         roles = self.config.roles
         images = [image for image in sample.images if roles is None or image.role in roles]
         if not images:
-            raise ValueError(f"none of the modalities {', '.join(sample.roles)} is in caption.roles")
+            raise ValueError(
+                f"none of the modalities {', '.join(sample.roles)} is in caption.roles: set it to one of them"
+            )
         return images
 
 

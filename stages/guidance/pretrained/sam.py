@@ -51,12 +51,12 @@ class SamConfig(AnnotationConfig):
 
     method: Literal["sam"] = "sam"
     checkpoint: str = Field(default="vit_h", description="vit_b, vit_l, vit_h; or a path; or a URL, with sha256")
-    sha256: str | None = Field(default=None, description="of the checkpoint; None: not checked, only recorded")
+    sha256: str | None = Field(default=None, description="of the checkpoint; null: not checked, only recorded")
     half: bool = Field(default=True, description="half precision on GPUs (bfloat16 where they have it) for pictures")
     boxes_per_call: int | None = Field(
         default=None,
         ge=1,
-        description="boxes of one picture at once; None: 32 on a GPU, 1 on a CPU",
+        description="boxes of one picture at once; null: 32 on a GPU, 1 on a CPU",
     )
 
     @field_validator("checkpoint")

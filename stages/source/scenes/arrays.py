@@ -142,7 +142,7 @@ class ArrayFile:
         with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
             head: bytes = file.read(_HEAD)
         if not head:
-            raise SceneError("the file is empty")
+            raise SceneError("the file is empty: bring it here again")
         return head
 
     def _rewound(self) -> str | IO[bytes]:

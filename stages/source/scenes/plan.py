@@ -123,7 +123,7 @@ class ScenePlanner:
             refs = {role: ArrayRef(name=view.name, axes=view.axes) for role, view in views.items()}
             has_target, is_stack = "target" in views, "N" in views["high"].axes
             if not has_target and self._task == "hmif":
-                raise SceneError("MS and HS without target: there is nothing to learn from or to score with")
+                raise SceneError("MS and HS without target: give one, to learn from and to score with")
             if not has_target and not is_stack:
                 yield from self._cuts(ArrayPair(file, views["high"], views["low"]), match, refs)
                 return
@@ -227,7 +227,7 @@ def _only_cube(name: str, file: ArrayFile, axes: str | None) -> View:
     if "Y" in headers and len(headers["Y"].shape) == 2 and {"nRow", "nCol"} <= headers.keys():
         pixels = int((file.number("nRow") or 0) * (file.number("nCol") or 0))
         if headers["Y"].shape[1] != pixels:
-            raise SceneError(f"Y is {headers['Y']}, and nRow x nCol are {pixels} pixels")
+            raise SceneError(f"Y is {headers['Y']}, and nRow x nCol are {pixels} pixels: they must be as many")
         return View("Y", "CP", headers["Y"].shape)
     cubes = [cube(key, header.shape, axes, file.is_matlab) for key, header in headers.items() if len(header.shape) == 3]
     spectral = [view for view in cubes if view.length("C") >= MIN_CUBE_BANDS and min(view.size) > 1]

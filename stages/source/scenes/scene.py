@@ -219,7 +219,7 @@ def open_scene(store: Store, names: tuple[str, ...], arrays: Mapping[str, ArrayR
     for what, ref in arrays.items():
         header = file.headers.get(ref.name)
         if header is None or len(header.shape) != len(ref.axes):
-            raise SceneError(f"{ref.name} is not what it was when the source was listed")
+            raise SceneError(f"{ref.name} is not what it was when the source was listed: run this again")
         views[what] = View(ref.name, ref.axes, header.shape)
     if "cube" in views:
         return ArrayCube(file, views["cube"], config, names[0])

@@ -199,7 +199,7 @@ def response_matrix(response: str, centres: np.ndarray | None, n_bands: int) -> 
     if response.startswith("even:"):
         count = int(response.partition(":")[2])
         if not 1 <= count <= n_bands:
-            raise SceneError(f"source.scene.response {response}: the cube has {n_bands} bands")
+            raise SceneError(f"source.scene.response {response}: the cube has {n_bands} bands: set fewer")
         matrix = np.zeros((count, n_bands))
         for row, part in enumerate(np.array_split(np.arange(n_bands), count)):
             matrix[row, part] = 1 / len(part)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from rwkvfusion.model.fusing.planes import fuse_chroma, rgb_to_ycbcr, ycbcr_to_rgb
+from rwkvfusion.model.fusing.planes import fuse_chroma, is_grey, rgb_to_ycbcr, with_chroma, ycbcr_to_rgb
 
 unit_planes = arrays(np.float32, (3, 2, 3), elements=st.floats(0, 1, width=32))
 
@@ -60,3 +60,34 @@ def test_colour_passes_grey_modalities() -> None:
     neutral = torch.stack([grey, grey])
     assert torch.allclose(fuse_chroma([neutral, colour, neutral]), colour, rtol=0, atol=1e-7)
     assert torch.equal(fuse_chroma([grey, grey]), grey)
+
+
+@settings(max_examples=100)
+@given(
+    arrays(np.float32, (1, 2, 3), elements=st.floats(0, 1, width=32)),
+    arrays(np.float32, (2, 3, 2, 3), elements=st.floats(0, 1, width=32)),
+)
+def test_a_colour_fits_into_its_luma(fused: np.ndarray, values: np.ndarray) -> None:
+    sources = list(torch.from_numpy(values))
+    made = with_chroma(torch.from_numpy(fused), sources)
+    if made.shape[0] == 1:
+        assert all(is_grey(source) for source in sources)
+        return
+    assert made.min() >= -1e-6
+    assert made.max() <= 1 + 1e-6
+    luma, cb, cr = rgb_to_ycbcr(made)
+    assert torch.allclose(luma, torch.from_numpy(fused)[0], rtol=0, atol=1e-5)
+    # Of the hue that the rule gives, and nowhere stronger.
+    asked = fuse_chroma([rgb_to_ycbcr(source)[1:] for source in sources if not is_grey(source)]) - 0.5
+    assert torch.allclose((cb - 0.5) * asked[1], (cr - 0.5) * asked[0], rtol=0, atol=1e-5)
+    assert ((cb - 0.5).abs() <= asked[0].abs() + 1e-5).all()
+
+
+def test_a_colour_that_fits_stays_to_the_bit() -> None:
+    colour = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
+    luma = rgb_to_ycbcr(colour)[:1]
+    exact = ycbcr_to_rgb(torch.cat([luma, fuse_chroma([rgb_to_ycbcr(colour)[1:]])]))
+    assert torch.equal(with_chroma(luma, [colour, luma]), exact)
+    # Of a declared scale, values beyond 1 keep their colour.
+    bright = colour + 1
+    assert (with_chroma(luma + 1, [bright, luma]) - bright).abs().max() < 1e-5

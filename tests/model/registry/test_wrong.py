@@ -303,8 +303,8 @@ FILES: list[tuple[str, Any, str]] = [
      r"is of a newer rwkvfusion.*\(network.warp\): update it"),
     ("newer kind of scan", {"network": {"in_channels": [1, 1], "out_channels": 1, "align": "spiral"}},
      "align must be mirrored .* got 'spiral'; update rwkvfusion if the model is of a newer one"),
-    ("newer task", {"task": "video"}, "task: .*; update rwkvfusion if the model is of a newer one"),
-    ("torn config", b"{", "is not a fuser's config: .*Invalid JSON.* else bring the file here again"),
+    ("newer task", {"task": "video"}, "task must be .*; update rwkvfusion if the model is of a newer one"),
+    ("torn config", b"{", "is not a fuser's config: .*must be JSON.* else bring the file here again"),
     ("config of other weights", {"network": {"in_channels": [1, 1], "out_channels": 1, "width": 16}},
      "does not hold this network's weights: .*bring the file here again"),
 ]  # fmt: skip

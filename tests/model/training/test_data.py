@@ -143,6 +143,9 @@ def test_guidance_is_padded_and_dropped(made: TrainingSet) -> None:
     never = loader(made, SMALL.model_copy(update={"drop_guidance": 1.0, "batch": 11})).batch(0)
     assert not never.text_mask.any()
     assert not never.mask.any()
+    masks = loader(made, SMALL.model_copy(update={"drop_guidance": 0.0, "drop_text": 1.0, "batch": 11})).batch(0)
+    assert masks.mask.any()
+    assert not masks.text_mask.any()
     some = [loader(made, SMALL.model_copy(update={"drop_guidance": 0.3})).batch(step) for step in range(60)]
     guided = [int(key[-4:]) % 3 != 2 for batch in some for key in batch.keys]
     kept = [bool(row.any()) for batch in some for row in batch.text_mask]

@@ -56,6 +56,19 @@ def done(url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outc
     return folder, ablate(planned(url, SCANS), folder, jobs=2, say=lambda _: None)
 
 
+def test_every_field_of_a_training_is_on_the_page_of_formats(done: tuple[Path, Outcome]) -> None:
+    page = (Path(__file__).parents[3] / "docs/formats.md").read_text(encoding="utf-8")
+    table = page[page.index("| field of training.json") :].partition("\n\n")[0]
+    shown = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
+    folder, _ = done
+    trainings = [json.loads(path.read_text()) for path in folder.glob(f"*/{TRAINED}")]
+    assert len(trainings) > 1
+    assert all({*training} == shown for training in trainings)
+    (row,) = re.findall(r"^\| `floors/`.*$", page, re.MULTILINE)
+    (scores,) = (json.loads(path.read_text()) for path in (folder / FLOORS).glob("*.json") if path.name != "job.json")
+    assert {*scores} <= {*re.findall(r"`(\w+)`", row)}
+
+
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())

@@ -169,7 +169,7 @@ def test_an_entry_that_was_changed_is_seen(versions: Registry) -> None:
     (file,) = versions.folder.rglob(Path(proof.file).name)
     entry = json.loads(file.read_text()) | {"who": "nobody"}
     file.write_text(json.dumps(entry))
-    with pytest.raises(PromoteError, match="is not what was written there"):
+    with pytest.raises(PromoteError, match="was changed or damaged since"):
         history.read(proof)
 
 

@@ -221,7 +221,7 @@ def test_a_training_starts_from_a_model_that_comes_with_the_package(
     [
         ("train.init=models:/a/1", "here `init` says what a training starts from"),
         ("train.register={name: other}", "train.register.name is other, and promote.name is rwkvfusion-vif"),
-        ("promote.recipe=promote_fiv.yaml", "Did you mean promote_vif.yaml?"),
+        ("promote.recipe=promote_fiv.yaml", "did you mean promote_vif.yaml?"),
         ("prepare.grow.sauce=1", "unknown key 'prepare.grow.sauce', did you mean 'prepare.grow.source'?"),
         ("init=champ", "init: champ is none of champion, scratch"),
     ],

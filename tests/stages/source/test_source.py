@@ -412,7 +412,7 @@ def test_a_source_that_cannot_be_used_says_why_and_what_to_do(tmp_path: Path) ->
         ({"layout": "paired", "modalities": {"mask": {"folder": "a"}, "b": {"folder": "b"}}}, "'mask' cannot be"),
         ({"layout": "paired", "modalities": {"near": {"suffix": "_1"}, "far": {"suffix": "_1"}}}, "same place"),
         ({"layout": "paired", "labels": {1: "car"}}, "set source.mask too"),
-        ({"layout": "paired", "modalities": {"near": {"folder": "a"}, "far": {"folder": "c"}}}, "there is 1 near"),
+        ({"layout": "paired", "modalities": {"near": {"folder": "a"}, "far": {"folder": "c"}}}, "there are 1 near"),
     ]
     for case, words in cases:
         with pytest.raises(SourceError, match=words) as caught:

@@ -331,7 +331,7 @@ def test_what_is_no_cube_says_what_it_is(tmp_path: Path) -> None:
     assert set(reasons) == {"truth.mat", "two.mat", "text.mat", "empty.h5"}
     assert "data 32x32x4 float64" in reasons["truth.mat"]
     assert "several cubes: a, b" in reasons["two.mat"]
-    assert reasons["empty.h5"] == "the file is empty"
+    assert reasons["empty.h5"] == "the file is empty: bring it here again"
     # The header of the file that is cut off is whole.
     errors = {ref.files[0].name: read.read(ref).error for ref in plan.pairs}
     assert errors["good.mat"] is None

@@ -194,7 +194,7 @@ def test_a_worker_that_the_kernel_kills_for_its_memory_says_what_to_turn(local_r
             psutil.Process(progress.pid).kill()
 
     with pytest.raises(
-        TrainingError, match=r"a worker failed: .*want of memory, lower data\.batch \(now 2\)"
+        TrainingError, match=r"a worker failed: .*memory ran out, lower data\.batch \(now 2\)"
     ) as caught:
         train(TrainRecipe.model_validate(given), progress=kill, say=lambda _: None)
     assert len(str(caught.value).splitlines()) == 1

@@ -41,7 +41,9 @@ def url(tmp_path: Path) -> str:
     for manifest in read_manifests(store):
         write_manifest(store, manifest.model_copy(update={"stages": (stage,)}))
     store.write("README.md", b"---\nlicense: cc-by-4.0\n---\n# made\n")
-    store.write("dataset.json", b'{"recipe": {"source": {"layout": "tno", "root": "/raw/tno"}}, "shards": []}')
+    shards = [manifest.shard for manifest in read_manifests(store)]
+    facts = {"recipe": {"source": {"layout": "tno", "root": "/raw/tno"}}, "shards": shards}
+    store.write("dataset.json", json.dumps(facts).encode())
     return found
 
 

@@ -88,6 +88,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(visible / "00131d.png", root / target)
     for target in ("INFRARED.png", "infrared.png", "B.png"):
         shutil.copy(infrared / "00131d.png", root / target)
+    objects = np.zeros(cv2.imread(str(root / "VISIBLE.png")).shape[:2], np.uint8)
+    objects[10:30, 20:50] = 1
+    _write(root / "OBJECTS.png", objects)
     shutil.copytree(visible, data / "thermal" / "vi")
     (data / "thermal" / "ir").mkdir()
     for name in NAMES:

@@ -112,7 +112,7 @@ def _registered(uri: str, where: str) -> ModelSource:
 def _check_there(uri: str, where: str, *, was_known: bool) -> None:
     """Errors as of `resolve`; soon, where what is meant `was_known` before."""
     if not is_there(where):
-        raise ServingError(f"no model {uri}: there is no registry at {where}; {_how_to_get_one()}")
+        raise ServingError(f"no model {uri}: there is no registry at {where}; {_how_to_get_one(uri)}")
     server = urlsplit(where)
     if was_known and server.hostname and server.scheme in ("http", "https") and server.scheme not in getproxies():
         port = server.port or (443 if server.scheme == "https" else 80)
@@ -228,7 +228,7 @@ def _known(client: MlflowClient, name: str | None = None) -> str:
     models = {model.name: model for model in client.search_registered_models()}
     where = client.tracking_uri
     if not models:
-        return f"the registry at {redacted(where)} has no model yet; {_how_to_get_one()}"
+        return f"the registry at {redacted(where)} has no model yet; {_how_to_get_one(name)}"
     if name not in models:
         names = ", ".join(sorted(models))
         return f"the registry at {redacted(where)} has {names}: name one of these, or another registry"
@@ -238,8 +238,9 @@ def _known(client: MlflowClient, name: str | None = None) -> str:
     return f"{known}: name one of these" if versions else known
 
 
-def _how_to_get_one() -> str:
-    return (
+def _how_to_get_one(asked: str) -> str:
+    near = difflib.get_close_matches(re.split("[@/]", asked.removeprefix("models:/"))[0], shipped.shipped(), 1)
+    return (f"did you mean {near[0]}, which comes with the package? Else " if near else "") + (
         "set MLFLOW_TRACKING_URI or --tracking-uri to the registry you mean, take a model that comes with the package"
         " (`rwkvfusion models`), or make one: `rwkvfusion train train_vif_small.yaml --set data.url=DATASET` on a"
         " dataset of `rwkvfusion prepare`, or `rwkvfusion demo`, which needs no data and says at its end how its model"

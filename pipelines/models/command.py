@@ -11,9 +11,12 @@ from rwkvfusion.pipelines.options import JSON
 
 
 @click.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
 @JSON
-def models(as_json: bool) -> None:
+def models(names: tuple[str, ...], as_json: bool) -> None:
     """Show the models that come with the package: what they fuse, scores, speed, licence, and how each was made.
+
+    All of them, or those named.
 
     They lie in the package and need no registry, network or GPU. Their NAME is a model wherever one is asked for:
     --model of fuse, evaluate, export, doctor and promote, `init` of train and retrain, and `rwkvfusion.load`. A
@@ -23,9 +26,10 @@ def models(as_json: bool) -> None:
 
     \b
     rwkvfusion models
+    rwkvfusion models vif-tiny
     """
     from rwkvfusion.pipelines.models.run import lines, listed
 
-    found = listed()
+    found = listed(names)
     # Off a terminal the width is COLUMNS, or 100.
     answer(found, lines(found, shutil.get_terminal_size((100, 24)).columns), as_json=as_json)

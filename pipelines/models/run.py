@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
 from rwkvfusion.model.metrics.table import lower_is_better
-from rwkvfusion.model.shipped import Facts, Score, shipped
+from rwkvfusion.model.shipped import Facts, Score, ShippedError, shipped
 from rwkvfusion.pipelines.console import table
 
 Listed = Mapping[str, Mapping[str, Any]]
 """{NAME: all of its `Facts`, and roles, folder, weights_sha256}"""
 
 
-def listed() -> Listed:
-    """The models, in the order of the tasks. ShippedError where a file of one is damaged."""
+def listed(names: Collection[str] = ()) -> Listed:
+    """The models, in the order of the tasks, or those of `names`.
+
+    ShippedError where a file of one is damaged, or none has such a name.
+    """
+    known = shipped()
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f": did you mean {near[0]}?" if near else "."
+            raise ShippedError(f"no model {name!r} comes with the package{hint} There are {', '.join(known)}")
     return {
         name: {
             **one.facts.model_dump(mode="json"),
@@ -23,7 +33,8 @@ def listed() -> Listed:
             "folder": str(one.folder),
             "weights_sha256": one.weights_sha256,
         }
-        for name, one in shipped().items()
+        for name, one in known.items()
+        if not names or name in names
     }
 
 
@@ -49,6 +60,10 @@ def lines(found: Listed, width: int) -> Iterator[str]:
         # They are of the pairs alone, and so the same of all models.
         scores |= next(one.trivial.get(where, {}) for one in facts.values() if where in one.scores)
         yield from _score_lines(where, scores, width)
+    yield ""
+    yield from _wrapped(
+        "Of MI and VIF a source alone has the highest there are, of SSIM the mean; no single metric tells", "  ", width
+    )
     for name, one in facts.items():
         yield ""
         yield from _wrapped(f"{name}: {one.title}", "  ", width)

@@ -11,7 +11,7 @@ from rwkvfusion.infra.lease import holder
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.console import table
 from rwkvfusion.pipelines.prepare.plan import Job
-from rwkvfusion.pipelines.prepare.why import reasons
+from rwkvfusion.pipelines.prepare.why import reasons, tar_damage
 from rwkvfusion.pipelines.recipe import builtin_recipes
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.dataset.manifest import Manifest, PlannedShards, read_planned
@@ -81,11 +81,21 @@ def status_of_dataset(url: str) -> Status:
     """What is committed in the dataset at `url`, of what it says is planned. DatasetError where there is none."""
     dataset = Dataset.open(url, allow_incomplete=True)
     store, committed = dataset.store, {manifest.shard: manifest for manifest in dataset.manifests}
-    plan = read_planned(store)
+    plan, writer = read_planned(store), _writer(store)
     planned = {name: shard.pairs for name, shard in plan.shards.items()} if plan else dict.fromkeys(committed)
-    states = _states(committed, planned, _missing(plan, committed) if plan else {})
+    why = _missing(plan, committed) if plan else {}
+    if writer is None:
+        # Else tars take each other's place meanwhile, and what is damaged is being made.
+        why |= _damaged(committed, store.sizes())
+    states = _states(committed, planned, why)
     name = dataset.manifests[0].dataset if committed else store.url.rpartition("/")[2]
-    return Status(name, store.url, states, tuple(shard for shard in committed if shard not in planned), _writer(store))
+    return Status(name, store.url, states, tuple(shard for shard in committed if shard not in planned), writer)
+
+
+def _damaged(committed: Mapping[str, Manifest], tars: Mapping[str, int]) -> dict[str, str]:
+    """The shards whose tar is missing or of another size, in words."""
+    damage = {name: tar_damage(manifest, tars) for name, manifest in committed.items()}
+    return {name: what for name, what in damage.items() if what is not None}
 
 
 def _missing(plan: PlannedShards, committed: Mapping[str, Manifest]) -> dict[str, str]:

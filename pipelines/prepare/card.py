@@ -198,7 +198,7 @@ def _narrow(facts: Mapping[str, Any]) -> str:
 
 
 def _effort(manifests: Sequence[Manifest]) -> dict[str, Cost]:
-    """By step, what the shards as they are took, also in earlier runs."""
+    """By step, what it took to make each shard as it is, in the run that wrote it last."""
     return costs(record for manifest in manifests for record in manifest.stages)
 
 
@@ -209,8 +209,9 @@ def _took(facts: Mapping[str, Any], manifests: Sequence[Manifest]) -> str:
         for step, cost in _effort(manifests).items()
         if cost.pairs
     )
-    return f"""Of the pairs that each step ran on, also in earlier runs; what a stage had cached it did not make again.
-MB are read by the source, and cached by the stages; the shards have {facts["bytes"] / 1e6:.1f}.
+    return f"""What it took in the run that wrote each shard last, of the pairs that each step ran on then. What a stage
+had in its cache it did not make again, and what that took in earlier runs is not counted. MB are read by the source,
+and cached by the stages; the shards have {facts["bytes"] / 1e6:.1f}.
 
 | step | pairs | seconds a pair | of a CPU | retries | MB |
 |---|---|---|---|---|---|

@@ -170,9 +170,10 @@ def fetch(recipe: str | None, lpips: bool, overrides: tuple[str, ...]) -> None:
 def status(dataset: str, shards: bool, watch: bool, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show how much of a dataset is committed, in pairs and bytes.
 
-    Of a RECIPE, how much of its plan; of a dataset's URL, what its manifests say. --watch goes by what the last
-    `prepare` planned, wherever that runs: pairs, rate, time left, the last progress, and who writes. It reads no
-    picture, and each manifest once; end it with Ctrl-C.
+    Of a RECIPE, how much of its plan, and with --shards why each of the others is to be made; of a dataset's URL, what
+    its manifests say, and which tars are missing or short. --watch goes by what the last `prepare` planned, wherever
+    that runs: pairs, rate, time left, the last progress, and who writes. It reads no picture, and each manifest once;
+    end it with Ctrl-C.
 
     \b
     rwkvfusion status vif.yaml --set source.layout=tno --set source.root=DIR

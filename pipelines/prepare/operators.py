@@ -105,7 +105,7 @@ class ReadPairs:
         columns = read_columns(samples)
         record = StageRecord(
             stage=STAGE,
-            identity={},
+            identity=self.config.reading,
             fingerprint="",
             made=len(samples),
             narrow=narrow,

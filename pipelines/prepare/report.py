@@ -14,11 +14,14 @@ from rwkvfusion.pipelines.prepare.price.cost import Cost
 from rwkvfusion.pipelines.prepare.price.predict import CORES, Prediction, Prices
 from rwkvfusion.pipelines.prepare.run import Outcome
 from rwkvfusion.pipelines.prepare.status import counts
+from rwkvfusion.pipelines.prepare.why import reasons
 from rwkvfusion.stages.dataset.manifest import QUARANTINE
 from rwkvfusion.stages.source.names import pairs_swapped
 from rwkvfusion.stages.source.source import STAGE
 
 _SHOWN = 5
+_NAMED = 3
+"""Shards that are named of those with one reason."""
 _BUSY = 0.75
 """More than this part of its time a sample does not wait for cores that it has to itself."""
 
@@ -34,6 +37,7 @@ def plan_facts(job: Job) -> dict[str, Any]:
         "splits": dict(Counter(shard.name.rpartition("-")[0] for shard in job.shards for _ in shard.pairs)),
         "shards": len(job.shards),
         "pending": [shard.name for shard in job.pending],
+        "why": reasons(job),
         "stale": list(job.stale),
         "kept": {stage: len(shards & pending) for stage, shards in job.cached.items()},
         "differences": list(job.differences),
@@ -48,6 +52,7 @@ def plan_lines(job: Job) -> list[str]:
         f"{job.dataset} ({job.task}): {job.n_pairs} pairs ({splits}) in {len(job.shards)} shards -> {job.store.url}",
         f"guidance {job.recipe.guidance}: " + " -> ".join(_stage_words(stage) for stage in facts["stages"]),
         f"to make: {len(job.pending)} shards; committed already: {len(job.shards) - len(job.pending)}",
+        *_why_lines(facts["why"]),
     ]
     cached = [f"{stage} of {count}" for stage, count in facts["kept"].items() if count]
     if cached:
@@ -73,6 +78,20 @@ def plan_lines(job: Job) -> list[str]:
         lines.append(f"{len(job.unpaired)} files pair with nothing:")
         lines += _by_reason((one.name, one.reason) for one in job.unpaired)
     return lines
+
+
+def _why_lines(why: Mapping[str, str]) -> list[str]:
+    """A line for each reason, with the number of shards and the first ones; the first few."""
+    shards: dict[str, list[str]] = defaultdict(list)
+    for name, reason in why.items():
+        shards[reason].append(name)
+    groups = sorted(shards.items(), key=lambda group: -len(group[1]))
+    lines = [
+        f"  {len(names)}: {reason} ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"
+        for reason, names in groups[:_SHOWN]
+    ]
+    rest = sum(len(names) for _, names in groups[_SHOWN:])
+    return lines + ([f"  ... and {rest} more (`rwkvfusion status RECIPE --shards` has all)"] if rest else [])
 
 
 def _by_reason(named: Iterable[tuple[str, str]]) -> list[str]:

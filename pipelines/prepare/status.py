@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,16 @@ from rwkvfusion.infra.lease import holder
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.console import table
 from rwkvfusion.pipelines.prepare.plan import Job
+from rwkvfusion.pipelines.prepare.why import reasons, tar_damage
 from rwkvfusion.pipelines.recipe import builtin_recipes
 from rwkvfusion.stages.dataset.dataset import Dataset
-from rwkvfusion.stages.dataset.manifest import Manifest, read_planned
+from rwkvfusion.stages.dataset.manifest import Manifest, PlannedShards, read_planned
 
 
 @dataclass(frozen=True)
 class ShardState:
-    """A shard: `state` is committed, outdated or missing; `planned`: pairs, where there is a plan; bytes of its tar."""
+    """A shard: `state` is committed, outdated (to be made again) or missing; `planned`: pairs, where there is a plan;
+    bytes of its tar; `why` it is to be made."""
 
     shard: str
     state: str
@@ -26,6 +28,7 @@ class ShardState:
     pairs: int
     quarantined: dict[str, int]
     bytes: int
+    why: str | None = None
 
     @property
     def split(self) -> str:
@@ -46,8 +49,9 @@ class Status:
         """For a person: a line a split and their sum, and with `shards` a line a shard."""
         lines = [f"{self.dataset} at {self.url}"]
         if shards:
-            rows = [(s.shard, s.state, *_cells([s])) for s in self.shards]
-            lines += [*table(("shard", "state", "pairs", "quarantined", "MB"), rows), ""]
+            widest = max((len(s.why or "") for s in self.shards), default=0)
+            each = [(s.shard, s.state, *_cells([s]), (s.why or "").ljust(widest)) for s in self.shards]
+            lines += [*table(("shard", "state", "pairs", "quarantined", "MB", "why".ljust(widest)), each), ""]
         splits: dict[str, list[ShardState]] = {}
         for shard in self.shards:
             splits.setdefault(shard.split, []).append(shard)
@@ -69,7 +73,7 @@ class Status:
 def status_of_job(job: Job) -> Status:
     """What of a recipe's plan is committed."""
     planned = {shard.name: len(shard.pairs) for shard in job.shards}
-    states = _states(job.committed, planned, {shard.name for shard in job.pending})
+    states = _states(job.committed, planned, reasons(job))
     return Status(job.dataset, job.store.url, states, job.stale, _writer(job.store))
 
 
@@ -77,23 +81,44 @@ def status_of_dataset(url: str) -> Status:
     """What is committed in the dataset at `url`, of what it says is planned. DatasetError where there is none."""
     dataset = Dataset.open(url, allow_incomplete=True)
     store, committed = dataset.store, {manifest.shard: manifest for manifest in dataset.manifests}
-    plan = read_planned(store)
+    plan, writer = read_planned(store), _writer(store)
     planned = {name: shard.pairs for name, shard in plan.shards.items()} if plan else dict.fromkeys(committed)
-    states = _states(committed, planned, plan.missing(dataset.manifests) if plan else ())
+    why = _missing(plan, committed) if plan else {}
+    if writer is None:
+        # Else tars take each other's place meanwhile, and what is damaged is being made.
+        why |= _damaged(committed, store.sizes())
+    states = _states(committed, planned, why)
     name = dataset.manifests[0].dataset if committed else store.url.rpartition("/")[2]
-    return Status(name, store.url, states, tuple(shard for shard in committed if shard not in planned), _writer(store))
+    return Status(name, store.url, states, tuple(shard for shard in committed if shard not in planned), writer)
+
+
+def _damaged(committed: Mapping[str, Manifest], tars: Mapping[str, int]) -> dict[str, str]:
+    """The shards whose tar is missing or of another size, in words."""
+    damage = {name: tar_damage(manifest, tars) for name, manifest in committed.items()}
+    return {name: what for name, what in damage.items() if what is not None}
+
+
+def _missing(plan: PlannedShards, committed: Mapping[str, Manifest]) -> dict[str, str]:
+    """The shards that are not as planned last, and why, as far as the plan's hashes tell."""
+    why = {}
+    for name in plan.missing(committed.values()):
+        manifest = committed.get(name)
+        pairs = manifest is not None and manifest.plan != plan.shards[name].plan
+        what = "other pairs" if pairs else "other settings"
+        why[name] = "not made yet" if manifest is None else f"{what} are planned: `status RECIPE --shards` says which"
+    return why
 
 
 def _states(
-    committed: Mapping[str, Manifest], planned: Mapping[str, int | None], pending: Collection[str]
+    committed: Mapping[str, Manifest], planned: Mapping[str, int | None], why: Mapping[str, str]
 ) -> tuple[ShardState, ...]:
-    """Of each planned shard; `pending` are those that are to be made."""
+    """Of each planned shard; `why` has those that are to be made."""
     states = []
     for name, pairs in planned.items():
         manifest = committed.get(name)
-        state = "committed" if name not in pending else "outdated" if manifest else "missing"
+        state = "committed" if name not in why else "outdated" if manifest else "missing"
         held = (len(manifest.keys), dict(manifest.reasons), manifest.size) if manifest else (0, {}, 0)
-        states.append(ShardState(name, state, pairs, *held))
+        states.append(ShardState(name, state, pairs, *held, why.get(name)))
     return tuple(states)
 
 

@@ -13,7 +13,7 @@ from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.pictures.decode import ImageError, decode_indices, describe
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.stages.dataset.dataset import Dataset, Shard
-from rwkvfusion.stages.dataset.manifest import ALLOW, Manifest
+from rwkvfusion.stages.dataset.manifest import AGAIN, ALLOW, Manifest
 from rwkvfusion.stages.dataset.members import differences, total_members
 from rwkvfusion.stages.dataset.sample import Image, Sample
 
@@ -87,8 +87,10 @@ def _orphans(dataset: Dataset, sizes: Mapping[str, int]) -> Iterator[str]:
 
 def _check_size(shard: Shard, size: int | None) -> list[str]:
     if size is None:
-        return [f"{shard.url} is missing"]
-    return [] if size == shard.manifest.size else [f"{shard.url} has {size} bytes, not {shard.manifest.size}"]
+        return [f"{shard.url} is missing: {AGAIN}"]
+    if size == shard.manifest.size:
+        return []
+    return [f"{shard.url} has {size} bytes, not {shard.manifest.size}: {AGAIN}"]
 
 
 def _check_deep(shard: Shard, on_pair: Callable[[int], None]) -> list[str]:

@@ -11,8 +11,10 @@ import numpy as np
 
 from rwkvfusion.infra.storage import Store, sha256
 from rwkvfusion.stages.dataset.manifest import (
+    AGAIN,
     ALLOW,
     MANIFESTS,
+    ChangedError,
     DamagedError,
     DatasetError,
     Manifest,
@@ -51,12 +53,14 @@ class Shard:
             now = read_manifest(self.store, self.manifest.shard)
             if now is not None and not now.proves_same(self.manifest):
                 raise DatasetError(f"`prepare` has just made {self.url} anew: run this command again") from None
-            raise DatasetError(f"{error}; run prepare on {self.store.url} again") from None
+            first = f"remove {self.url}, then " if isinstance(error, ChangedError) else ""
+            raise DatasetError(f"{error}: {first}{AGAIN}") from None
         except SampleFormatError as error:
             raise DatasetError(f"{self.url}: {error}") from None
         if tuple(members) != self.manifest.keys:
             odd = sorted(set(members) ^ set(self.manifest.keys)) or ["their order"]
-            raise DatasetError(f"{self.url} and its manifest differ in keys: {', '.join(odd[:3])}; run prepare again")
+            names = ", ".join(odd[:3])
+            raise DatasetError(f"{self.url} and its manifest differ in keys: {names}; remove it, then {AGAIN}")
         return samples
 
 

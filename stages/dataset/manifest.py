@@ -56,6 +56,8 @@ _INTERIM = rf"{_SHARD}\.[0-9a-f]{{12}}\.tar"
 """Names of tars that are to take an older one's place."""
 SHARD_PATTERN = re.compile(f"^{_SHARD}$")
 TAR_PATTERN = re.compile(rf"^({_INTERIM}|{_SHARD}\.tar)$")
+AGAIN = "run `rwkvfusion prepare RECIPE` again, with the recipe and settings that it was made with"
+"""What makes a shard anew that is not there in full."""
 ALLOW = "--allow-incomplete"
 """The option of commands that take a dataset which lacks planned shards."""
 
@@ -73,6 +75,10 @@ class NewerError(DatasetError):
 
 class DamagedError(RefusedError):
     """A shard whose tar is not what its manifest proves."""
+
+
+class ChangedError(DamagedError):
+    """Of as many bytes as its manifest says, but others: `prepare`, which goes by sizes, would leave it as it is."""
 
 
 class _Part(BaseModel):
@@ -296,7 +302,7 @@ def read_shard(store: Store, manifest: Manifest) -> bytes:
     if len(data) != manifest.size:
         raise DamagedError(f"{store.join(manifest.tar)} has {len(data)} bytes, its manifest says {manifest.size}")
     if sha256(data) != manifest.sha256:
-        raise DamagedError(f"{store.join(manifest.tar)} is not what was committed (SHA-256 differs)")
+        raise ChangedError(f"{store.join(manifest.tar)} is not what was committed (SHA-256 differs)")
     return data
 
 
@@ -350,5 +356,5 @@ def read_planned(store: Store) -> PlannedShards | None:
         except MissingError:
             continue
         except (KeyError, TypeError, ValueError):
-            raise DatasetError(f"{store.join(name)} is damaged: run `rwkvfusion prepare` again") from None
+            raise DatasetError(f"{store.join(name)} is damaged: {AGAIN}") from None
     return None

@@ -194,7 +194,7 @@ def test_only_what_manifests_prove_is_read(tmp_path: Path) -> None:
     store.write(name, proof)
     assert TrainingSet.open([url], ["train"]).fingerprints == before
     store.write("train-000001.tar", store.read("train-000001.tar")[:-1])
-    with pytest.raises(DatasetError, match=r"train-000001\.tar .* its manifest says .*run prepare on"):
+    with pytest.raises(DatasetError, match=r"train-000001\.tar .* its manifest says .*run `rwkvfusion prepare RECIPE`"):
         TrainingSet.open([url], ["train"]).survey()
     with pytest.raises(DatasetError, match="no samples in split val; it has: train"):
         TrainingSet.open([url], ["train", "val"])

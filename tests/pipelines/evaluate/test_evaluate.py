@@ -235,7 +235,7 @@ def test_a_sample_that_cannot_be_fused_or_read_is_named(model: str, dataset: str
     url = write_dataset(tmp_path / "torn", [[pair(1), pair(2)]], split="test")
     tar = tmp_path / "torn" / "test-000000.tar"
     tar.write_bytes(tar.read_bytes()[:-512])
-    assert re.search(r"test-000000\.tar has \d+ bytes.*run prepare on", run("--dataset", url, code=1))
+    assert re.search(r"test-000000\.tar has \d+ bytes.*run `rwkvfusion prepare RECIPE`", run("--dataset", url, code=1))
 
 
 def test_the_help_names_every_metric() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from shutil import copytree
 
@@ -128,16 +129,22 @@ def test_a_limit_never_shrinks_a_dataset(made: Path, raw: Path, tmp_path: Path) 
     assert json.loads(result.output)["pairs"] == 1
 
 
-def test_verify_finds_what_is_wrong(made: Path, raw: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    copytree(made, copy)
-    tar = copy / "train-000000.tar"
-    data = bytearray(tar.read_bytes())
+def test_verify_finds_what_is_wrong_and_what_it_says_mends_it(made: Path, raw: Path, tmp_path: Path) -> None:
+    copytree(made, tmp_path / "msrs")
+    tar = tmp_path / "msrs" / "train-000000.tar"
+    whole = tar.read_bytes()
+    data = bytearray(whole)
     data[len(data) // 2] ^= 1
     tar.write_bytes(bytes(data))
-    assert run("verify", str(copy)).exit_code == 0
-    deep = run("verify", str(copy), "--deep")
+    assert run("verify", str(tmp_path)).exit_code == 0
+    deep = run("verify", str(tmp_path), "--deep")
     assert deep.exit_code == 1
-    assert "train-000000.tar" in deep.output
-    tar.unlink()
-    assert "is missing" in run("verify", str(copy)).output
+    said = re.search(r"remove (\S+), then run `rwkvfusion prepare RECIPE` again", deep.output)
+    assert said is not None, deep.output
+    assert Path(said[1]) == tar
+    assert "nothing to do" in prepare(raw, tmp_path).output
+    Path(said[1]).unlink()
+    assert re.search("is missing: run `rwkvfusion prepare RECIPE` again", run("verify", str(tmp_path)).output)
+    assert "its tar is missing (train-000000)" in prepare(raw, tmp_path).output
+    assert tar.read_bytes() == whole
+    assert run("verify", str(tmp_path), "--deep").exit_code == 0

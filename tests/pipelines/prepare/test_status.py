@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from made_datasets import pairs, write_dataset
 
+from rwkvfusion.infra.lease import Lease
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.prepare.status import ShardState, Status, is_recipe
@@ -51,6 +52,44 @@ def test_what_is_planned_and_not_there_is_said(tmp_path: Path) -> None:
     lines = status(url).splitlines()
     assert lines[2].split()[:3] == ["train", "2/5", "4/10"]
     assert lines[3] == "shards: 2 committed, 3 missing"
+
+
+def test_tars_that_are_missing_or_short_are_said_at_one_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = write_dataset(tmp_path / "made", pairs(9, 3))
+    asked: list[str] = []
+    sizes = Store.sizes
+
+    def listed(self: Store, *folder: str) -> dict[str, int]:
+        asked.extend(folder or [""])
+        return sizes(self, *folder)
+
+    monkeypatch.setattr(Store, "sizes", listed)
+    (tmp_path / "made" / "train-000000.tar").unlink()
+    short = tmp_path / "made" / "train-000001.tar"
+    whole = short.stat().st_size
+    short.write_bytes(b"half")
+    shards = json.loads(status(url, "--json"))["shards"]
+    assert [(one["state"], one["why"]) for one in shards] == [
+        ("outdated", "its tar is missing"),
+        ("outdated", f"its tar has 4 bytes, not {whole}"),
+        ("committed", None),
+    ]
+    assert asked.count("") == 1
+    lines = status(url, "--shards").splitlines()
+    assert lines[1].endswith("why")
+    assert lines[2].endswith("  its tar is missing")
+    assert "shards: 1 committed, 2 outdated" in lines
+
+
+def test_while_a_job_writes_its_tars_are_not_judged(tmp_path: Path) -> None:
+    url = write_dataset(tmp_path / "made", pairs(3, 3))
+    (tmp_path / "made" / "train-000000.tar").unlink()
+    with Lease(Store(url), "a test", 60):
+        facts = json.loads(status(url, "--json"))
+    assert [one["state"] for one in facts["shards"]] == ["committed"]
+    assert "(a test)" in facts["writer"]
 
 
 def test_many_shards_are_a_line_a_split() -> None:

@@ -176,7 +176,9 @@ def test_a_shard_that_goes_away_under_the_training_ends_it_with_its_name(
             for tar in (tmp_path / "made").glob("*.tar"):
                 tar.unlink() if damage == "gone" else tar.write_bytes(tar.read_bytes()[:-700])
 
-    with pytest.raises(TrainingError, match=r"train-00000\d\.tar .*manifest.* run prepare on") as caught:
+    with pytest.raises(
+        TrainingError, match=r"train-00000\d\.tar .*manifest.* run `rwkvfusion prepare RECIPE`"
+    ) as caught:
         train(recipe, progress=harm, say=lambda _: None)
     assert hit
     assert time.monotonic() - hit[0] < 100

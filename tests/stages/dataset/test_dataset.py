@@ -55,7 +55,7 @@ def test_only_shards_with_selected_samples_are_read(url: str) -> None:
     Store(url).remove(first.tar)
     dataset = Dataset.open(url)
     assert [sample.key for sample in dataset.select(keys=["train-3"]).samples()] == ["train-3"]
-    with pytest.raises(DatasetError, match=r"train-000000\.tar is gone.*run prepare on .* again"):
+    with pytest.raises(DatasetError, match=r"train-000000\.tar is gone.*run `rwkvfusion prepare RECIPE` again"):
         list(dataset.select(["train"]).samples())
     retire(Store(url), first)
     assert len(Dataset.open(url)) == 4

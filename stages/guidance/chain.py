@@ -65,7 +65,7 @@ PROVIDES: Mapping[str, frozenset[str]] = {
 def _method(settings: Any) -> str:
     """The method of a stage's settings; that of another package is `REFERENCE`."""
     method = str(settings.get("method") if isinstance(settings, Mapping) else getattr(settings, "method", None))
-    return REFERENCE if method not in _BUILT_IN and is_packaged(method, _BUILT_IN) else method
+    return REFERENCE if is_packaged(method, _BUILT_IN) else method
 
 
 _BUILT_IN = frozenset(kind.model_fields["method"].default for kind in STAGES if "method" in kind.model_fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ class Place:
     """Where the files of one role lie; all names are read without regard to case.
 
     `folders`: names of the folder, none for any; `{split}` in one stands for a split. `prefixes`, `suffixes`: how the
-    stem begins and ends; what is left of it names the pair. `splits`: names of splits besides the usual.
+    stem begins and ends; what is left of it names the pair. `splits`: names of splits besides the usual. ValueError for
+    names that are no tuple.
     """
 
     role: str
@@ -54,6 +56,13 @@ class Place:
     suffixes: tuple[str, ...] = ()
     optional: bool = False
     splits: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for of in ("folders", "prefixes", "suffixes", "splits"):
+            names = getattr(self, of)
+            # `("lwir")` is a text, which would be taken letter by letter.
+            if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"{of} must be a tuple of names, as in ('lwir',), and {of} of {self.role} is {names!r}")
 
     @cached_property
     def _folder(self) -> re.Pattern[str]:
@@ -293,13 +302,13 @@ _BUILT_IN = (*LAYOUTS, PAIRED)
 def canonical(name: str) -> str:
     """The name of a layout as `LAYOUTS` or a plug-in has it, whatever its case, `-`, `_` and spaces (MFI-WHU, NYU-D).
 
-    A name that is no layout's is returned as it is.
+    A name that is no layout's is returned as it is. PluginError where a plug-in has the name of a built-in one.
     """
 
     def among(names: Iterable[str]) -> str | None:
         return next((layout for layout in names if plain(layout) == plain(name)), None)
 
-    return among(_BUILT_IN) or (among(plugins("layouts", _BUILT_IN)) or name)
+    return among((*_BUILT_IN, *plugins("layouts", _BUILT_IN))) or name
 
 
 def find_layout(name: str) -> Layout | None:
@@ -328,4 +337,23 @@ def _checked(plugin: Plugin, layout: Any) -> Layout:
         raise plugin.wrong(
             f"must have places of two or more modalities, and has {', '.join(layout.modalities) or 'none'}"
         )
+    _check_roles(plugin, layout)
     return layout
+
+
+def _check_roles(plugin: Plugin, layout: Layout) -> None:
+    """PluginError for a role that is a known one misspelt, which would be a modality more.
+
+    Modalities may have names of their own, except where the task sharpens: which one is sharp goes by their names.
+    """
+    spec = TASKS[layout.task]
+    usual = tuple(dict.fromkeys(role for order in spec.orders for role in order))
+    strange = [role for role in layout.modalities if role not in usual]
+    for role in strange:
+        near = difflib.get_close_matches(role.lower(), (*EXTRAS, *usual), 1, cutoff=0.75)
+        # `near_2` is one more of them, and no slip.
+        if near and not role[-1].isdigit():
+            raise plugin.wrong(f"has a place of role {role!r}: did you mean {near[0]!r}? Else call it by another name")
+    if spec.sharpens and set(layout.modalities) != set(usual):
+        made = ", ".join(layout.modalities)
+        raise plugin.wrong(f"has places of {made}, and {layout.task} is made of {' and '.join(usual)}")

@@ -53,6 +53,7 @@ def operator() -> None:
 
 
 _LAYOUT = "from rwkvfusion.stages.source.layouts import Layout, Place\nmine = "
+_VIF = "(Place('visible', ('a',)), Place('infrared', ('b',)))"
 _STAGE = """
 from rwkvfusion.stages.guidance.stage import Stage, StageConfig
 class Config(StageConfig):
@@ -84,6 +85,16 @@ WRONG: list[tuple[str, str, Callable[[], None], str]] = [
     ("layouts", f"{_LAYOUT}Layout('vix', ())", layout, r"has task 'vix', and there is vif, "),
     ("layouts", f"{_LAYOUT}Layout('vif', Place('a', ('a',)))", layout, r"must have a tuple of `Place`"),
     ("layouts", f"{_LAYOUT}Layout('vif', (Place('a', ('a',)),))", layout, r"two or more modalities, and has a;"),
+    # fmt: off
+    ("layouts", f"{_LAYOUT}Layout('vif', (*{_VIF}, Place('masks', ('m',))))", layout,
+     r"has a place of role 'masks': did you mean 'mask'\?"),
+    ("layouts", f"{_LAYOUT}Layout('vif', (Place('Visibel', ('a',)), Place('infrared', ('b',))))", layout,
+     r"role 'Visibel': did you mean 'visible'\?"),
+    ("layouts", f"{_LAYOUT}Layout('pansharpening', {_VIF})", layout,
+     r"has places of visible, infrared, and pansharpening is made of pan and ms;"),
+    ("layouts", f"{_LAYOUT}Layout('vif', (Place('visible', ('a')),))", layout,
+     r"cannot be imported: ValueError: folders must be a tuple of names, as in \('lwir',\), and .* visible is 'a'"),
+    # fmt: on
     ("stages", "mine = 3", stage, r"must be a subclass of `Stage`"),
     ("stages", _STAGE.replace("requires, provides", "_, _"), stage, r"lacks provides, requires;"),
     ("stages", _STAGE.replace('version = "detect", 1', '_ = "detect", 1'), stage, r"lacks a `name`.* or a whole"),
@@ -93,11 +104,17 @@ WRONG: list[tuple[str, str, Callable[[], None], str]] = [
     ("stages", _STAGE.replace('frozenset({"images"})', '"images"'), stage, r"has a `requires` that is no frozenset"),
     ("metrics", "mine = len", metric, r"must be a `PackagedMetric` .*is of type builtin_function_or_method"),
     ("metrics", _METRIC.replace(', version="1"', ""), metric, r"cannot be imported: TypeError: .*'version'"),
-    ("metrics", _METRIC.replace('version="1"', 'version=""'), metric, r"lacks a version, a summary or a source"),
+    ("metrics", _METRIC.replace('version="1"', 'version=""'), metric, r"has version '': it is a text, and not empty"),
+    ("metrics", _METRIC.replace('version="1"', "version=1"), metric, r"has version 1: it is a text, and not empty"),
+    ("metrics", _METRIC.replace("(0, 1)", "(1020, 0)"), metric, r"has range \(1020, 0\): the lowest is first"),
+    ("metrics", _METRIC.replace("(0, 1)", "(0,)"), metric, r"has range \(0,\): it is two numbers"),
     ("metrics", _METRIC.replace('"mine"', '"other"'), metric, r"is called 'other' in itself"),
     ("metrics", _METRIC.replace("higher", "more"), metric, r"has better 'more': it is one of higher, lower"),
-    ("metrics", _METRIC.replace("0.5", "7"), metric, r"is 7 of noise, outside of its range 0 to 1"),
-    ("metrics", _METRIC.replace("0.5", "fused.mean"), metric, r"fails on noise: TypeError: "),
+    ("metrics", _METRIC.replace("0.5", "7"), metric, r"fails on noise: 7 is outside of its range 0 to 1"),
+    ("metrics", _METRIC.replace("0.5", "float('inf')"), metric, r"fails on noise: inf is outside of its range 0 to 1"),
+    ("metrics", _METRIC.replace("0.5", "fused + 'a'"), metric, r"fails on noise: \w*(Type|DType)\w*Error: "),
+    ("metrics", _METRIC.replace("0.5", "fused"), metric, r"must return one number, and returns ndarray on noise"),
+    ("metrics", _METRIC.replace("0.5", "'a'"), metric, r"must return one number, and returns str on noise"),
     ("metrics", _METRIC.replace("SOURCES", "BOTH"), metric, r"cannot be imported: AttributeError"),
     ("losses", "mine = 3", loss, r"must be a function of `Pictures`, and is of type int"),
     ("losses", "def mine(of): raise KeyError('x')", loss, r"fails on a batch of noise: KeyError: 'x'"),

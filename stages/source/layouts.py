@@ -62,7 +62,9 @@ class Place:
             names = getattr(self, of)
             # `("lwir")` is a text, which would be taken letter by letter.
             if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-                raise ValueError(f"{of} must be a tuple of names, as in ('lwir',), and {of} of {self.role} is {names!r}")
+                raise ValueError(
+                    f"{of} must be a tuple of names, as in ('lwir',), and {of} of {self.role} is {names!r}"
+                )
 
     @cached_property
     def _folder(self) -> re.Pattern[str]:

@@ -46,8 +46,7 @@ class Place:
     """Where the files of one role lie; all names are read without regard to case.
 
     `folders`: names of the folder, none for any; `{split}` in one stands for a split. `prefixes`, `suffixes`: how the
-    stem begins and ends; what is left of it names the pair. `splits`: names of splits besides the usual. ValueError for
-    names that are no tuple.
+    stem begins and ends; what is left of it names the pair. `splits`: names of splits besides the usual.
     """
 
     role: str
@@ -56,15 +55,6 @@ class Place:
     suffixes: tuple[str, ...] = ()
     optional: bool = False
     splits: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for of in ("folders", "prefixes", "suffixes", "splits"):
-            names = getattr(self, of)
-            # `("lwir")` is a text, which would be taken letter by letter.
-            if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-                raise ValueError(
-                    f"{of} must be a tuple of names, as in ('lwir',), and {of} of {self.role} is {names!r}"
-                )
 
     @cached_property
     def _folder(self) -> re.Pattern[str]:
@@ -335,6 +325,12 @@ def _checked(plugin: Plugin, layout: Any) -> Layout:
         raise plugin.wrong(f"has task {layout.task!r}, and there is {', '.join(TASKS)}")
     if not isinstance(layout.places, tuple) or not all(isinstance(place, Place) for place in layout.places):
         raise plugin.wrong("must have a tuple of `Place` as its places")
+    for place in layout.places:
+        for of in ("folders", "prefixes", "suffixes", "splits"):
+            names = getattr(place, of)
+            # `("lwir")` is a text, which would be taken letter by letter.
+            if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+                raise plugin.wrong(f"has {of} {names!r} of {place.role}: {of} must be a tuple of names, as ('lwir',)")
     if len(layout.modalities) < 2 and not (layout.is_sequence or layout.arrays):
         raise plugin.wrong(
             f"must have places of two or more modalities, and has {', '.join(layout.modalities) or 'none'}"

@@ -111,7 +111,7 @@ WRONG: list[tuple[str, str, Callable[[], None], str]] = [
         "layouts",
         f"{_LAYOUT}Layout('vif', (Place('visible', ('a')),))",
         layout,
-        r"cannot be imported: ValueError: folders must be a tuple of names, as in \('lwir',\), and .* visible is 'a'",
+        r"has folders 'a' of visible: folders must be a tuple of names, as \('lwir',\);",
     ),
     ("stages", "mine = 3", stage, r"must be a subclass of `Stage`"),
     ("stages", _STAGE.replace("requires, provides", "_, _"), stage, r"lacks provides, requires;"),

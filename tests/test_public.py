@@ -46,6 +46,7 @@ EXCEPTIONS = {
     "infra/storage.py:open_file": "a file of fsspec, which has no type of its own",
     "model/fusing/fuser.py:FuserConfig.of": "JSON",
     "model/fusing/planes.py:from_planes": "a dtype of any number",
+    "model/metrics/packaged.py:value_of": "what `Metric.compute` is given",
     "model/metrics/score.py:Perceptual.seen": "what it is, each Perceptual says",
     "model/metrics/score.py:Perceptual.distance": "what it is, each Perceptual says",
     "model/registry/loaded.py:LoadedModel.__call__": "the overloads before it say what goes with what",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
@@ -17,6 +17,8 @@ from rwkvfusion.model.metrics.table import Comparison, Metric, PackagedMetric
 from rwkvfusion.stages.dataset.task import TASKS
 
 _SIDE, _RATIO = 64, 4
+_SLACK = 1e-6
+"""Of the largest bound of a range: rounding is not outside of it."""
 
 
 def load(taken: Collection[str]) -> tuple[PackagedMetric, ...]:
@@ -40,25 +42,56 @@ def _checked(plugin: Plugin, metric: Any) -> PackagedMetric:
             raise plugin.wrong(f"has {field} {getattr(metric, field)!r}: it is one of {', '.join(allowed)}")
     if not isinstance(metric.comparison, Comparison):
         raise plugin.wrong(f"has comparison {metric.comparison!r}: it is a `Comparison`")
-    if not (metric.version and metric.summary and metric.source):
-        raise plugin.wrong("lacks a version, a summary or a source")
+    for field in ("version", "summary", "source"):
+        if not (isinstance(text := getattr(metric, field), str) and text):
+            raise plugin.wrong(f"has {field} {text!r}: it is a text, and not empty")
+    try:
+        low, high = map(float, metric.range)
+    except (TypeError, ValueError):
+        raise plugin.wrong(f"has range {metric.range!r}: it is two numbers, the lowest and the highest") from None
+    if not low < high:
+        raise plugin.wrong(f"has range {metric.range!r}: the lowest is first")
     if unknown := metric.tasks - set(TASKS):
         raise plugin.wrong(f"is of task {min(unknown)!r}, and there is {', '.join(TASKS)}")
     _try(plugin, metric)
     return metric
 
 
+def value_of(metric: PackagedMetric, arguments: Sequence[Any], where: str) -> float:
+    """The metric of what `Metric.compute` is given; `where`: whose value it is, in words.
+
+    ValueError where it is not defined: the picture is too small, or it is not finite or outside of its range.
+    PluginError where it fails.
+    """
+    try:
+        value = metric.compute(*arguments)
+    except ValueError:
+        raise
+    # Another package's function raises what it likes.
+    except Exception as error:  # noqa: BLE001
+        raise _plugin(metric).wrong(f"fails on {where}: {type(error).__name__}: {printable(str(error))}") from None
+    if getattr(value, "ndim", 0) or not hasattr(value, "__float__"):
+        raise _plugin(metric).wrong(f"must return one number, and returns {type(value).__name__} on {where}")
+    value = float(value)
+    n_summed = len(arguments[1]) if metric.comparison is Comparison.SOURCES else 1
+    low, high = (n_summed * bound for bound in metric.range)
+    low, high = min(low, metric.range[0]), max(high, metric.range[1])
+    slack = _SLACK * max(1.0, *(abs(bound) for bound in (low, high) if math.isfinite(bound)), 0.0)
+    if not (math.isfinite(value) and low - slack <= value <= high + slack):
+        raise ValueError(f"{value:g} is outside of its range {metric.range[0]:g} to {metric.range[1]:g}")
+    return value
+
+
+def _plugin(metric: PackagedMetric) -> Plugin:
+    return plugins("metrics")[metric.name]
+
+
 def _try(plugin: Plugin, metric: PackagedMetric) -> None:
     """Compute it of noise, as `score` does of pictures."""
     try:
-        value = float(metric.compute(*_arguments(metric.comparison)))
-    # Another package's function raises what it likes; what is too small for a metric is a ValueError.
-    except Exception as error:  # noqa: BLE001
-        raise plugin.wrong(f"fails on noise: {type(error).__name__}: {printable(str(error))}") from None
-    low, high = metric.range
-    n_summed = 2 if metric.comparison is Comparison.SOURCES else 1
-    if math.isnan(value) or not min(low, n_summed * low) <= value <= max(high, n_summed * high):
-        raise plugin.wrong(f"is {value:g} of noise, outside of its range {low:g} to {high:g}")
+        value_of(metric, _arguments(metric.comparison), "noise")
+    except ValueError as error:
+        raise plugin.wrong(f"fails on noise: {printable(str(error))}") from None
 
 
 def _arguments(comparison: Comparison) -> tuple[Any, ...]:

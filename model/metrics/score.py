@@ -19,7 +19,8 @@ from rwkvfusion.infra.pictures.units import Unit, UnitError
 from rwkvfusion.model.metrics.baselines import luma_baselines, sharpening_baselines
 from rwkvfusion.model.metrics.distortions import FullResolution
 from rwkvfusion.model.metrics.luma.planes import Plane, Prepared, channels, luma
-from rwkvfusion.model.metrics.table import LPIPS, Comparison, Convention, Metric, metrics_of
+from rwkvfusion.model.metrics.packaged import value_of
+from rwkvfusion.model.metrics.table import LPIPS, Comparison, Convention, Metric, PackagedMetric, metrics_of
 from rwkvfusion.stages.dataset.task import LUMA_TASKS, TASKS
 from rwkvfusion.stages.source.scenes.sensors import gains_for
 
@@ -144,7 +145,8 @@ def score(
     Luma tasks: against the sources, and against the target where there is one. Sharpening: against the target, or of
     pansharpening without a target at full resolution, in the units of the target or of the low-resolution source.
 
-    ScoreError names the picture that does not fit in size, bands or unit, and a scene that there is no metric for.
+    ScoreError names the picture that does not fit in size, bands or unit, and a scene that there is no metric for;
+    PluginError the metric of another package that fails.
     """
     ready = _ready(scene, fused.values(), convention)
     for name in fused:
@@ -157,7 +159,7 @@ def score(
             rows = scores.rows.setdefault(comparison, {})
             for metric in metrics_of(comparison, convention, scene.task).values():
                 for name, of_picture in arguments.items():
-                    value, reason = _value(metric, of_picture[comparison])
+                    value, reason = _value(metric, of_picture[comparison], f"pair {scene.name!r} ({name})")
                     rows.setdefault(name, {})[metric.name] = value
                     if reason:
                         scores.undefined.setdefault(comparison, {})[metric.name] = reason
@@ -209,9 +211,11 @@ def _planes_of(picture: Picture, convention: Convention) -> tuple[Plane, ...]:
     return (picture.luma,) if convention is Convention.Y else picture.channels
 
 
-def _value(metric: Metric, planes: Sequence[tuple[Any, ...]]) -> tuple[float, str]:
-    """The mean of the metric over the planes, and why it is not finite, where it is not."""
+def _value(metric: Metric, planes: Sequence[tuple[Any, ...]], where: str) -> tuple[float, str]:
+    """The mean of the metric over the planes, and why it is not finite, where it is not; `where`: whose it is."""
     try:
+        if isinstance(metric, PackagedMetric):
+            return float(np.mean([value_of(metric, values, where) for values in planes])), ""
         value = float(np.mean([metric.compute(*values) for values in planes]))
     except ValueError as error:
         return math.nan, str(error)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rwkvfusion.infra.cores import usable_cores
-from rwkvfusion.infra.plugins import KINDS, installed
+from rwkvfusion.infra.plugins import KINDS, PluginError, installed
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.tracking import tracking_uri
 
@@ -35,6 +35,7 @@ def machine_facts() -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "operator": operator_facts(),
         "plugins": installed(),
+        "plugins_wrong": plugins_wrong(),
         "s3": "ready" if importlib.util.find_spec("s3fs") else "missing: pip install 'rwkvfusion[s3]'",
         "ray_address": os.environ.get("RAY_ADDRESS"),
         "tracking_uri": tracking_uri(),
@@ -79,10 +80,36 @@ def operator_line(facts: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def plugins_line(found: Mapping[str, Mapping[str, str]]) -> str:
-    """What other packages add, for a person."""
+def plugins_wrong() -> list[str]:
+    """What is wrong with plug-ins as they are tried before use: imported, and metrics on noise.
+
+    Back ends are not here: `operator_facts` has them.
+    """
+    from rwkvfusion.model.metrics.table import packaged
+    from rwkvfusion.model.training.losses.packaged import term
+    from rwkvfusion.stages.guidance.chain import check_packaged
+    from rwkvfusion.stages.source.layouts import canonical, find_layout
+
+    tries: dict[str, Callable[[str], object]] = {
+        "layouts": lambda name: find_layout(canonical(name)),
+        "stages": check_packaged,
+        "metrics": lambda _: packaged(),
+        "losses": term,
+    }
+    wrong = []
+    for group, names in installed().items():
+        for name in names if group in tries else ():
+            try:
+                tries[group](name)
+            except PluginError as error:
+                wrong.append(str(error))
+    return list(dict.fromkeys(wrong))
+
+
+def plugins_line(found: Mapping[str, Mapping[str, str]], wrong: Sequence[str] = ()) -> str:
+    """What other packages add, and what is `wrong` with them, for a person."""
     parts = (f"{KINDS[group]} {name} ({package})" for group, names in found.items() for name, package in names.items())
-    return ", ".join(parts) or "none"
+    return ". ".join([", ".join(parts) or "none", *(f"WRONG: {one}" for one in wrong)])
 
 
 def machine_lines(facts: dict[str, Any]) -> list[str]:
@@ -94,7 +121,7 @@ def machine_lines(facts: dict[str, Any]) -> list[str]:
         "devices": f"{facts['cpus']} CPUs, " + (", ".join(facts["gpus"]) or "no GPU"),
         "packages": packages,
         "operator": operator_line(facts["operator"]),
-        "plug-ins": plugins_line(facts["plugins"]),
+        "plug-ins": plugins_line(facts["plugins"], facts["plugins_wrong"]),
         "s3": facts["s3"],
         "ray": facts["ray_address"] or "RAY_ADDRESS is not set: jobs start a Ray of their own here",
         "mlflow": facts["tracking_uri"],

@@ -16,6 +16,7 @@ from rwkvfusion.pipelines.prepare.run import Outcome
 from rwkvfusion.pipelines.prepare.status import counts
 from rwkvfusion.pipelines.prepare.why import reasons
 from rwkvfusion.stages.dataset.manifest import QUARANTINE
+from rwkvfusion.stages.source.config import layout_of
 from rwkvfusion.stages.source.names import pairs_swapped
 from rwkvfusion.stages.source.source import STAGE
 
@@ -48,8 +49,10 @@ def plan_lines(job: Job) -> list[str]:
     """`plan_facts` for a person."""
     facts = plan_facts(job)
     splits = ", ".join(f"{split} {count}" for split, count in facts["splits"].items())
+    made_of = ", ".join(layout_of(job.recipe.source).modalities)
     lines = [
-        f"{job.dataset} ({job.task}): {job.n_pairs} pairs ({splits}) in {len(job.shards)} shards -> {job.store.url}",
+        f"{job.dataset} ({job.task}{made_of and f': {made_of}'}): {job.n_pairs} pairs ({splits})"
+        f" in {len(job.shards)} shards -> {job.store.url}",
         f"guidance {job.recipe.guidance}: " + " -> ".join(_stage_words(stage) for stage in facts["stages"]),
         f"to make: {len(job.pending)} shards; committed already: {len(job.shards) - len(job.pending)}",
         *_why_lines(facts["why"]),
@@ -75,7 +78,8 @@ def plan_lines(job: Job) -> list[str]:
             *(f"  {line}" for line in job.differences),
         ]
     if job.unpaired:
-        lines.append(f"{len(job.unpaired)} files pair with nothing:")
+        n = len(job.unpaired)
+        lines.append("1 file pairs with nothing:" if n == 1 else f"{n} files pair with nothing:")
         lines += _by_reason((one.name, one.reason) for one in job.unpaired)
     return lines
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.plugins import find
 from rwkvfusion.infra.weights import WeightsError
 from rwkvfusion.stages.dataset.task import TASKS
 from rwkvfusion.stages.guidance.builtin.caption import BuiltinCaption, CaptionConfig
@@ -16,7 +17,7 @@ from rwkvfusion.stages.guidance.builtin.detect import AnnotatedBoxes, AnnotatedB
 from rwkvfusion.stages.guidance.builtin.segment import AnnotatedMasks, AnnotatedMasksConfig, BoxSegmenter, SegmentConfig
 from rwkvfusion.stages.guidance.builtin.text import HashedText, TextConfig
 from rwkvfusion.stages.guidance.merge import MergeConfig, MergeMasks
-from rwkvfusion.stages.guidance.packaged import REFERENCE, PackagedConfig, check_place, is_packaged
+from rwkvfusion.stages.guidance.packaged import REFERENCE, PackagedConfig, check_place, is_packaged, settings_of
 from rwkvfusion.stages.guidance.pretrained.base import ModelStage
 from rwkvfusion.stages.guidance.pretrained.encoder import TextEncoder, TextEncoderConfig
 from rwkvfusion.stages.guidance.pretrained.florence import (
@@ -65,10 +66,21 @@ PROVIDES: Mapping[str, frozenset[str]] = {
 def _method(settings: Any) -> str:
     """The method of a stage's settings; that of another package is `REFERENCE`."""
     method = str(settings.get("method") if isinstance(settings, Mapping) else getattr(settings, "method", None))
-    return REFERENCE if method not in _BUILT_IN and is_packaged(method, _BUILT_IN) else method
+    return REFERENCE if is_packaged(method, _BUILT_IN) else method
 
 
 _BUILT_IN = frozenset(kind.model_fields["method"].default for kind in STAGES if "method" in kind.model_fields)
+
+
+def check_packaged(method: str) -> None:
+    """PluginError where the method of that name, an entry point's, cannot be used with any settings."""
+    plugin = find("stages", method, _BUILT_IN)
+    assert plugin is not None
+    stage = plugin.load()
+    settings_of(plugin, stage)
+    if stage.name not in PROVIDES:
+        raise plugin.wrong(f"has `name` {stage.name!r}: it is one of {', '.join(PROVIDES)}")
+    check_place(stage.name, method, stage, PROVIDES[stage.name])
 
 
 _Packaged = Annotated[PackagedConfig, Tag(REFERENCE)]

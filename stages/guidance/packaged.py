@@ -32,7 +32,7 @@ class PackagedConfig(BaseModel):
         if plugin is None:
             raise PluginError(f"no package here has a method {self.method!r}: install the one that has it")
         stage = plugin.load()
-        kind = _config_of(plugin, stage)
+        kind = settings_of(plugin, stage)
         try:
             return stage, kind.model_validate(self.model_extra or {})
         except ValidationError as error:
@@ -58,8 +58,8 @@ def check_place(place: str, method: str, stage: Stage[Any], provides: frozenset[
         raise plugin.wrong(f"provides {made}, and as {place}.method has to provide {wanted}")
 
 
-def _config_of(plugin: Plugin, stage: Any) -> type[StageConfig]:
-    """The class of a stage's settings: C of `Stage[C]`."""
+def settings_of(plugin: Plugin, stage: Any) -> type[StageConfig]:
+    """The class of a stage's settings: C of `Stage[C]`. PluginError where `stage` is no class of a stage."""
     if not (isinstance(stage, type) and issubclass(stage, Stage)):
         raise plugin.wrong("must be a subclass of `Stage` (rwkvfusion.stages.guidance.stage)")
     if inspect.isabstract(stage):

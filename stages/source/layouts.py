@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -293,13 +294,13 @@ _BUILT_IN = (*LAYOUTS, PAIRED)
 def canonical(name: str) -> str:
     """The name of a layout as `LAYOUTS` or a plug-in has it, whatever its case, `-`, `_` and spaces (MFI-WHU, NYU-D).
 
-    A name that is no layout's is returned as it is.
+    A name that is no layout's is returned as it is. PluginError where a plug-in has the name of a built-in one.
     """
 
     def among(names: Iterable[str]) -> str | None:
         return next((layout for layout in names if plain(layout) == plain(name)), None)
 
-    return among(_BUILT_IN) or (among(plugins("layouts", _BUILT_IN)) or name)
+    return among((*_BUILT_IN, *plugins("layouts", _BUILT_IN))) or name
 
 
 def find_layout(name: str) -> Layout | None:
@@ -324,8 +325,33 @@ def _checked(plugin: Plugin, layout: Any) -> Layout:
         raise plugin.wrong(f"has task {layout.task!r}, and there is {', '.join(TASKS)}")
     if not isinstance(layout.places, tuple) or not all(isinstance(place, Place) for place in layout.places):
         raise plugin.wrong("must have a tuple of `Place` as its places")
+    for place in layout.places:
+        for of in ("folders", "prefixes", "suffixes", "splits"):
+            names = getattr(place, of)
+            # `("lwir")` is a text, which would be taken letter by letter.
+            if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+                raise plugin.wrong(f"has {of} {names!r} of {place.role}: {of} must be a tuple of names, as ('lwir',)")
     if len(layout.modalities) < 2 and not (layout.is_sequence or layout.arrays):
         raise plugin.wrong(
             f"must have places of two or more modalities, and has {', '.join(layout.modalities) or 'none'}"
         )
+    _check_roles(plugin, layout)
     return layout
+
+
+def _check_roles(plugin: Plugin, layout: Layout) -> None:
+    """PluginError for a role that is a known one misspelt, which would be a modality more.
+
+    Modalities may have names of their own, except where the task sharpens: which one is sharp goes by their names.
+    """
+    spec = TASKS[layout.task]
+    usual = tuple(dict.fromkeys(role for order in spec.orders for role in order))
+    strange = [role for role in layout.modalities if role not in usual]
+    for role in strange:
+        near = difflib.get_close_matches(role.lower(), (*EXTRAS, *usual), 1, cutoff=0.75)
+        # `near_2` is one more of them, and no slip.
+        if near and not role[-1].isdigit():
+            raise plugin.wrong(f"has a place of role {role!r}: did you mean {near[0]!r}? Else call it by another name")
+    if spec.sharpens and set(layout.modalities) != set(usual):
+        made = ", ".join(layout.modalities)
+        raise plugin.wrong(f"has places of {made}, and {layout.task} is made of {' and '.join(usual)}")

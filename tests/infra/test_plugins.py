@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from made_packages import forget, use, write_package
@@ -14,9 +16,11 @@ from rwkvfusion.infra.errors import RwkvFusionError
 from rwkvfusion.infra.plugins import PluginError, installed, plugins
 from rwkvfusion.kernels.backends.packaged import BackEndError
 from rwkvfusion.kernels.biwkv import back_end
+from rwkvfusion.model.metrics.score import Picture, Scene, Scores, score
 from rwkvfusion.model.metrics.table import Comparison, metrics_of
 from rwkvfusion.model.training.losses.config import LossConfig
 from rwkvfusion.model.training.losses.loss import try_others
+from rwkvfusion.pipelines.doctor.machine import plugins_wrong
 from rwkvfusion.stages.guidance.chain import GuidanceConfig, guidance_stages
 from rwkvfusion.stages.source.config import SourceConfig
 from rwkvfusion.stages.source.source import Source
@@ -53,6 +57,7 @@ def operator() -> None:
 
 
 _LAYOUT = "from rwkvfusion.stages.source.layouts import Layout, Place\nmine = "
+_VIF = "(Place('visible', ('a',)), Place('infrared', ('b',)))"
 _STAGE = """
 from rwkvfusion.stages.guidance.stage import Stage, StageConfig
 class Config(StageConfig):
@@ -84,6 +89,30 @@ WRONG: list[tuple[str, str, Callable[[], None], str]] = [
     ("layouts", f"{_LAYOUT}Layout('vix', ())", layout, r"has task 'vix', and there is vif, "),
     ("layouts", f"{_LAYOUT}Layout('vif', Place('a', ('a',)))", layout, r"must have a tuple of `Place`"),
     ("layouts", f"{_LAYOUT}Layout('vif', (Place('a', ('a',)),))", layout, r"two or more modalities, and has a;"),
+    (
+        "layouts",
+        f"{_LAYOUT}Layout('vif', (*{_VIF}, Place('masks', ('m',))))",
+        layout,
+        r"has a place of role 'masks': did you mean 'mask'\?",
+    ),
+    (
+        "layouts",
+        f"{_LAYOUT}Layout('vif', (Place('Visibel', ('a',)), Place('infrared', ('b',))))",
+        layout,
+        r"role 'Visibel': did you mean 'visible'\?",
+    ),
+    (
+        "layouts",
+        f"{_LAYOUT}Layout('pansharpening', {_VIF})",
+        layout,
+        r"has places of visible, infrared, and pansharpening is made of pan and ms;",
+    ),
+    (
+        "layouts",
+        f"{_LAYOUT}Layout('vif', (Place('visible', ('a')),))",
+        layout,
+        r"has folders 'a' of visible: folders must be a tuple of names, as \('lwir',\);",
+    ),
     ("stages", "mine = 3", stage, r"must be a subclass of `Stage`"),
     ("stages", _STAGE.replace("requires, provides", "_, _"), stage, r"lacks provides, requires;"),
     ("stages", _STAGE.replace('version = "detect", 1', '_ = "detect", 1'), stage, r"lacks a `name`.* or a whole"),
@@ -93,11 +122,17 @@ WRONG: list[tuple[str, str, Callable[[], None], str]] = [
     ("stages", _STAGE.replace('frozenset({"images"})', '"images"'), stage, r"has a `requires` that is no frozenset"),
     ("metrics", "mine = len", metric, r"must be a `PackagedMetric` .*is of type builtin_function_or_method"),
     ("metrics", _METRIC.replace(', version="1"', ""), metric, r"cannot be imported: TypeError: .*'version'"),
-    ("metrics", _METRIC.replace('version="1"', 'version=""'), metric, r"lacks a version, a summary or a source"),
+    ("metrics", _METRIC.replace('version="1"', 'version=""'), metric, r"has version '': it is a text, and not empty"),
+    ("metrics", _METRIC.replace('version="1"', "version=1"), metric, r"has version 1: it is a text, and not empty"),
+    ("metrics", _METRIC.replace("(0, 1)", "(1020, 0)"), metric, r"has range \(1020, 0\): the lowest is first"),
+    ("metrics", _METRIC.replace("(0, 1)", "(0,)"), metric, r"has range \(0,\): it is two numbers"),
     ("metrics", _METRIC.replace('"mine"', '"other"'), metric, r"is called 'other' in itself"),
     ("metrics", _METRIC.replace("higher", "more"), metric, r"has better 'more': it is one of higher, lower"),
-    ("metrics", _METRIC.replace("0.5", "7"), metric, r"is 7 of noise, outside of its range 0 to 1"),
-    ("metrics", _METRIC.replace("0.5", "fused.mean"), metric, r"fails on noise: TypeError: "),
+    ("metrics", _METRIC.replace("0.5", "7"), metric, r"fails on noise: 7 is outside of its range 0 to 1"),
+    ("metrics", _METRIC.replace("0.5", "float('inf')"), metric, r"fails on noise: inf is outside of its range 0 to 1"),
+    ("metrics", _METRIC.replace("0.5", "fused + 'a'"), metric, r"fails on noise: \w*(Type|DType)\w*Error: "),
+    ("metrics", _METRIC.replace("0.5", "fused"), metric, r"must return one number, and returns ndarray on noise"),
+    ("metrics", _METRIC.replace("0.5", "'a'"), metric, r"must return one number, and returns str on noise"),
     ("metrics", _METRIC.replace("SOURCES", "BOTH"), metric, r"cannot be imported: AttributeError"),
     ("losses", "mine = 3", loss, r"must be a function of `Pictures`, and is of type int"),
     ("losses", "def mine(of): raise KeyError('x')", loss, r"fails on a batch of noise: KeyError: 'x'"),
@@ -189,8 +224,78 @@ def test_a_name_is_of_one_package(group: str, tmp_path: Path, monkeypatch: pytes
 def test_what_is_built_in_keeps_its_name(group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_package(tmp_path, "somebodys", {group: {BUILT_IN[group]: "somebodys:mine"}}, {MODULE: ""})
     use(tmp_path, monkeypatch)
-    with pytest.raises(PluginError, match=rf"{BUILT_IN[group]!r} of somebodys 1.0 .*is built in, and needs one of its"):
+    said = rf"{BUILT_IN[group]!r} of somebodys 1.0 .*is built in, and needs one of its"
+    with pytest.raises(PluginError, match=said):
         USES[group]()
+    (wrong,) = plugins_wrong()
+    assert re.search(said, wrong)
+
+
+@pytest.mark.parametrize("name", ["tno", "T-N-O", "paired"])
+def test_a_layout_that_is_built_in_is_not_taken_for_a_plug_in_of_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(tmp_path, "somebodys", {"layouts": {name: "somebodys:mine"}}, {MODULE: ""})
+    use(tmp_path, monkeypatch)
+    for used in (name, "tno"):
+        with pytest.raises(PluginError, match=rf"layout '{name}' of somebodys 1.0 .*is built in, and needs one of its"):
+            layout(used)
+
+
+def test_a_method_that_is_built_in_is_not_taken_for_a_plug_in_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(tmp_path, "somebodys", {"stages": {"salient": "somebodys:mine"}}, {MODULE: _STAGE})
+    use(tmp_path, monkeypatch)
+    with pytest.raises(PluginError, match=r"method 'salient' of somebodys 1.0 .*is built in, and needs one of its"):
+        stage(method="salient")
+
+
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        ("7.0", "7 is outside of its range 0 to 1"),
+        ("float('inf')", "inf is outside of its range 0 to 1"),
+        ("float('nan')", "nan is outside of its range 0 to 1"),
+        ("int('too small')", "invalid literal"),
+    ],
+)
+def test_a_value_that_cannot_be_is_undefined_for_its_reason(
+    returned: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Noise is 64 pixels wide, what is scored is not.
+    text = _METRIC.replace("0.5", f"0.5 if len(fused) == 64 else {returned}")
+    write_package(tmp_path, "somebodys", {"metrics": {"mine": "somebodys:mine"}}, {MODULE: text})
+    use(tmp_path, monkeypatch)
+    scores = scored()
+    assert math.isnan(scores.rows[Comparison.SOURCES]["ours"]["mine"])
+    assert scores.undefined[Comparison.SOURCES]["mine"].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("{}['boo']", r"fails on pair 'a' \(ours\): KeyError: 'boo'"),
+        ("fused", r"must return one number, and returns ndarray on pair 'a' \(ours\)"),
+    ],
+)
+def test_a_metric_that_fails_on_a_picture_says_whose_it_is(
+    returned: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = _METRIC.replace("0.5", f"0.5 if len(fused) == 64 else {returned}")
+    write_package(tmp_path, "somebodys", {"metrics": {"mine": "somebodys:mine"}}, {MODULE: text})
+    use(tmp_path, monkeypatch)
+    with pytest.raises(
+        PluginError,
+        match=rf"^metric 'mine' of somebodys 1.0 \(somebodys:mine\) {message}; mend somebodys, or uninstall it$",
+    ):
+        scored()
+
+
+def scored() -> Scores:
+    first, second = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 1), np.uint8)
+    scene = Scene("a", "vif", (Picture("visible", first), Picture("infrared", second)))
+    return score(scene, {"ours": Picture("ours", first)}, floors=False)
 
 
 def test_what_a_recipe_names_and_nobody_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,11 +98,14 @@ def test_every_layout_of_pictures_is_tried() -> None:
 
 def test_recipes_and_help_name_every_layout() -> None:
     said = CliRunner().invoke(main, ["prepare", "--help"]).output
+    page = (Path(__file__).resolve().parents[3] / "docs/regenerate.md").read_text(encoding="utf-8")
     for name, layout in LAYOUTS.items():
         (line,) = [line.split() for line in said.splitlines() if line.split()[:1] == [layout.task]]
         assert name in line[1:]
         recipe = resources.files("rwkvfusion.pipelines.recipes").joinpath(f"{layout.task}.yaml").read_text()
         assert re.search(rf"\b{name}\b", recipe), f"{name} is not in {layout.task}.yaml"
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{layout.task}.yaml`")]
+        assert re.search(rf"\b{name}\b", row), f"{name} is not in the table of docs/regenerate.md"
     tasks = {layout.task for layout in LAYOUTS.values()}
     words = [line.split() for line in said.splitlines() if line.split()[:1] and line.split()[0] in tasks]
     assert {name for line in words for name in line[1:]} == set(LAYOUTS)

@@ -49,8 +49,8 @@ class Origin(BaseModel):
             json.dumps(stage.identity, sort_keys=True): stage.identity
             for manifest in manifests
             for stage in manifest.stages
-            # What reads the source has no settings that change what it reads.
-            if stage.identity
+            # Of what reads the source it is how it reads, and no stage.
+            if stage.stage not in ("source", "commit")
         }
         return cls(
             url=store.url,

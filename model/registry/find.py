@@ -240,7 +240,7 @@ def _known(client: MlflowClient, name: str | None = None) -> str:
 
 def _how_to_get_one(asked: str | None) -> str:
     name = re.split("[@/]", (asked or "").removeprefix("models:/"))[0]
-    near = difflib.get_close_matches(name, shipped.shipped(), 1)
+    near = difflib.get_close_matches(name, shipped.shipped(), 1, cutoff=0.8)
     return (f"did you mean {near[0]}, which comes with the package? Else " if near else "") + (
         "set MLFLOW_TRACKING_URI or --tracking-uri to the registry you mean, take a model that comes with the package"
         " (`rwkvfusion models`), or make one: `rwkvfusion train train_vif_small.yaml --set data.url=DATASET` on a"

@@ -294,7 +294,8 @@ def check_shard(store: Store, manifest: Manifest) -> str | None:
 
 
 def read_shard(store: Store, manifest: Manifest) -> bytes:
-    """The shard's tar. DamagedError unless it is there, whole and unchanged; StorageError if that cannot be known."""
+    """The shard's tar. DamagedError unless it is there and whole, ChangedError where its bytes are others; StorageError
+    if that cannot be known."""
     try:
         data = store.read(manifest.tar)
     except MissingError:

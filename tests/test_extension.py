@@ -271,7 +271,7 @@ def test_a_command_that_needs_a_wrong_one_ends_in_one_sentence_before_ray_starts
     ) or (group == "backends" and "cannot be imported: ModuleNotFoundError" in said)
 
 
-# --- as a stranger does it
+# --- as somebody else does it
 
 
 @pytest.fixture(scope="module")

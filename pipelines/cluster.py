@@ -53,7 +53,8 @@ class Cluster:
 
     def __str__(self) -> str:
         where = "a Ray of its own on this machine" if self.local else "the Ray cluster"
-        return f"{where} ({self.cpus:g} logical CPUs, {self.gpus:g} GPUs)"
+        cpus = f"{self.cores} CPU cores" if self.local else f"{self.cpus:g} CPUs"
+        return f"{where} ({cpus}, {self.gpus:g} GPUs)"
 
     def grown(self, cpus: float, gpus: float) -> Cluster:
         """As it will be once it has `cpus` and `gpus`, where these are more than there are; our own stays as it is."""

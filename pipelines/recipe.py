@@ -55,6 +55,9 @@ def load_recipe(path: str, model: type[M], overrides: Sequence[str] = ()) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
+        if other := _command_of_others(values, model):
+            mine = f"rwkvfusion {other}"
+            raise RecipeError(f"{name} is a recipe for `{mine}`: run that, or name a recipe of this command") from None
         problems = error.errors()
         lines = _lines(problems[:_MAX_PROBLEMS], model)
         lines += [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
@@ -90,6 +93,15 @@ def settings_of(path: str) -> tuple[str, dict[Any, Any]]:
     if not isinstance(values, dict):
         raise RecipeError(f"{name} is no recipe: it must be a mapping of settings, KEY: VALUE")
     return name, values
+
+
+def _command_of_others(values: dict[Any, Any], model: type[BaseModel]) -> str | None:
+    """The command whose recipe `values` are, where `model` checks those of another one."""
+    from rwkvfusion.pipelines.recipes.fields import COMMANDS, command_of
+
+    command = command_of(on_top(values))
+    checked = {one: where.partition(":")[2] for one, where in COMMANDS.items()}
+    return command if command and checked[command] != model.__name__ in checked.values() else None
 
 
 class _NotYamlError(Exception):

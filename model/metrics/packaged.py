@@ -21,12 +21,13 @@ _SLACK = 1e-6
 """Of the largest bound of a range: rounding is not outside of it."""
 
 
-def load(taken: Collection[str]) -> tuple[PackagedMetric, ...]:
-    """All that are installed, in the order of their names; `taken`: names that are built in.
+def load(taken: Collection[str], only: str | None = None) -> tuple[PackagedMetric, ...]:
+    """All that are installed, in the order of their names, or `only` one; `taken`: names that are built in.
 
     PluginError for one that is no `PackagedMetric`, or that fails on noise.
     """
-    found = ((plugin, _checked(plugin, plugin.load())) for plugin in plugins("metrics", taken).values())
+    wanted = (one for one in plugins("metrics", taken).values() if only in (None, one.name))
+    found = ((plugin, _checked(plugin, plugin.load())) for plugin in wanted)
     return tuple(replace(metric, package=plugin.package) for plugin, metric in found)
 
 

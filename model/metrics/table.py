@@ -281,6 +281,13 @@ def packaged() -> tuple[PackagedMetric, ...]:
     return load(_BUILT_IN)
 
 
+def check_packaged(name: str) -> None:
+    """PluginError where the metric `name` of another package cannot be used."""
+    from rwkvfusion.model.metrics.packaged import load
+
+    load(_BUILT_IN, name)
+
+
 @cache
 def lower_is_better() -> frozenset[str]:
     """Names of the metrics of which lower values are better, in every convention."""

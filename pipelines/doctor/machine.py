@@ -85,15 +85,15 @@ def plugins_wrong() -> list[str]:
 
     Back ends are not here: `operator_facts` has them.
     """
-    from rwkvfusion.model.metrics.table import packaged
+    from rwkvfusion.model.metrics import table
     from rwkvfusion.model.training.losses.packaged import term
-    from rwkvfusion.stages.guidance.chain import check_packaged
+    from rwkvfusion.stages.guidance import chain
     from rwkvfusion.stages.source.layouts import canonical, find_layout
 
     tries: dict[str, Callable[[str], object]] = {
         "layouts": lambda name: find_layout(canonical(name)),
-        "stages": check_packaged,
-        "metrics": lambda _: packaged(),
+        "stages": chain.check_packaged,
+        "metrics": table.check_packaged,
         "losses": term,
     }
     wrong = []

@@ -13,6 +13,7 @@ import click
 
 from rwkvfusion.infra.memory import keep_freed_memory
 from rwkvfusion.infra.pictures.units import Scale
+from rwkvfusion.model import shipped
 from rwkvfusion.pipelines.options import ALLOW_INCOMPLETE, check_form, is_given, scales_of
 from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.stages.dataset.task import LUMA_TASKS, TASKS
@@ -68,7 +69,12 @@ _USED = {
 @click.option(
     "--model", "models", multiple=True, metavar="[NAME=]URI", help="As in `fuse`; may be given many times, by NAME."
 )
-@click.option("--name", default="model", show_default=True, help="What the --model that has no NAME is called.")
+@click.option(
+    "--name",
+    default="model",
+    show_default=True,
+    help="What the --model that has no NAME is called; one that comes with the package has its own.",
+)
 @click.option(
     "--guidance",
     "guidances",
@@ -207,8 +213,9 @@ def evaluate(
         if part not in ("split", "dataset") and not all(part.partition("=")):
             raise click.BadParameter(f"{part!r}: give split, dataset or NAME=GLOB", param_hint="--by")
     by_name([part for part in by if "=" in part], "--by")
-    folders, uris = by_name(fused, "--fused"), by_name(models, "--model", name)
-    if is_given(context, "name") and name not in uris:
+    named = is_given(context, "name")
+    folders, uris = by_name(fused, "--fused"), by_name(models, "--model", name, is_asked=named)
+    if named and name not in uris:
         raise click.UsageError("--name is for a --model without a NAME of its own: here it has no effect")
     if both := sorted({*folders} & {*uris}):
         raise click.UsageError(f"two are called {both[0]!r}: give each a NAME of its own")
@@ -283,13 +290,19 @@ def _gallery(output: str, cases: Cases, convention: Convention, systems: Mapping
     return EvaluationGallery(output, cases.task, convention, facts)
 
 
-def by_name(values: Sequence[str], option: str, default: str | None = None) -> dict[str, str]:
-    """NAME=WHERE of an option that may be given many times; `default` names one without."""
+def by_name(
+    values: Sequence[str], option: str, default: str | None = None, *, is_asked: bool = False
+) -> dict[str, str]:
+    """NAME=WHERE of an option that may be given many times; `default` names one without.
+
+    A model that comes with the package has its own name, unless it `is_asked` that the default be it.
+    """
     named: dict[str, str] = {}
     for value in values:
         name, equals, where = value.partition("=")
         if default is not None and (not equals or _IN_URI & set(name)):
-            name, where = default, value
+            name = value if not is_asked and shipped.find(value) is not None else default
+            where = value
         if not (name and where):
             raise click.BadParameter(f"{value!r}: give NAME=DIR", param_hint=option)
         if name in named:

@@ -221,7 +221,7 @@ def verify(url: str, deep: bool, allow_incomplete: bool, as_json: bool) -> None:
     with Bar("verify", 0, "pair") as bar:
         report = run_verify(url, deep=deep, allow_incomplete=allow_incomplete, on_pairs=bar.of)
     how = "hashes and every sample" if deep else "manifests and sizes"
-    state = "clean" if report.clean else f"{len(report.problems)} problems"
+    state = "clean" if report.clean else f"{(n := len(report.problems))} problem{'' if n == 1 else 's'}"
     lines = [f"wrong: {problem}" for problem in report.problems] + [f"note: {note}" for note in report.notes]
     lines.append(f"{report.url}: {state} ({report.shards} shards, {report.pairs} pairs; checked {how})")
     answer(report, lines, as_json=as_json)

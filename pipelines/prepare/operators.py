@@ -68,6 +68,8 @@ class Target:
     """Whether pictures are brought to the format of their member."""
     moved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By shard, others in which pairs of it were before."""
+    why: Mapping[str, str] = field(default_factory=dict)
+    """By shard, why it is made again."""
     tally: Any = None
     """The actor that is told how many pairs have passed; None where nobody watches."""
 
@@ -286,6 +288,7 @@ class CommitShard:
             package_version=package_version(),
             commit=commit(),
             members=count_members(good, self.target.extensions) if good else {},
+            why=self.target.why.get(row.shard),
         )
         store, fence = self.target.store, self.target.fence
         fence.check()

@@ -30,6 +30,7 @@ from rwkvfusion.pipelines.prepare.price.cost import Cost, costs
 from rwkvfusion.pipelines.prepare.price.predict import Measured, Prediction, predict
 from rwkvfusion.pipelines.prepare.progress import COMMIT, READ, JobSeries, counted
 from rwkvfusion.pipelines.prepare.stall import watched
+from rwkvfusion.pipelines.prepare.why import remade
 from rwkvfusion.pipelines.prometheus import shown
 from rwkvfusion.pipelines.ray_data import cause, operator, quiet
 from rwkvfusion.pipelines.ray_job import check_output
@@ -228,6 +229,7 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally:
         extensions=job.extensions,
         uniform=job.recipe.shard.uniform,
         moved=job.assignment.moved,
+        why=remade(job),
         tally=tally,
     )
     rows = [first_row(shard.name, shard.to_json()) for shard in job.pending]

@@ -20,7 +20,7 @@ from rwkvfusion.stages.dataset.manifest import Manifest, PlannedShards, read_pla
 @dataclass(frozen=True)
 class ShardState:
     """A shard: `state` is committed, outdated (to be made again) or missing; `planned`: pairs, where there is a plan;
-    bytes of its tar; `why` it is to be made."""
+    bytes of its tar; `why` it is to be made, of one that is committed: why it was last made again."""
 
     shard: str
     state: str
@@ -49,8 +49,12 @@ class Status:
         """For a person: a line a split and their sum, and with `shards` a line a shard."""
         lines = [f"{self.dataset} at {self.url}"]
         if shards:
-            widest = max((len(s.why or "") for s in self.shards), default=0)
-            each = [(s.shard, s.state, *_cells([s]), (s.why or "").ljust(widest)) for s in self.shards]
+            why = [_why(shard) for shard in self.shards]
+            widest = max(map(len, why), default=0)
+            each = [
+                (s.shard, s.state, *_cells([s]), reason.ljust(widest))
+                for s, reason in zip(self.shards, why, strict=True)
+            ]
             lines += [*table(("shard", "state", "pairs", "quarantined", "MB", "why".ljust(widest)), each), ""]
         splits: dict[str, list[ShardState]] = {}
         for shard in self.shards:
@@ -118,8 +122,15 @@ def _states(
         manifest = committed.get(name)
         state = "committed" if name not in why else "outdated" if manifest else "missing"
         held = (len(manifest.keys), dict(manifest.reasons), manifest.size) if manifest else (0, {}, 0)
-        states.append(ShardState(name, state, pairs, *held, why.get(name)))
+        states.append(ShardState(name, state, pairs, *held, why.get(name) or (manifest and manifest.why)))
     return tuple(states)
+
+
+def _why(shard: ShardState) -> str:
+    """In the table; what a shard was made for before is no news of what is to be made."""
+    if shard.why and shard.state == "committed":
+        return f"made again: {shard.why}"
+    return shard.why or ""
 
 
 def is_recipe(argument: str) -> bool:

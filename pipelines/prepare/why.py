@@ -37,6 +37,11 @@ def reasons(job: Job) -> dict[str, str]:
     return {shard.name: why(job, shard, changed) for shard in job.pending}
 
 
+def remade(job: Job) -> dict[str, str]:
+    """The same of those that take the place of an older one."""
+    return {name: reason for name, reason in reasons(job).items() if name in job.committed}
+
+
 def why(job: Job, shard: ShardPlan, changed: Callable[[Manifest], str]) -> str:
     """Why `shard`, which is pending in `job`, is to be made, in a few words.
 

@@ -162,6 +162,7 @@ class Manifest(_Part):
     file: str | None = Field(
         default=None, pattern=f"^{_INTERIM}$", description="where the tar is while it takes an older one's place"
     )
+    why: str | None = Field(default=None, description="it was made again, in words; null where it was made first")
 
     @property
     def tar(self) -> str:
@@ -192,9 +193,9 @@ class Manifest(_Part):
         return self.plan == plan and self.fingerprint == fingerprint
 
     def proves_same(self, other: Manifest) -> bool:
-        """Whether `other` stands for the same shard, whatever it took to make it."""
-        effort = {"stages"}
-        return self.model_dump(exclude=effort) == other.model_dump(exclude=effort)
+        """Whether `other` stands for the same shard, whatever it took to make it, and why."""
+        history = {"stages", "why"}
+        return self.model_dump(exclude=history) == other.model_dump(exclude=history)
 
     def to_json(self) -> bytes:
         """As it is stored: equal manifests give equal bytes."""

@@ -13,6 +13,7 @@ from made_sources import source, write
 from rwkvfusion.infra.lease import Fence
 from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.plan import Job
+from rwkvfusion.pipelines.prepare.why import remade
 from rwkvfusion.stages.source.source import Plan
 
 FOLDERS = [
@@ -57,8 +58,8 @@ def make(job: Job, shards: Sequence[str]) -> Job:
     """What `prepare` does for `shards` and no others, without a cluster; and the job as it is seen then."""
     job.assignment.write(job.store)
     job.planned.write(job.store)
-    moved = job.assignment.moved
-    target = Target(job.store, job.dataset, job.task, job.fingerprint, Fence(job.store, 0), moved=moved)
+    fence, moved = Fence(job.store, 0), job.assignment.moved
+    target = Target(job.store, job.dataset, job.task, job.fingerprint, fence, moved=moved, why=remade(job))
     for shard in (one for one in job.shards if one.name in shards):
         rows = ReadPairs(job.recipe.source, target)(pa.Table.from_pylist([first_row(shard.name, shard.to_json())]))
         for stage, print_ in zip(job.stages, job.fingerprints, strict=True):

@@ -220,6 +220,14 @@ def test_a_name_is_of_one_package(group: str, tmp_path: Path, monkeypatch: pytes
     assert "second 1.0" in str(one.value)
 
 
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("first", "second"):
+        bad = _METRIC.replace('"mine"', f'"{name}"').replace("higher", "up")
+        write_package(tmp_path, name, {"metrics": {name: f"{name}_of:mine"}}, {f"{name}_of": bad})
+    use(tmp_path, monkeypatch)
+    assert sorted(one.partition(" of ")[0] for one in plugins_wrong()) == ["metric 'first'", "metric 'second'"]
+
+
 @pytest.mark.parametrize("group", BUILT_IN)
 def test_what_is_built_in_keeps_its_name(group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_package(tmp_path, "somebodys", {group: {BUILT_IN[group]: "somebodys:mine"}}, {MODULE: ""})

@@ -125,6 +125,21 @@ def test_guidance_chooses_each_method_and_a_stage_can_differ(tmp_path: Path) -> 
         methods("guidance=full", "detect.box_treshold=0.1")
 
 
+def test_a_recipe_of_another_command_is_told_as_such(tmp_path: Path) -> None:
+    """Built in, of a file, and where `--set` makes it one; a recipe of no command is told key by key."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: retrain_vif.yaml\n")
+    with pytest.raises(RecipeError, match=r"^vif.yaml is a recipe for `rwkvfusion prepare`: run that, or name"):
+        load_recipe("vif", TrainRecipe)
+    with pytest.raises(RecipeError, match=r"^train_vif.yaml is a recipe for `rwkvfusion train`"):
+        load_recipe("train_vif", PrepareRecipe)
+    with pytest.raises(RecipeError, match=r"unknown key 'trian'"):
+        load_recipe("vif", PrepareRecipe, ("trian.x=3",))
+    file.write_text("nothing: 1\n")
+    with pytest.raises(RecipeError, match=r"unknown key 'nothing'"):
+        load_recipe(str(file), TrainRecipe)
+
+
 RECIPES: list[type[BaseModel]] = [PrepareRecipe, TrainRecipe, PromoteRecipe]
 
 

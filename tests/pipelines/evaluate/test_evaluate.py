@@ -183,6 +183,7 @@ def test_what_does_not_fit_is_named(model: str, dataset: str, tmp_path: Path) ->
     assert "give NAME=DIR" in run(*ours, "--fused", folders["a"], code=2)
     assert "two are called 'f'" in run(*ours, "--fused", "f=x", "--fused", "f=y", code=2)
     assert "two are called 'model'" in run("--dataset", dataset, "--model", model, "--model", model, code=2)
+    assert "two are called 'vif'" in run("--dataset", dataset, "--model", "vif", "--model", "vif", code=2)
     assert "--a is for folders: with a dataset it has no effect" in run("--a", "x", "--dataset", dataset, code=2)
     assert "either --a DIR and --b DIR, or --dataset URL" in run("--model", model, code=2)
 

@@ -206,6 +206,6 @@ def test_two_nodes_share_the_work_and_one_may_die(model: Path, tmp_path: Path) -
         nodes.kill("second")
         said, _ = job.communicate(timeout=600)
     assert job.returncode == 0, said
-    assert "1 x 1 CPU on the Ray cluster (1 logical CPUs, 0 GPUs)" in said
+    assert "1 x 1 CPU on the Ray cluster (1 CPUs, 0 GPUs)" in said
     run("fuse", "--model", model, "--dataset", more, "-o", tmp_path / "here")
     assert pictures(out) == pictures(tmp_path / "here")

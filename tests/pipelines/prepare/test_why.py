@@ -159,3 +159,25 @@ def test_a_person_asks_and_is_told(made: Path) -> None:
     lines = run("status", "--shards").splitlines()
     assert lines[1].split()[-1] == "why"
     assert all(any(line.startswith(shard) and line.endswith(reason) for line in lines) for shard, reason in why.items())
+
+
+def test_afterwards_the_dataset_says_why_it_was_made_again(made: Path) -> None:
+    """Of a setting, of a tar that is short, and of a shard that was made once; the URL alone is asked."""
+    url = str(made / "out" / "msrs")
+
+    def said() -> dict[str, str | None]:
+        result = CliRunner().invoke(main, ["status", url, "--json"])
+        return {one["shard"]: one["why"] for one in json.loads(result.stdout)["shards"]}
+
+    assert said() == {SHARD: None}
+    write_pairs(made / "raw", ["x00"], "test", 24, 32)
+    make(job_of(made, merge={"match_iou": 0.4}), [SHARD, "test-000000"])
+    why = said()
+    assert why["test-000000"] is None
+    assert_matches(why[SHARD] or "", r"merge\.match_iou 0\.\d+ -> 0\.4")
+    table = CliRunner().invoke(main, ["status", url, "--shards"]).stdout
+    assert f"made again: {why[SHARD]}" in table
+    cut(made)
+    assert_matches(said()[SHARD] or "", r"its tar has 1000 bytes, not \d+")
+    make(job_of(made, merge={"match_iou": 0.4}), [SHARD])
+    assert "made again: its tar has 1000 bytes" in CliRunner().invoke(main, ["status", url, "--shards"]).stdout

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import re
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -18,6 +19,13 @@ from pydantic_core import ErrorDetails
 from rwkvfusion.infra.errors import RwkvFusionError, invalid, printable
 from rwkvfusion.infra.plugins import plugins
 
+COMMANDS: Mapping[str, str] = {
+    "prepare": "prepare.recipe:PrepareRecipe",
+    "train": "train.recipe:TrainRecipe",
+    "promote": "registry.recipe:PromoteRecipe",
+    "retrain": "retrain.recipe:RetrainRecipe",
+}
+"""The commands that take a recipe: the module below `pipelines` and the model that checks it."""
 MAX_CHARACTERS = 100_000
 """Of a recipe file: PyYAML takes seconds for these, and what is longer is some other file."""
 _MAX_PROBLEMS, _MAX_LENGTH = 8, 600
@@ -55,7 +63,7 @@ def load_recipe(path: str, model: type[M], overrides: Sequence[str] = ()) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        if other := _command_of_others(values, model):
+        if other := _other_command(values, model):
             mine = f"rwkvfusion {other}"
             raise RecipeError(f"{name} is a recipe for `{mine}`: run that, or name a recipe of this command") from None
         problems = error.errors()
@@ -95,10 +103,21 @@ def settings_of(path: str) -> tuple[str, dict[Any, Any]]:
     return name, values
 
 
-def _command_of_others(values: dict[Any, Any], model: type[BaseModel]) -> str | None:
-    """The command whose recipe `values` are, where `model` checks those of another one."""
-    from rwkvfusion.pipelines.recipes.fields import COMMANDS, command_of
+def model_of(command: str) -> type[BaseModel]:
+    """The model that checks the recipes of a command; KeyError where it takes none."""
+    module, name = COMMANDS[command].split(":")
+    model: type[BaseModel] = getattr(importlib.import_module(f"rwkvfusion.pipelines.{module}"), name)
+    return model
 
+
+def command_of(values: Mapping[str, Any]) -> str | None:
+    """The command whose recipe these settings are, by the names at their top; None where they fit none, or several."""
+    fitting = [name for name in COMMANDS if {*values} <= {f.alias or n for n, f in model_of(name).model_fields.items()}]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _other_command(values: dict[Any, Any], model: type[BaseModel]) -> str | None:
+    """The command whose recipe `values` are, where `model` checks those of another one."""
     command = command_of(on_top(values))
     checked = {one: where.partition(":")[2] for one, where in COMMANDS.items()}
     return command if command and checked[command] != model.__name__ in checked.values() else None

@@ -122,7 +122,7 @@ def _states(
         manifest = committed.get(name)
         state = "committed" if name not in why else "outdated" if manifest else "missing"
         held = (len(manifest.keys), dict(manifest.reasons), manifest.size) if manifest else (0, {}, 0)
-        states.append(ShardState(name, state, pairs, *held, why.get(name) or (manifest and manifest.why)))
+        states.append(ShardState(name, state, pairs, *held, why.get(name) or (manifest.why if manifest else None)))
     return tuple(states)
 
 

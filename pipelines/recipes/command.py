@@ -27,9 +27,8 @@ def recipe(name: str | None, fields: bool, as_json: bool) -> None:
     rwkvfusion recipe vif.yaml --fields
     rwkvfusion recipe promote --fields --json
     """
-    from rwkvfusion.pipelines.recipe import settings_of, text_of
+    from rwkvfusion.pipelines.recipe import COMMANDS, settings_of, text_of
     from rwkvfusion.pipelines.recipes import run
-    from rwkvfusion.pipelines.recipes.fields import COMMANDS
 
     # Off a terminal the width is COLUMNS, or 100.
     width = shutil.get_terminal_size((100, 24)).columns

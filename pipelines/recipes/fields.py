@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import types
 import typing
@@ -14,13 +13,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-COMMANDS: Mapping[str, str] = {
-    "prepare": "prepare.recipe:PrepareRecipe",
-    "train": "train.recipe:TrainRecipe",
-    "promote": "registry.recipe:PromoteRecipe",
-    "retrain": "retrain.recipe:RetrainRecipe",
-}
-"""The commands that take a recipe: the module below `pipelines` and the model that checks it."""
 GROUP = "group"
 ANY_KEY = "NAME"
 """Stands in a field's name for a key that the recipe chooses."""
@@ -48,19 +40,6 @@ class RecipeField:
     def is_group(self) -> bool:
         """Whether it holds other fields, and no value of its own."""
         return GROUP in self.type
-
-
-def model_of(command: str) -> type[BaseModel]:
-    """The model that checks the recipes of a command; KeyError where it takes none."""
-    module, name = COMMANDS[command].split(":")
-    model: type[BaseModel] = getattr(importlib.import_module(f"rwkvfusion.pipelines.{module}"), name)
-    return model
-
-
-def command_of(values: Mapping[str, Any]) -> str | None:
-    """The command whose recipe these settings are, by the names at their top; None where they fit none, or several."""
-    fitting = [name for name in COMMANDS if {*values} <= {f.alias or n for n, f in model_of(name).model_fields.items()}]
-    return fitting[0] if len(fitting) == 1 else None
 
 
 def fields_of(

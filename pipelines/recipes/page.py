@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from rwkvfusion.pipelines.recipes.fields import COMMANDS, GROUP, RecipeField, fields_of, model_of
+from rwkvfusion.pipelines.recipe import COMMANDS, model_of
+from rwkvfusion.pipelines.recipes.fields import GROUP, RecipeField, fields_of
 from rwkvfusion.pipelines.recipes.run import listed, takes
 from rwkvfusion.stages.guidance.stage import Resources
 

@@ -9,8 +9,17 @@ from itertools import takewhile
 from textwrap import wrap
 from typing import Any
 
-from rwkvfusion.pipelines.recipe import RecipeError, builtin_recipes, on_top, settings_of, text_of
-from rwkvfusion.pipelines.recipes.fields import ANY_KEY, COMMANDS, RecipeField, command_of, fields_of, model_of
+from rwkvfusion.pipelines.recipe import (
+    COMMANDS,
+    RecipeError,
+    builtin_recipes,
+    command_of,
+    model_of,
+    on_top,
+    settings_of,
+    text_of,
+)
+from rwkvfusion.pipelines.recipes.fields import ANY_KEY, RecipeField, fields_of
 
 
 def listed() -> dict[str, dict[str, str | None]]:

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from pydantic import BaseModel, ValidationError
 
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.recipe import builtin_recipes, load_recipe, settings_of
-from rwkvfusion.pipelines.recipes.fields import COMMANDS, RecipeField, command_of, fields_of, model_of
+from rwkvfusion.pipelines.recipe import COMMANDS, builtin_recipes, command_of, load_recipe, model_of, settings_of
+from rwkvfusion.pipelines.recipes.fields import RecipeField, fields_of
 from rwkvfusion.pipelines.recipes.page import page
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -58,7 +58,7 @@ postgresql:
 	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends postgresql; } || { \
 	  echo "there is no PostgreSQL, and apt cannot bring it here: install it (sudo apt-get install postgresql), then run this again" >&2; exit 1; }
 
-bench-scale: install ## planning up to a million pairs, opening up to 100,000 shards; writes the tables of docs/scale.md (10 minutes)
+bench-scale: install ## planning up to a million pairs, opening up to 100,000 shards; writes the tables of docs/scale.md (20 minutes)
 	$(BIN)/python -m rwkvfusion.pipelines.bench.scale --write docs/scale.md $(BENCH)
 
 bench-kernel: install ## the operator and a network against what their memory and FLOPs cost

@@ -31,7 +31,7 @@ from rwkvfusion.stages.dataset.sample import Sample
 from rwkvfusion.stages.dataset.task import Task
 
 FORMAT_VERSION = 1
-VERSION = "2"
+VERSION = "3"
 """Of the code that fuses; it is raised whenever a picture of the same weights can change."""
 ADVICE = (
     'say which value does here (--scale {role}=VALUE; of a loaded model scale="{role}=VALUE", of a served one the'

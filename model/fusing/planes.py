@@ -19,6 +19,10 @@ _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 _CB_SCALE, _CR_SCALE = 2 * (1 - _BLUE), 2 * (1 - _RED)
 NEUTRAL = 0.5
 _SMALLEST = 1e-12
+_CUT_OFF = 0.95
+"""Of the highest value: from here on a channel is less and less believed, as what was brighter is cut off."""
+_DARK = 0.12
+"""Luma below which a hue is less and less believed."""
 
 
 def to_planes(image: np.ndarray, unit: Unit | None = None) -> Tensor:
@@ -89,16 +93,42 @@ def fuse_chroma(chroma: Sequence[Tensor]) -> Tensor:
     return (offsets * weights).sum(dim=0) / torch.where(total > 0, total, torch.ones_like(total)) + NEUTRAL
 
 
+def true_chroma(sources: Sequence[Tensor]) -> list[Tensor]:
+    """The chroma (2, H, W) of sources (3, H, W), of the right hue also where a channel is cut off.
+
+    A channel at the top of its range gives a wrong hue: an orange that is exposed for too long is yellow. There the
+    chroma is turned to the one, in proportion to luma, of those pictures that are neither cut off nor dark, and never
+    made stronger. Where there is none it stays as it is.
+    """
+    images = torch.stack([*sources])
+    planes = rgb_to_ycbcr(images)
+    luma, chroma = planes[:, :1], planes[:, 1:]
+    highest = images.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1)
+    cut = ((images.amax(dim=1, keepdim=True) / highest - _CUT_OFF) / (1 - _CUT_OFF)).clamp_min(0)
+    if len(images) == 1 or not cut.any():
+        return [*chroma]
+    trust = (1 - cut) * (luma / _DARK).clamp(0, 1).square()
+    believed, old = trust.sum(dim=0), chroma - NEUTRAL
+    new = luma * (trust * old / luma.clamp_min(_SMALLEST)).sum(dim=0) / believed.clamp_min(_SMALLEST)
+    shorter = (_length(old) / _length(new).clamp_min(_SMALLEST)).clamp_max(1)
+    part = cut * believed.clamp_max(1)
+    return [*torch.where(part > 0, chroma + part * (shorter * new - old), chroma)]
+
+
+def _length(offsets: Tensor) -> Tensor:
+    return offsets.square().sum(dim=1, keepdim=True).sqrt()
+
+
 def with_chroma(fused: Tensor, sources: Sequence[Tensor]) -> Tensor:
-    """Give the fused luma (1, H, W) the fused chroma of its sources (1 or 3, H, W).
+    """Give the fused luma (1, H, W) the fused chroma of its sources (1 or 3, H, W), by `true_chroma` and `fuse_chroma`.
 
     A colour that the luma has no room for is brought towards grey until it fits: clipping its channels would change
     the luma, and the hue. (3, H, W), or the luma as it is where no source shows colour.
     """
-    chroma = [rgb_to_ycbcr(image)[1:] for image in sources if not is_grey(image)]
-    if not chroma:
+    coloured = [image for image in sources if not is_grey(image)]
+    if not coloured:
         return fused
-    planes = fuse_chroma(chroma)
+    planes = fuse_chroma(true_chroma(coloured))
     fused = fused.to(planes.dtype)
     rgb = ycbcr_to_rgb(torch.cat([fused, planes]))
     # Pictures of a declared scale may lie beyond 0 and 1, and colours may as far as they do.

@@ -99,7 +99,7 @@ def with_chroma(fused: np.ndarray, sources: list[np.ndarray]) -> np.ndarray:
     coloured = [image for image in sources if not is_grey(image)]
     if not coloured:
         return fused
-    chroma = np.stack([np.concatenate([(i[2:] - luma(i)) / CB, (i[:1] - luma(i)) / CR]) for i in coloured])
+    chroma = true_chroma(coloured)
     weight = np.abs(chroma).sum(axis=0)
     cb, cr = (chroma * np.abs(chroma)).sum(axis=0) / np.where(weight > 0, weight, 1)
     red, blue = CR * cr, CB * cb
@@ -108,6 +108,28 @@ def with_chroma(fused: np.ndarray, sources: list[np.ndarray]) -> np.ndarray:
     seen = np.concatenate([fused, *sources])
     room = np.where(offsets > 0, seen.max(axis=0).clip(1) - fused, fused - seen.min(axis=0).clip(None, 0))
     return fused + (room / np.abs(offsets).clip(1e-12)).min(axis=0).clip(None, 1) * offsets
+
+
+def true_chroma(sources: list[np.ndarray]) -> np.ndarray:
+    """(N, 2, H, W): each picture's chroma, turned to the hue of the others where a channel of it is cut off."""
+    lumas = np.stack([luma(image) for image in sources])
+    chroma = np.stack(
+        [np.concatenate([(i[2:] - y) / CB, (i[:1] - y) / CR]) for i, y in zip(sources, lumas, strict=True)]
+    )
+    tops = np.stack([image.max(axis=0, keepdims=True) / max(1, image.max()) for image in sources])
+    cut = ((tops - 0.95) / 0.05).clip(0)
+    if len(sources) == 1 or not cut.any():
+        return chroma
+    trust = (1 - cut) * (lumas / 0.12).clip(0, 1) ** 2
+    believed = trust.sum(axis=0)
+    turned = lumas * (trust * chroma / lumas.clip(1e-12)).sum(axis=0) / believed.clip(1e-12)
+    shorter = length(chroma) / length(turned).clip(1e-12)
+    return chroma + cut * believed.clip(None, 1) * (shorter.clip(None, 1) * turned - chroma)
+
+
+def length(chroma: np.ndarray) -> np.ndarray:
+    """Of each pixel's offsets from grey."""
+    return np.sqrt((chroma**2).sum(axis=1, keepdims=True))
 
 
 def main() -> None:

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from rwkvfusion.model.fusing.planes import fuse_chroma, is_grey, rgb_to_ycbcr, with_chroma, ycbcr_to_rgb
+from rwkvfusion.model.fusing.planes import fuse_chroma, is_grey, rgb_to_ycbcr, true_chroma, with_chroma, ycbcr_to_rgb
 
 unit_planes = arrays(np.float32, (3, 2, 3), elements=st.floats(0, 1, width=32))
 
@@ -77,10 +77,41 @@ def test_a_colour_fits_into_its_luma(fused: np.ndarray, values: np.ndarray) -> N
     assert made.max() <= 1 + 1e-6
     luma, cb, cr = rgb_to_ycbcr(made)
     assert torch.allclose(luma, torch.from_numpy(fused)[0], rtol=0, atol=1e-5)
-    # Of the hue that the rule gives, and nowhere stronger.
-    asked = fuse_chroma([rgb_to_ycbcr(source)[1:] for source in sources if not is_grey(source)]) - 0.5
+    # Of the hue that the rules give, and nowhere stronger.
+    asked = fuse_chroma(true_chroma([source for source in sources if not is_grey(source)])) - 0.5
     assert torch.allclose((cb - 0.5) * asked[1], (cr - 0.5) * asked[0], rtol=0, atol=1e-5)
     assert ((cb - 0.5).abs() <= asked[0].abs() + 1e-5).all()
+
+
+@settings(max_examples=100)
+@given(arrays(np.float64, (2, 3, 2, 3), elements=st.floats(0, 1)))
+def test_no_chroma_becomes_stronger(values: np.ndarray) -> None:
+    sources = list(torch.from_numpy(values))
+    for source, chroma in zip(sources, true_chroma(sources), strict=True):
+        before = (rgb_to_ycbcr(source)[1:] - 0.5).square().sum(dim=0)
+        assert ((chroma - 0.5).square().sum(dim=0) <= before + 1e-12).all()
+        assert torch.equal(true_chroma([source])[0], rgb_to_ycbcr(source)[1:])
+
+
+@settings(max_examples=100)
+@given(arrays(np.float64, 3, elements=st.floats(0, 1)), st.floats(1.5, 4))
+def test_a_colour_that_one_exposure_cuts_off_has_the_hue_of_the_other(colour: np.ndarray, gain: float) -> None:
+    """Of two exposures the short one shows the whole colour; the hue is the direction of its chroma."""
+    assume(np.ptp(colour) > 0.1)
+    short = torch.from_numpy(colour)[:, None, None] * 0.9
+    assume(rgb_to_ycbcr(short)[0] >= 0.12)
+    long = (short * gain).clamp(max=1)
+    before, after = (
+        fuse_chroma(chroma) for chroma in ([rgb_to_ycbcr(one)[1:] for one in (short, long)], true_chroma([short, long]))
+    )
+
+    def apart(chroma: torch.Tensor) -> float:
+        own = (rgb_to_ycbcr(short)[1:] - 0.5).flatten()
+        return 1 - torch.nn.functional.cosine_similarity((chroma - 0.5).flatten(), own, dim=0).item()
+
+    assert apart(after) <= apart(before) + 1e-12
+    assert long.max() < 1 or apart(after) < 1e-12
+    assert long.max() > 0.95 or torch.equal(before, after)
 
 
 def test_a_colour_that_fits_stays_to_the_bit() -> None:

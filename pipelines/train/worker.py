@@ -289,6 +289,8 @@ class Recorder:
     def close(self) -> None:
         """Send what MLflow lacks, and say for how long it gave no answer."""
         unsent = self.curves.close()
-        if self.curves.longest_gap:
-            then = f"{len(unsent)} points wait for it" if unsent else "what it had missed was sent then"
-            self.board.note.remote(f"MLflow gave no answer for {self.curves.longest_gap:.0f} s; {then}")
+        if unsent:
+            self.board.note.remote(f"MLflow gives no answer; {len(unsent)} points wait for it")
+        elif self.curves.longest_gap:
+            gap = f"{self.curves.longest_gap:.0f} s"
+            self.board.note.remote(f"MLflow gave no answer for {gap}; what it had missed was sent then")

@@ -89,9 +89,11 @@ def test_jobs_on_a_cluster_that_changes(
         write_halves(tmp_path / "halves" / name, seeds, split)
     upload(tmp_path / "halves", f"{s3_url}/halves")
     values = yaml.safe_dump(recipe(Path("/FOLDER"), mlflow_server.uri, init="scratch"))
+    # Other tests of the server have a champion of the usual name.
+    name_here = f"{NAME}-cluster"
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "retrain.yaml").write_text(
-        values.replace("/FOLDER/raw", f"{s3_url}/halves").replace("/FOLDER", s3_url)
+        values.replace(NAME, name_here).replace("/FOLDER/raw", f"{s3_url}/halves").replace("/FOLDER", s3_url)
     )
     more = {"PYTHONPATH": check_out(tmp_path), "MLFLOW_TRACKING_URI": mlflow_server.uri, **s3.environment}
     dataset = Store(f"{s3_url}/out/msrs")
@@ -130,7 +132,7 @@ def test_jobs_on_a_cluster_that_changes(
         retrained = Submitted(nodes, tmp_path / "retrain.log", *words)
         print(retrained.end())
     client = MlflowClient(mlflow_server.uri)
-    assert client.get_model_version_by_alias(NAME, "champion").version == "1"
+    assert client.get_model_version_by_alias(name_here, "champion").version == "1"
     here = os.environ | s3.environment
     command = [sys.executable, "-m", "rwkvfusion.pipelines.cli", *prepared(f"{s3_url}/raw", f"{s3_url}/here")]
     subprocess.run([*command, "--set", "ray.address=local"], env=here, check=True, timeout=900)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections import defaultdict
@@ -109,5 +110,8 @@ def test_a_server_that_is_killed_for_90_s_leaves_no_hole(
     assert client.get_run(result.run_id).info.status == "FINISHED"
     assert str(client.get_model_version_by_alias(result.model_name, "candidate").version) == result.version == "1"
     Fuser.load(resolve(result.model_uri, mlflow_server.uri).folder)
+    if steps == 60:
+        assert any(re.fullmatch(r"MLflow gives no answer; \d{2,} points wait for it", line) for line in said)
+        return
     (note,) = [line for line in said if "MLflow gave no answer for " in line]
     assert int(note.partition("answer for ")[2].partition(" s")[0]) >= 20

@@ -39,7 +39,8 @@ class Packs:
         self._folder, self._packs, self._named = store.sub(folder), store.sub(packs), named
 
     def read(self) -> Iterator[tuple[str, bytes]]:
-        """Each object's name and contents, sorted by name; StorageError where the store does not answer."""
+        """Each object's name and contents, sorted by name, without those that are removed meanwhile; StorageError where
+        the store does not answer."""
         versions = self._versions()
         packed = {*self._packs.sizes()} if len(versions) >= LEAST else set()
         # A store answers many at once as fast as one.
@@ -48,8 +49,8 @@ class Packs:
                 group = {name: versions[name] for name in names}
                 copies = self._copies(pack, group) if pack in packed else {}
                 missing = [name for name in group if name not in copies]
-                read = dict(zip(missing, pool.map(self._folder.read, missing), strict=True))
-                yield from ((name, copies[name] if name in copies else read[name]) for name in group)
+                read = copies | dict(zip(missing, pool.map(self._get, missing), strict=True))
+                yield from ((name, data) for name in group if (data := read[name]) is not None)
 
     def write(self, check: Callable[[], None] = lambda: None) -> None:
         """Copy what no pack has. Only one at a time may do so; `check` is called before each write or removal.

@@ -56,12 +56,14 @@ class Assignment:
         """What was written; None where nothing was, or it is damaged."""
         try:
             with pa.ipc.open_file(store.read(ASSIGNMENT)) as reader:
-                table = reader.read_all().combine_chunks()
+                table = reader.read_all()
+            # Else what is damaged ends the process.
+            table.validate(full=True)
             facts = json.loads(table.schema.metadata[b"facts"])
             moved = {shard: tuple(others) for shard, others in facts["moved"].items()}
             keys, shards = (table.column(name).combine_chunks() for name in ("key", "shard"))
             return cls(keys, shards, facts["size"], moved)
-        except (MissingError, pa.ArrowException, KeyError, TypeError, ValueError):
+        except (MissingError, pa.ArrowException, OSError, KeyError, TypeError, ValueError):
             return None
 
     @classmethod

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from rwkvfusion.infra.pictures.units import odd_words
 from rwkvfusion.infra.provenance import commit, package_version
-from rwkvfusion.infra.storage import sha256
+from rwkvfusion.infra.storage import MissingError, Store, sha256
 from rwkvfusion.pipelines.prepare.plan import Job
 from rwkvfusion.pipelines.prepare.price.cost import Cost, costs
 from rwkvfusion.stages.dataset.manifest import CARD, FACTS, SIZES, Manifest
@@ -45,6 +45,15 @@ def finish_dataset(job: Job, manifests: Sequence[Manifest]) -> None:
     job.store.write(SIZES, _json(sizes))
     job.store.write(CARD, _card(job, facts, manifests).encode())
     job.store.write(FACTS, _json(facts))
+
+
+def is_finished(store: Store, manifests: Sequence[Manifest]) -> bool:
+    """Whether what the dataset at `store` says of itself is of these shards."""
+    try:
+        told = json.loads(store.read(FACTS))
+    except (MissingError, ValueError):
+        return False
+    return isinstance(told, dict) and told.get("fingerprint") == _fingerprint(manifests)
 
 
 def _facts(job: Job, manifests: Sequence[Manifest]) -> dict[str, Any]:

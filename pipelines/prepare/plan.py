@@ -247,10 +247,11 @@ def plan_job(
         **state,
     )
     if limit is not None:
-        n_committed = sum(len(manifest.keys) for manifest in job.committed.values())
-        if n_committed > job.n_pairs:
+        planned = {pair.key for shard in job.shards for pair in shard.pairs}
+        dropped = sum(key not in planned for manifest in job.committed.values() for key in manifest.keys)
+        if dropped:
             raise RecipeError(
-                f"{store.url} holds {n_committed} pairs; --limit {limit} would drop some: use another output"
+                f"{store.url} holds pairs of which --limit {limit} would drop {dropped}: use another output"
             )
     return job
 

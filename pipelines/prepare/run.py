@@ -22,7 +22,7 @@ from rwkvfusion.infra.lease import Fence, Lease
 from rwkvfusion.pipelines.cluster import Cluster, ClusterError, connect
 from rwkvfusion.pipelines.console import clock
 from rwkvfusion.pipelines.isolate import excuse_attempts, forget_attempts
-from rwkvfusion.pipelines.prepare.card import finish_dataset, narrow_of, scale_setting
+from rwkvfusion.pipelines.prepare.card import finish_dataset, is_finished, narrow_of, scale_setting
 from rwkvfusion.pipelines.prepare.operators import CommitShard, ReadPairs, RunStage, Target, first_row
 from rwkvfusion.pipelines.prepare.packing import Pool, packing_lines
 from rwkvfusion.pipelines.prepare.plan import Job
@@ -35,7 +35,7 @@ from rwkvfusion.pipelines.prometheus import shown
 from rwkvfusion.pipelines.ray_data import cause, operator, quiet
 from rwkvfusion.pipelines.ray_job import check_output
 from rwkvfusion.stages.dataset.commit import clear_orphans, retire
-from rwkvfusion.stages.dataset.manifest import FACTS, Manifest, StageRecord, index_manifests
+from rwkvfusion.stages.dataset.manifest import Manifest, StageRecord, index_manifests
 
 MAX_FAILURES = 3
 """Times in a row that the whole pipeline may fail as a part of the cluster is lost, with no shard made in between."""
@@ -124,10 +124,13 @@ def prepare(
         forget_attempts(job.store)
         # Only now: until all that is planned is there, readers take from them what has not found its new place.
         for name in job.stale:
+            lease.check()
             retire(job.store, job.committed[name])
         index_manifests(job.store, lease.check)
         ordered = [manifests[shard.name] for shard in job.shards]
-        if job.pending or job.stale or not job.store.exists(FACTS):
+        # A job that ended before this had its shards committed already.
+        if job.pending or job.stale or not is_finished(job.store, ordered):
+            lease.check()
             finish_dataset(job, ordered)
     outcome = _outcome(job, ordered, spent, time.perf_counter() - start)
     return replace(outcome, predicted=predicted[0] if predicted else None)
@@ -191,7 +194,9 @@ def _make_pending(
                 patience = job.recipe.ray.stalled_seconds
                 with watched(patience, say) as alive, counted(job.dataset, alive, *on_pairs) as tally:
                     for shards in job.waves:
-                        wave = replace(job, shards=shards)
+                        wave = replace(job, shards=tuple(shard for shard in shards if shard.name in left))
+                        if not wave.shards:
+                            continue
                         for row in pipeline(wave, pools, cluster, lease.fence, tally).iter_rows():
                             manifest = Manifest.from_json(row["manifest"].encode(), "result")
                             records = [StageRecord.model_validate(record) for record in json.loads(row["records"])]

@@ -81,7 +81,7 @@ class _Watch:
     def __init__(self, seconds: float, say: Callable[[str], None]) -> None:
         self.seconds, self.say = seconds, say
         self.last = self.told = time.monotonic()
-        self.nodes = _nodes()
+        self.dead = _dead()
 
     def alive(self, _: object = None) -> None:
         """A pair has passed."""
@@ -98,12 +98,12 @@ class _Watch:
         reasons = [reason for one in found if (reason := one.why(free, total)) is not None]
         lines = "\n".join(f"  {reason}" for reason in reasons or ["nothing waits in Ray: what was made is not taken"])
         self.say(f"no pair has passed for {now - self.last:.0f} s:\n{lines}")
-        if self.nodes - _nodes() and reasons and any(one.lacks(free) for one in found):
+        if _dead() - self.dead and reasons and any(one.lacks(free) for one in found):
             raise StalledError("a node was lost, and what is left of the cluster has no place for all that is to go on")
 
 
-def _nodes() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+def _dead() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
 _watch: _Watch | None = None

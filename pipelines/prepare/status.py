@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rwkvfusion.infra.lease import holder
@@ -76,9 +76,12 @@ class Status:
 
 def status_of_job(job: Job) -> Status:
     """What of a recipe's plan is committed."""
-    planned = {shard.name: len(shard.pairs) for shard in job.shards}
+    planned, writer = {shard.name: len(shard.pairs) for shard in job.shards}, _writer(job.store)
+    if writer is not None:
+        # Tars take each other's place meanwhile.
+        job = replace(job, tars={manifest.tar: manifest.size for manifest in job.committed.values()})
     states = _states(job.committed, planned, reasons(job))
-    return Status(job.dataset, job.store.url, states, job.stale, _writer(job.store))
+    return Status(job.dataset, job.store.url, states, job.stale, writer)
 
 
 def status_of_dataset(url: str) -> Status:

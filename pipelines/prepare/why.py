@@ -18,6 +18,7 @@ from rwkvfusion.stages.source.source import STAGE
 if TYPE_CHECKING:  # it imports this module
     from rwkvfusion.pipelines.prepare.plan import Job, ShardPlan
 
+_UNNAMED = "a job that ended early has not given its tar its name"
 _SHOWN = 3
 """Names and settings that are said; of the rest there is a count."""
 _LONG = 40
@@ -39,7 +40,13 @@ def reasons(job: Job) -> dict[str, str]:
 
 def remade(job: Job) -> dict[str, str]:
     """The same of those that take the place of an older one."""
-    return {name: reason for name, reason in reasons(job).items() if name in job.committed}
+    before = job.committed
+    return {
+        # What was begun for a reason, and is only to be ended, has that.
+        name: (before[name].why or reason) if reason == _UNNAMED else reason
+        for name, reason in reasons(job).items()
+        if name in before
+    }
 
 
 def why(job: Job, shard: ShardPlan, changed: Callable[[Manifest], str]) -> str:
@@ -58,7 +65,7 @@ def why(job: Job, shard: ShardPlan, changed: Callable[[Manifest], str]) -> str:
     if (damage := tar_damage(manifest, job.tars)) is not None:
         parts.append(damage)
     elif not manifest.is_in_place:
-        parts.append("a job that ended early has not given its tar its name")
+        parts.append(_UNNAMED)
     if job.retry and manifest.quarantined:
         parts.append(_count([one.key for one in manifest.quarantined], "in quarantine, tried again"))
     return "; ".join(parts)
@@ -139,7 +146,9 @@ def _read_by(reading: Mapping[str, Any]) -> dict[str, Any]:
 def _default(name: str) -> Any:
     folder, _, field = name.rpartition(".")
     models: dict[str, type[BaseModel]] = {"source": SourceConfig, "source.scene": SceneConfig}
-    return models[folder].model_fields[field].default if folder in models else None
+    # A later version may know others.
+    known = models[folder].model_fields.get(field) if folder in models else None
+    return known.default if known else None
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:

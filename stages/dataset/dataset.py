@@ -51,8 +51,8 @@ class Shard:
             samples = [Sample.from_members(key, members[key]) for key in members if key in self.keys]
         except DamagedError as error:
             now = read_manifest(self.store, self.manifest.shard)
-            if now is not None and not now.proves_same(self.manifest):
-                raise DatasetError(f"`prepare` has just made {self.url} anew: run this command again") from None
+            if now is None or not now.proves_same(self.manifest):
+                raise DatasetError(f"`prepare` has just replaced {self.url}: run this command again") from None
             first = f"remove {self.url}, then " if isinstance(error, ChangedError) else ""
             raise DatasetError(f"{error}: {first}{AGAIN}") from None
         except SampleFormatError as error:

@@ -69,7 +69,7 @@ class StageCache:
             facts = json.loads(made)
             facts["record"]["effort"]["bytes"] = len(data)
             return Kept(samples, StageRecord.model_validate(facts["record"]), facts["job"])
-        except (MissingError, pa.ArrowException, KeyError, ValueError):
+        except (MissingError, pa.ArrowException, OSError, KeyError, ValueError):
             return Kept({}, None, None)
 
     def write(self, shard: str, samples: pa.Table, record: StageRecord, job: int) -> int:

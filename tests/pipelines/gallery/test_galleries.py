@@ -182,7 +182,7 @@ def test_a_shard_that_is_made_anew_meanwhile_is_no_damage(tmp_path: Path) -> Non
         for name in ("train-000001.tar", "_manifests/train-000001.json"):
             Store(url).write(name, Store(other).read(name))
 
-    with pytest.raises(DatasetError, match=r"has just made .*train-000001.tar anew: run this command again"):
+    with pytest.raises(DatasetError, match=r"has just replaced .*train-000001.tar: run this command again"):
         view_gallery(url, str(tmp_path / "out"), on_sample=prepare_goes_on)
     assert view_gallery(url, str(tmp_path / "out")).shown == 4
 

@@ -42,8 +42,8 @@ def test_the_reason_is_what_is_lacking(waiting: Waiting, words: str | None) -> N
 
 
 def test_only_where_a_node_was_lost_and_something_has_no_place_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = ["a", "b"]
-    monkeypatch.setattr(stall, "_nodes", lambda: set(nodes))
+    nodes = [{"NodeID": "a", "Alive": True}, {"NodeID": "gone before", "Alive": False}]
+    monkeypatch.setattr(stall.ray, "nodes", lambda: nodes)
     monkeypatch.setattr(stall.ray, "available_resources", lambda: FREE)
     monkeypatch.setattr(stall.ray, "cluster_resources", lambda: TOTAL)
     said: list[str] = []
@@ -53,7 +53,8 @@ def test_only_where_a_node_was_lost_and_something_has_no_place_it_ends(monkeypat
         assert watch is not None
         assert detector.detect_periodic() == []
         watch.look(lambda: [POOL])
-        nodes.remove("a")
+        # One that joined after the start is lost.
+        nodes.append({"NodeID": "b", "Alive": False})
         watch.look(lambda: [POOL._replace(cpus=0.5)])
         with pytest.raises(stall.StalledError):
             watch.look(lambda: [POOL])

@@ -19,6 +19,7 @@ from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.prepare.plan import Job, plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.prepare.why import reasons
+from rwkvfusion.stages.dataset import commit
 from rwkvfusion.stages.dataset.manifest import Manifest, Quarantined, read_manifest, write_manifest
 from rwkvfusion.stages.guidance.stage import fingerprint
 
@@ -123,6 +124,37 @@ def test_what_was_read_in_another_way_is_named_from_either_side(made: Path) -> N
     prove(made, lambda one: {"stages": (one.stages[0].model_copy(update={"identity": {}}), *one.stages[1:])})
     assert_matches(reasons(job_of(made))[SHARD], r"source\.scale, .* proof says nothing")
     assert_matches(reasons(job_of(made, **at_200, text={"width": 64}))[SHARD], r"text\.width \d+ -> 64")
+
+
+def test_a_setting_of_a_later_version_is_named(made: Path) -> None:
+    def later(manifest: Manifest) -> dict[str, Any]:
+        source = manifest.stages[0].model_copy(update={"identity": {"gamma": 2.2}})
+        return {"stages": (source, *manifest.stages[1:]), "fingerprint": "0" * 64}
+
+    prove(made, later)
+    assert reasons(job_of(made))[SHARD] == "source.scene.gamma 2.2 -> null"
+
+
+def test_what_was_begun_for_a_reason_and_ended_by_another_job_keeps_it(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the proof of the tar under its interim name and the last one."""
+
+    def dies(store: Store, manifest: Manifest) -> None:
+        write_manifest(store, manifest)
+        if manifest.file is not None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(commit, "write_manifest", dies)
+        with pytest.raises(KeyboardInterrupt):
+            make(job_of(made, text={"width": 64}), [SHARD])
+    job = job_of(made, text={"width": 64})
+    assert reasons(job) == {SHARD: "a job that ended early has not given its tar its name"}
+    make(job, [SHARD])
+    manifest = read_manifest(job.store, SHARD)
+    assert manifest is not None
+    assert_matches(manifest.why or "", r"text\.width \d+ -> 64")
 
 
 def test_pairs_in_quarantine_are_tried_again_by_name(made: Path) -> None:

@@ -28,7 +28,7 @@ def _prices(_: click.Context, parameter: click.Parameter, text: str | None) -> P
 
 @click.command()
 @click.argument("recipe")
-@click.option("--dry-run", is_flag=True, help="Say what would be done and stop.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, what would be made again and why, and stop.")
 @click.option("--limit", type=click.IntRange(1), help="Take the first N pairs only.")
 @click.option("--retry-quarantined", is_flag=True, help="Try the pairs again that are in quarantine.")
 @click.option("--sample", type=click.IntRange(1), help="First find out what N of the pairs take, to predict the rest.")
@@ -163,7 +163,7 @@ def fetch(recipe: str | None, lpips: bool, overrides: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("dataset", metavar="RECIPE|URL")
-@click.option("--shards", is_flag=True, help="Also list every shard.")
+@click.option("--shards", is_flag=True, help="List every shard, and why it is to be made, or was last made again.")
 @click.option("--watch", is_flag=True, help="Show it grow until all that is planned is committed.")
 @SET
 @JSON
@@ -171,9 +171,9 @@ def status(dataset: str, shards: bool, watch: bool, overrides: tuple[str, ...], 
     """Show how much of a dataset is committed, in pairs and bytes.
 
     Of a RECIPE, how much of its plan, and with --shards why each of the others is to be made; of a dataset's URL, what
-    its manifests say, and which tars are missing or short. --watch goes by what the last `prepare` planned, wherever
-    that runs: pairs, rate, time left, the last progress, and who writes. It reads no picture, and each manifest once;
-    end it with Ctrl-C.
+    its manifests say (with --shards also when and why one was last made again), and which tars are missing or short.
+    --watch goes by what the last `prepare` planned, wherever that runs: pairs, rate, time left, the last progress, and
+    who writes. It reads no picture, and each manifest once; end it with Ctrl-C.
 
     \b
     rwkvfusion status vif.yaml --set source.layout=tno --set source.root=DIR

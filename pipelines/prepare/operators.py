@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -289,6 +290,7 @@ class CommitShard:
             commit=commit(),
             members=count_members(good, self.target.extensions) if good else {},
             why=self.target.why.get(row.shard),
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         store, fence = self.target.store, self.target.fence
         fence.check()

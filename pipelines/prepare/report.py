@@ -63,7 +63,7 @@ def plan_lines(job: Job) -> list[str]:
     if facts["own_captions"]:
         lines.append(f"captions of the dataset's own: of {facts['own_captions']} pairs")
     if job.stale:
-        lines.append(f"to drop: {len(job.stale)} committed shards that are no longer in the plan")
+        lines.append(f"to drop, as no longer in the plan: {len(job.stale)} committed shard{'s' * (len(job.stale) > 1)}")
     if job.n_left_out:
         lines.append(f"left out by source.splits, source.split_lists or --limit: {job.n_left_out} pairs")
     lines += [f"not looked at: {count} pictures {reason}" for reason, count in facts["ignored"].items()]
@@ -129,7 +129,7 @@ def outcome_lines(outcome: Outcome) -> list[str]:
         lines = [f"nothing to do: all {outcome.shards_kept} shards ({outcome.pairs} pairs) are committed already"]
     else:
         lines = [
-            f"committed {outcome.shards_made} shards in {outcome.seconds:.0f} s;"
+            f"shards committed in {outcome.seconds:.0f} s: {outcome.shards_made};"
             f" the dataset holds {outcome.pairs} pairs in {outcome.shards_made + outcome.shards_kept} shards",
             "stages ran on: " + ", ".join(f"{stage} {count}" for stage, count in outcome.made.items()),
             *_spent_lines(outcome.costs),

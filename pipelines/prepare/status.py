@@ -20,7 +20,8 @@ from rwkvfusion.stages.dataset.manifest import Manifest, PlannedShards, read_pla
 @dataclass(frozen=True)
 class ShardState:
     """A shard: `state` is committed, outdated (to be made again) or missing; `planned`: pairs, where there is a plan;
-    bytes of its tar; `why` it is to be made, of one that is committed: why it was last made again."""
+    bytes of its tar; `why` it is to be made; `made_again`: why it was last made in the place of an older one;
+    `at`: when it was committed, UTC."""
 
     shard: str
     state: str
@@ -29,6 +30,8 @@ class ShardState:
     quarantined: dict[str, int]
     bytes: int
     why: str | None = None
+    made_again: str | None = None
+    at: str | None = None
 
     @property
     def split(self) -> str:
@@ -68,7 +71,7 @@ class Status:
         if reasons:
             lines.append(f"in quarantine: {counts(reasons)}")
         if self.stale:
-            lines.append(f"{len(self.stale)} committed shards are no longer in the plan; the next run drops them")
+            lines.append(f"no longer in the plan, and dropped by the next run: {len(self.stale)} committed")
         if self.writer:
             lines.append(f"being written by {self.writer}")
         return lines
@@ -125,15 +128,16 @@ def _states(
         manifest = committed.get(name)
         state = "committed" if name not in why else "outdated" if manifest else "missing"
         held = (len(manifest.keys), dict(manifest.reasons), manifest.size) if manifest else (0, {}, 0)
-        states.append(ShardState(name, state, pairs, *held, why.get(name) or (manifest.why if manifest else None)))
+        before = (manifest.why, manifest.at) if manifest else (None, None)
+        states.append(ShardState(name, state, pairs, *held, why.get(name), *before))
     return tuple(states)
 
 
 def _why(shard: ShardState) -> str:
-    """In the table; what a shard was made for before is no news of what is to be made."""
-    if shard.why and shard.state == "committed":
-        return f"made again: {shard.why}"
-    return shard.why or ""
+    """In the table: what is to be made, and what was made again."""
+    when = f" {shard.at[:16].replace('T', ' ')} UTC" if shard.at else ""
+    again = f"made again{when}: {shard.made_again}" if shard.made_again else ""
+    return " | ".join(filter(None, (shard.why, again)))
 
 
 def is_recipe(argument: str) -> bool:

@@ -79,7 +79,7 @@ def tar_damage(manifest: Manifest, tars: Mapping[str, int]) -> str | None:
     size = tars.get(manifest.tar)
     if manifest.sha256 is None or size == manifest.size:
         return None
-    return "its tar is missing" if size is None else f"its tar has {size} bytes, not {manifest.size}"
+    return "no tar" if size is None else f"a tar of {size} bytes, not {manifest.size}"
 
 
 def _pairs(shard: ShardPlan, manifest: Manifest) -> list[str]:
@@ -97,7 +97,7 @@ def _pairs(shard: ShardPlan, manifest: Manifest) -> list[str]:
     }
     if renamed or len(now) == 1:
         return [_count(renamed or now, "changed")]
-    return [f"files of a pair changed, or how they are packed ({_listed(sorted(now))})"]
+    return [f"files of at least one of its {len(now)} pairs changed, or how they are packed"]
 
 
 def _settings(job: Job, manifest: Manifest) -> list[str]:

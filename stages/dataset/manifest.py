@@ -163,6 +163,7 @@ class Manifest(_Part):
         default=None, pattern=f"^{_INTERIM}$", description="where the tar is while it takes an older one's place"
     )
     why: str | None = Field(default=None, description="it was made again, in words; null where it was made first")
+    at: str | None = Field(default=None, description="it was committed, UTC")
 
     @property
     def tar(self) -> str:
@@ -193,8 +194,8 @@ class Manifest(_Part):
         return self.plan == plan and self.fingerprint == fingerprint
 
     def proves_same(self, other: Manifest) -> bool:
-        """Whether `other` stands for the same shard, whatever it took to make it, and why."""
-        history = {"stages", "why"}
+        """Whether `other` stands for the same shard, whatever it took to make it, why and when."""
+        history = {"stages", "why", "at"}
         return self.model_dump(exclude=history) == other.model_dump(exclude=history)
 
     def to_json(self) -> bytes:

@@ -72,14 +72,14 @@ def test_tars_that_are_missing_or_short_are_said_at_one_listing(
     short.write_bytes(b"half")
     shards = json.loads(status(url, "--json"))["shards"]
     assert [(one["state"], one["why"]) for one in shards] == [
-        ("outdated", "its tar is missing"),
-        ("outdated", f"its tar has 4 bytes, not {whole}"),
+        ("outdated", "no tar"),
+        ("outdated", f"a tar of 4 bytes, not {whole}"),
         ("committed", None),
     ]
     assert asked.count("") == 1
     lines = status(url, "--shards").splitlines()
     assert lines[1].endswith("why")
-    assert lines[2].endswith("  its tar is missing")
+    assert lines[2].endswith("  no tar")
     assert "shards: 1 committed, 2 outdated" in lines
 
 

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -192,7 +193,7 @@ def _make_pending(
                 with watched(patience, say) as alive, counted(job.dataset, alive, *on_pairs) as tally:
                     for shards in job.waves:
                         wave = replace(job, shards=shards)
-                        for row in pipeline(wave, pools, cluster, lease.fence, tally).iter_rows():
+                        for row in pipeline(wave, pools, cluster, lease.fence, tally, job.moved).iter_rows():
                             manifest = Manifest.from_json(row["manifest"].encode(), "result")
                             records = [StageRecord.model_validate(record) for record in json.loads(row["records"])]
                             failures = 0
@@ -216,8 +217,18 @@ def _make_pending(
                 yield job.committed[name], list(job.committed[name].stages)
 
 
-def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally: Any = None) -> Dataset:
-    """The Ray Data plan of `job`: an operator a stage, an actor pool where it has something to make."""
+def pipeline(
+    job: Job,
+    pools: list[Pool],
+    cluster: Cluster,
+    fence: Fence,
+    tally: Any = None,
+    moved: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> Dataset:
+    """The Ray Data plan of `job`: an operator a stage, an actor pool where it has something to make.
+
+    `moved`: `Job.moved` of the whole of which `job` is a part.
+    """
     quiet()
     target = Target(
         job.store,
@@ -228,7 +239,7 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally:
         retry=job.retry,
         extensions=job.extensions,
         uniform=job.recipe.shard.uniform,
-        moved=job.assignment.moved,
+        moved=moved,
         why=remade(job),
         tally=tally,
     )

@@ -58,7 +58,7 @@ def make(job: Job, shards: Sequence[str]) -> Job:
     """What `prepare` does for `shards` and no others, without a cluster; and the job as it is seen then."""
     job.assignment.write(job.store)
     job.planned.write(job.store)
-    fence, moved = Fence(job.store, 0), job.assignment.moved
+    fence, moved = Fence(job.store, 0), job.moved
     target = Target(job.store, job.dataset, job.task, job.fingerprint, fence, moved=moved, why=remade(job))
     for shard in (one for one in job.shards if one.name in shards):
         rows = ReadPairs(job.recipe.source, target)(pa.Table.from_pylist([first_row(shard.name, shard.to_json())]))

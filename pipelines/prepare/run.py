@@ -239,11 +239,13 @@ def pipeline(
         retry=job.retry,
         extensions=job.extensions,
         uniform=job.recipe.shard.uniform,
-        moved=moved,
-        why=remade(job),
         tally=tally,
     )
-    rows = [first_row(shard.name, shard.to_json()) for shard in job.pending]
+    why = remade(job)
+    rows = [
+        first_row(shard.name, shard.to_json(), moved.get(shard.name, ()), why.get(shard.name, ""))
+        for shard in job.pending
+    ]
     # Tasks take no whole CPU from a cluster that is smaller than the actors' demands: they would never be placed. On a
     # machine of our own each logical CPU that is free would start a process for them, and they all import at once.
     tasks: dict[str, Any] = {"num_cpus": min(1.0, cluster.cpus / (job.cpus + 1e-9))}

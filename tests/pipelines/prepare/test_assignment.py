@@ -448,6 +448,8 @@ def test_a_dataset_that_grew_holds_the_same_samples_as_one_made_at_once(tmp_path
     assert (outcome["shards_made"], outcome["shards_kept"], outcome["pairs"]) == (1, 1, 6)
     # Of the pairs of the last shard, which took the place of the first, all was cached under its former number.
     assert set(outcome["made"].values()) == {1}
+    proofs = [Manifest.from_json(path.read_bytes(), "") for path in sorted((folder / "_manifests").iterdir())]
+    assert [proof.why for proof in proofs] == ["3 pairs added (a, k, m); 3 pairs removed (d, f, g)", None]
     after = tars(folder)
     assert [*after] == ["train-000000.tar", "train-000001.tar"]
     assert after["train-000001.tar"] == before["train-000001.tar"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -30,6 +30,8 @@ Numbers = NDArray[np.int64]
 _NONE = -1
 _SPLIT = 10**9
 """Above the number of any shard."""
+MOST_WAVES = 5
+"""For each, workers are started and models loaded anew; where all pairs move there would be hundreds."""
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
@@ -43,8 +45,6 @@ class Assignment:
     """(n,), the name of each pair's shard."""
     size: int | None
     """Pairs that a shard holds at most; None where it is not known."""
-    moved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By shard, others in which pairs of it were before: what stages made of them lies there."""
 
     @classmethod
     def of_dataset(cls, store: Store, manifests: Iterable[Manifest]) -> Self | None:
@@ -60,9 +60,8 @@ class Assignment:
             # Else what is damaged ends the process.
             table.validate(full=True)
             facts = json.loads(table.schema.metadata[b"facts"])
-            moved = {shard: tuple(others) for shard, others in facts["moved"].items()}
             keys, shards = (table.column(name).combine_chunks() for name in ("key", "shard"))
-            return cls(keys, shards, facts["size"], moved)
+            return cls(keys, shards, facts["size"])
         except (MissingError, pa.ArrowException, OSError, KeyError, TypeError, ValueError):
             return None
 
@@ -85,7 +84,8 @@ class Assignment:
         there = Assignment.read(store)
         if there is not None and there.size == self.size and self.is_as(there):
             return
-        facts = json.dumps({"size": self.size, "moved": self.moved}, sort_keys=True)
+        # Version 0.2.0 takes a file without `moved` for damaged.
+        facts = json.dumps({"size": self.size, "moved": {}}, sort_keys=True)
         table = pa.table({"key": self.keys, "shard": self.shards}, metadata={"facts": facts})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema, options=_OPTIONS) as writer:
@@ -119,8 +119,7 @@ def assign(
         before = _completed(before, fresh, size)
     if before is None or before.size != size:
         return fresh
-    now = _assign(keys, groups, splits, size, before)
-    return before if now.is_as(before) else now
+    return _assign(keys, groups, splits, size, before)
 
 
 def _completed(proved: Assignment, fresh: Assignment, size: int) -> Assignment | None:
@@ -141,61 +140,65 @@ def _completed(proved: Assignment, fresh: Assignment, size: int) -> Assignment |
 def _assign(keys: pa.Array, groups: Numbers, splits: Sequence[str], size: int, before: Assignment | None) -> Assignment:
     names = list(dict.fromkeys(splits))
     split_of = np.array([names.index(split) for split in splits], np.int64)[groups]
-    held, old = _held(keys, split_of, names, before)
+    held = _held(keys, split_of, names, before)
     numbers = np.empty(len(groups), np.int64)
     for split in range(len(names)):
         mine = slice(*np.searchsorted(split_of, [split, split + 1]))
         numbers[mine] = shard_numbers(groups[mine], held[mine], size)
     codes, indices = np.unique(split_of * _SPLIT + numbers, return_inverse=True)
     shards = _named(indices, [f"{names[code // _SPLIT]}-{code % _SPLIT:06d}" for code in codes.tolist()])
-    return Assignment(keys, shards, size, _moves(shards, old, before))
+    return Assignment(keys, shards, size)
 
 
-def _held(
-    keys: pa.Array, split_of: Numbers, splits: Sequence[str], before: Assignment | None
-) -> tuple[Numbers, Numbers]:
-    """Of each pair the number of its shard before, if that was of its split, and which of the shards' names that was;
-    _NONE where there is none."""
+def _held(keys: pa.Array, split_of: Numbers, splits: Sequence[str], before: Assignment | None) -> Numbers:
+    """Of each pair the number of its shard before, if that was of its split; else _NONE."""
     if before is None:
-        none = np.full(len(split_of), _NONE, np.int64)
-        return none, none
+        return np.full(len(split_of), _NONE, np.int64)
     found = pc.index_in(keys, value_set=before.keys)
     old = before.shards.indices.take(found).cast(pa.int64()).fill_null(_NONE).to_numpy(zero_copy_only=False)
     parts = [name.rpartition("-") for name in before.shards.dictionary.to_pylist()]
     numbers = np.array([*(int(number) for *_, number in parts), _NONE], np.int64)
     of = {split: place for place, split in enumerate(splits)}
     old_split = np.array([*(of.get(split, _NONE) for split, *_ in parts), _NONE], np.int64)
-    return np.where(old_split[old] == split_of, numbers[old], _NONE), old
+    return np.where(old_split[old] == split_of, numbers[old], _NONE)
 
 
-def _moves(shards: pa.DictionaryArray, old: Numbers, before: Assignment | None) -> dict[str, tuple[str, ...]]:
-    """By shard, the others in which pairs of it were."""
-    if before is None:
-        return {}
-    new_names, old_names = shards.dictionary.to_pylist(), before.shards.dictionary.to_pylist()
-    had = old != _NONE
-    moves: dict[str, tuple[str, ...]] = {}
-    for code in np.unique(shards.indices.to_numpy()[had] * np.int64(len(old_names)) + old[had]).tolist():
-        new, was = new_names[code // len(old_names)], old_names[code % len(old_names)]
-        if new != was:
-            moves[new] = (*moves.get(new, ()), was)
-    return moves
+def moves(planned: Mapping[str, Iterable[str]], held: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
+    """By shard of `planned`, the others that hold pairs of it which it does not hold itself, where there are such.
 
-
-def waves(takes: Mapping[str, Collection[str]]) -> Iterator[list[str]]:
-    """Shards to be made, in parts to be committed one after the other: one that others take pairs from is made anew
-    once they are committed, so that who reads meanwhile misses none.
-
-    `takes`: by shard, the others of them that hold pairs of it now. Where shards take from each other, what is left
-    comes at once, and of its pairs some may be missing for a while.
+    `planned`: the pairs that shards are to have; `held`: those that shards have, of these and of ones that are to go.
     """
+    left: dict[str, tuple[str, ...]] = {}
+    for name, keys in held.items():
+        for key in set(keys).difference(planned.get(name, ())):
+            left[key] = (*left.get(key, ()), name)
+    found = {
+        name: {other for key in left.keys() & set(keys).difference(held.get(name, ())) for other in left[key]}
+        for name, keys in planned.items()
+    }
+    return {name: tuple(sorted(others)) for name, others in found.items() if others}
+
+
+def waves(takes: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """Shards to be made, in at most MOST_WAVES parts to be committed one after the other: one that others take pairs
+    from is made anew once they are committed, so that who reads meanwhile misses none.
+
+    `takes`: by shard, the others of them that hold pairs of it now. The last part also has shards that take from each
+    other and what more parts would have had, in their order: of its pairs some may be missing for a while.
+    """
+    parts: list[list[str]] = []
     left = list(takes)
     while left:
         held_back = {other for name in left for other in takes[name]}
         if len(held_back) == len(left):
             held_back = set()
-        yield [name for name in left if name not in held_back]
+        part = [name for name in left if name not in held_back]
         left = [name for name in left if name in held_back]
+        if len(parts) < MOST_WAVES:
+            parts.append(part)
+        else:
+            parts[-1] += part
+    return parts
 
 
 def shard_numbers(groups: Numbers, held: Numbers, size: int) -> Numbers:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -67,10 +67,6 @@ class Target:
     """Of the members of each role; of others, each picture's own."""
     uniform: bool = False
     """Whether pictures are brought to the format of their member."""
-    moved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By shard, others in which pairs of it were before."""
-    why: Mapping[str, str] = field(default_factory=dict)
-    """By shard, why it is made again."""
     tally: Any = None
     """The actor that is told how many pairs have passed; None where nobody watches."""
 
@@ -87,18 +83,18 @@ class ReadPairs:
         self.attempts = Attempts(target.store, "read")
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        read = [self.read(row["shard"], row["plan"]) for row in rows.to_pylist()]
-        return pa.concat_tables([row.to_table() for row in read])
+        planned = [ShardRow(**{**row, "moved": tuple(json.loads(row["moved"]))}) for row in rows.to_pylist()]
+        return pa.concat_tables([self.read(row).to_table() for row in planned])
 
-    def read(self, shard: str, plan: str) -> ShardRow:
-        """The shard's samples; only its manifest where it is committed as planned."""
+    def read(self, row: ShardRow) -> ShardRow:
+        """The row with the shard's samples; only with its manifest where it is committed as planned."""
         watch, first = Stopwatch(), _is_first(READ)
-        done = self._committed(shard, plan)
+        done = self._committed(row.shard, row.plan)
         if done is not None:
-            return ShardRow(shard, plan, manifest=done.to_json().decode(), records=done.stages)
-        refs = planned_pairs(plan)
-        tell = Teller(self.target.tally, READ, shard, len(refs))
-        with self.attempts.of(shard) as isolate:
+            return replace(row, manifest=done.to_json().decode(), records=done.stages)
+        refs = planned_pairs(row.plan)
+        tell = Teller(self.target.tally, READ, row.shard, len(refs))
+        with self.attempts.of(row.shard) as isolate:
             samples = self._one_by_one(refs) if isolate else self._read(refs, tell)
             tell(len(refs))
             n_bytes = sum(map(_bytes_read, samples))
@@ -114,7 +110,7 @@ class ReadPairs:
             narrow=narrow,
             **_spent(watch, first, self.attempts.retries, n_bytes),
         )
-        return ShardRow(shard, plan, columns, (record,))
+        return replace(row, samples=columns, records=(record,))
 
     def _read(self, refs: list[PairRef], tell: Callable[[int], None]) -> list[Sample]:
         samples = []
@@ -169,15 +165,16 @@ class RunStage:
         if row.manifest:
             return row
         with shared_views(row.views) as views:
-            samples, record, lost = self.process(row.shard, row.samples)
+            samples, record, lost = self.process(row.shard, row.samples, row.moved)
         return row.after(samples, lost or record, to_arrow(views))
 
-    def process(self, shard: str, samples: pa.Table) -> tuple[pa.Table, StageRecord, StageRecord | None]:
+    def process(
+        self, shard: str, samples: pa.Table, moved: Sequence[str] = ()
+    ) -> tuple[pa.Table, StageRecord, StageRecord | None]:
         """The table of samples with the columns that the stage fills; the record of what was done for it now; and,
         where that is nothing as this very job has done it before, and the row was lost since, the record of that.
 
-        Samples that failed before keep what they have; of others what is cached is taken, of those that were in
-        another shard what is cached of that.
+        Samples that failed before keep what they have; of others what is cached is taken, also of the shards `moved`.
         """
         watch, first = Stopwatch(), _is_first(self.stage.name)
         fields, job = self.cache.fields, self.target.fence.number
@@ -185,7 +182,7 @@ class RunStage:
         kept = self.cache.read(shard)
         cached = self._usable(kept)
         lacking = [identity for identity, row in before.items() if row["error"] is None and identity not in cached]
-        for other in self.target.moved.get(shard, ()) if lacking else ():
+        for other in moved if lacking else ():
             cached = self._usable(self.cache.read(other)) | cached
         rows: list[Any] = [
             row if row["error"] is not None else cached.get(identity) for identity, row in before.items()
@@ -289,7 +286,7 @@ class CommitShard:
             package_version=package_version(),
             commit=commit(),
             members=count_members(good, self.target.extensions) if good else {},
-            why=self.target.why.get(row.shard),
+            why=row.why or None,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         store, fence = self.target.store, self.target.fence
@@ -303,9 +300,9 @@ class CommitShard:
         return commit_shard(store, manifest, tar, fence.check)
 
 
-def first_row(shard: str, plan: str) -> dict[str, Any]:
-    """A shard before anything is read."""
-    return {"shard": shard, "plan": plan}
+def first_row(shard: str, plan: str, moved: Sequence[str] = (), why: str = "") -> dict[str, Any]:
+    """A shard before anything is read, as of `ShardRow`."""
+    return {"shard": shard, "plan": plan, "moved": json.dumps(moved), "why": why}
 
 
 def _reader(config: SourceConfig, dataset: str, patience: float) -> Callable[[PairRef], Sample]:

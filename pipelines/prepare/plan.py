@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from rwkvfusion.infra.storage import Store, sha256
-from rwkvfusion.pipelines.prepare.assignment import Assignment, assign, waves
+from rwkvfusion.pipelines.prepare.assignment import Assignment, assign, moves, waves
 from rwkvfusion.pipelines.prepare.packing import Pool, needed_cpus, pack
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.ray_job import check_output
@@ -109,17 +109,17 @@ class Job:
     def waves(self) -> Iterator[tuple[ShardPlan, ...]]:
         """`pending`, in the parts of `assignment.waves`."""
         pending = {shard.name: shard for shard in self.pending}
-        takes = {name: {one for one in self.assignment.moved.get(name, ()) if one in pending} for name in pending}
-        for name, others in takes.items():
-            keys = {pair.key for pair in pending[name].pairs} if others else set()
-            # Of what moved some may be in its place since a job that was killed.
-            takes[name] = {other for other in others if self._holds(other, keys)}
+        takes = {name: {one for one in self.moved.get(name, ()) if one in pending} for name in pending}
         for names in waves(takes):
             yield tuple(pending[name] for name in names)
 
-    def _holds(self, name: str, keys: set[str]) -> bool:
-        """Whether the committed shard has any of these pairs."""
-        return name in self.committed and not keys.isdisjoint(self.committed[name].keys)
+    @cached_property
+    def moved(self) -> dict[str, tuple[str, ...]]:
+        """By pending shard, the other committed ones that hold pairs of it: what stages made of these lies there."""
+        new = {shard.name: [pair.key for pair in shard.pairs] for shard in self.pending if self._has_new_pairs(shard)}
+        # By the proofs: since they were made, the plan may have changed more than once.
+        old = {name: _pairs(self.committed[name]) for name in (*new, *self.stale) if name in self.committed}
+        return moves(new, old) if old else {}
 
     def _is_done(self, shard: ShardPlan) -> bool:
         manifest = self.committed.get(shard.name)
@@ -260,6 +260,11 @@ def _committed(store: Store) -> dict[str, Any]:
     """`committed` and `tars` of a Job, from the dataset's folder."""
     committed = {manifest.shard: manifest for manifest in read_manifests(store, skip_damaged=True)}
     return {"committed": committed, "tars": store.sizes()}
+
+
+def _pairs(manifest: Manifest) -> list[str]:
+    """Keys of the shard's pairs, also of those in quarantine."""
+    return [*manifest.keys, *(one.key for one in manifest.quarantined)]
 
 
 def _cut(

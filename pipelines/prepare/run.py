@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -197,7 +198,7 @@ def _make_pending(
                         wave = replace(job, shards=tuple(shard for shard in shards if shard.name in left))
                         if not wave.shards:
                             continue
-                        for row in pipeline(wave, pools, cluster, lease.fence, tally).iter_rows():
+                        for row in pipeline(wave, pools, cluster, lease.fence, tally, job.moved).iter_rows():
                             manifest = Manifest.from_json(row["manifest"].encode(), "result")
                             records = [StageRecord.model_validate(record) for record in json.loads(row["records"])]
                             failures = 0
@@ -221,8 +222,18 @@ def _make_pending(
                 yield job.committed[name], list(job.committed[name].stages)
 
 
-def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally: Any = None) -> Dataset:
-    """The Ray Data plan of `job`: an operator a stage, an actor pool where it has something to make."""
+def pipeline(
+    job: Job,
+    pools: list[Pool],
+    cluster: Cluster,
+    fence: Fence,
+    tally: Any = None,
+    moved: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> Dataset:
+    """The Ray Data plan of `job`: an operator a stage, an actor pool where it has something to make.
+
+    `moved`: `Job.moved` of the whole of which `job` is a part.
+    """
     quiet()
     target = Target(
         job.store,
@@ -233,11 +244,13 @@ def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally:
         retry=job.retry,
         extensions=job.extensions,
         uniform=job.recipe.shard.uniform,
-        moved=job.assignment.moved,
-        why=remade(job),
         tally=tally,
     )
-    rows = [first_row(shard.name, shard.to_json()) for shard in job.pending]
+    why = remade(job)
+    rows = [
+        first_row(shard.name, shard.to_json(), moved.get(shard.name, ()), why.get(shard.name, ""))
+        for shard in job.pending
+    ]
     # Tasks take no whole CPU from a cluster that is smaller than the actors' demands: they would never be placed. On a
     # machine of our own each logical CPU that is free would start a process for them, and they all import at once.
     tasks: dict[str, Any] = {"num_cpus": min(1.0, cluster.cpus / (job.cpus + 1e-9))}

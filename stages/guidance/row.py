@@ -24,7 +24,7 @@ READ_FIELDS = frozenset({"key", "dataset", "split", "task", "images", "annotatio
 """What every stage is given of a sample, beside the fields it requires: as it was read, but for the target."""
 SAMPLES = pa.schema([pa.field("content", pa.string()), *SCHEMA])
 """Of a table of samples on their way, one row a sample."""
-_TEXTS = ("shard", "plan", "manifest", "records")
+_TEXTS = ("shard", "plan", "moved", "why", "manifest", "records")
 _LISTS = pa.schema([*SAMPLES, pa.field("views", VIEW)])
 _ROW = pa.schema([*((name, pa.string()) for name in _TEXTS), *((f.name, pa.list_(f.type)) for f in _LISTS)])
 
@@ -36,6 +36,10 @@ class ShardRow:
     shard: str
     plan: str
     """Its planned pairs, as JSON."""
+    moved: tuple[str, ...] = ()
+    """Other shards that hold pairs of it: what stages made of these lies there."""
+    why: str = ""
+    """That it is made again, in words; empty where it is made first."""
     samples: pa.Table = field(default_factory=SAMPLES.empty_table)
     """One row a sample, columns of `SAMPLES`."""
     records: tuple[StageRecord, ...] = ()
@@ -51,13 +55,16 @@ class ShardRow:
         for place in range(table.num_rows):
             texts = {name: table.column(name)[place].as_py() for name in _TEXTS}
             records = tuple(StageRecord.model_validate(one) for one in json.loads(texts.pop("records")))
+            moved = tuple(json.loads(texts.pop("moved")))
             columns = [table.column(name)[place].values for name in SAMPLES.names]
             samples = pa.Table.from_arrays(columns, schema=SAMPLES)
-            yield cls(**texts, records=records, samples=samples, views=table.column("views")[place].values)
+            views = table.column("views")[place].values
+            yield cls(**texts, moved=moved, records=records, samples=samples, views=views)
 
     def to_table(self) -> pa.Table:
         """A table of this one row; the samples' columns are not copied."""
-        texts = [self.shard, self.plan, self.manifest, json.dumps([record.model_dump() for record in self.records])]
+        records = json.dumps([record.model_dump() for record in self.records])
+        texts = [self.shard, self.plan, json.dumps(self.moved), self.why, self.manifest, records]
         # One chunk is given as it is: `combine_chunks` copies it.
         columns = [c.chunk(0) if c.num_chunks == 1 else c.combine_chunks() for c in self.samples.columns]
         lists = [

@@ -58,10 +58,10 @@ def make(job: Job, shards: Sequence[str]) -> Job:
     """What `prepare` does for `shards` and no others, without a cluster; and the job as it is seen then."""
     job.assignment.write(job.store)
     job.planned.write(job.store)
-    fence, moved = Fence(job.store, 0), job.assignment.moved
-    target = Target(job.store, job.dataset, job.task, job.fingerprint, fence, moved=moved, why=remade(job))
+    target, why = Target(job.store, job.dataset, job.task, job.fingerprint, Fence(job.store, 0)), remade(job)
     for shard in (one for one in job.shards if one.name in shards):
-        rows = ReadPairs(job.recipe.source, target)(pa.Table.from_pylist([first_row(shard.name, shard.to_json())]))
+        row = first_row(shard.name, shard.to_json(), job.moved.get(shard.name, ()), why.get(shard.name, ""))
+        rows = ReadPairs(job.recipe.source, target)(pa.Table.from_pylist([row]))
         for stage, print_ in zip(job.stages, job.fingerprints, strict=True):
             rows = RunStage(stage, print_, target)(rows)
         CommitShard(target)(rows)

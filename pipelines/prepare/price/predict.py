@@ -332,7 +332,7 @@ def pairs_to_make(job: Job) -> dict[str, int]:
     for shard in job.pending:
         keys = {pair.key for pair in shard.pairs}
         # Pairs that come from another shard are cached under its name.
-        names = {shard.name, *job.assignment.moved.get(shard.name, ())}
+        names = {shard.name, *job.moved.get(shard.name, ())}
         known = {name: _known(job.committed[name], job.retry) for name in names if name in job.committed}
         # Cached without a proof: a job died in between, and had these very pairs.
         known.setdefault(shard.name, keys)

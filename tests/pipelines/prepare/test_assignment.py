@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from math import ceil
 from pathlib import Path
 from shutil import copytree, rmtree
@@ -23,12 +23,11 @@ from PIL import Image
 
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.pipelines.cli import main
-from rwkvfusion.pipelines.prepare.assignment import Assignment, assign, waves
+from rwkvfusion.pipelines.prepare.assignment import MOST_WAVES, Assignment, assign, moves, waves
 from rwkvfusion.pipelines.prepare.plan import Job, plan_job
 from rwkvfusion.pipelines.prepare.recipe import PrepareRecipe
 from rwkvfusion.pipelines.prepare.run import prepare
 from rwkvfusion.pipelines.prepare.verify import verify
-from rwkvfusion.stages.dataset.commit import retire
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.dataset.manifest import ASSIGNMENT, Manifest, Quarantined
 from rwkvfusion.stages.dataset.tar import members_by_key
@@ -129,35 +128,66 @@ def test_each_pair_is_in_one_shard_and_few_are_written_again(
             assert content(put(pairs, size, shuffled(before, seed))) == content(now)
             old = {key: name for name, keys in content(before).items() for key in keys}
             moved = {name: {old[key] for key in keys if key in old} - {name} for name, keys in content(now).items()}
-            if pairs != was:
-                assert {name: {*others} for name, others in now.moved.items()} == {n: o for n, o in moved.items() if o}
-        assert put(pairs, size, now) is now
+            found = moves(content(now), content(before))
+            assert {name: {*others} for name, others in found.items()} == {n: o for n, o in moved.items() if o}
+        assert put(pairs, size, now).is_as(now)
         before, was = now, pairs
 
 
-@given(st.integers(0, 80), st.integers(1, 3), edits, st.integers(1, 9), st.booleans())
-def test_no_pair_is_out_of_reach_while_shards_are_made_anew(
-    n: int, n_kinds: int, steps: list[tuple[set[int], set[int], set[int]]], size: int, backwards: bool
+killed = st.lists(st.tuples(numbers, numbers, st.integers(1, 9) | st.none(), st.integers(0, 9) | st.none()), max_size=5)
+
+
+@given(st.integers(0, 80), st.integers(1, 3), killed, st.booleans())
+def test_no_pair_is_out_of_reach_while_shards_are_made_anew_and_none_is_made_again(
+    n: int, n_kinds: int, steps: list[tuple[set[int], set[int], int | None, int | None]], backwards: bool
 ) -> None:
-    """Pairs go and come; those of one part of the shards are committed in any order."""
-    there = set(range(n))
-    before = put([(*KINDS[number % n_kinds], f"{number:03d}") for number in there], size)
-    for gone, come, _ in steps:
-        there = (there | come) - gone
-        now = put([(*KINDS[number % n_kinds], f"{number:03d}") for number in there], size, before)
-        old, new = content(before), content(now)
-        made = [name for name in new if new[name] != old.get(name)]
-        takes = {name: {one for one in now.moved.get(name, ()) if one in made} for name in made}
-        stay = {key for keys in old.values() for key in keys} & {key for keys in new.values() for key in keys}
-        parts = list(waves(takes))
+    """Pairs go and come, and `shard.pairs` changes; those of one part of the shards are committed in any order, and a
+    job is killed once its plan is written, after some of them, or after all."""
+    there, size, before = set(range(n)), 4, None
+    held, cached = Shards(), Shards()
+    for gone, come, other, n_commits in [(set[int](), set[int](), None, None), *steps]:
+        there, size = (there | come) - gone, other or size
+        before = put([(*KINDS[number % n_kinds], f"{number:03d}") for number in there], size, before)
+        new = content(before)
+        made = {name: keys for name, keys in new.items() if keys != held.get(name)}
+        moved = moves(made, {name: keys for name, keys in held.items() if name in made or name not in new})
+        parts = waves({name: {one for one in moved.get(name, ()) if one in made} for name in made})
         assert sorted(name for part in parts for name in part) == sorted(made)
-        state, exchanged = dict(old), set[str]()
+        assert len(parts) <= MOST_WAVES
+        stay, exchanged = seen(held) & seen(new), set[str]()
         for part in parts:
-            exchanged |= {key for name in part for one in takes[name] if one in part for key in old[one]}
-            for name in reversed(part) if backwards else part:
-                state[name] = new[name]
-                assert stay - exchanged <= {key for keys in state.values() for key in keys}
-        before = now
+            order = part[::-1] if backwards else part
+            for at, name in enumerate(order):
+                exchanged.update(*({*new[name]} & {*held[one]} for one in moved.get(name, ()) if one in order[:at]))
+            # Only what comes at once as it takes from each other, or as there would be too many parts.
+            assert not exchanged or part is parts[-1]
+            for name in order:
+                if n_commits is not None and (n_commits := n_commits - 1) < 0:
+                    break
+                known = seen(cached, (name, *moved.get(name, ())))
+                assert (stay - exchanged).intersection(new[name]) <= known
+                cached[name] = held[name] = new[name]
+                assert stay - exchanged <= seen(held)
+        if n_commits is None or n_commits >= 0:
+            held = {name: held[name] for name in new}
+
+
+def seen(shards: Shards, names: Iterable[str] | None = None) -> set[str]:
+    return {key for name in (shards if names is None else names) for key in shards.get(name, ())}
+
+
+def test_a_long_chain_of_moves_is_cut() -> None:
+    pairs = [("train", 0, f"{i:05d}") for i in range(6400)]
+    old, new = content(put(pairs, 64)), content(put(pairs, 63))
+    moved = moves(new, old)
+    # Of 102 shards each but the first takes from the one before.
+    assert len(moved) == 101
+    parts = waves({name: {one for one in moved.get(name, ()) if one in new} for name in new})
+    assert len(parts) == MOST_WAVES
+    # Also within the last part who takes comes first.
+    place = {name: at for at, name in enumerate(name for part in parts for name in part)}
+    assert {*place} == {*new}
+    assert all(place[name] < place[one] for name, others in moved.items() for one in others if one in new)
 
 
 @given(st.integers(0, 90), st.integers(0, 90), st.integers(1, 9))
@@ -182,19 +212,29 @@ def test_what_is_left_of_many_shards_becomes_one() -> None:
         "train-000000": tuple(f"{i:02d}" for i in range(8)),
         "train-000001": ("08", "09", "10", "11", "16", "17", "24", "32"),
     }
-    assert now.moved == {"train-000001": ("train-000002", "train-000003", "train-000004")}
+    moved = {"train-000001": ("train-000002", "train-000003", "train-000004")}
+    assert moves(content(now), content(put(pairs, 8))) == moved
 
 
 def test_the_record_is_read_as_it_was_written_and_a_damaged_one_is_none() -> None:
     store = Store("memory://recorded")
     before = put([("train", 0, f"{i:02d}") for i in range(10)], 4)
     now = put([("train", 0, f"{i:02d}") for i in range(4, 10)], 4, before)
-    assert now.moved == {"train-000000": ("train-000002",)}
     now.write(store)
-    read = Assignment.read(store)
-    assert read is not None
-    assert (content(read), read.moved, read.size) == (content(now), now.moved, 4)
     data = store.read(ASSIGNMENT)
+    with pa.ipc.open_file(data) as reader:
+        table = reader.read_all()
+    # Version 0.2.0 wrote which pairs had moved, and reads no file that does not say it.
+    assert json.loads(table.schema.metadata[b"facts"]) == {"size": 4, "moved": {}}
+    sink = pa.BufferOutputStream()
+    facts = json.dumps({"size": 4, "moved": {"train-000000": ["train-000002"]}})
+    with pa.ipc.new_file(sink, table.schema.with_metadata({"facts": facts})) as writer:
+        writer.write_table(table)
+    for of_a_version in (data, sink.getvalue().to_pybytes()):
+        store.write(ASSIGNMENT, of_a_version)
+        read = Assignment.read(store)
+        assert read is not None
+        assert (content(read), read.size) == (content(now), 4)
     for damaged in (b"", data[:-30], data[:40]):
         store.write(ASSIGNMENT, damaged)
         assert Assignment.of_dataset(store, []) is None
@@ -307,8 +347,6 @@ def test_a_job_that_is_killed_goes_on_with_the_same_plan_whatever_was_committed(
     assert (keys(job), job.stale) == ({"0": "st", "1": "aij", "2": "kmn", "3": "oqr"}, ("train-000004",))
     pending = [shard.name for shard in job.pending]
     job.assignment.write(job.store)
-    for name in job.stale:
-        retire(job.store, job.committed[name])
     for count in range(len(pending)):
         for committed in itertools.combinations(pending, count):
             copytree(tmp_path / "out", tmp_path / "killed")
@@ -317,7 +355,7 @@ def test_a_job_that_is_killed_goes_on_with_the_same_plan_whatever_was_committed(
             again = job_of(tmp_path, "killed")
             assert again.shards == job.shards
             assert {shard.name for shard in again.pending} == {*pending}.difference(committed)
-            assert again.assignment.moved == job.assignment.moved == {"train-000000": ("train-000004",)}
+            assert again.moved == ({} if "train-000000" in committed else {"train-000000": ("train-000004",)})
             rmtree(tmp_path / "killed")
 
 
@@ -359,6 +397,34 @@ def test_while_pairs_move_no_reader_misses_one_or_sees_one_twice(tmp_path: Path)
     check(over=True)
 
 
+@pytest.mark.parametrize("n_committed", [0, 1])
+@pytest.mark.parametrize(("change", "name"), [(remove, "r"), (add, "s")])
+def test_a_source_that_changes_after_a_kill_costs_no_reader_a_pair_and_no_stage_its_work(
+    tmp_path: Path, change: Callable[[Path, str], None], name: str, n_committed: int
+) -> None:
+    """Where pairs are is told by the proofs: what is planned may have changed twice since."""
+    add(tmp_path, "dfghijkmnpqr")
+    job = job_of(tmp_path)
+    make(job, [shard.name for shard in job.shards])
+    remove(tmp_path, "dfij")
+    job = job_of(tmp_path)
+    assert (keys(job), job.stale) == ({"0": "gh", "1": "pqr", "2": "kmn"}, ("train-000003",))
+    # Killed once its plan is written, or after the first commit.
+    make(job, [shard.name for wave in job.waves for shard in wave][:n_committed])
+    change(tmp_path, name)
+    job = job_of(tmp_path)
+    assert any(job.moved.values())
+    stay = {*"ghkmnpqr"} - {name}
+    for shard in [shard.name for wave in job.waves for shard in reversed(wave)]:
+        new = {pair.key for one in job.shards if one.name == shard for pair in one.pairs} & {"s"}
+        assert job.moved == job_of(tmp_path).moved
+        job = make(job, [shard])
+        records = job.committed[shard].stages
+        assert {record.made for record in records if record.stage != "source"} == {len(new)}
+        assert stay <= {sample.key for sample in Dataset.open(job.store.url, allow_incomplete=True).samples()}
+    assert (job.pending, job.moved) == ((), {})
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_a_dataset_that_grew_holds_the_same_samples_as_one_made_at_once(tmp_path: Path) -> None:
     add(tmp_path, "dfghijkm")
@@ -382,6 +448,8 @@ def test_a_dataset_that_grew_holds_the_same_samples_as_one_made_at_once(tmp_path
     assert (outcome["shards_made"], outcome["shards_kept"], outcome["pairs"]) == (1, 1, 6)
     # Of the pairs of the last shard, which took the place of the first, all was cached under its former number.
     assert set(outcome["made"].values()) == {1}
+    proofs = [Manifest.from_json(path.read_bytes(), "") for path in sorted((folder / "_manifests").iterdir())]
+    assert [proof.why for proof in proofs] == ["3 pairs added (a, k, m); 3 pairs removed (d, f, g)", None]
     after = tars(folder)
     assert [*after] == ["train-000000.tar", "train-000001.tar"]
     assert after["train-000001.tar"] == before["train-000001.tar"]

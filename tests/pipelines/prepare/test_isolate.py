@@ -31,6 +31,7 @@ from rwkvfusion.pipelines.prepare import operators as prepare_operators
 from rwkvfusion.pipelines.prepare.operators import ReadPairs, RunStage, Target
 from rwkvfusion.pipelines.prepare.plan import ShardPlan
 from rwkvfusion.stages.dataset.sample import Box, Sample
+from rwkvfusion.stages.guidance.row import ShardRow
 from rwkvfusion.stages.guidance.stage import Stage, StageConfig
 from rwkvfusion.stages.source.config import SourceConfig
 from rwkvfusion.stages.source.source import Source
@@ -196,5 +197,5 @@ def test_isolated_reading_waits_for_its_store_as_long_as_the_recipe_says(
 
     monkeypatch.setattr(prepare_operators, "each_alone", here)
     plan = ShardPlan("train-000000", Source(config).plan().pairs)
-    assert reader.read(plan.name, plan.to_json()).samples.num_rows == 2
+    assert reader.read(ShardRow(plan.name, plan.to_json())).samples.num_rows == 2
     assert patience == [7.0]

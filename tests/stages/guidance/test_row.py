@@ -20,7 +20,8 @@ def addresses(column: pa.ChunkedArray) -> set[int]:
 
 def row_of(samples: list[Sample]) -> ShardRow:
     record = StageRecord(stage="source", identity={}, fingerprint="", seconds=0.5, made=len(samples))
-    return ShardRow("train-000000", "[]", read_columns(samples), (record,))
+    moved = ("train-000003", "train-000007")
+    return ShardRow("train-000000", "[]", moved, "車 changed", read_columns(samples), (record,))
 
 
 def test_a_row_comes_back_as_it_was() -> None:
@@ -28,6 +29,7 @@ def test_a_row_comes_back_as_it_was() -> None:
     row = row_of(samples)
     (again,) = ShardRow.rows(row.to_table())
     assert (again.shard, again.plan, again.records, again.manifest) == ("train-000000", "[]", row.records, "")
+    assert (again.moved, again.why) == (row.moved, row.why) == (("train-000003", "train-000007"), "車 changed")
     assert from_table(again.samples) == samples
     assert identities(again.samples) == identities(row.samples)
     committed = ShardRow("train-000001", "[]", manifest="{}")

@@ -49,7 +49,7 @@ NAMES = [f"{i:05d}D" for i in range(12)]
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operators run in this process, a shard after the other, in place of Ray's workers."""
 
-    def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, tally: Any = None) -> Any:
+    def pipeline(job: Job, pools: list[Pool], cluster: Cluster, fence: Fence, *_: Any) -> Any:
         target = Target(job.store, job.dataset, job.task, job.fingerprint, fence, extensions=job.extensions)
         stages = (RunStage(*stage, target) for stage in zip(job.stages, job.fingerprints, strict=True))
         operators = [ReadPairs(job.recipe.source, target), *stages, CommitShard(target)]

@@ -37,7 +37,7 @@ class BackEnd:
 
     def describe(self) -> str:
         """What computes, and whose it is."""
-        return f"{self.module.describe()} ({self.name} of {self.package})"
+        return f"{_asked(self, 'describe')} ({self.name} of {self.package})"
 
 
 @cache
@@ -55,7 +55,7 @@ def find(k: Tensor) -> BackEnd | None:
     if k.device.type == "meta":
         return None
     for one in back_ends():
-        if one.module.supports(k):
+        if _asked(one, "supports", k):
             _hold(one, str(k.device), k.dtype)
             return one
     return None
@@ -63,8 +63,16 @@ def find(k: Tensor) -> BackEnd | None:
 
 def unavailable() -> str | None:
     """Why those that are installed but cannot be used here cannot; None where there are no such."""
-    reasons = ((one, one.module.unavailable()) for one in back_ends())
+    reasons = ((one, _asked(one, "unavailable")) for one in back_ends())
     return "; ".join(f"{one.name} of {one.package}: {reason}" for one, reason in reasons if reason) or None
+
+
+def _asked(one: BackEnd, part: str, *arguments: Tensor) -> Any:
+    try:
+        return getattr(one.module, part)(*arguments)
+    # Another package's code raises what it likes.
+    except Exception as error:  # noqa: BLE001
+        raise _wrong(one.name, one.package, f"fails in {part}: {type(error).__name__}: {error}") from None
 
 
 def _package(one: EntryPoint) -> str:

@@ -37,7 +37,8 @@ half to even and clipped to the type, it is the picture. `example` is this as Py
 
 _CHROMA = """\
 ; Cb and Cr are sum(c |c|) / sum(|c|) over the pictures' offsets c from neutral, and smaller by one factor where the \
-colour would leave 0 to 1"""
+colour would leave 0 to 1, or what the pictures reach beyond; of multi-exposure (task mef) each picture's are first \
+turned to the hue of the other where a channel is cut off (true_chroma of `example`)"""
 
 
 class ExportError(RwkvFusionError, ValueError):

@@ -227,7 +227,7 @@ class Fuser:
             forward = functools.partial(self._forward, inputs, *guidance, height)
             fused = fuse_tiled(forward, height, width, unit, size)
             if self.config.luma_only:
-                fused = with_chroma(torch.from_numpy(fused), planes).numpy()
+                fused = with_chroma(torch.from_numpy(fused), planes, exposures=self.config.task == "mef").numpy()
         role = self.fused_like(selected)
         return from_planes(fused, selected[role].dtype, pictures[role].unit)
 

@@ -19,6 +19,8 @@ _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 _CB_SCALE, _CR_SCALE = 2 * (1 - _BLUE), 2 * (1 - _RED)
 NEUTRAL = 0.5
 _SMALLEST = 1e-12
+_STRIP = 2**20
+"""Pixels whose chroma is fused at once."""
 _CUT_OFF = 0.95
 """Of the highest value: from here on a channel is less and less believed, as what was brighter is cut off."""
 _DARK = 0.12
@@ -93,18 +95,18 @@ def fuse_chroma(chroma: Sequence[Tensor]) -> Tensor:
     return (offsets * weights).sum(dim=0) / torch.where(total > 0, total, torch.ones_like(total)) + NEUTRAL
 
 
-def true_chroma(sources: Sequence[Tensor]) -> list[Tensor]:
-    """The chroma (2, H, W) of sources (3, H, W), of the right hue also where a channel is cut off.
+def true_chroma(sources: Sequence[Tensor], highest: Sequence[float]) -> list[Tensor]:
+    """The chroma (2, H, W) of exposures (3, H, W) of one scene, of the right hue also where a channel is cut off.
 
-    A channel at the top of its range gives a wrong hue: an orange that is exposed for too long is yellow. There the
-    chroma is turned to the one, in proportion to luma, of those pictures that are neither cut off nor dark, and never
-    made stronger. Where there is none it stays as it is.
+    `highest`: of each, the value at which channels are cut off. There a hue is wrong: an orange that is exposed for too
+    long is yellow. The chroma is turned to the one, in proportion to luma, of those exposures that are neither cut off
+    nor dark, and never made stronger. Where there is none it stays as it is.
     """
     images = torch.stack([*sources])
     planes = rgb_to_ycbcr(images)
     luma, chroma = planes[:, :1], planes[:, 1:]
-    highest = images.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1)
-    cut = ((images.amax(dim=1, keepdim=True) / highest - _CUT_OFF) / (1 - _CUT_OFF)).clamp_min(0)
+    tops = images.amax(dim=1, keepdim=True) / images.new_tensor(highest)[:, None, None, None]
+    cut = ((tops - _CUT_OFF) / (1 - _CUT_OFF)).clamp_min(0)
     if len(images) == 1 or not cut.any():
         return [*chroma]
     trust = (1 - cut) * (luma / _DARK).clamp(0, 1).square()
@@ -119,23 +121,38 @@ def _length(offsets: Tensor) -> Tensor:
     return offsets.square().sum(dim=1, keepdim=True).sqrt()
 
 
-def with_chroma(fused: Tensor, sources: Sequence[Tensor]) -> Tensor:
-    """Give the fused luma (1, H, W) the fused chroma of its sources (1 or 3, H, W), by `true_chroma` and `fuse_chroma`.
+def with_chroma(fused: Tensor, sources: Sequence[Tensor], *, exposures: bool = False) -> Tensor:
+    """Give the fused luma (1, H, W) the chroma of its sources (1 or 3, H, W), fused by `fuse_chroma`.
 
-    A colour that the luma has no room for is brought towards grey until it fits: clipping its channels would change
-    the luma, and the hue. (3, H, W), or the luma as it is where no source shows colour.
+    Of `exposures` of one scene it is that of `true_chroma`. A colour that the luma has no room for is brought towards
+    grey until it fits: clipping its channels would change the luma, and the hue. (3, H, W), or the luma as it is where
+    no source shows colour.
     """
-    coloured = [image for image in sources if not is_grey(image)]
+    coloured = [number for number, image in enumerate(sources) if not is_grey(image)]
     if not coloured:
         return fused
-    planes = fuse_chroma(true_chroma(coloured))
+    highest = [max(1.0, float(sources[number].max())) for number in coloured] if exposures else []
+    height, width = fused.shape[1:]
+    made = sources[coloured[0]].new_empty(3, height, width)
+    # In strips: else what is worked out on the way takes a multiple of a large picture.
+    step = max(1, _STRIP // max(1, width))
+    for start in range(0, height, step):
+        rows = slice(start, start + step)
+        strips = [image[:, rows] for image in sources]
+        made[:, rows] = _with_chroma(fused[:, rows], strips, [strips[number] for number in coloured], highest)
+    return made
+
+
+def _with_chroma(fused: Tensor, sources: Sequence[Tensor], coloured: Sequence[Tensor], highest: list[float]) -> Tensor:
+    chroma = true_chroma(coloured, highest) if highest else [rgb_to_ycbcr(image)[1:] for image in coloured]
+    planes = fuse_chroma(chroma)
     fused = fused.to(planes.dtype)
     rgb = ycbcr_to_rgb(torch.cat([fused, planes]))
     # Pictures of a declared scale may lie beyond 0 and 1, and colours may as far as they do.
     seen = (fused, *sources)
-    highest = torch.stack([image.amax(dim=0) for image in seen]).amax(dim=0).clamp_min(1)
+    top = torch.stack([image.amax(dim=0) for image in seen]).amax(dim=0).clamp_min(1)
     lowest = torch.stack([image.amin(dim=0) for image in seen]).amin(dim=0).clamp_max(0)
     offsets = rgb - fused
-    room = torch.where(offsets > 0, highest - fused, fused - lowest)
+    room = torch.where(offsets > 0, top - fused, fused - lowest)
     part = (room / offsets.abs().clamp_min(_SMALLEST)).amin(dim=0, keepdim=True)
     return torch.where(part < 1, fused + part * offsets, rgb)

@@ -16,7 +16,8 @@ from rwkvfusion.model.metrics.luma.planes import Prepared
 from rwkvfusion.model.metrics.table import Comparison, Metric, PackagedMetric
 from rwkvfusion.stages.dataset.task import TASKS
 
-_SIDE, _RATIO = 64, 4
+_SIDE, _RATIO = 192, 4
+"""Pixels of the noise that metrics are tried on, each way, and of sharpening the ratio: five scales of 11 fit."""
 _SLACK = 1e-6
 """Of the largest bound of a range: rounding is not outside of it."""
 
@@ -52,6 +53,8 @@ def _checked(plugin: Plugin, metric: Any) -> PackagedMetric:
         raise plugin.wrong(f"has range {metric.range!r}: it is two numbers, the lowest and the highest") from None
     if not low < high:
         raise plugin.wrong(f"has range {metric.range!r}: the lowest is first")
+    if not isinstance(metric.tasks, frozenset | set):
+        raise plugin.wrong(f"has tasks {metric.tasks!r}: it is a set of names")
     if unknown := metric.tasks - set(TASKS):
         raise plugin.wrong(f"is of task {min(unknown)!r}, and there is {', '.join(TASKS)}")
     _try(plugin, metric)

@@ -288,11 +288,12 @@ def check_packaged(name: str) -> None:
     load(_BUILT_IN, name)
 
 
-@cache
-def lower_is_better() -> frozenset[str]:
-    """Names of the metrics of which lower values are better, in every convention."""
-    metrics = [*(metric for metrics in _Y.values() for metric in metrics.values()), LPIPS, *packaged()]
-    return frozenset(metric.name for metric in metrics if metric.better == "lower")
+def lower_is_better(metric: str) -> bool:
+    """Whether lower values of the metric of that name are better, in every convention; PluginError as of `packaged`."""
+    built_in = [*(one for metrics in _Y.values() for one in metrics.values()), LPIPS]
+    # Of a built-in one nothing is asked of other packages, which may be broken.
+    known = built_in if any(one.name == metric for one in built_in) else packaged()
+    return any(one.name == metric and one.better == "lower" for one in known)
 
 
 def metrics_version(convention: Convention = Convention.Y) -> str:

@@ -151,7 +151,7 @@ def legend(table: Table) -> list[str]:
     """How the table is to be read."""
     several = table.base.estimates and max(one.n_seeds for one in table.base.estimates.values()) > 1
     unit = "t over seeds of the mean over pairs" if several else "t over pairs: of one seed it says nothing of others"
-    lower = [metric for metric in table.metrics if metric in lower_is_better()]
+    lower = [metric for metric in table.metrics if lower_is_better(metric)]
     base = f"{table.base.label}: differences to it in %" if table.is_relative else "the base: differences to it"
     words = f"Below {base}, same seeds and pairs; ± 95 % interval ({unit}); * where 0 is outside."
     return [words, *([f"Lower is better: {', '.join(lower)}."] if lower else []), *table.notes]

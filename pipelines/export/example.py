@@ -51,7 +51,7 @@ def fuse(
     feed["text"] = np.asarray(nothing if text is None or not len(text) else text, np.float32)[None]
     fused = session.run(None, feed)[0][0]
     if luma_only:
-        fused = with_chroma(fused, planes)
+        fused = with_chroma(fused, planes, exposures=told["task"] == "mef")
     like = residual or 0
     if images[like].dtype.kind == "f" and scales[like] is None:
         fused = fused.clip(0, 1)
@@ -94,12 +94,12 @@ def luma(image: np.ndarray) -> np.ndarray:
     return image[:1] if is_grey(image) else RED * image[:1] + GREEN * image[1:2] + BLUE * image[2:]
 
 
-def with_chroma(fused: np.ndarray, sources: list[np.ndarray]) -> np.ndarray:
+def with_chroma(fused: np.ndarray, sources: list[np.ndarray], exposures: bool) -> np.ndarray:
     """The fused luma (1, H, W) with the sources' chroma, each weighed by its strength; itself where all are grey."""
     coloured = [image for image in sources if not is_grey(image)]
     if not coloured:
         return fused
-    chroma = true_chroma(coloured)
+    chroma = true_chroma(coloured, exposures)
     weight = np.abs(chroma).sum(axis=0)
     cb, cr = (chroma * np.abs(chroma)).sum(axis=0) / np.where(weight > 0, weight, 1)
     red, blue = CR * cr, CB * cb
@@ -110,15 +110,15 @@ def with_chroma(fused: np.ndarray, sources: list[np.ndarray]) -> np.ndarray:
     return fused + (room / np.abs(offsets).clip(1e-12)).min(axis=0).clip(None, 1) * offsets
 
 
-def true_chroma(sources: list[np.ndarray]) -> np.ndarray:
-    """(N, 2, H, W): each picture's chroma, turned to the hue of the others where a channel of it is cut off."""
+def true_chroma(sources: list[np.ndarray], exposures: bool) -> np.ndarray:
+    """(N, 2, H, W): each picture's chroma; of exposures turned to the hue of the others where a channel is cut off."""
     lumas = np.stack([luma(image) for image in sources])
     chroma = np.stack(
         [np.concatenate([(i[2:] - y) / CB, (i[:1] - y) / CR]) for i, y in zip(sources, lumas, strict=True)]
     )
     tops = np.stack([image.max(axis=0, keepdims=True) / max(1, image.max()) for image in sources])
     cut = ((tops - 0.95) / 0.05).clip(0)
-    if len(sources) == 1 or not cut.any():
+    if not exposures or len(sources) == 1 or not cut.any():
         return chroma
     trust = (1 - cut) * (lumas / 0.12).clip(0, 1) ** 2
     believed = trust.sum(axis=0)

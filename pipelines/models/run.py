@@ -79,7 +79,7 @@ def _score_lines(where: str, scores: Mapping[str, Mapping[str, Score]], width: i
     metrics = list(dict.fromkeys(metric for its in scores.values() for metric in its))
     counts = sorted({score.n for its in scores.values() for score in its.values()})
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    lower = [metric for metric in metrics if metric in lower_is_better()]
+    lower = [metric for metric in metrics if lower_is_better(metric)]
     legend = f"; lower is better: {', '.join(lower)}" if lower else ""
     yield from _wrapped(f"{where}, n = {n}{legend}", "  ", width)
     for size in range(len(metrics), 0, -1):

@@ -134,7 +134,7 @@ class Validation:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.metric in lower_is_better()
+        return lower_is_better(self.metric)
 
     @property
     def points(self) -> dict[str, float]:
@@ -250,7 +250,7 @@ class Validator:
                 own[0, rows, column] = scored.values[_MODEL][name]
                 floors = [values[name] for system, values in scored.values.items() if system != _MODEL]
                 if floors:
-                    best = np.fmin if name in lower_is_better() else np.fmax
+                    best = np.fmin if lower_is_better(name) else np.fmax
                     own[1, rows, column] = best.reduce(floors)
 
     def _value(self, summaries: Mapping[str, Summary], floors: np.ndarray) -> float:
@@ -294,7 +294,7 @@ def worst_gain(values: Mapping[str, float], goals: Mapping[str, float]) -> float
     A lower value is a gain where lower is better. A goal that is 0 or not finite counts for nothing.
     """
     gains = [
-        (values[name] - goal) / abs(goal) * (-1 if name in lower_is_better() else 1)
+        (values[name] - goal) / abs(goal) * (-1 if lower_is_better(name) else 1)
         for name, goal in goals.items()
         if goal and math.isfinite(goal) and math.isfinite(values.get(name, math.nan))
     ]

@@ -321,7 +321,7 @@ def _checked(plugin: Plugin, layout: Any) -> Layout:
         raise plugin.wrong(
             f"must be a `Layout` (rwkvfusion.stages.source.layouts), and is of type {type(layout).__name__}"
         )
-    if layout.task not in TASKS:
+    if not isinstance(layout.task, str) or layout.task not in TASKS:
         raise plugin.wrong(f"has task {layout.task!r}, and there is {', '.join(TASKS)}")
     if not isinstance(layout.places, tuple) or not all(isinstance(place, Place) for place in layout.places):
         raise plugin.wrong("must have a tuple of `Place` as its places")

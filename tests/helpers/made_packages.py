@@ -59,7 +59,7 @@ def use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def forget() -> None:
     """What this process knows of plug-ins, and their modules."""
-    for known in (plugins._entry_points, table.packaged, table.lower_is_better, losses.term):
+    for known in (plugins._entry_points, table.packaged, losses.term):
         known.cache_clear()
     for known in (back_ends.back_ends, back_ends._hold):
         known.cache_clear()

@@ -27,7 +27,7 @@ def result_lines(results: Results, width: int = WIDTH) -> Iterator[str]:
     for i, part in enumerate(parts):
         yield from [""] if i else []
         yield from table_lines(part.scored.means, width)
-        lower = [metric for metric in part.metrics if metric in lower_is_better()]
+        lower = [metric for metric in part.metrics if lower_is_better(metric)]
         legend = f"; lower is better: {', '.join(lower)}" if lower else ""
         yield f"means over {caption(results, part)}; * marks the best{legend}"
     yield from notes(results)
@@ -150,5 +150,5 @@ def table_lines(means: Rows, width: int = WIDTH) -> list[str]:
 
 def _column(metric: str, values: Sequence[float]) -> list[str]:
     defined = [value for value in values if not math.isnan(value)]
-    best = (min if metric in lower_is_better() else max)(defined, default=math.nan)
+    best = (min if lower_is_better(metric) else max)(defined, default=math.nan)
     return [f"{value:.3f}{'*' if value == best else ' '}" for value in values]

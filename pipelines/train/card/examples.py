@@ -33,7 +33,7 @@ class Example(NamedTuple):
 def chosen(values: Mapping[str, float], metric: str) -> dict[str, str]:
     """{worst, median, best: key} by the `values` of `metric`, those that are finite; fewer where there are not three,
     of a single one `only`."""
-    sign = -1 if metric in lower_is_better() else 1
+    sign = -1 if lower_is_better(metric) else 1
     keys = sorted((key for key, one in values.items() if math.isfinite(one)), key=lambda key: (sign * values[key], key))
     if len(keys) < 2:
         return dict(zip(("only",), keys, strict=False))

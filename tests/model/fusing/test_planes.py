@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from rwkvfusion.model.fusing import planes as planes_module
 from rwkvfusion.model.fusing.planes import fuse_chroma, is_grey, rgb_to_ycbcr, true_chroma, with_chroma, ycbcr_to_rgb
 
 unit_planes = arrays(np.float32, (3, 2, 3), elements=st.floats(0, 1, width=32))
@@ -78,7 +79,7 @@ def test_a_colour_fits_into_its_luma(fused: np.ndarray, values: np.ndarray) -> N
     luma, cb, cr = rgb_to_ycbcr(made)
     assert torch.allclose(luma, torch.from_numpy(fused)[0], rtol=0, atol=1e-5)
     # Of the hue that the rules give, and nowhere stronger.
-    asked = fuse_chroma(true_chroma([source for source in sources if not is_grey(source)])) - 0.5
+    asked = fuse_chroma([rgb_to_ycbcr(source)[1:] for source in sources if not is_grey(source)]) - 0.5
     assert torch.allclose((cb - 0.5) * asked[1], (cr - 0.5) * asked[0], rtol=0, atol=1e-5)
     assert ((cb - 0.5).abs() <= asked[0].abs() + 1e-5).all()
 
@@ -87,10 +88,10 @@ def test_a_colour_fits_into_its_luma(fused: np.ndarray, values: np.ndarray) -> N
 @given(arrays(np.float64, (2, 3, 2, 3), elements=st.floats(0, 1)))
 def test_no_chroma_becomes_stronger(values: np.ndarray) -> None:
     sources = list(torch.from_numpy(values))
-    for source, chroma in zip(sources, true_chroma(sources), strict=True):
+    for source, chroma in zip(sources, true_chroma(sources, [1, 1]), strict=True):
         before = (rgb_to_ycbcr(source)[1:] - 0.5).square().sum(dim=0)
         assert ((chroma - 0.5).square().sum(dim=0) <= before + 1e-12).all()
-        assert torch.equal(true_chroma([source])[0], rgb_to_ycbcr(source)[1:])
+        assert torch.equal(true_chroma([source], [1])[0], rgb_to_ycbcr(source)[1:])
 
 
 @settings(max_examples=100)
@@ -101,9 +102,8 @@ def test_a_colour_that_one_exposure_cuts_off_has_the_hue_of_the_other(colour: np
     short = torch.from_numpy(colour)[:, None, None] * 0.9
     assume(rgb_to_ycbcr(short)[0] >= 0.12)
     long = (short * gain).clamp(max=1)
-    before, after = (
-        fuse_chroma(chroma) for chroma in ([rgb_to_ycbcr(one)[1:] for one in (short, long)], true_chroma([short, long]))
-    )
+    before = fuse_chroma([rgb_to_ycbcr(one)[1:] for one in (short, long)])
+    after = fuse_chroma(true_chroma([short, long], [1, 1]))
 
     def apart(chroma: torch.Tensor) -> float:
         own = (rgb_to_ycbcr(short)[1:] - 0.5).flatten()
@@ -112,6 +112,26 @@ def test_a_colour_that_one_exposure_cuts_off_has_the_hue_of_the_other(colour: np
     assert apart(after) <= apart(before) + 1e-12
     assert long.max() < 1 or apart(after) < 1e-12
     assert long.max() > 0.95 or torch.equal(before, after)
+
+
+def test_only_exposures_have_the_hue_of_each_other() -> None:
+    """An infrared that is stored as colour, and is not wholly grey, takes no colour from a lamp that is cut off."""
+    lamp = torch.tensor([1.0, 0.8, 0.5])[:, None, None].expand(3, 4, 4)
+    infrared = torch.full((3, 4, 4), 0.5)
+    infrared[2, 0, 0] = 0.504
+    luma = rgb_to_ycbcr(lamp)[:1]
+    assert (with_chroma(luma, [lamp, infrared])[:, 1:] - lamp[:, 1:]).abs().max() < 1e-6
+    assert (with_chroma(luma, [lamp, infrared], exposures=True)[:, 1:] - lamp[:, 1:]).abs().max() > 0.1
+
+
+def test_strips_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = torch.rand(3, 3, 7, 5, generator=torch.Generator().manual_seed(1)) * 1.4
+    sources, luma = list(pictures[:2]), pictures[2, :1].clamp_max(1)
+    for exposures in (False, True):
+        whole = with_chroma(luma, sources, exposures=exposures)
+        with monkeypatch.context() as patched:
+            patched.setattr(planes_module, "_STRIP", 10)
+            assert torch.equal(with_chroma(luma, sources, exposures=exposures), whole)
 
 
 def test_a_colour_that_fits_stays_to_the_bit() -> None:

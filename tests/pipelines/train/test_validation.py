@@ -124,7 +124,7 @@ def test_its_scores_are_those_of_evaluate_with_intervals(fuser: Fuser, tmp_path:
     assert worst is not None
     gains = []
     for name in ("MI", "VIF", "SF", "Qabf", "Qcb", "Qcv", "SSIM"):
-        sign = -1 if name in lower_is_better() else 1
+        sign = -1 if lower_is_better(name) else 1
         floors = np.stack([values[name] for system, values in scored.values.items() if system != "model"])
         best = (sign * floors).max(axis=0) * sign
         gains.append(sign * (results.means["model"][name] / best.mean() - 1))

@@ -128,8 +128,9 @@ def outcome_lines(outcome: Outcome) -> list[str]:
     if outcome.shards_made == 0:
         lines = [f"nothing to do: all {outcome.shards_kept} shards ({outcome.pairs} pairs) are committed already"]
     else:
+        n_made = outcome.shards_made
         lines = [
-            f"shards committed in {outcome.seconds:.0f} s: {outcome.shards_made};"
+            f"committed {n_made} shard{'' if n_made == 1 else 's'} in {outcome.seconds:.0f} s;"
             f" the dataset holds {outcome.pairs} pairs in {outcome.shards_made + outcome.shards_kept} shards",
             "stages ran on: " + ", ".join(f"{stage} {count}" for stage, count in outcome.made.items()),
             *_spent_lines(outcome.costs),

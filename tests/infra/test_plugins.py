@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from made_packages import forget, use, write_package
 
 from rwkvfusion.infra.errors import RwkvFusionError
@@ -20,6 +21,7 @@ from rwkvfusion.model.metrics.score import Picture, Scene, Scores, score
 from rwkvfusion.model.metrics.table import Comparison, metrics_of
 from rwkvfusion.model.training.losses.config import LossConfig
 from rwkvfusion.model.training.losses.loss import try_others
+from rwkvfusion.pipelines.cli import main
 from rwkvfusion.pipelines.doctor.machine import plugins_wrong
 from rwkvfusion.stages.guidance.chain import GuidanceConfig, guidance_stages
 from rwkvfusion.stages.source.config import SourceConfig
@@ -271,8 +273,8 @@ def test_a_method_that_is_built_in_is_not_taken_for_a_plug_in_of_its_name(
 def test_a_value_that_cannot_be_is_undefined_for_its_reason(
     returned: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Noise is 64 pixels wide, what is scored is not.
-    text = _METRIC.replace("0.5", f"0.5 if len(fused) == 64 else {returned}")
+    # Noise is 192 pixels wide, what is scored is not.
+    text = _METRIC.replace("0.5", f"0.5 if len(fused) == 192 else {returned}")
     write_package(tmp_path, "somebodys", {"metrics": {"mine": "somebodys:mine"}}, {MODULE: text})
     use(tmp_path, monkeypatch)
     scores = scored()
@@ -290,7 +292,7 @@ def test_a_value_that_cannot_be_is_undefined_for_its_reason(
 def test_a_metric_that_fails_on_a_picture_says_whose_it_is(
     returned: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = _METRIC.replace("0.5", f"0.5 if len(fused) == 64 else {returned}")
+    text = _METRIC.replace("0.5", f"0.5 if len(fused) == 192 else {returned}")
     write_package(tmp_path, "somebodys", {"metrics": {"mine": "somebodys:mine"}}, {MODULE: text})
     use(tmp_path, monkeypatch)
     with pytest.raises(
@@ -330,3 +332,24 @@ def test_names_are_plain_and_nothing_is_imported_to_list_them(tmp_path: Path, mo
     assert [one.reference for one in plugins("metrics").values()] == ["nobodys:x"]
     with pytest.raises(PluginError, match="is no plain name"):
         plugins("losses")
+
+
+def test_a_broken_metric_stops_nothing_that_does_not_use_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `models` asks is of built-in metrics; `doctor` says what is wrong, also of kinds that nobody expects."""
+    bad = _METRIC.replace('version="1"', 'version="1", tasks=("vif",)')
+    write_package(tmp_path, "somebodys", {"metrics": {"mine": "somebodys:mine"}}, {MODULE: bad})
+    use(tmp_path, monkeypatch)
+    assert CliRunner().invoke(main, ["models"]).exit_code == 0
+    (wrong,) = plugins_wrong()
+    assert "has tasks ('vif',): it is a set of names" in wrong
+
+
+@pytest.mark.parametrize("part", ["supports(k)", "unavailable()"])
+def test_a_back_end_that_fails_when_it_is_asked_is_told(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = f"{_BACK_END}\ndef supports(k): return False\ndef {part}: raise OSError('no driver')\n"
+    write_package(tmp_path, "somebodys", {"backends": {"mine": "somebodys"}}, {MODULE: bad})
+    use(tmp_path, monkeypatch)
+    with pytest.raises(BackEndError, match=rf"fails in {part.partition('(')[0]}: OSError: no driver; mend somebodys"):
+        operator()

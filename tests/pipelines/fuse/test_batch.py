@@ -193,7 +193,7 @@ def test_a_pair_that_kills_its_worker_is_skipped(model: Path, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_nodes_share_the_work_and_one_may_die(model: Path, tmp_path: Path) -> None:
-    out, more = tmp_path / "out", write_dataset(tmp_path / "more", pairs(40, 1, height=480, width=640))
+    out, more = tmp_path / "out", write_dataset(tmp_path / "more", pairs(160, 1, height=480, width=640))
     with Nodes() as nodes:
         nodes.add("first", 1)
         words = ["fuse", "--model", model, "--dataset", more, "-o", out]

@@ -88,12 +88,13 @@ def test_jobs_on_a_cluster_that_changes(
     for name, seeds, split in (("grow", range(8), "train"), ("held", range(20, 24), "test")):
         write_halves(tmp_path / "halves" / name, seeds, split)
     upload(tmp_path / "halves", f"{s3_url}/halves")
-    values = yaml.safe_dump(recipe(Path("/FOLDER"), mlflow_server.uri, init="scratch"))
     # Other tests of the server have a champion of the usual name.
-    name_here = f"{NAME}-cluster"
+    name_here, retraining = f"{NAME}-cluster", recipe(Path("/FOLDER"), mlflow_server.uri, init="scratch")
+    retraining["train"]["register"]["name"] = retraining["promote"]["name"] = name_here
+    values = yaml.safe_dump(retraining)
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "retrain.yaml").write_text(
-        values.replace(NAME, name_here).replace("/FOLDER/raw", f"{s3_url}/halves").replace("/FOLDER", s3_url)
+        values.replace("/FOLDER/raw", f"{s3_url}/halves").replace("/FOLDER", s3_url)
     )
     more = {"PYTHONPATH": check_out(tmp_path), "MLFLOW_TRACKING_URI": mlflow_server.uri, **s3.environment}
     dataset = Store(f"{s3_url}/out/msrs")

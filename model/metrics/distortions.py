@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
-from scipy.signal import oaconvolve
 
 from rwkvfusion.model.metrics.sharpening import BLOCK, Cube, bands_of_blocks, q2n
 from rwkvfusion.stages.source.scenes.sensors import mtf_kernel
@@ -44,6 +42,9 @@ class FullResolution:
         Spectral: 1 - Q2n of it, as the sensor would have seen it, against the low picture (Khan 2009). Spatial, q = 1:
         how much more or less its bands have in common with PAN than the low bands with PAN as coarse (Alparone 2008).
         """
+        # A second to import, which every worker and command that scores other tasks would take as it starts.
+        from scipy.signal import oaconvolve
+
         seen = np.empty_like(self._expanded)
         for band, kernel in enumerate(self._kernels):
             # The kernels are symmetric: to convolve is to correlate.
@@ -86,6 +87,9 @@ def expand(image: Cube, ratio: int) -> Cube:
 
     Borders wrap round. ValueError unless the ratio is a power of two.
     """
+    # See `distortions`: here a quarter of a second.
+    from scipy import ndimage
+
     if ratio < 2 or ratio & (ratio - 1):
         raise ValueError(f"the toolbox's interpolation knows powers of two, not a ratio of {ratio}")
     side = np.zeros(11)

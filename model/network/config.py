@@ -85,7 +85,9 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "levels", "channel_factors", "text_pool"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if not isinstance(values := getattr(self, name), list | tuple):
+                raise ValueError(f"{name} must be a list of whole numbers, got {values!r}")
+            object.__setattr__(self, name, tuple(values))
         positive = {
             "in_channels": self.in_channels,
             "out_channels": (self.out_channels,),
@@ -96,11 +98,13 @@ class NetworkConfig:
             "text_width": (self.text_width,),
             "text_pool": self.text_pool,
             "max_objects": (self.max_objects,),
-            "window": (self.window or 1,),
-            "gate_window": (self.gate_window or 1,),
+            "window": (1 if self.window is None else self.window,),
+            "gate_window": (1 if self.gate_window is None else self.gate_window,),
+            "choice_window": (1 if self.choice_window is None else self.choice_window,),
         }
         for name, values in positive.items():
-            if not values or any(not isinstance(n, int) or n < 1 for n in values):
+            # In Python, true is a whole number.
+            if not values or any(type(n) is not int or n < 1 for n in values):
                 raise ValueError(f"{name} must hold whole numbers of at least 1, got {getattr(self, name)!r}")
         if self.max_objects > 255:
             raise ValueError(f"max_objects must be at most 255, the highest index of a mask, got {self.max_objects}")
@@ -110,23 +114,31 @@ class NetworkConfig:
             )
         if len(self.text_pool) < len(self.levels):
             raise ValueError(f"text_pool must have an entry for each level: {len(self.levels)}, got {self.text_pool}")
-        if self.scan not in (1, 2, 3):
+        if type(self.scan) is not int or self.scan not in (1, 2, 3):
             raise ValueError(f"scan must be 1, 2 or 3, got {self.scan}")
         for name, kind in (("align", Align), ("decay", Decay), ("skip", Skip), ("head", Head), ("prefer", Prefer)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be {' or '.join(get_args(kind))}, got {getattr(self, name)!r}")
-        if self.hidden_ratio <= 0 or self.text_ratio <= 0:
-            raise ValueError("hidden_ratio and text_ratio must be above 0")
-        if not 0 <= self.object_lift <= 1:
-            raise ValueError(f"object_lift must be between 0 and 1, got {self.object_lift}")
-        if self.reach <= 0:
-            raise ValueError(f"reach must be above 0, got {self.reach}")
-        if self.choice_window is not None and (self.choice_window < 1 or self.choice_window % 2 == 0):
-            raise ValueError(f"choice_window must be odd and at least 1, got {self.choice_window}")
-        if self.epsilon is not None and self.epsilon <= 0:
-            raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
+        self._check_numbers()
         self._check_head()
         self._check_residual()
+
+    def _check_numbers(self) -> None:
+        for name in ("hidden_ratio", "text_ratio", "object_lift", "preference", "reach", "epsilon"):
+            number = getattr(self, name)
+            if name == "epsilon" and number is None:
+                continue
+            if type(number) not in (int, float) or not math.isfinite(number):
+                raise ValueError(f"{name} must be a finite number, got {number!r}")
+            if name not in ("object_lift", "preference") and number <= 0:
+                raise ValueError(f"{name} must be above 0, got {number}")
+        if not 0 <= self.object_lift <= 1:
+            raise ValueError(f"object_lift must be between 0 and 1, got {self.object_lift}")
+        if self.choice_window is not None and self.choice_window % 2 == 0:
+            raise ValueError(f"choice_window must be odd, got {self.choice_window}")
+        for name in ("use_mask", "decoder_images", "local"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
 
     def _check_head(self) -> None:
         if self.head == "free":
@@ -141,7 +153,7 @@ class NetworkConfig:
     def _check_residual(self) -> None:
         if self.residual is None:
             return
-        if not 0 <= self.residual < len(self.in_channels):
+        if type(self.residual) is not int or not 0 <= self.residual < len(self.in_channels):
             raise ValueError(f"residual must be one of the {len(self.in_channels)} modalities, got {self.residual}")
         if self.in_channels[self.residual] != self.out_channels:
             raise ValueError(

@@ -1,4 +1,5 @@
-from dataclasses import asdict, replace
+import math
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
@@ -237,3 +238,15 @@ def test_wrong_inputs_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             made(*wrong)
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(NetworkConfig)])
+@pytest.mark.parametrize("value", [math.nan, math.inf, "1", 0.5j, [True], [0], {}, -1])
+def test_no_field_takes_what_is_none_of_its_kind(name: str, value: object) -> None:
+    sound = replace(SMALL, head="weights", in_channels=(1, 1))
+    if (name, value) != ("preference", -1):
+        with pytest.raises(ValueError, match=name):
+            replace(sound, **{name: value})
+    if name not in ("use_mask", "decoder_images", "local"):
+        with pytest.raises(ValueError, match=name):
+            replace(sound, **{name: True})

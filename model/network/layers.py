@@ -52,11 +52,15 @@ class SpatialMixing(nn.Module):
         self.out = nn.Linear(inner, width, bias=False)
         # From far to near channels, and self-weights to match: e^-0.1 over the whole sequence to e^-20, or e^-0.03 to
         # e^-0.55 per token: the farthest reach is then the side of a training crop, and no other in a whole picture.
+        # The device is named: where transformers has loaded a model, `with torch.device(...)` may not reach linspace.
+        steps, device = inner // groups, self.out.weight.device
         spread = (
-            torch.linspace(-3.4, -0.6, inner // groups) if self.per_token else torch.logspace(-1, 1.3, inner // groups)
+            torch.linspace(-3.4, -0.6, steps, device=device)
+            if self.per_token
+            else torch.logspace(-1, 1.3, steps, device=device)
         )
         self.decay = nn.Parameter(spread.repeat(groups))
-        self.bonus = nn.Parameter(torch.linspace(0, 4, inner // groups).repeat(groups))
+        self.bonus = nn.Parameter(torch.linspace(0, 4, steps, device=device).repeat(groups))
         nn.init.normal_(self.out.weight, std=SMALL)
 
     def lam(self, length: int) -> Tensor:

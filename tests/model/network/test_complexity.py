@@ -1,6 +1,9 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils import _device
+from transformers.initialization import meta_device_safe_creation_ops
 
 from rwkvfusion.model.network.complexity import count, table
 from rwkvfusion.model.network.config import preset
@@ -38,3 +41,16 @@ def test_flops_follow_the_formulas(paper: bool) -> None:
     assert count(config)["operator_flops"] == 13 * (2 * c * pixels * 2.25 + c * (64 + 1))
     double = count(config, (64, 128))["flops"] - absent
     assert double == 2 * (expected - absent)
+
+
+def test_a_network_is_counted_where_transformers_has_loaded_a_model() -> None:
+    """It replaces torch.linspace for that time: torch, asked meanwhile what a device is for, never learns of its own."""
+    _device._device_constructors.cache_clear()
+    try:
+        with meta_device_safe_creation_ops(), torch.device("meta"):
+            torch.empty(1)
+        with torch.device("meta"):
+            assert torch.linspace(0, 1, 2).device.type == "cpu"
+        assert count(preset("vif"), (32, 32))["flops"] > 0
+    finally:
+        _device._device_constructors.cache_clear()

@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ENCODER := $(VENV)/.encoder
 FOLDERS := infra kernels model pipelines stages
-# pip reads PIP_FIND_LINKS by itself, uv does not: hand it over where it is set.
-UV := $(BIN)/uv pip install --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
+# What pip does by itself, uv is told: to read PIP_FIND_LINKS, and to compile what it installs; else every process may
+# compile the thousands of files that it imports, where Python is told to keep no bytecode.
+UV := $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-mlflow soak s3 mlflow postgresql bench-scale bench-pairs bench-kernel gpu-check train-gpu check docs lint types clean lock

@@ -240,13 +240,12 @@ def test_wrong_inputs_are_refused() -> None:
             made(*wrong)
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(NetworkConfig)])
-@pytest.mark.parametrize("value", [math.nan, math.inf, "1", 0.5j, [True], [0], {}, -1])
-def test_no_field_takes_what_is_none_of_its_kind(name: str, value: object) -> None:
+@pytest.mark.parametrize("name", [field.name for field in fields(NetworkConfig)])
+def test_no_field_takes_what_is_none_of_its_kind(name: str) -> None:
     sound = replace(SMALL, head="weights", in_channels=(1, 1))
-    if (name, value) != ("preference", -1):
+    odd = [math.nan, math.inf, "1", 0.5j, [True], [0], {}]
+    odd += [] if name == "preference" else [-1]
+    odd += [] if name in ("use_mask", "decoder_images", "local") else [True]
+    for value in odd:
         with pytest.raises(ValueError, match=name):
             replace(sound, **{name: value})
-    if name not in ("use_mask", "decoder_images", "local"):
-        with pytest.raises(ValueError, match=name):
-            replace(sound, **{name: True})

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from rwkvfusion.infra.storage import StorageError, Store
 
 HEX = re.compile(r"[0-9a-f]{64}")
@@ -60,7 +62,7 @@ def sha256sum(hashes: dict[Path, str]) -> str:
 
 def _read() -> dict[str, Any]:
     with suppress(OSError, ValueError):
-        known = json.loads((cache_folder() / "hashes.json").read_text(encoding="utf-8"))
+        known = from_json((cache_folder() / "hashes.json").read_text(encoding="utf-8"))
         return known if isinstance(known, dict) else {}
     return {}
 

@@ -5,7 +5,6 @@ Of a model's folder only safetensors, settings and tokenizers are looked at; not
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -16,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from fsspec.core import split_protocol
+from pydantic_core import from_json
 
 from rwkvfusion.infra.errors import RwkvFusionError, first_line
 from rwkvfusion.infra.hashes import HEX, cache_folder, file_hashes, sha256sum
@@ -244,7 +244,7 @@ class HubModel:
 
     def _json(self, path: Path) -> dict[str, Any]:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = from_json(path.read_text(encoding="utf-8"))
         except ValueError:
             content = None
         if not isinstance(content, dict):

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 from safetensors.torch import save
 
 from rwkvfusion.infra.errors import redacted
@@ -329,7 +330,7 @@ class _State:
 def _state(store: Store, name: str) -> _State | None:
     """Of a checkpoint; None where it is not all there."""
     try:
-        state = json.loads(store.read(f"{name}/{STATE}"))
+        state = from_json(store.read(f"{name}/{STATE}"))
         found = _State(int(state["done"]), float(state["last_loss"]), bool(state.get("stopped", False)))
         files = set(state["files"])
     except (MissingError, AttributeError, KeyError, TypeError, ValueError):

@@ -22,7 +22,9 @@ class _Group(BaseModel):
 class DataConfig(LoaderConfig):
     """Which prepared pairs, and how they become batches."""
 
-    url: str | None = Field(default=None, description="a prepared dataset: folder or URL; this or `data.urls` is needed")
+    url: str | None = Field(
+        default=None, description="a prepared dataset: folder or URL; this or `data.urls` is needed"
+    )
     urls: tuple[str, ...] = Field(default=(), description="more of them; tasks that fuse luma may be mixed")
     splits: tuple[str, ...] = Field(default=("train",), min_length=1, description="splits to learn from")
     allow_incomplete: bool = Field(

@@ -36,6 +36,7 @@ from pydantic import (
     field_validator,
     model_serializer,
 )
+from pydantic_core import from_json
 
 from rwkvfusion.infra.errors import RwkvFusionError, first_invalid
 from rwkvfusion.infra.packs import Packs
@@ -220,7 +221,7 @@ class Manifest(_Part):
 
 def _check_version(data: bytes, where: str) -> None:
     try:
-        facts = json.loads(data)
+        facts = from_json(data)
         version, by = facts["version"], facts["package_version"]
     except (ValueError, KeyError, TypeError):
         return
@@ -352,7 +353,7 @@ def read_planned(store: Store) -> PlannedShards | None:
     """
     for name in (PLAN, FACTS):
         try:
-            planned = json.loads(store.read(name))
+            planned = from_json(store.read(name))
             if name == FACTS:
                 planned = {"shards": {shard: {} for shard in planned["shards"]}}
             return PlannedShards.model_validate(planned)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import from_json
 
 from rwkvfusion.infra.storage import MissingError, Store
 from rwkvfusion.stages.dataset.dataset import Shard, fingerprint_of
@@ -101,7 +102,7 @@ def licence_of(store: Store) -> str:
 
 def _source(store: Store) -> str | None:
     try:
-        source = json.loads(store.read(FACTS))["recipe"]["source"]
+        source = from_json(store.read(FACTS))["recipe"]["source"]
         return f"layout {source['layout']}, {source['root']}"
     except (MissingError, ValueError, KeyError, TypeError):
         return None

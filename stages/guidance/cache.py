@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pydantic import TypeAdapter, create_model
+from pydantic_core import from_json
 
 from rwkvfusion.infra.storage import MissingError, Store
 from rwkvfusion.stages.dataset.manifest import CACHE, StageRecord
@@ -66,7 +67,7 @@ class StageCache:
             samples = dict(zip(identities(table), rows, strict=True))
             if (made := (table.schema.metadata or {}).get(_MADE)) is None:
                 return Kept(samples, None, None)
-            facts = json.loads(made)
+            facts = from_json(made)
             facts["record"]["effort"]["bytes"] = len(data)
             return Kept(samples, StageRecord.model_validate(facts["record"]), facts["job"])
         except (MissingError, pa.ArrowException, OSError, KeyError, ValueError):

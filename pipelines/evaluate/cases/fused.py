@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
+
+from pydantic_core import from_json
 
 from rwkvfusion.infra.errors import printable
 from rwkvfusion.infra.storage import Store
@@ -74,7 +75,7 @@ class FusedFolder:
         if record not in self._names:
             return True
         try:
-            sources = json.loads(self.store.read(record))["sources"]
+            sources = from_json(self.store.read(record))["sources"]
             made_of = {role: str(source["sha256"]) for role, source in sources.items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             return True

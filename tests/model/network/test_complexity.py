@@ -44,7 +44,7 @@ def test_flops_follow_the_formulas(paper: bool) -> None:
 
 
 def test_a_network_is_counted_where_transformers_has_loaded_a_model() -> None:
-    """It replaces torch.linspace for that time: torch, asked meanwhile what a device is for, never learns of its own."""
+    """It replaces torch.linspace for that time, and torch may then keep that one among what a device is for."""
     _device._device_constructors.cache_clear()
     try:
         with meta_device_safe_creation_ops(), torch.device("meta"):

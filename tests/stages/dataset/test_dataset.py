@@ -10,9 +10,11 @@ import pytest
 from made_datasets import pair, write_dataset
 
 from rwkvfusion.infra.storage import Store
+from rwkvfusion.pipelines.prepare.card import is_finished
 from rwkvfusion.stages.dataset.commit import retire
 from rwkvfusion.stages.dataset.dataset import Dataset
 from rwkvfusion.stages.dataset.manifest import (
+    FACTS,
     DatasetError,
     Effort,
     NewerError,
@@ -20,6 +22,7 @@ from rwkvfusion.stages.dataset.manifest import (
     manifest_name,
     read_manifest,
     read_manifests,
+    read_planned,
     write_manifest,
 )
 from rwkvfusion.stages.dataset.sample import Sample
@@ -106,6 +109,18 @@ def test_what_later_versions_say_besides_is_ignored_and_a_later_format_is_refuse
                 read()
     store.write(name, json.dumps(facts | {"version": 2, "package_version": None})[:-9].encode())
     assert (read_manifest(store, "train-000000"), len(read_manifests(store, skip_damaged=True))) == (None, 2)
+
+
+def test_what_is_nested_deeper_than_python_reads_is_damaged(url: str) -> None:
+    store = Store(url)
+    for name in (manifest_name("train-000000"), FACTS):
+        store.write(name, b"[" * 100_000)
+    assert (read_manifest(store, "train-000000"), len(read_manifests(store, skip_damaged=True))) == (None, 2)
+    with pytest.raises(DatasetError, match="not a shard manifest"):
+        Dataset.open(url)
+    with pytest.raises(DatasetError, match=r"dataset\.json is damaged"):
+        read_planned(store)
+    assert is_finished(store, ()) is False
 
 
 def test_a_tar_with_other_keys_than_its_manifest_is_refused(url: str) -> None:

@@ -90,6 +90,10 @@ def settings_of(recipe: TrainRecipe) -> dict[str, Any]:
     """What decides the result, and so the name."""
     settings = recipe.model_dump(mode="json", exclude={"output", "max_failures", "address", "tracking"})
     del settings["data"]["allow_incomplete"], settings["register_as"]["measure"]
+    # Version 0.2.0 did not have these: without them a training has the name that it gave.
+    for name in ("reach", "choice_window"):
+        if settings["network"][name] is None:
+            del settings["network"][name]
     return settings
 
 
@@ -107,7 +111,7 @@ _BEFORE: Mapping[str, Mapping[str, Any]] = {
     "network": {
         "size": None, "align": "mirrored", "decay": "relative", "gate_window": 0, "decoder_images": False,
         "skip": "scalar", "local": False, "head": "free", "prefer": None, "preference": None, "epsilon": None,
-        "object_lift": 0.0,
+        "object_lift": 0.0, "reach": None, "choice_window": None,
     },
     "loss": dict.fromkeys(LossConfig.model_fields.keys() - {"intensity", "gradient", "ssim", "intensity_mode"}),
 }  # fmt: skip
@@ -124,7 +128,7 @@ def _as_begun(recipe: TrainRecipe, data: TrainingSet) -> tuple[TrainRecipe, str 
         if any(getattr(own, name) != fields[name].get_default() for name in before):
             return recipe, None
         for name in before:
-            del of_group[name]
+            of_group.pop(name, None)
         groups |= {group: own.model_copy(update=dict(before))} if group else dict(before)
     for name, weight in (("intensity", 10.0), ("gradient", 20.0)):
         if settings["loss"][name] is None:
@@ -182,8 +186,9 @@ def network_of(recipe: TrainRecipe, task: str, survey: Survey | None = None) -> 
     """
     config = preset(task, paper=recipe.paper, size=recipe.network.size or "full")
     changes: dict[str, Any] = recipe.network.model_dump(exclude={"size"}, exclude_none=True)
-    if "gate_window" in changes:
-        changes["gate_window"] = changes["gate_window"] or None
+    for name in ("gate_window", "choice_window"):
+        if name in changes:
+            changes[name] = changes[name] or None
     if survey is not None:
         changes |= _fixed_by_data(config, task, survey)
     try:

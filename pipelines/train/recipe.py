@@ -81,6 +81,12 @@ class NetworkOverrides(_Group):
     object_lift: float | None = Field(default=None, ge=0, le=1, description="in use, how far a mask's objects rise")
     prefer: Prefer | None = Field(default=None, description="of head: weights, the modality preferred at the start")
     preference: float | None = Field(default=None, ge=0, description="how much")
+    reach: float | None = Field(default=None, gt=0, description="of heads that choose, the largest residual")
+    choice_window: int | None = Field(
+        default=None,
+        ge=0,
+        description="in use, side in pixels, odd, of the mean of the choice; 0: each pixel for itself",
+    )
     epsilon: float | None = Field(default=None, description="of the norms")
 
 

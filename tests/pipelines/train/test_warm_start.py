@@ -1,9 +1,10 @@
-"""Weights to start from: of a registered model, a folder or a checkpoint; another network is refused by its fields."""
+"""The network of a recipe, and what it starts from: a model, a folder or a checkpoint; another network is refused."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from torch import Tensor
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.infra.tracking import start_run
 from rwkvfusion.model.names import HASH, WEIGHTS
+from rwkvfusion.model.network.config import NetworkConfig, preset
 from rwkvfusion.model.registry.registry import log_and_register
 from rwkvfusion.model.training.trainer import Trainer
 from rwkvfusion.pipelines.recipe import RecipeError
 from rwkvfusion.pipelines.train.build import make_fuser, make_trainer
 from rwkvfusion.pipelines.train.job import open_job
-from rwkvfusion.pipelines.train.plan import plan_training
-from rwkvfusion.pipelines.train.recipe import TrainRecipe
+from rwkvfusion.pipelines.train.plan import network_of, plan_training, settings_of
+from rwkvfusion.pipelines.train.recipe import NetworkOverrides, TrainRecipe
 from rwkvfusion.stages.dataset.origin import INIT
 
 
@@ -170,3 +172,18 @@ def test_a_model_that_is_not_there_is_refused_before_anything_starts(url: str, t
     (tmp_path / "other" / "state.json").write_text("[]")
     with pytest.raises(RecipeError, match=r"init: .* is no checkpoint"):
         plan_training(recipe(tmp_path, url, init=str(tmp_path / "other")))
+
+
+def test_a_recipe_can_set_whatever_the_data_does_not_decide() -> None:
+    by_data = {"in_channels", "out_channels", "text_width", "residual", "max_objects"}
+    settable = set(NetworkOverrides.model_fields) - {"size"}
+    assert settable == {field.name for field in fields(NetworkConfig)} - by_data
+    before = settings_of(recipe(Path("some"), "out/made"))
+    other = recipe(Path("some"), "out/made", network={"head": "weights", "reach": 0.4, "choice_window": 0})
+    config = network_of(other, "mff")
+    assert (config.reach, config.choice_window, preset("mff").choice_window) == (0.4, None, 7)
+    # What version 0.2.0 did not have is in the name of a training only where it is set.
+    assert {"reach", "choice_window"}.isdisjoint(before["network"])
+    assert settings_of(other)["network"]["reach"] == 0.4
+    with pytest.raises(RecipeError, match="choice_window must be odd"):
+        network_of(recipe(Path("some"), "out/made", network={"choice_window": 4}), "mff")

@@ -12,8 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import from_json
-
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.infra.storage import StorageError, Store
 
 HEX = re.compile(r"[0-9a-f]{64}")
@@ -62,7 +61,7 @@ def sha256sum(hashes: dict[Path, str]) -> str:
 
 def _read() -> dict[str, Any]:
     with suppress(OSError, ValueError):
-        known = from_json((cache_folder() / "hashes.json").read_text(encoding="utf-8"))
+        known = parse_json((cache_folder() / "hashes.json").read_text(encoding="utf-8"))
         return known if isinstance(known, dict) else {}
     return {}
 

@@ -15,10 +15,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from fsspec.core import split_protocol
-from pydantic_core import from_json
 
 from rwkvfusion.infra.errors import RwkvFusionError, first_line
 from rwkvfusion.infra.hashes import HEX, cache_folder, file_hashes, sha256sum
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.infra.storage import open_file
 
 Say = Callable[[str], None]
@@ -244,7 +244,7 @@ class HubModel:
 
     def _json(self, path: Path) -> dict[str, Any]:
         try:
-            content = from_json(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
         except ValueError:
             content = None
         if not isinstance(content, dict):

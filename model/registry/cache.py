@@ -15,9 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from pydantic_core import from_json
-
 from rwkvfusion.infra.hashes import cache_folder
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.infra.storage import sha256
 from rwkvfusion.model.fusing.fuser import CONFIG, WEIGHTS
 
@@ -50,7 +49,7 @@ class Cached(NamedTuple):
     def find(cls, registry: str, uri: str) -> Self | None:
         """What `uri` last meant in `registry`; None where that is not known, or its files are not whole."""
         with suppress(OSError, ValueError, TypeError, KeyError):
-            found = from_json(_entry(registry, uri).read_text(encoding="utf-8"))
+            found = parse_json(_entry(registry, uri).read_text(encoding="utf-8"))
             meaning, folder = Meaning(**found["meaning"]), _models() / str(found["folder"])
             if _is_whole(folder) and folder.name.startswith(meaning.proof):
                 return cls(meaning, folder)

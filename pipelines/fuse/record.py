@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pydantic_core import from_json
-
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.infra.pictures.encode import QUALITY
 from rwkvfusion.infra.pictures.units import Scale
 from rwkvfusion.infra.provenance import commit, package_version
@@ -111,7 +110,7 @@ class Records:
         if self.output.overwrite or not self.output.records or not self.store.exists(f"{stem}.json"):
             return None
         try:
-            record = from_json(self.store.read(f"{stem}.json"))
+            record = parse_json(self.store.read(f"{stem}.json"))
             output, seconds, made_from = record["output"], float(record["seconds"]), record["made_from"]
             path, size = str(output["path"]), (int(output["height"]), int(output["width"]))
         except (ValueError, KeyError, TypeError):

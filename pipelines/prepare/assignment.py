@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic_core import from_json
 
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.infra.storage import MissingError, Store
 from rwkvfusion.stages.dataset.manifest import ASSIGNMENT, Manifest
 
@@ -60,7 +60,7 @@ class Assignment:
                 table = reader.read_all()
             # Else what is damaged ends the process.
             table.validate(full=True)
-            facts = from_json(table.schema.metadata[b"facts"])
+            facts = parse_json(table.schema.metadata[b"facts"])
             keys, shards = (table.column(name).combine_chunks() for name in ("key", "shard"))
             return cls(keys, shards, facts["size"])
         except (MissingError, pa.ArrowException, OSError, KeyError, TypeError, ValueError):

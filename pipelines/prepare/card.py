@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import yaml
 from pydantic import BaseModel
-from pydantic_core import from_json
 
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.infra.pictures.units import odd_words
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import MissingError, Store, sha256
@@ -51,7 +51,7 @@ def finish_dataset(job: Job, manifests: Sequence[Manifest]) -> None:
 def is_finished(store: Store, manifests: Sequence[Manifest]) -> bool:
     """Whether what the dataset at `store` says of itself is of these shards."""
     try:
-        told = from_json(store.read(FACTS))
+        told = parse_json(store.read(FACTS))
     except (MissingError, ValueError):
         return False
     return isinstance(told, dict) and told.get("fingerprint") == _fingerprint(manifests)

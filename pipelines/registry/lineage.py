@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic_core import from_json
 
 from rwkvfusion.infra.errors import RwkvFusionError, first_line, printable, redacted
 from rwkvfusion.infra.hashes import HEX
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.infra.pictures.encode import text_of
 from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.storage import StorageError, split_file
@@ -176,7 +176,7 @@ def _weights_of(url: str) -> str:
     found: Any = text_of(data).get(MADE_BY)
     if found is None and data.lstrip()[:1] == b"{":
         try:
-            found = from_json(data)["model"][HASH]
+            found = parse_json(data)["model"][HASH]
         except (ValueError, KeyError, TypeError):
             raise LineageError(f"{printable(url)} is no record of `rwkvfusion fuse`") from None
     if found is None:

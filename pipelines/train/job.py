@@ -20,10 +20,10 @@ from typing import Any
 
 import ray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
 from safetensors.torch import save
 
 from rwkvfusion.infra.errors import redacted
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.infra.plugins import packages_of
 from rwkvfusion.infra.provenance import commit, package_version
 from rwkvfusion.infra.storage import MissingError, Store, sha256
@@ -330,7 +330,7 @@ class _State:
 def _state(store: Store, name: str) -> _State | None:
     """Of a checkpoint; None where it is not all there."""
     try:
-        state = from_json(store.read(f"{name}/{STATE}"))
+        state = parse_json(store.read(f"{name}/{STATE}"))
         found = _State(int(state["done"]), float(state["last_loss"]), bool(state.get("stopped", False)))
         files = set(state["files"])
     except (MissingError, AttributeError, KeyError, TypeError, ValueError):

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.infra.storage import MissingError, Store, sha256
 from rwkvfusion.model import shipped
 from rwkvfusion.model.fusing.fuser import Fuser, FuserError
@@ -62,7 +62,7 @@ def _of_model(uri: str, tracking: str | None) -> tuple[dict[str, Tensor], dict[s
 def _of_checkpoint(store: Store) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """The averaged weights, and the network, which checkpoints written before it was noted lack."""
     try:
-        state = from_json(store.read(STATE))
+        state = parse_json(store.read(STATE))
         name = EMA if state.get("best") is None else BEST
         data = store.read(name)
         if sha256(data) != state["files"][name]:

@@ -36,10 +36,10 @@ from pydantic import (
     field_validator,
     model_serializer,
 )
-from pydantic_core import from_json
 
 from rwkvfusion.infra.errors import RwkvFusionError, first_invalid
 from rwkvfusion.infra.packs import Packs
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.storage import MissingError, RefusedError, Store, sha256
 
@@ -221,7 +221,7 @@ class Manifest(_Part):
 
 def _check_version(data: bytes, where: str) -> None:
     try:
-        facts = from_json(data)
+        facts = parse_json(data)
         version, by = facts["version"], facts["package_version"]
     except (ValueError, KeyError, TypeError):
         return
@@ -353,7 +353,7 @@ def read_planned(store: Store) -> PlannedShards | None:
     """
     for name in (PLAN, FACTS):
         try:
-            planned = from_json(store.read(name))
+            planned = parse_json(store.read(name))
             if name == FACTS:
                 planned = {"shards": {shard: {} for shard in planned["shards"]}}
             return PlannedShards.model_validate(planned)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import from_json
 
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.infra.storage import MissingError, Store
 from rwkvfusion.stages.dataset.dataset import Shard, fingerprint_of
 from rwkvfusion.stages.dataset.manifest import CARD, FACTS
@@ -96,13 +96,13 @@ def licence_of(store: Store) -> str:
     try:
         _, head, _ = store.read(CARD).decode().split("---\n", 2)
         return str(yaml.safe_load(head)["license"])
-    except (MissingError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (MissingError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         return UNKNOWN
 
 
 def _source(store: Store) -> str | None:
     try:
-        source = from_json(store.read(FACTS))["recipe"]["source"]
+        source = parse_json(store.read(FACTS))["recipe"]["source"]
         return f"layout {source['layout']}, {source['root']}"
     except (MissingError, ValueError, KeyError, TypeError):
         return None

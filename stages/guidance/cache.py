@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pydantic import TypeAdapter, create_model
-from pydantic_core import from_json
 
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.infra.storage import MissingError, Store
 from rwkvfusion.stages.dataset.manifest import CACHE, StageRecord
 from rwkvfusion.stages.dataset.sample import Sample
@@ -67,7 +67,7 @@ class StageCache:
             samples = dict(zip(identities(table), rows, strict=True))
             if (made := (table.schema.metadata or {}).get(_MADE)) is None:
                 return Kept(samples, None, None)
-            facts = from_json(made)
+            facts = parse_json(made)
             facts["record"]["effort"]["bytes"] = len(data)
             return Kept(samples, StageRecord.model_validate(facts["record"]), facts["job"])
         except (MissingError, pa.ArrowException, OSError, KeyError, ValueError):

@@ -6,9 +6,8 @@ import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from pydantic_core import from_json
-
 from rwkvfusion.infra.errors import printable
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.score import ScoreError
 from rwkvfusion.stages.dataset.sample import Sample
@@ -75,7 +74,7 @@ class FusedFolder:
         if record not in self._names:
             return True
         try:
-            sources = from_json(self.store.read(record))["sources"]
+            sources = parse_json(self.store.read(record))["sources"]
             made_of = {role: str(source["sha256"]) for role, source in sources.items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             return True

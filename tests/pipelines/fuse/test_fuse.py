@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -243,6 +244,9 @@ def folders_of(root: Path, n: int, channels: tuple[int, int] = (3, 1)) -> dict[s
 
 def test_finished_pictures_are_not_made_again(model: Model, tmp_path: Path) -> None:
     folders, out = folders_of(tmp_path, 5), str(tmp_path / "out")
+    # A name that is no UTF-8.
+    for folder in folders.values():
+        os.rename(f"{folder}/4.png", os.fsencode(folder) + b"/4\xff.png")
     first = fuse_folders(model, folders, out)
     assert not any(one.kept for one in first.written)
     kept = fuse_folders(model, folders, out)
@@ -258,6 +262,8 @@ def test_finished_pictures_are_not_made_again(model: Model, tmp_path: Path) -> N
     (tmp_path / "out" / "3.json").write_text("[]")
     assert [one.kept for one in fuse_folders(model, folders, out).written] == [False] * 4 + [True]
     assert [one.kept for one in fuse_folders(model, folders, out).written] == [True] * 5
+    (tmp_path / "out" / "0.json").write_text("[" * 100_000)
+    assert [one.kept for one in fuse_folders(model, folders, out).written] == [False] + [True] * 4
     for other in (Output(overwrite=True), Output(format="tif"), Output(records=False), Output()):
         assert [one.kept for one in fuse_folders(model, folders, out, output=other).written] == [False] * 5
     assert [one.kept for one in fuse_folders(model, folders, out, "builtin").written] == [False] * 5

@@ -14,4 +14,4 @@ def parse_json(data: str | bytes) -> Any:
     try:
         return json.loads(data)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError(f"{len(data)} bytes are nested too deeply") from None

@@ -307,8 +307,8 @@ def case(target: Target, seed: int, number: int) -> bytes:
 
 def finding(target: Target, data: bytes) -> str | None:
     """What is wrong with how `data` is read; None where it was read, or refused by an error of ours."""
-    _forget_peak()
-    before, start = _peak(), time.process_time()
+    forget_peak()
+    before, start = peak(), time.process_time()
     try:
         target.read(data)
     except RwkvFusionError:
@@ -316,18 +316,18 @@ def finding(target: Target, data: bytes) -> str | None:
     except Exception as error:  # noqa: BLE001 - finding these is what this is for
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}: {str(error)[:120]}"
-    seconds, grown = time.process_time() - start, _peak() - before
+    seconds, grown = time.process_time() - start, peak() - before
     if seconds > MAX_SECONDS:
         return f"slow: {seconds:.1f} s"
     return f"memory: {grown / 2**20:.0f} MB" if grown > MAX_BYTES else None
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak() -> int:
-    """Bytes that this process has held at once since `_forget_peak`."""
+def peak() -> int:
+    """Bytes that this process has held at once since `forget_peak`."""
     found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     return 1024 * int(found[1]) if found else 0
 

@@ -95,9 +95,11 @@ def test_a_sample_that_kills_its_worker_is_quarantined_and_can_be_tried_again(ra
     (lost,) = (q for manifest in read_manifests(store) for q in manifest.quarantined)
     assert (lost.key, lost.stage) == ("00004d", "poisoned")
     assert "SIGKILL" in lost.message
-    # An actor and its three successors, and a process each for the first try alone, the second, and what is left.
+    # An actor and its three successors, and a process each for the first try alone, the second, and what is left. The
+    # last actor gives its model up before those, and loads it again where the other shard comes after.
     loads = len(list(log.iterdir()))
-    assert loads == 4 + 3
+    assert len({path.name.partition("-")[0] for path in log.iterdir()}) == 4 + 3
+    assert loads <= 4 + 3 + 1
     assert verify(store.url, deep=True).clean
     assert not store.files("_attempts")
 

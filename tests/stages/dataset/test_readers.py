@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzz import forget_peak, peak
 from made_datasets import pair, write_dataset
 
 from rwkvfusion.infra.pictures.encode import encode_png
@@ -186,9 +186,10 @@ ALL = {**{name: made(change(listed(SAMPLES))) for name, change in WRONG.items()}
 @pytest.fixture(autouse=True, scope="module")
 def memory() -> Any:
     """No reader may take a gigabyte for any of these."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forget_peak()
+    before = peak()
     yield
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024
+    assert peak() - before < 500 * 2**20
 
 
 @pytest.mark.parametrize("name", ALL)

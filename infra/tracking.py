@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ _MAX_NAME_LENGTH = 250
 _PARAMS_PER_CALL = 100
 _METRICS_PER_CALL = 1000
 _DIGEST_LENGTH = 36
+_one_at_a_time = threading.RLock()
 
 
 class TrackingError(RwkvFusionError):
@@ -80,24 +82,25 @@ def is_there(uri: str) -> bool:
 def using(uri: str) -> Iterator[MlflowClient]:
     """A client of `uri`, which is also MLflow's own tracking and registry URI inside the block.
 
-    TrackingError where MLflow fails.
+    Those are of the whole process: one thread at a time is inside. TrackingError where MLflow fails.
     """
     quieten()
     import mlflow
 
-    # MLflow keeps its URIs in the environment too, and reads them there where none was set.
-    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        with translated(uri):
-            yield mlflow.MlflowClient(uri, uri)
-    finally:
-        mlflow.set_tracking_uri(None)
-        mlflow.set_registry_uri(None)
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ.update({} if value is None else {name: value})
+    with _one_at_a_time:
+        # MLflow keeps its URIs in the environment too, and reads them there where none was set.
+        before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        try:
+            with translated(uri):
+                yield mlflow.MlflowClient(uri, uri)
+        finally:
+            mlflow.set_tracking_uri(None)
+            mlflow.set_registry_uri(None)
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                os.environ.update({} if value is None else {name: value})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import difflib
 import re
 import socket
 import tempfile
-import threading
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache
@@ -40,7 +39,6 @@ _ADVICE = {
 """What a place of artifacts needs, by the scheme of its URL."""
 _KNOCK_SECONDS = 0.3
 """How long a registry may take to be there, where the model that is meant was found before."""
-_asking = threading.Lock()
 
 
 class ServingError(RwkvFusionError):
@@ -104,8 +102,7 @@ def _registered(uri: str, where: str) -> ModelSource:
         last = f"{uri} is taken for what it last was here, version {kept.meaning.version}"
         warnings.warn(f"{error}; {last}", CacheWarning, stacklevel=4)
         return _kept(kept)
-    # MLflow's URIs are those of the whole process.
-    with _asking, using(where) as client:
+    with using(where) as client:
         return _from_mlflow(client, uri, kept)
 
 

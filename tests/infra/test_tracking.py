@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +169,26 @@ def test_the_uri_is_absolute_and_no_folder(tmp_path: Path, monkeypatch: pytest.M
     assert tracking_uri("https://mlflow.example") == "https://mlflow.example"
     with pytest.raises(TrackingError, match="mlruns is a folder"):
         tracking_uri("mlruns")
+
+
+def test_threads_never_see_the_registry_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    uris = [f"http://127.0.0.1:9/{number}" for number in range(4)]
+
+    def ask(uri: str) -> set[tuple[str, str]]:
+        seen = set()
+        for _ in range(20):
+            with using(uri), using(uri):
+                time.sleep(0.001)
+                seen.add((mlflow.get_tracking_uri(), mlflow.get_registry_uri()))
+        return seen
+
+    with ThreadPoolExecutor(len(uris)) as pool:
+        assert list(pool.map(ask, uris)) == [{(uri, uri)} for uri in uris]
+    assert (os.environ["MLFLOW_TRACKING_URI"], "MLFLOW_REGISTRY_URI" in os.environ) == ("sqlite:///mine.db", False)
 
 
 def test_a_fresh_process_fuses_the_same_pixels(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,22 +93,31 @@ def test_from_candidate_to_champion_to_its_users_and_back(
     assert (refused.exit_code, registry.champion) == (4, "1"), refused.output
 
 
+BEGINNER = """
+import sys
+from rwkvfusion.pipelines.registry.history import History
+print("ready", flush=True)
+sys.stdin.readline()
+print(History.open(*sys.argv[1:], "champion").run_id)
+"""
+
+
 def test_of_several_who_begin_a_history_one_does(registry: Registry) -> None:
     registry.add(fuser(GRAINY), "champion")
-    found: list[str] = []
-    barrier = threading.Barrier(4)
-
-    def begin() -> None:
-        barrier.wait()
-        found.append(History.open(registry.uri, NAME, "champion").run_id)
-
-    threads = [threading.Thread(target=begin) for _ in range(4)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    assert len(found) == 4
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", BEGINNER, registry.uri, NAME]
+    several = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
+    for one in several:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "ready\n"
+    for one in several:
+        assert one.stdin is not None
+        one.stdin.write("\n")
+        one.stdin.flush()
+    found = [one.communicate(timeout=120)[0].strip() for one in several]
+    assert [one.returncode for one in several] == [0] * 4
     assert len({*found}) == 1
+    assert found[0]
 
 
 def test_what_a_version_is_known_by_outlives_the_server(

@@ -37,7 +37,7 @@ $(ENCODER): $(STAMP)
 test: install $(ENCODER) ## the whole test suite (under 10 minutes on 2 cores)
 	$(BIN)/pytest -n 2 -m "not slow"
 
-test-slow: install $(ENCODER) ## the tests that take minutes: kills, failing stores, wheels without compilers, memory (40 minutes)
+test-slow: install $(ENCODER) ## the tests that take minutes: kills, failing stores, wheels without compilers, memory (an hour)
 	$(BIN)/pytest -m "slow and not soak"
 
 test-mlflow: install postgresql ## what is promised of a shared MLflow, on one: PostgreSQL and S3, and killed meanwhile

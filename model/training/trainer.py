@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rwkvfusion.infra.errors import RwkvFusionError
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.model.network.network import NetworkConfig, RWKVFusion
 from rwkvfusion.model.training.loader import Batch
 from rwkvfusion.model.training.losses.config import LossConfig
@@ -304,7 +305,7 @@ def _reading(folder: Path) -> Iterator[None]:
 
 def _proved(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """The state, once every file is proved to be the one it was written with."""
-    state = json.loads((folder / STATE).read_text())
+    state = parse_json((folder / STATE).read_text())
     if not isinstance(state, dict) or not isinstance(files := state.get("files"), dict):
         raise CheckpointError(f"{folder / STATE} does not say what belongs to it")
     names = (MODEL, EMA, OPTIMIZER, *([BEST] if state.get("best") is not None else []))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rwkvfusion.infra.parse import parse_json
 from rwkvfusion.infra.provenance import package_version
 from rwkvfusion.infra.storage import Store
 from rwkvfusion.model.metrics.score import ScoreError, Scores
@@ -130,8 +131,8 @@ def from_parquet(data: bytes) -> tuple[list[Row], dict[str, str]]:
                 **{name: one[name] for name in ("key", "dataset", "split", "name", "system", "is_floor", "hash")},
                 comparison=Comparison[one["comparison"].upper()],
                 values={name: one[name] for name in metrics if one[name] is not None},
-                undefined=json.loads(one["undefined"]),
-                marks=json.loads(one["marks"]),
+                undefined=parse_json(one["undefined"]),
+                marks=parse_json(one["marks"]),
             )
             for one in table.to_pylist()
         ]

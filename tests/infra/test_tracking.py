@@ -171,7 +171,7 @@ def test_the_uri_is_absolute_and_no_folder(tmp_path: Path, monkeypatch: pytest.M
         tracking_uri("mlruns")
 
 
-def test_threads_never_see_the_registry_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_never_see_the_registry_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
